@@ -1,0 +1,243 @@
+//! What a handler's arguments are made from.
+//!
+//! A [`Context`] exists once per attempt. Its [`TransactionSlot`] holds the attempt's transaction:
+//! begun when it is first used, lent to the handler as a [`TransactionHandle`], handed back when
+//! that is dropped, committed or rolled back by the toolkit alone.
+
+use std::{
+    any::{Any, TypeId, type_name},
+    collections::HashMap,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use crate::{BoxFuture, Delivery, Envelope, Error, MessageId, Store, StoreError, Transaction};
+
+/// Values that were given to a router with `with_state`, by type.
+pub type States = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
+
+/// One attempt to handle one delivery.
+///
+/// Cloning is cheap and gives the same attempt.
+#[derive(Clone)]
+pub struct Context {
+    message: Arc<Received>,
+    states: Arc<States>,
+    transaction: Option<Arc<TransactionSlot>>,
+}
+
+struct Received {
+    envelope: Envelope,
+    message_id: MessageId,
+    queue: Arc<str>,
+    failures: u32,
+}
+
+impl Context {
+    /// For the toolkit: the first attempt at a delivery.
+    pub fn new(
+        delivery: &Delivery,
+        message_id: MessageId,
+        states: Arc<States>,
+        store: Option<Arc<dyn Store>>,
+    ) -> Self {
+        let message = Received {
+            envelope: delivery.envelope.clone(),
+            message_id,
+            queue: Arc::clone(&delivery.queue),
+            failures: delivery.failures,
+        };
+        Self {
+            message: Arc::new(message),
+            states,
+            transaction: store.map(|store| Arc::new(TransactionSlot::new(store))),
+        }
+    }
+
+    /// For the toolkit: the same delivery, tried again, with a transaction of its own.
+    pub fn again(&self) -> Self {
+        let store = self
+            .transaction
+            .as_ref()
+            .map(|slot| Arc::clone(&slot.store));
+        Self {
+            message: Arc::clone(&self.message),
+            states: Arc::clone(&self.states),
+            transaction: store.map(|store| Arc::new(TransactionSlot::new(store))),
+        }
+    }
+
+    /// Metadata and body of the message.
+    pub fn envelope(&self) -> &Envelope {
+        &self.message.envelope
+    }
+
+    /// The id that identifies the message for ever.
+    pub fn message_id(&self) -> &MessageId {
+        &self.message.message_id
+    }
+
+    /// The queue the message came from.
+    pub fn queue(&self) -> &str {
+        &self.message.queue
+    }
+
+    /// How many deliveries of this message failed before this one.
+    pub fn failures(&self) -> u32 {
+        self.message.failures
+    }
+
+    /// The value of type `T` that was given with `with_state`.
+    pub fn state<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        let state = self.states.get(&TypeId::of::<T>())?;
+        Arc::clone(state).downcast().ok()
+    }
+
+    /// This attempt's transaction. `None` if the consumer has no store.
+    pub fn transaction(&self) -> Option<&Arc<TransactionSlot>> {
+        self.transaction.as_ref()
+    }
+}
+
+/// The place of one unit of work's transaction.
+pub struct TransactionSlot {
+    store: Arc<dyn Store>,
+    state: Mutex<SlotState>,
+}
+
+enum SlotState {
+    NotBegun,
+    Lent,
+    Begun(Box<dyn Transaction>),
+}
+
+impl TransactionSlot {
+    /// A slot with no transaction begun.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
+            state: Mutex::new(SlotState::NotBegun),
+        }
+    }
+
+    /// The store that transactions come from.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// A handle through which the transaction is used.
+    pub fn handle(self: &Arc<Self>) -> TransactionHandle {
+        TransactionHandle {
+            slot: Arc::clone(self),
+            transaction: None,
+        }
+    }
+
+    /// Takes the transaction, if one was begun, to commit it or roll it back.
+    ///
+    /// # Errors
+    ///
+    /// When the handler kept its transaction beyond its return (moved it into a task, say): what
+    /// was written there cannot be committed with the rest.
+    pub fn take(&self) -> Result<Option<Box<dyn Transaction>>, StoreError> {
+        match self.replace(SlotState::NotBegun) {
+            SlotState::NotBegun => Ok(None),
+            SlotState::Begun(transaction) => Ok(Some(transaction)),
+            SlotState::Lent => Err(StoreError::new(
+                "the handler returned but its `Tx` is still in use; a transaction cannot outlive \
+                 its handler: do not move `Tx` into a spawned task",
+            )),
+        }
+    }
+
+    async fn borrow(&self) -> Result<Box<dyn Transaction>, StoreError> {
+        match self.replace(SlotState::Lent) {
+            SlotState::Begun(transaction) => Ok(transaction),
+            SlotState::NotBegun => self.store.begin().await.inspect_err(|_| {
+                self.replace(SlotState::NotBegun);
+            }),
+            SlotState::Lent => Err(StoreError::new(
+                "the transaction is in use by another argument of this handler; take one `Tx` per \
+                 handler",
+            )),
+        }
+    }
+
+    fn replace(&self, state: SlotState) -> SlotState {
+        std::mem::replace(&mut *self.state.lock(), state)
+    }
+}
+
+/// Lends a transaction to a handler. Stores wrap it in their own `Tx`.
+pub struct TransactionHandle {
+    slot: Arc<TransactionSlot>,
+    transaction: Option<Box<dyn Transaction>>,
+}
+
+impl TransactionHandle {
+    /// The transaction, begun now if it was not yet, as the store's own type.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot begin one, when two arguments of a handler use it at once, or when
+    /// the consumer's store makes transactions of another type than `T`.
+    pub async fn get<T: Transaction>(&mut self) -> Result<&mut T, StoreError> {
+        let transaction = match self.transaction.take() {
+            Some(transaction) => transaction,
+            None => self.slot.borrow().await?,
+        };
+        let transaction: &mut dyn Any = self.transaction.insert(transaction).as_mut();
+        transaction.downcast_mut().ok_or_else(|| {
+            StoreError::new(format!(
+                "the handler asks for a `{}`, but the store given to `transactional` makes \
+                 another kind of transaction; use the `Tx` of that store's crate",
+                type_name::<T>()
+            ))
+        })
+    }
+}
+
+impl Drop for TransactionHandle {
+    fn drop(&mut self) {
+        if let Some(transaction) = self.transaction.take() {
+            self.slot.replace(SlotState::Begun(transaction));
+        }
+    }
+}
+
+/// Something a handler can take as an argument after its message.
+///
+/// ```
+/// use tidings_core::{BoxFuture, Context, Error, FromContext};
+///
+/// /// How often this message failed before.
+/// struct Failures(u32);
+///
+/// impl FromContext for Failures {
+///     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
+///         Box::pin(async move { Ok(Failures(context.failures())) })
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be an argument of a handler",
+    note = "a handler takes its message first, then extractors: `State<T>`, `MessageId`, `Tx`, \
+            `Metadata`, or your own type that implements `FromContext`"
+)]
+pub trait FromContext: Sized {
+    /// Makes the argument. An error counts as a failed attempt.
+    fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>>;
+}
+
+impl FromContext for MessageId {
+    fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
+        Box::pin(async move { Ok(context.message_id().clone()) })
+    }
+}
+
+impl FromContext for Context {
+    fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
+        Box::pin(async move { Ok(context.clone()) })
+    }
+}

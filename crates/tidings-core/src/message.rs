@@ -1,0 +1,110 @@
+//! What a service says: an [`Event`] (a fact, for whoever listens) or a [`Command`] (an
+//! instruction to one target). They are different types on purpose: a command cannot be published
+//! to everyone, an event has no target.
+
+use std::borrow::Cow;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::Envelope;
+
+/// Something that can be sent: an event or a command. Derive [`Event`] or [`Command`] instead of
+/// implementing this by hand.
+pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The name on the wire with its version, for example `order-placed.v1`. It is the CloudEvents
+    /// `type`; it never depends on the language path of the Rust type.
+    const NAME: &'static str;
+
+    /// Where it goes.
+    const DESTINATION: Destination;
+
+    /// The largest body that may be published, in bytes. Larger things belong behind a claim
+    /// check. Default: 64 KiB.
+    const BODY_BYTES_MAX: usize = 64 * 1024;
+
+    /// What happens when nobody listens (default: it waits in the outbox, visibly).
+    const UNROUTED: Unrouted = Unrouted::Park;
+
+    /// The key that order is kept by: messages with the same key, sent by one service, are handled
+    /// in commit order by each consumer. `None`: no order is promised.
+    fn key(&self) -> Option<Cow<'_, str>> {
+        None
+    }
+
+    /// What makes this message the same message however often it is sent, when the fact itself
+    /// says so (for example the order id of `OrderPlaced`). The message id is then
+    /// `NAME/identity`, also for a message that a foreign program publishes without an id.
+    fn identity(&self) -> Option<Cow<'_, str>> {
+        None
+    }
+}
+
+/// A statement about the past, for whoever listens. `#[derive(Event)]` refuses a name that is not
+/// in the past tense.
+pub trait Event: Message {}
+
+/// An instruction to exactly one target.
+pub trait Command: Message {
+    /// The consumer that carries it out.
+    const TARGET: &'static str;
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// To every queue that subscribed to this topic (on AMQP: a durable fanout exchange of that
+    /// name).
+    Topic(Cow<'static, str>),
+    /// To one queue.
+    Queue(Cow<'static, str>),
+}
+
+impl Destination {
+    /// A topic with a name known at compile time.
+    pub const fn topic(name: &'static str) -> Self {
+        Self::Topic(Cow::Borrowed(name))
+    }
+
+    /// A queue with a name known at compile time.
+    pub const fn queue(name: &'static str) -> Self {
+        Self::Queue(Cow::Borrowed(name))
+    }
+
+    /// The name of the topic or queue.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Topic(name) | Self::Queue(name) => name,
+        }
+    }
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Topic(name) => write!(f, "topic `{name}`"),
+            Self::Queue(name) => write!(f, "queue `{name}`"),
+        }
+    }
+}
+
+/// What happens to a message that no queue wants when it is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unrouted {
+    /// It stays in the outbox, is counted and named in the log, and is tried again until somebody
+    /// subscribes. Nothing is lost.
+    #[default]
+    Park,
+    /// It counts as sent. Whoever chooses this writes it down in code.
+    Drop,
+}
+
+/// A message on its way out: what the outbox stores and the transport publishes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outgoing {
+    /// Where it goes.
+    pub destination: Destination,
+    /// What happens when nobody listens.
+    pub unrouted: Unrouted,
+    /// Metadata and body.
+    pub envelope: Envelope,
+}
