@@ -32,6 +32,7 @@ struct Received {
     message_id: MessageId,
     queue: Arc<str>,
     failures: u32,
+    decoded: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 impl Context {
@@ -47,6 +48,7 @@ impl Context {
             message_id,
             queue: Arc::clone(&delivery.queue),
             failures: delivery.failures,
+            decoded: Mutex::new(None),
         };
         Self {
             message: Arc::new(message),
@@ -66,6 +68,18 @@ impl Context {
             states: Arc::clone(&self.states),
             transaction: store.map(|store| Arc::new(TransactionSlot::new(store))),
         }
+    }
+
+    /// For the toolkit: keeps the message that was decoded on arrival, so that the first attempt
+    /// need not decode it again.
+    pub fn keep_decoded<M: Send + 'static>(&self, message: M) {
+        *self.message.decoded.lock() = Some(Box::new(message));
+    }
+
+    /// For the toolkit: what [`keep_decoded`](Self::keep_decoded) kept; once.
+    pub fn take_decoded<M: Send + 'static>(&self) -> Option<M> {
+        let decoded = self.message.decoded.lock().take()?;
+        decoded.downcast().ok().map(|message| *message)
     }
 
     /// Metadata and body of the message.
@@ -228,6 +242,46 @@ impl Drop for TransactionHandle {
 pub trait FromContext: Sized {
     /// Makes the argument. An error counts as a failed attempt.
     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>>;
+
+    /// Says, before the service starts, what the router must still be given for this argument. An
+    /// error stops the start; it says what to add.
+    fn check(provided: &Provided<'_>) -> Result<(), String> {
+        let _ = provided;
+        Ok(())
+    }
+}
+
+/// What a router can give to its handlers, for [`FromContext::check`].
+#[derive(Clone, Copy)]
+pub struct Provided<'a> {
+    states: &'a States,
+    store: Option<&'a Arc<dyn Store>>,
+}
+
+impl<'a> Provided<'a> {
+    /// For the toolkit: what a router was given.
+    pub fn new(states: &'a States, store: Option<&'a Arc<dyn Store>>) -> Self {
+        Self { states, store }
+    }
+
+    /// Whether a value of type `T` was given with `with_state`.
+    pub fn has_state<T: 'static>(&self) -> bool {
+        self.states.contains_key(&TypeId::of::<T>())
+    }
+
+    /// An error that says to call `.transactional(store)`, if that was not done.
+    ///
+    /// # Errors
+    ///
+    /// When the router has no store.
+    pub fn needs_store(&self) -> Result<(), String> {
+        match self.store {
+            Some(_) => Ok(()),
+            None => Err(
+                "it takes a `Tx`, but the router has no store; add `.transactional(store)`".into(),
+            ),
+        }
+    }
 }
 
 impl FromContext for MessageId {

@@ -67,7 +67,7 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// How a delivery ends. There is no fourth way: nothing is dropped.
+/// How a delivery ends. There is no way to drop one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
     /// Done: the broker forgets the message.
@@ -78,6 +78,13 @@ pub enum Settlement {
         delay: Duration,
         /// What went wrong this time.
         attempt: Attempt,
+    },
+    /// Deliver it again after `delay` with its history and its count of failures unchanged: it did
+    /// not fail, an earlier message with its key did, and it waits behind that one. Messages that
+    /// are sent to the same `delay` (by this or by [`Retry`](Self::Retry)) come back in order.
+    Defer {
+        /// How long to wait.
+        delay: Duration,
     },
     /// Move it to the dead letters beside its queue, with `attempt` added to its history.
     DeadLetter {

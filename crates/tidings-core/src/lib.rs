@@ -13,14 +13,17 @@ mod delivery;
 mod envelope;
 mod error;
 mod message;
+mod record;
 mod store;
 mod transport;
 
-pub use context::{Context, FromContext, States, TransactionHandle, TransactionSlot};
+pub use context::{Context, FromContext, Provided, States, TransactionHandle, TransactionSlot};
 pub use delivery::{Attempt, Delivery, Settlement, Settler};
 pub use envelope::{Envelope, MessageId};
 pub use error::{BoxError, Error, Permanent, PermanentExt, is_permanent};
-pub use message::{Command, Destination, Event, Message, Outgoing, Unrouted};
+pub use message::{
+    Command, Destination, Event, IntoMessages, Message, Outgoing, Unrouted, identity_of,
+};
 pub use store::{
     Claim, Commit, Committed, Lane, OutboxRow, OutboxStats, Store, StoreError, Transaction,
 };

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::Envelope;
+use crate::{Envelope, Error, MessageId, Permanent};
 
 /// Something that can be sent: an event or a command. Derive [`Event`] or [`Command`] instead of
 /// implementing this by hand.
@@ -108,3 +108,125 @@ pub struct Outgoing {
     /// Metadata and body.
     pub envelope: Envelope,
 }
+
+impl Outgoing {
+    /// Encodes `message` as JSON. The id is set if the message has an identity; time, source and
+    /// what it was caused by are up to the sender.
+    ///
+    /// # Errors
+    ///
+    /// Permanent: the message cannot be encoded, or its body is over its
+    /// [`BODY_BYTES_MAX`](Message::BODY_BYTES_MAX).
+    pub fn new<M: Message>(message: &M) -> Result<Self, Error> {
+        let body = serde_json::to_vec(message).map_err(|error| {
+            Permanent::new(format!("`{}` cannot be written as JSON: {error}", M::NAME))
+        })?;
+        if body.len() > M::BODY_BYTES_MAX {
+            return Err(Error::from(Permanent::new(format!(
+                "the body of `{}` has {} bytes, more than its `body_bytes_max` of {}; send a \
+                 reference to what is large (a claim check), or raise the limit with \
+                 `body_bytes_max = ...` beside its name",
+                M::NAME,
+                body.len(),
+                M::BODY_BYTES_MAX
+            ))));
+        }
+        let mut envelope = Envelope::new(M::NAME, body);
+        envelope.id = identity_of(message);
+        envelope.key = message.key().map(|key| key.into_owned().into());
+        Ok(Self {
+            destination: M::DESTINATION,
+            unrouted: M::UNROUTED,
+            envelope,
+        })
+    }
+}
+
+/// The id that a message has by what it says, `NAME/identity`, if it says so.
+pub fn identity_of<M: Message>(message: &M) -> Option<MessageId> {
+    let identity = message.identity()?;
+    Some(MessageId::new(format!("{}/{identity}", M::NAME)))
+}
+
+/// What a handler may return: the messages to send.
+///
+/// `()`, an event or a command, `Option`s and `Vec`s of them, and tuples of up to four of all
+/// these.
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot return `{Self}`",
+    label = "not a message to send",
+    note = "a handler returns `tidings::Result<T>` where `T` is `()`, a type with \
+            `#[derive(Event)]` or `#[derive(Command)]`, an `Option` or `Vec` of one, or a tuple of \
+            up to four of these"
+)]
+pub trait IntoMessages: Send {
+    /// Where messages of this type may go. Known without a value, so that what a service publishes
+    /// is known before it does.
+    fn destinations(into: &mut Vec<Destination>);
+
+    /// Encodes the messages, in the order they are to be sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Outgoing::new`].
+    fn into_messages(self, into: &mut Vec<Outgoing>) -> Result<(), Error>;
+}
+
+impl<M: Message> IntoMessages for M {
+    fn destinations(into: &mut Vec<Destination>) {
+        into.push(M::DESTINATION);
+    }
+
+    fn into_messages(self, into: &mut Vec<Outgoing>) -> Result<(), Error> {
+        into.push(Outgoing::new(&self)?);
+        Ok(())
+    }
+}
+
+impl IntoMessages for () {
+    fn destinations(_: &mut Vec<Destination>) {}
+
+    fn into_messages(self, _: &mut Vec<Outgoing>) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl<T: IntoMessages> IntoMessages for Option<T> {
+    fn destinations(into: &mut Vec<Destination>) {
+        T::destinations(into);
+    }
+
+    fn into_messages(self, into: &mut Vec<Outgoing>) -> Result<(), Error> {
+        self.map_or(Ok(()), |messages| messages.into_messages(into))
+    }
+}
+
+impl<T: IntoMessages> IntoMessages for Vec<T> {
+    fn destinations(into: &mut Vec<Destination>) {
+        T::destinations(into);
+    }
+
+    fn into_messages(self, into: &mut Vec<Outgoing>) -> Result<(), Error> {
+        self.into_iter()
+            .try_for_each(|messages| messages.into_messages(into))
+    }
+}
+
+macro_rules! tuples_into_messages {
+    ($(($($part:ident)+))+) => {$(
+        impl<$($part: IntoMessages),+> IntoMessages for ($($part,)+) {
+            fn destinations(into: &mut Vec<Destination>) {
+                $($part::destinations(into);)+
+            }
+
+            #[allow(non_snake_case)]
+            fn into_messages(self, into: &mut Vec<Outgoing>) -> Result<(), Error> {
+                let ($($part,)+) = self;
+                $($part.into_messages(into)?;)+
+                Ok(())
+            }
+        }
+    )+};
+}
+
+tuples_into_messages! { (A) (A B) (A B C) (A B C D) }

@@ -3,7 +3,7 @@
 //! The doc comments are the contract; the conformance suite in `tidings-testing` runs against
 //! every implementation. What an engine can do beyond it, or cannot do, is data: [`Features`].
 
-use std::{borrow::Cow, error::Error as StdError, fmt, num::NonZeroU16, pin::Pin};
+use std::{borrow::Cow, error::Error as StdError, fmt, num::NonZeroU16, pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 
@@ -48,6 +48,32 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Closes the connection in good order, after what is under way has been settled.
     fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// A transport may be shared by several services of a process.
+impl<T: Transport + ?Sized> Transport for Arc<T> {
+    fn features(&self) -> Features {
+        (**self).features()
+    }
+
+    fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
+        (**self).declare(topology)
+    }
+
+    fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
+        (**self).publish(batch)
+    }
+
+    fn subscribe(
+        &self,
+        subscription: Subscription,
+    ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
+        (**self).subscribe(subscription)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        (**self).close()
+    }
 }
 
 /// The deliveries of a subscription.

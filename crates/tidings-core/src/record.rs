@@ -1,0 +1,179 @@
+//! How a store keeps an outgoing message: the body as the bytes it is, all else as one JSON text.
+//!
+//! Every store writes the same text, so an operator's tools read one format, and a row that an
+//! older version wrote is read by a newer one: fields are only ever added.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{Destination, Envelope, MessageId, Outgoing, Unrouted};
+
+/// What is kept of a message beside its body. Short names: there is one per row.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record<'a> {
+    #[serde(flatten)]
+    destination: Place<'a>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    drop_unrouted: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<Cow<'a, str>>,
+    name: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    source: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    time: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    causation_id: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    content_type: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Place<'a> {
+    Topic(Cow<'a, str>),
+    Queue(Cow<'a, str>),
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature serde asks for"
+)]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Outgoing {
+    /// For stores: everything but the body, as a JSON text.
+    pub fn to_record(&self) -> String {
+        let envelope = &self.envelope;
+        let destination = match &self.destination {
+            Destination::Topic(name) => Place::Topic(Cow::Borrowed(name)),
+            Destination::Queue(name) => Place::Queue(Cow::Borrowed(name)),
+        };
+        let record = Record {
+            destination,
+            drop_unrouted: self.unrouted == Unrouted::Drop,
+            id: envelope.id.as_ref().map(|id| Cow::Borrowed(id.as_str())),
+            name: Cow::Borrowed(&envelope.name),
+            source: Cow::Borrowed(&envelope.source),
+            time: envelope.time,
+            key: envelope.key.as_deref().map(Cow::Borrowed),
+            correlation_id: envelope.correlation_id.as_deref().map(Cow::Borrowed),
+            causation_id: envelope.causation_id.as_deref().map(Cow::Borrowed),
+            traceparent: envelope.traceparent.as_deref().map(Cow::Borrowed),
+            content_type: Cow::Borrowed(&envelope.content_type),
+            headers: envelope
+                .headers
+                .iter()
+                .map(|(name, value)| (Cow::Borrowed(&**name), Cow::Borrowed(&**value)))
+                .collect(),
+        };
+        serde_json::to_string(&record).expect("text, numbers and lists always become JSON")
+    }
+
+    /// For stores: the message that [`to_record`](Self::to_record) and its body make.
+    ///
+    /// # Errors
+    ///
+    /// When `record` was not written by `to_record`.
+    pub fn from_record(record: &str, body: Bytes) -> Result<Self, serde_json::Error> {
+        let record: Record<'_> = serde_json::from_str(record)?;
+        let boxed = |text: Cow<'_, str>| text.into_owned().into_boxed_str();
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Ok(Self {
+            destination: match record.destination {
+                Place::Topic(name) => Destination::Topic(owned(name)),
+                Place::Queue(name) => Destination::Queue(owned(name)),
+            },
+            unrouted: if record.drop_unrouted {
+                Unrouted::Drop
+            } else {
+                Unrouted::Park
+            },
+            envelope: Envelope {
+                id: record.id.map(|id| MessageId::new(boxed(id))),
+                name: owned(record.name),
+                source: owned(record.source),
+                time: record.time,
+                key: record.key.map(boxed),
+                correlation_id: record.correlation_id.map(boxed),
+                causation_id: record.causation_id.map(boxed),
+                traceparent: record.traceparent.map(boxed),
+                content_type: owned(record.content_type),
+                headers: record
+                    .headers
+                    .into_iter()
+                    .map(|(name, value)| (boxed(name), boxed(value)))
+                    .collect(),
+                body,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(message: Outgoing, record: &str) {
+        assert_eq!(message.to_record(), record);
+        let body = message.envelope.body.clone();
+        let back = Outgoing::from_record(record, body).expect("its own record can be read");
+        assert_eq!(back, message);
+    }
+
+    #[test]
+    fn a_record_holds_all_but_the_body_and_says_only_what_is_there() {
+        let mut bare = Outgoing {
+            destination: Destination::topic("order_events"),
+            unrouted: Unrouted::Park,
+            envelope: Envelope::new("order-placed.v1", "{}"),
+        };
+        check(
+            bare.clone(),
+            r#"{"topic":"order_events","name":"order-placed.v1","contentType":"application/json"}"#,
+        );
+
+        bare.destination = Destination::queue("inventory.reserve-stock.v1");
+        bare.unrouted = Unrouted::Drop;
+        let envelope = &mut bare.envelope;
+        envelope.id = Some("a\"b".into());
+        envelope.source = "orders".into();
+        envelope.time = Some(Timestamp::from_second(1_700_000_000).expect("a valid time"));
+        envelope.key = Some("o-1".into());
+        envelope.correlation_id = Some("c".into());
+        envelope.causation_id = Some("d".into());
+        envelope.traceparent = Some("00-1-2-01".into());
+        envelope.headers = vec![("x".into(), "1".into()), ("x".into(), "2".into())];
+        check(
+            bare,
+            concat!(
+                r#"{"queue":"inventory.reserve-stock.v1","dropUnrouted":true,"id":"a\"b","#,
+                r#""name":"order-placed.v1","source":"orders","time":"2023-11-14T22:13:20Z","#,
+                r#""key":"o-1","correlationId":"c","causationId":"d","#,
+                r#""traceparent":"00-1-2-01","contentType":"application/json","#,
+                r#""headers":[["x","1"],["x","2"]]}"#
+            ),
+        );
+    }
+
+    #[test]
+    fn a_field_of_a_newer_version_is_passed_over() {
+        let record = r#"{"topic":"t","name":"n.v1","new":1}"#;
+        let message = Outgoing::from_record(record, Bytes::new()).expect("readable");
+        assert_eq!(message.envelope.name, "n.v1");
+    }
+}
