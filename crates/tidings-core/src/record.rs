@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::Error as _};
 
 use crate::{Destination, Envelope, MessageId, Outgoing, Unrouted};
 
@@ -15,8 +15,10 @@ use crate::{Destination, Envelope, MessageId, Outgoing, Unrouted};
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record<'a> {
-    #[serde(flatten)]
-    destination: Place<'a>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    topic: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    queue: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "is_false")]
     drop_unrouted: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,13 +42,6 @@ struct Record<'a> {
     headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum Place<'a> {
-    Topic(Cow<'a, str>),
-    Queue(Cow<'a, str>),
-}
-
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "the signature serde asks for"
@@ -59,12 +54,14 @@ impl Outgoing {
     /// For stores: everything but the body, as a JSON text.
     pub fn to_record(&self) -> String {
         let envelope = &self.envelope;
-        let destination = match &self.destination {
-            Destination::Topic(name) => Place::Topic(Cow::Borrowed(name)),
-            Destination::Queue(name) => Place::Queue(Cow::Borrowed(name)),
+        let name = Some(Cow::Borrowed(self.destination.name()));
+        let (topic, queue) = match &self.destination {
+            Destination::Topic(_) => (name, None),
+            Destination::Queue(_) => (None, name),
         };
         let record = Record {
-            destination,
+            topic,
+            queue,
             drop_unrouted: self.unrouted == Unrouted::Drop,
             id: envelope.id.as_ref().map(|id| Cow::Borrowed(id.as_str())),
             name: Cow::Borrowed(&envelope.name),
@@ -94,9 +91,10 @@ impl Outgoing {
         let boxed = |text: Cow<'_, str>| text.into_owned().into_boxed_str();
         let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         Ok(Self {
-            destination: match record.destination {
-                Place::Topic(name) => Destination::Topic(owned(name)),
-                Place::Queue(name) => Destination::Queue(owned(name)),
+            destination: match (record.topic, record.queue) {
+                (Some(name), None) => Destination::Topic(owned(name)),
+                (None, Some(name)) => Destination::Queue(owned(name)),
+                _ => return Err(serde_json::Error::custom("neither `topic` nor `queue`")),
             },
             unrouted: if record.drop_unrouted {
                 Unrouted::Drop
