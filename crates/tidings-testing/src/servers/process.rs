@@ -1,0 +1,351 @@
+//! A program as a test sees it: it prints lines, it can be waited for, ended and killed.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Lines kept of each stream; older ones are forgotten.
+const LINES_MAX: usize = 20_000;
+
+/// A running program whose output is kept, and which is killed when this is dropped.
+pub struct Process {
+    name: String,
+    child: Child,
+    status: Option<ExitStatus>,
+    stdout: Arc<Lines>,
+    stderr: Arc<Lines>,
+    /// Held for as long as the program may live: the thread that started it waits for its end.
+    _leash: mpsc::Sender<()>,
+}
+
+impl Process {
+    /// A command for [`Process::start`] that, on Linux, cannot outlive the test process.
+    pub fn command(program: impl AsRef<Path>) -> Command {
+        super::command(program.as_ref(), None)
+    }
+
+    /// Starts `command`, with an empty stdin and both outputs kept.
+    pub fn start(command: Command) -> Result<Process> {
+        let name = name(&command);
+        let (stdout, stderr) = (Arc::new(Lines::default()), Arc::new(Lines::default()));
+        let (leash, released) = mpsc::channel();
+        let (started, child) = mpsc::channel();
+        let kept = (Arc::clone(&stdout), Arc::clone(&stderr));
+        // The kernel binds the child's life to the thread that started it, and a test's thread
+        // may end before a server that several tests share: so the child has a thread of its own.
+        std::thread::spawn(move || {
+            let mut child = spawn(command);
+            let streams = child
+                .as_mut()
+                .map(|child| (child.stdout.take(), child.stderr.take()))
+                .ok();
+            if started.send(child).is_err() {
+                return;
+            }
+            if let Some((Some(out), Some(err))) = streams {
+                let (stdout, stderr) = kept;
+                std::thread::spawn(move || stderr.read(err));
+                stdout.read(out);
+            }
+            let _ = released.recv();
+        });
+        let child = child
+            .recv()
+            .map_err(|_| anyhow!("the thread that starts `{name}` is gone"))?
+            .with_context(|| format!("cannot start `{name}`"))?;
+        Ok(Process {
+            name,
+            child,
+            status: None,
+            stdout,
+            stderr,
+            _leash: leash,
+        })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line on stdout that `wanted` accepts, printed before or after this call.
+    ///
+    /// # Errors
+    ///
+    /// When the program ends, or `deadline` passes, without it; with what it printed last.
+    pub fn wait_for_line(
+        &mut self,
+        deadline: Duration,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        let end = Instant::now() + deadline;
+        loop {
+            // Asked before looking: what it printed before it ended is still found.
+            let ended = self.status();
+            let patience = if ended.is_some() {
+                Duration::from_millis(200)
+            } else {
+                SLICE
+            };
+            if let Some(line) = self.stdout.wait_for(patience, &wanted) {
+                return Ok(line);
+            }
+            if let Some(status) = ended {
+                bail!(
+                    "`{}` ended ({status}) before the line came{}",
+                    self.name,
+                    self.last_words()
+                );
+            }
+            if Instant::now() > end {
+                bail!(
+                    "waited {deadline:?} in vain for a line{}",
+                    self.last_words()
+                );
+            }
+        }
+    }
+
+    /// What it printed so far on stdout, line by line.
+    pub fn stdout(&self) -> Vec<String> {
+        self.stdout.lock().clone()
+    }
+
+    /// What it printed so far on stderr, line by line.
+    pub fn stderr(&self) -> Vec<String> {
+        self.stderr.lock().clone()
+    }
+
+    /// Whether it is still running.
+    pub fn is_running(&mut self) -> bool {
+        self.status().is_none()
+    }
+
+    /// How it ended, when it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
+        }
+        self.status
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let what = format!("the end of `{}`", self.name);
+        super::wait_until(&what, deadline, || self.status().is_some())
+            .with_context(|| format!("it is still running{}", self.last_words()))?;
+        self.status()
+            .ok_or_else(|| anyhow!("`{}` is still running", self.name))
+    }
+
+    /// `kill -9`: it gets no chance to do anything more. Returns once it is gone.
+    pub fn kill9(&mut self) {
+        if self.status().is_none() {
+            // Failing means that it is gone already, which is what was wanted.
+            let _ = self.child.kill();
+            self.status = self.child.wait().ok();
+        }
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    pub fn stop(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        self.wait(deadline)
+    }
+
+    /// Asks it to end as Ctrl-C does (SIGINT) and waits until it has.
+    pub fn interrupt(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::INT)?;
+        self.wait(deadline)
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        // Asking for the status first makes sure the id is still this process's and no other's.
+        if self.status().is_none() {
+            let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+            let id = id.ok_or_else(|| anyhow!("`{}` has no process id", self.name))?;
+            kill_process(id, signal)
+                .with_context(|| format!("cannot send a signal to `{}`", self.name))?;
+        }
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let tail = |lines: &Lines| {
+            let lines = lines.lock();
+            lines[lines.len().saturating_sub(30)..].join("\n")
+        };
+        format!(
+            "\n--- its stdout:\n{}\n--- its stderr:\n{}",
+            tail(&self.stdout),
+            tail(&self.stderr)
+        )
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// Whether a process with this id exists.
+pub(super) fn exists(id: u32) -> bool {
+    let id = i32::try_from(id).ok().and_then(Pid::from_raw);
+    // Not being allowed to ask is an answer too: somebody is there.
+    id.is_some_and(|id| rustix::process::test_kill_process(id) != Err(rustix::io::Errno::SRCH))
+}
+
+/// How long to wait for a line before asking whether the program still runs.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// In a process group of its own: Ctrl-C at a terminal is the test runner's to answer.
+fn spawn(mut command: Command) -> std::io::Result<Child> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.process_group(0).spawn()
+}
+
+fn name(command: &Command) -> String {
+    let mut words = vec![command.get_program().to_string_lossy()];
+    words.extend(command.get_args().map(|arg| arg.to_string_lossy()));
+    if words[0] == "setpriv" {
+        words = words.split_off(
+            words
+                .iter()
+                .position(|word| word == "--")
+                .map_or(0, |at| at + 1),
+        );
+    }
+    words.join(" ")
+}
+
+/// The lines of one stream, and a bell that rings at each.
+#[derive(Default)]
+struct Lines {
+    kept: Mutex<Vec<String>>,
+    bell: Condvar,
+}
+
+impl Lines {
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, stream: impl Read) {
+        let mut stream = BufReader::new(stream);
+        let mut line = Vec::new();
+        while stream
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|count| count > 0)
+        {
+            let mut kept = self.lock();
+            if kept.len() == LINES_MAX {
+                kept.drain(..LINES_MAX / 2);
+            }
+            kept.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+            self.bell.notify_all();
+            line.clear();
+        }
+    }
+
+    fn wait_for(&self, patience: Duration, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let find = |lines: &Vec<String>| lines.iter().find(|line| wanted(line)).cloned();
+        let (lines, _) = self
+            .bell
+            .wait_timeout_while(self.lock(), patience, |lines| find(lines).is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        find(&lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn shell(script: &str) -> Process {
+        let mut command = Process::command("sh");
+        command.args(["-c", script]);
+        Process::start(command).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_found_whether_it_comes_before_or_after_the_question() {
+        let mut process = shell("echo first; sleep 0.2; echo second; sleep 60");
+        assert_eq!(
+            process
+                .wait_for_line(SOON, |line| line == "second")
+                .unwrap(),
+            "second"
+        );
+        assert_eq!(
+            process
+                .wait_for_line(SOON, |line| line.starts_with("fi"))
+                .unwrap(),
+            "first"
+        );
+    }
+
+    #[test]
+    fn a_program_that_ends_too_early_is_reported_with_its_last_words() {
+        let mut process = shell("echo 'no such port' >&2; exit 3");
+        let error = process
+            .wait_for_line(SOON, |line| line == "ready")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("exit status: 3") && error.contains("no such port"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_named() {
+        let error = match Process::start(Command::new("/no/such/program")) {
+            Err(error) => format!("{error:#}"),
+            Ok(_) => panic!("it started"),
+        };
+        assert!(
+            error.starts_with("cannot start `/no/such/program`: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn stopping_lets_it_finish_and_killing_does_not() {
+        let script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done";
+        let mut polite = shell(script);
+        polite.wait_for_line(SOON, |line| line == "ready").unwrap();
+        assert!(polite.stop(SOON).unwrap().success());
+        polite.wait_for_line(SOON, |line| line == "bye").unwrap();
+
+        let mut killed = shell(script);
+        killed.wait_for_line(SOON, |line| line == "ready").unwrap();
+        killed.kill9();
+        assert!(!killed.is_running() && !exists(killed.id()));
+        assert_eq!(killed.stdout(), ["ready"]);
+    }
+
+    #[test]
+    fn dropped_it_is_gone() {
+        let mut inner = shell("echo $$; exec sleep 600");
+        let id: u32 = inner
+            .wait_for_line(SOON, |_| true)
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert_eq!(id, inner.id());
+        drop(inner);
+        super::super::wait_until("its end", SOON, || !exists(id)).unwrap();
+    }
+}

@@ -1,0 +1,204 @@
+//! A RabbitMQ of its own for a test that stops, kills and restarts it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use tempfile::TempDir;
+
+use super::{Process, User};
+
+/// How long a node may take from its start until it accepts: 7 to 11 s on two idle cores.
+const START_MAX: Duration = Duration::from_secs(120);
+
+/// How long a node may take to end when asked to.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// A RabbitMQ node with default settings, no plugins, on ports of its own; dropped, it is gone.
+///
+/// ```no_run
+/// # fn main() -> anyhow::Result<()> {
+/// let mut rabbitmq = tidings_testing::servers::RabbitMq::start()?;
+/// println!("{}", rabbitmq.url()); // amqp://guest:guest@127.0.0.1:23456
+/// rabbitmq.kill9();
+/// rabbitmq.restart()?; // the same URL, the same data
+/// # Ok(())
+/// # }
+/// ```
+pub struct RabbitMq {
+    server: PathBuf,
+    user: Option<User>,
+    port: u16,
+    dist_port: u16,
+    node: Option<Process>,
+    // Last, so that it is removed when nothing writes to it any more.
+    folder: TempDir,
+}
+
+impl RabbitMq {
+    /// What to do when RabbitMQ is not installed; nothing when it is.
+    pub fn missing() -> Option<String> {
+        find().is_none().then(|| {
+            format!(
+                "RabbitMQ is not installed: install it (Debian: `apt-get install rabbitmq-server`), \
+                 or set {} to one that runs",
+                super::RABBITMQ_URL
+            )
+        })
+    }
+
+    /// Starts a node and returns when it accepts.
+    pub fn start() -> Result<RabbitMq> {
+        let server = find().ok_or_else(|| anyhow!("{}", Self::missing().unwrap_or_default()))?;
+        let user = User::instead_of_root("rabbitmq")?;
+        let folder = super::folder("rabbitmq", user.as_ref())?;
+        let (port, dist_port) = (super::free_port()?, super::free_port()?);
+        let mut rabbitmq = RabbitMq {
+            server,
+            user,
+            port,
+            dist_port,
+            node: None,
+            folder,
+        };
+        rabbitmq.write("enabled_plugins", "[].\n")?;
+        rabbitmq.write("rabbitmq.conf", "log.file.level = warning\n")?;
+        rabbitmq.restart()?;
+        Ok(rabbitmq)
+    }
+
+    /// Where it answers; the same after each restart.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}", self.port)
+    }
+
+    /// Its AMQP port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `kill -9` on the whole node.
+    pub fn kill9(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            node.kill9();
+        }
+    }
+
+    /// Ends the node as an operator would.
+    pub fn stop(&mut self) -> Result<()> {
+        match self.node.take() {
+            Some(mut node) => node
+                .stop(STOP_MAX)
+                .map(drop)
+                .context("cannot stop RabbitMQ"),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the node again on its old data and ports, killing it first when it still runs.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill9();
+        let mut node = Process::start(self.command())?;
+        super::wait_until("RabbitMQ to accept", START_MAX, || {
+            !node.is_running() || speaks_amqp(self.port)
+        })
+        .and_then(|()| match node.status() {
+            None => Ok(()),
+            Some(status) => Err(anyhow!("it ended ({status})")),
+        })
+        .with_context(|| {
+            let printed = [node.stdout(), node.stderr()].concat().join("\n");
+            format!(
+                "cannot start RabbitMQ in {}:\n{printed}",
+                self.folder.path().display()
+            )
+        })?;
+        self.node = Some(node);
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        let home = self.folder.path();
+        let mut command = super::command(&self.server, self.user.as_ref());
+        command
+            .current_dir(home)
+            .env("HOME", home)
+            .env(
+                "RABBITMQ_NODENAME",
+                format!("tidings{}@localhost", self.port),
+            )
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_MNESIA_BASE", home.join("data"))
+            .env("RABBITMQ_LOG_BASE", home.join("log"))
+            .env(
+                "RABBITMQ_ENABLED_PLUGINS_FILE",
+                home.join("enabled_plugins"),
+            )
+            .env("RABBITMQ_CONFIG_FILE", home.join("rabbitmq.conf"))
+            // These two make the start script become the node instead of watching over it, so
+            // that the process here is the one to kill.
+            .env("RABBITMQ_ALLOW_INPUT", "true")
+            .env("RABBITMQ_SERVER_START_ARGS", "-noinput");
+        command
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        self.user.as_ref().map_or(Ok(()), |user| user.give(&path))
+    }
+}
+
+fn find() -> Option<PathBuf> {
+    // Debian's script on the PATH refuses every user but its own; the one behind it does not.
+    super::find(
+        "rabbitmq-server",
+        ["/usr/lib/rabbitmq/bin/rabbitmq-server".into()],
+    )
+}
+
+/// Whether an AMQP 0-9-1 server answers: the first byte of its greeting is a method frame's.
+fn speaks_amqp(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+        return false;
+    };
+    let mut frame_type = [0];
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .is_ok()
+        && stream.write_all(b"AMQP\x00\x00\x09\x01").is_ok()
+        && stream.read_exact(&mut frame_type).is_ok()
+        && frame_type == [1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs RabbitMQ"]
+    fn it_starts_dies_and_comes_back_where_it_was() {
+        let mut rabbitmq = RabbitMq::start().unwrap();
+        let url = rabbitmq.url();
+        assert!(speaks_amqp(rabbitmq.port()));
+
+        rabbitmq.kill9();
+        assert!(!speaks_amqp(rabbitmq.port()));
+        rabbitmq.restart().unwrap();
+        assert!(speaks_amqp(rabbitmq.port()));
+
+        rabbitmq.stop().unwrap();
+        assert!(!speaks_amqp(rabbitmq.port()));
+        rabbitmq.restart().unwrap();
+        assert_eq!(rabbitmq.url(), url);
+
+        let (folder, port) = (rabbitmq.folder.path().to_owned(), rabbitmq.port());
+        drop(rabbitmq);
+        assert!(!speaks_amqp(port) && !folder.exists());
+    }
+}
