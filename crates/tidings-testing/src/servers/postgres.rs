@@ -232,19 +232,10 @@ fn children(parent: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|id| parent_of(*id) == Some(parent))
+        .filter(|id| {
+            super::process::state_and_parent(*id).is_some_and(|(_, itself)| itself == parent)
+        })
         .collect()
-}
-
-fn parent_of(id: u32) -> Option<u32> {
-    // `id (name) state parent ...`, where the name may hold anything, brackets and spaces too.
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// Lines kept of each stream; older ones are forgotten.
 const LINES_MAX: usize = 20_000;
@@ -195,11 +195,22 @@ impl Drop for Process {
     }
 }
 
-/// Whether a process with this id exists.
+/// Whether a process with this id runs; one that only waits to be reaped does not.
 pub(super) fn exists(id: u32) -> bool {
+    if let Some((state, _)) = state_and_parent(id) {
+        return state != 'Z';
+    }
     let id = i32::try_from(id).ok().and_then(Pid::from_raw);
     // Not being allowed to ask is an answer too: somebody is there.
-    id.is_some_and(|id| rustix::process::test_kill_process(id) != Err(rustix::io::Errno::SRCH))
+    id.is_some_and(|id| test_kill_process(id) != Err(rustix::io::Errno::SRCH))
+}
+
+/// What `/proc` says about a process; nothing where there is no `/proc` or no such process.
+pub(super) fn state_and_parent(id: u32) -> Option<(char, u32)> {
+    // `id (name) state parent ...`, where the name may hold anything, brackets and spaces too.
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
 
 /// How long to wait for a line before asking whether the program still runs.
