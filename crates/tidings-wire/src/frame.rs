@@ -3,9 +3,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::{
-    EncodeMethod, Method, Properties, ShortStr, ShortStrTooLong, WireError, reader::Reader,
-};
+use crate::{EncodeMethod, Method, ShortStr, ShortStrTooLong, WireError, reader::Reader};
 
 /// What a client says first.
 pub const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
@@ -44,7 +42,7 @@ pub enum Payload {
         class_id: u16,
         /// How many bytes the body frames bring together. Not to be trusted.
         body_bytes: u64,
-        /// The properties as they came. [`Properties::parse`] checks them.
+        /// The properties as they came. [`Properties::parse`](crate::Properties::parse) checks them.
         properties: Bytes,
     },
     /// A part of a body.
@@ -142,7 +140,7 @@ pub fn encode_heartbeat(out: &mut BytesMut) {
 
 /// Appends a content: its header, and its body in as many frames as `frame_bytes_max` asks for.
 ///
-/// `properties` are encoded ones, as [`Properties::as_bytes`] and
+/// `properties` are encoded ones, as [`Properties::as_bytes`](crate::Properties::as_bytes) and
 /// [`BasicProperties::encode`](crate::BasicProperties::encode) give them.
 pub fn encode_content(
     out: &mut BytesMut,
@@ -201,16 +199,15 @@ pub fn encode_publish(
 pub fn encode_deliver(
     out: &mut BytesMut,
     channel: u16,
-    consumer_tag: &ShortStr,
+    consumer_tag: &[u8],
     delivery_tag: u64,
     redelivered: bool,
-    exchange: &ShortStr,
-    routing_key: &ShortStr,
-    properties: &Properties,
+    exchange: &[u8],
+    routing_key: &[u8],
+    properties: &[u8],
     body: &[u8],
     frame_bytes_max: u32,
 ) {
-    let properties = properties.as_bytes();
     let names = consumer_tag.len() + exchange.len() + routing_key.len();
     reserve(out, names, properties, body);
     frame(out, METHOD, channel, |out| {

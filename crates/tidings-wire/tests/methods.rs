@@ -185,7 +185,7 @@ fn the_hot_encoders_write_what_the_general_one_does() {
         true,
         &exchange,
         &key,
-        &properties,
+        properties.as_bytes(),
         b"",
         FRAME_MAX,
     );
