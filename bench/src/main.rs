@@ -1,3 +1,46 @@
-//! Benchmarks.
+//! Side-by-side benchmarks: the same client drives every peer, the peers take turns in one run, and
+//! what is reported is the ratio between them.
+//!
+//! A figure without its durability class means nothing, so every row carries one: **D1** page cache
+//! (survives `kill -9`), **D2** fsync before the confirm (survives a power cut).
+//!
+//! ```text
+//! bench broker      confirmed publish, and publish + consume: the broker in the box beside RabbitMQ
+//! bench orders      orders per second through the whole shop, and how long a customer waits
+//! ```
 
-fn main() {}
+mod amqp;
+mod broker;
+mod machine;
+mod orders;
+mod peers;
+mod perftest;
+mod report;
+
+use clap::{Parser, Subcommand};
+
+/// Side-by-side benchmarks of Tidings.
+#[derive(Parser)]
+#[command(
+    after_help = "Build what is measured first: `cargo build --release`, or run `cargo xtask \
+                        bench`, which does both."
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The broker in the box beside RabbitMQ, classic and quorum queues.
+    Broker(broker::Options),
+    /// Orders per second through the whole shop.
+    Orders(orders::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().command {
+        Command::Broker(options) => broker::run(&options),
+        Command::Orders(options) => orders::run(&options),
+    }
+}

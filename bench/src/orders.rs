@@ -1,0 +1,321 @@
+//! Orders per second through the whole shop, with every promise on.
+//!
+//! Customers place orders over HTTP as fast as the shop takes them. The clock runs from the first
+//! request to the last fact of the last order (paid, reserved, booked, written to, points given), as
+//! the shop's own timeline has it. Afterwards every order is checked: one charge each, none lost.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, StatusCode, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use crate::{machine::Machine, report::Report};
+
+/// The facts that a confirmed order ends with.
+const LAST_FACTS: [&str; 3] = ["ShipmentBooked", "EmailSent", "PointsAwarded"];
+const DRAIN_MAX: Duration = Duration::from_secs(300);
+
+/// Orders per second through the whole shop.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Orders per round.
+    #[arg(long, default_value_t = 5000)]
+    orders: usize,
+    /// Customers at a time.
+    #[arg(long, default_value_t = 32)]
+    customers: usize,
+    /// Rounds, each with a fresh shop.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// The shop's program.
+    #[arg(long, default_value = "target/release/shop")]
+    shop: PathBuf,
+    /// Where to write the figures as JSON.
+    #[arg(long, default_value = "bench/orders.json")]
+    json: PathBuf,
+    /// Passed on to the shop, for example `-- --broker amqp://… --database postgres://…`.
+    #[arg(last = true)]
+    shop_args: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let settings = BTreeMap::from([
+        ("orders per round", options.orders.to_string()),
+        ("customers at a time", options.customers.to_string()),
+        ("shop", options.shop_args.join(" ")),
+    ]);
+    let mut report = Report::new(Machine::look()?, settings);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    for round in 1..=options.rounds {
+        let shop = Shop::start(options)?;
+        let figures = runtime.block_on(place_and_wait(&shop.address, options))?;
+        eprintln!("round {round}: {figures}");
+        report.add("orders accepted", "shop", "D2", figures.accepted_per_second);
+        report.add(
+            "orders completed",
+            "shop",
+            "D2",
+            figures.completed_per_second,
+        );
+        report.add(
+            "answer p50 (us)",
+            "shop",
+            "D2",
+            figures.p50.as_micros() as f64,
+        );
+        report.add(
+            "answer p99 (us)",
+            "shop",
+            "D2",
+            figures.p99.as_micros() as f64,
+        );
+    }
+    report.print();
+    report.write(&options.json)
+}
+
+struct Figures {
+    accepted_per_second: f64,
+    completed_per_second: f64,
+    p50: Duration,
+    p99: Duration,
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.0} accepted/s, {:.0} completed/s, answer p50 {:?} p99 {:?}",
+            self.accepted_per_second, self.completed_per_second, self.p50, self.p99
+        )
+    }
+}
+
+async fn place_and_wait(address: &str, options: &Options) -> anyhow::Result<Figures> {
+    let skus = Arc::new(skus_in_stock(address, options.orders as u64).await?);
+    let begun = SystemTime::now();
+    let clock = Instant::now();
+    let next = Arc::new(AtomicUsize::new(0));
+    let customers: Vec<_> = (0..options.customers)
+        .map(|_| {
+            let (address, next, count) = (address.to_owned(), Arc::clone(&next), options.orders);
+            let skus = Arc::clone(&skus);
+            tokio::spawn(async move {
+                let mut http = Http::connect(&address).await?;
+                let mut placed = Vec::new();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return anyhow::Ok(placed);
+                    }
+                    let asked = Instant::now();
+                    let id = http.place_order(number, &skus[number % skus.len()]).await?;
+                    placed.push((id, asked.elapsed()));
+                }
+            })
+        })
+        .collect();
+    let mut orders = Vec::with_capacity(options.orders);
+    for customer in customers {
+        orders.extend(customer.await??);
+    }
+    let accepted = clock.elapsed();
+
+    let mut http = Http::connect(address).await?;
+    let deadline = Instant::now() + DRAIN_MAX;
+    let mut last_fact = begun;
+    for (id, _) in &orders {
+        last_fact = last_fact.max(wait_until_complete(&mut http, id, deadline).await?);
+    }
+    for (id, _) in &orders {
+        let ledger = http.get(&format!("/bank/ledger?orderId={id}")).await?;
+        let charges = ledger.as_array().map_or(0, Vec::len);
+        ensure!(
+            charges == 1,
+            "order {id} has {charges} entries in the bank's ledger, not 1"
+        );
+    }
+
+    let mut answers: Vec<Duration> = orders.iter().map(|(_, answer)| *answer).collect();
+    answers.sort_unstable();
+    let count = orders.len() as f64;
+    Ok(Figures {
+        accepted_per_second: count / accepted.as_secs_f64(),
+        completed_per_second: count / last_fact.duration_since(begun)?.as_secs_f64(),
+        p50: answers[answers.len() / 2],
+        p99: answers[answers.len() * 99 / 100],
+    })
+}
+
+/// The products that every order of a round could take one of.
+async fn skus_in_stock(address: &str, orders: u64) -> anyhow::Result<Vec<String>> {
+    let products = Http::connect(address).await?.get("/products").await?;
+    let skus: Vec<String> = products
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|product| product["available"].as_u64() >= Some(orders))
+        .filter_map(|product| product["sku"].as_str().map(str::to_owned))
+        .collect();
+    ensure!(
+        !skus.is_empty(),
+        "no product has {orders} in stock: {products}"
+    );
+    Ok(skus)
+}
+
+/// Waits for the last fact of an order and returns when it was recorded.
+async fn wait_until_complete(
+    http: &mut Http,
+    id: &str,
+    deadline: Instant,
+) -> anyhow::Result<SystemTime> {
+    loop {
+        let order = http.get(&format!("/orders/{id}")).await?;
+        let timeline = order["timeline"]
+            .as_array()
+            .context("an order without a timeline")?;
+        let has = |fact| timeline.iter().any(|entry| entry["event"] == fact);
+        ensure!(
+            order["status"] != "CANCELLED",
+            "order {id} was cancelled: {order}"
+        );
+        if LAST_FACTS.iter().all(|fact| has(*fact)) {
+            let times = timeline.iter().filter_map(|entry| entry["at"].as_str());
+            let last = times.max().context("a timeline without times")?;
+            return Ok(last.parse::<jiff::Timestamp>()?.into());
+        }
+        if Instant::now() > deadline {
+            bail!("order {id} did not end within {DRAIN_MAX:?}: {order}");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// One kept-alive connection.
+struct Http(http1::SendRequest<Full<Bytes>>);
+
+impl Http {
+    async fn connect(address: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self(sender))
+    }
+
+    async fn place_order(&mut self, number: usize, sku: &str) -> anyhow::Result<String> {
+        let body = format!(
+            r#"{{"customerId":"c-{}","email":"c{}@example.org","card":"tok_ok","items":[{{"sku":"{sku}","quantity":1}}]}}"#,
+            number % 100,
+            number % 100,
+        );
+        let (status, answer) = self.call(Method::POST, "/orders", body.into()).await?;
+        ensure!(
+            status == StatusCode::ACCEPTED,
+            "POST /orders answered {status}: {answer}"
+        );
+        Ok(answer["orderId"]
+            .as_str()
+            .context("no orderId in the answer")?
+            .to_owned())
+    }
+
+    async fn get(&mut self, path: &str) -> anyhow::Result<Value> {
+        let (status, answer) = self.call(Method::GET, path, Bytes::new()).await?;
+        ensure!(
+            status == StatusCode::OK,
+            "GET {path} answered {status}: {answer}"
+        );
+        Ok(answer)
+    }
+
+    async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "shop")
+            .header("content-type", "application/json")
+            .body(Full::new(body))?;
+        self.0.ready().await?;
+        let answer = self.0.send_request(request).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        Ok((status, serde_json::from_slice(&body)?))
+    }
+}
+
+/// A shop of its own in a folder of its own; ended with the round.
+struct Shop {
+    process: Child,
+    address: String,
+    _data: tempfile::TempDir,
+}
+
+impl Shop {
+    fn start(options: &Options) -> anyhow::Result<Self> {
+        let data = tempfile::tempdir_in(std::env::current_dir()?)?;
+        let mut process = Command::new(&options.shop)
+            .args([
+                "--listen",
+                "127.0.0.1:0",
+                "--amqp-listen",
+                "127.0.0.1:0",
+                "--data",
+            ])
+            .arg(data.path())
+            .args(&options.shop_args)
+            .env("RUST_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", options.shop.display()))?;
+        let mut address = None;
+        let stdout = process.stdout.take().context("no stdout")?;
+        let mut lines = BufReader::new(stdout).lines();
+        for line in &mut lines {
+            let line = line?;
+            if let Some(listening) = line.strip_prefix("listening http ") {
+                address = Some(listening.to_owned());
+            } else if line == "ready" {
+                break;
+            }
+        }
+        std::thread::spawn(move || lines.for_each(drop));
+        let address = address.context("the shop ended before it was ready")?;
+        Ok(Self {
+            process,
+            address,
+            _data: data,
+        })
+    }
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        // The round is over and its folder goes with it: nothing is left to shut down in order.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
