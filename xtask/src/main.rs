@@ -1,3 +1,52 @@
-//! Automation.
+//! All automation of the repository: what a person types and what CI runs are the same commands.
 
-fn main() {}
+mod ci;
+mod provide;
+mod run;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// All automation of the repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Every test, with real servers where a promise is about a real server.
+    Test(test::Args),
+    /// All that CI runs: fmt, tidy, clippy, tests, docs, deny.
+    Ci(ci::Args),
+    /// The rules of this repository that no other tool knows.
+    Tidy,
+    /// The side-by-side benchmarks of `bench/`, in release mode.
+    Bench {
+        /// Passed on to the benchmark program; `-- --help` shows what it takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Test(args) => test::run(&args),
+        Command::Ci(args) => ci::run(&args),
+        Command::Tidy => tidy::run(),
+        Command::Bench { args } => run::cargo(["run", "--release", "--package", "bench", "--"])
+            .and_then(|mut bench| run::succeed(bench.args(args))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

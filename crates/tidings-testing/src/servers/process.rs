@@ -1,7 +1,6 @@
 //! A program as a test sees it: it prints lines, it can be waited for, ended and killed.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -21,7 +20,7 @@ pub struct Process {
     stdout: Arc<Lines>,
     stderr: Arc<Lines>,
     /// Held for as long as the program may live: the thread that started it waits for its end.
-    _leash: mpsc::Sender<()>,
+    _leash: mpsc::SyncSender<()>,
 }
 
 impl Process {
@@ -34,8 +33,8 @@ impl Process {
     pub fn start(command: Command) -> Result<Process> {
         let name = name(&command);
         let (stdout, stderr) = (Arc::new(Lines::default()), Arc::new(Lines::default()));
-        let (leash, released) = mpsc::channel();
-        let (started, child) = mpsc::channel();
+        let (leash, released) = mpsc::sync_channel(1);
+        let (started, child) = mpsc::sync_channel(1);
         let kept = (Arc::clone(&stdout), Arc::clone(&stderr));
         // The kernel binds the child's life to the thread that started it, and a test's thread
         // may end before a server that several tests share: so the child has a thread of its own.
@@ -216,13 +215,13 @@ pub(super) fn state_and_parent(id: u32) -> Option<(char, u32)> {
 /// How long to wait for a line before asking whether the program still runs.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// In a process group of its own: Ctrl-C at a terminal is the test runner's to answer.
 fn spawn(mut command: Command) -> std::io::Result<Child> {
+    // It stays in the group of the test process: Ctrl-C at a terminal ends it too.
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.process_group(0).spawn()
+        .stderr(Stdio::piped())
+        .spawn()
 }
 
 fn name(command: &Command) -> String {

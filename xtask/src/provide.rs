@@ -1,0 +1,198 @@
+//! What tests need beyond Rust: servers, and the packages of programs in other languages.
+//!
+//! Servers come from a URL in the environment, from what is installed, or, on Debian as root, from
+//! an installation now. Packages of Node and Python go to a folder under cargo's target folder,
+//! never into the clone. Nothing here is required: what cannot be had is remembered with the
+//! reason, and whoever asked decides what that means.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use tidings_testing::servers::{POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq};
+
+use crate::run::{answers, program, quietly, root, target};
+
+/// The folder of the npm packages that the Node programs of `examples/` need.
+const NODE_PATH: &str = "TIDINGS_TEST_NODE_PATH";
+
+/// The folder of the PyPI packages that the Python programs of `examples/` need.
+const PYTHON_PATH: &str = "TIDINGS_TEST_PYTHON_PATH";
+
+/// What was had, and what was not.
+#[derive(Default)]
+pub(crate) struct Provided {
+    env: Vec<(&'static str, String)>,
+    /// What tests call it, and why it is not there.
+    pub(crate) missing: Vec<(&'static str, String)>,
+    // Held for as long as the tests run: dropped, they end.
+    rabbitmq: Option<RabbitMq>,
+    postgres: Option<Postgres>,
+}
+
+impl Provided {
+    pub(crate) fn env(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.env.iter().map(|(name, value)| (*name, value.as_str()))
+    }
+
+    pub(crate) fn missing_names(&self) -> Vec<&'static str> {
+        self.missing.iter().map(|(name, _)| *name).collect()
+    }
+
+    fn lack(&mut self, name: &'static str, why: impl ToString) {
+        self.missing.push((name, why.to_string()));
+    }
+
+    fn lacks(&self, name: &str) -> bool {
+        self.missing.iter().any(|(missing, _)| *missing == name)
+    }
+}
+
+/// Gets everything onto the machine that is not there and can be had; starts nothing.
+pub(crate) fn install(provided: &mut Provided) -> Result<()> {
+    debian(provided, "RabbitMQ", "rabbitmq-server", RabbitMq::missing);
+    debian(provided, "PostgreSQL", "postgresql", Postgres::missing);
+    let cache = target()?.join("foreign");
+    let packages = root()?.join("examples");
+    if let Err(error) = node(provided, &packages, cache.join("node")) {
+        provided.lack("Node", format!("{error:#}"));
+    }
+    if let Err(error) = python(provided, &packages, cache.join("python")) {
+        provided.lack("Python", format!("{error:#}"));
+    }
+    Ok(())
+}
+
+/// Starts the servers that the environment does not name.
+pub(crate) fn start(provided: &mut Provided) -> Result<()> {
+    if !provided.lacks("RabbitMQ") && !given("RabbitMQ", RABBITMQ_URL) {
+        let rabbitmq = RabbitMq::start()?;
+        eprintln!("RabbitMQ: {}", rabbitmq.url());
+        provided.env.push((RABBITMQ_URL, rabbitmq.url()));
+        provided.rabbitmq = Some(rabbitmq);
+    }
+    if !provided.lacks("PostgreSQL") && !given("PostgreSQL", POSTGRES_URL) {
+        let postgres = Postgres::start()?;
+        eprintln!("PostgreSQL: {}", postgres.url());
+        provided.env.push((POSTGRES_URL, postgres.url()));
+        provided.postgres = Some(postgres);
+    }
+    Ok(())
+}
+
+fn given(name: &str, variable: &str) -> bool {
+    let given = std::env::var_os(variable).is_some_and(|url| !url.is_empty());
+    if given {
+        eprintln!("{name}: as {variable} says");
+    }
+    given
+}
+
+/// Makes sure that a server is installed: tests that kill one start their own, whatever URL
+/// the environment has for the others.
+fn debian(
+    provided: &mut Provided,
+    name: &'static str,
+    package: &str,
+    missing: fn() -> Option<String>,
+) {
+    let Some(why) = missing() else {
+        eprintln!("{name}: installed");
+        return;
+    };
+    if !is_debian_root() {
+        return provided.lack(name, why);
+    }
+    if let Err(error) = apt_get(name, package) {
+        return provided.lack(name, format!("{error:#}"));
+    }
+    if let Some(why) = missing() {
+        provided.lack(name, format!("{package} was installed, and still: {why}"));
+    }
+}
+
+fn is_debian_root() -> bool {
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|id| id.stdout.trim_ascii() == b"0");
+    root && std::path::Path::new("/etc/debian_version").exists() && answers("apt-get", "--version")
+}
+
+fn apt_get(name: &str, package: &str) -> Result<()> {
+    eprintln!("{name}: not installed; installing `{package}` (about 20 s)");
+    let apt_get = |args: &[&str]| {
+        let mut command = program("apt-get")?;
+        // Without RUNLEVEL the packages would start servers of their own on the usual ports.
+        command
+            .envs([("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEVEL", "1")])
+            .args(args);
+        quietly(&mut command)
+    };
+    let install = [
+        "install",
+        "--yes",
+        "--quiet",
+        "--no-install-recommends",
+        package,
+    ];
+    if apt_get(&install).is_err() {
+        // The usual reason is that the machine has no list of packages, or an old one.
+        apt_get(&["update", "--quiet"])?;
+        apt_get(&install)?;
+    }
+    Ok(())
+}
+
+/// Installs what `examples/package.json` names, exactly as its lock file has it.
+fn node(provided: &mut Provided, packages: &std::path::Path, cache: PathBuf) -> Result<()> {
+    if !answers("node", "--version") || !answers("npm", "--version") {
+        provided.lack(
+            "Node",
+            "`node` and `npm` are not installed (Debian: `apt-get install npm`)",
+        );
+        return Ok(());
+    }
+    std::fs::create_dir_all(&cache)?;
+    for file in ["package.json", "package-lock.json"] {
+        std::fs::copy(packages.join(file), cache.join(file))
+            .with_context(|| format!("cannot copy examples/{file}"))?;
+    }
+    let mut npm = program("npm")?;
+    npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
+    quietly(npm.current_dir(&cache))?;
+    eprintln!("Node: packages in {}", cache.display());
+    let path = cache.join("node_modules").to_string_lossy().into_owned();
+    provided.env.push((NODE_PATH, path));
+    Ok(())
+}
+
+/// Installs what `examples/requirements.txt` names.
+fn python(provided: &mut Provided, packages: &std::path::Path, cache: PathBuf) -> Result<()> {
+    if !answers("python3", "--version") {
+        provided.lack(
+            "Python",
+            "`python3` is not installed (Debian: `apt-get install python3-pip`)",
+        );
+        return Ok(());
+    }
+    let mut pip = program("python3")?;
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--upgrade",
+    ]);
+    pip.arg("--target")
+        .arg(&cache)
+        .arg("--requirement")
+        .arg(packages.join("requirements.txt"));
+    quietly(&mut pip)?;
+    eprintln!("Python: packages in {}", cache.display());
+    provided
+        .env
+        .push((PYTHON_PATH, cache.to_string_lossy().into_owned()));
+    Ok(())
+}
