@@ -1,1 +1,351 @@
-//! TBD.
+//! The [`Store`] over SQLite: a service's database in one file, with no server to set up.
+//!
+//! It never blocks a task of the runtime: one thread per file writes, others read. It knows no
+//! broker and no router.
+//!
+//! * Every write is durable when it is reported (`synchronous = full`), and writes that wait share
+//!   one disk sync; see [`SqliteStore::write`].
+//! * Several processes may share one file on a local disk.
+//! * A handler's [`Tx`] runs closures and statements on the writer's thread.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tidings_core::StoreError> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let path = folder.path().join("payment.db");
+//! use tidings_sqlite::SqliteStore;
+//!
+//! let store = SqliteStore::open(path).await?;
+//! store
+//!     .migrate(&[("0001", "create table payment (order_id text primary key, status text)")])
+//!     .await?;
+//! let payments: u32 = store
+//!     .read(|connection| connection.query_one("select count(*) from payment", (), |row| row.get(0)))
+//!     .await?;
+//! assert_eq!(payments, 0);
+//! # Ok(()) }
+//! ```
+
+mod error;
+mod outbox;
+mod readers;
+mod schema;
+mod transaction;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rusqlite::Connection;
+use tidings_core::{
+    BoxFuture, Claim, Commit, Committed, Lane, OutboxRow, OutboxStats, Store, StoreError,
+    Transaction,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use rusqlite;
+pub use transaction::{SqliteTransaction, Tx};
+
+use transaction::{commit_work, gone, statement, unit};
+use writer::{Job, Statement};
+
+/// How long a write waits for another process that holds the file's lock.
+pub(crate) const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How many transactions, and how many reads, may wait; more wait outside of the queue.
+const WAITING_MAX: usize = 1024;
+
+/// How often a waiting relay looks whether another process has committed.
+const OTHER_PROCESSES_POLL: Duration = Duration::from_millis(100);
+
+/// How a [`SqliteStore`] is opened.
+#[derive(Debug, Clone)]
+pub struct SqliteOptions {
+    path: PathBuf,
+    transaction_idle_max: Duration,
+    readers: usize,
+}
+
+impl SqliteOptions {
+    /// The defaults for the database at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            transaction_idle_max: Duration::from_secs(5),
+            readers: 2,
+        }
+    }
+
+    /// The longest that a handler may hold its transaction open between two statements before it
+    /// is rolled back (default: 5 seconds). All other writes to the file wait meanwhile.
+    pub fn transaction_idle_max(mut self, idle: Duration) -> Self {
+        self.transaction_idle_max = idle;
+        self
+    }
+
+    /// How many threads read (default: 2).
+    ///
+    /// # Panics
+    ///
+    /// If `threads` is 0.
+    #[track_caller]
+    pub fn readers(mut self, threads: usize) -> Self {
+        assert!(threads > 0, "a store needs at least one reader");
+        self.readers = threads;
+        self
+    }
+
+    /// Opens the database; makes the file and the toolkit's tables if they are not there.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened or written, is no database, or is of a newer version.
+    pub async fn open(self) -> Result<SqliteStore, StoreError> {
+        let (reply, opened) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("tidings-sqlite-open".into())
+            .spawn(move || reply.send(self.open_blocking()))
+            .map_err(|error| {
+                StoreError::new("cannot start a thread to open the database").with_source(error)
+            })?;
+        opened.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn open_blocking(self) -> Result<SqliteStore, StoreError> {
+        let path: Arc<Path> = self.path.into();
+        let connection = schema::open_writer(&path)?;
+        let readers = (0..self.readers)
+            .map(|_| schema::open_reader(&path))
+            .collect::<Result<Vec<_>, _>>()?;
+        let (writer, writes) = mpsc::channel(WAITING_MAX);
+        let (reader, reads) = mpsc::channel(WAITING_MAX);
+        writer::spawn(
+            connection,
+            Arc::clone(&path),
+            writes,
+            self.transaction_idle_max,
+        )?;
+        readers::spawn(readers, &path, reads)?;
+        Ok(SqliteStore(Arc::new(Shared {
+            path,
+            writer,
+            reader,
+            commits: watch::Sender::new(0),
+            commits_seen: AtomicU64::new(0),
+            data_version_seen: AtomicI64::new(-1),
+        })))
+    }
+}
+
+/// A database file. Cloning is cheap and gives the same one.
+#[derive(Clone)]
+pub struct SqliteStore(Arc<Shared>);
+
+struct Shared {
+    path: Arc<Path>,
+    writer: mpsc::Sender<Job>,
+    reader: mpsc::Sender<Statement>,
+    /// Counts the commits of this process that brought outbox rows.
+    commits: watch::Sender<u64>,
+    commits_seen: AtomicU64,
+    /// SQLite's counter of what other processes committed, when it was last looked at.
+    data_version_seen: AtomicI64,
+}
+
+impl SqliteStore {
+    /// Opens the database at `path`; makes the file and the toolkit's tables if they are not
+    /// there. [`SqliteOptions`] has more to choose.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened or written, is no database, or is of a newer version.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        SqliteOptions::new(path).open().await
+    }
+
+    /// Brings the application's own tables up to date: runs those of `migrations` that have not
+    /// been run on this file, in order, all or none. Their names ascend, and a migration that was
+    /// released is never changed.
+    ///
+    /// # Errors
+    ///
+    /// When a migration fails, or the file has run one that is not in `migrations`: it was written
+    /// by a newer version of the program.
+    pub async fn migrate(&self, migrations: &[(&str, &str)]) -> Result<(), StoreError> {
+        let migrations: Vec<(String, String)> = migrations
+            .iter()
+            .map(|&(name, sql)| (name.to_owned(), sql.to_owned()))
+            .collect();
+        let path = Arc::clone(&self.0.path);
+        // The migration's own error says more than one of SQLite's could.
+        let (reply, answer) = oneshot::channel();
+        let work = Box::new(move |ready: writer::Ready<'_>| {
+            let outcome = ready.and_then(|connection| {
+                schema::migrate_inside(connection, &path, schema::APPLICATION, &migrations)
+            });
+            writer::Unit {
+                keep: outcome.is_ok(),
+                done: Box::new(|durable| drop(reply.send(outcome.and(durable)))),
+            }
+        });
+        self.0.send(Job::Unit(work)).await?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Runs `work` as one transaction on the writer's thread, and resolves when it is durable. If
+    /// it fails or panics, nothing of it stays. Transactions that wait share a disk sync.
+    ///
+    /// # Errors
+    ///
+    /// When `work` fails, or what it wrote cannot be made durable.
+    pub async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Unit(unit(&self.0, reply, work));
+        self.0.send(job).await?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Runs `work` on a connection that only reads; it sees all that is committed and waits for no
+    /// writer.
+    ///
+    /// # Errors
+    ///
+    /// When `work` fails or panics.
+    pub async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let read = statement(&self.0, reply, work);
+        self.0.reader.send(read).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+impl Shared {
+    async fn send(&self, job: Job) -> Result<(), StoreError> {
+        self.writer.send(job).await.map_err(|_| gone())
+    }
+
+    async fn commit(self: Arc<Self>, commit: Commit) -> Result<Committed, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let work = commit_work(Arc::clone(&self), commit, reply);
+        self.send(Job::Unit(work)).await?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn wake_relays(&self) {
+        self.commits.send_modify(|commits| *commits += 1);
+    }
+
+    /// Whether another process has committed anything since this was last asked.
+    async fn others_committed(self: &Arc<Self>) -> Result<bool, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        // Only the writer's connection leaves out what this process committed itself.
+        let look = statement(self, reply, |connection| {
+            connection
+                .prepare_cached("pragma data_version")?
+                .query_one((), |row| row.get(0))
+        });
+        self.send(Job::Look(look)).await?;
+        let version = answer.await.unwrap_or_else(|_| Err(gone()))?;
+        Ok(self.data_version_seen.swap(version, Ordering::Relaxed) != version)
+    }
+}
+
+impl Store for SqliteStore {
+    fn begin(&self) -> BoxFuture<'_, Result<Box<dyn Transaction>, StoreError>> {
+        let transaction = SqliteTransaction::new(Arc::clone(&self.0));
+        Box::pin(async move { Ok(Box::new(transaction) as Box<dyn Transaction>) })
+    }
+
+    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Committed, StoreError>> {
+        Box::pin(Arc::clone(&self.0).commit(commit))
+    }
+
+    fn is_claimed<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<bool, StoreError>> {
+        let claim = claim.clone();
+        Box::pin(self.read(move |connection| outbox::is_claimed(connection, &claim)))
+    }
+
+    fn lease_lanes<'a>(
+        &'a self,
+        relay: &'a str,
+        lease: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Lane>, StoreError>> {
+        let relay = relay.to_owned();
+        Box::pin(self.write(move |connection| outbox::lease_lanes(connection, &relay, lease)))
+    }
+
+    fn release_lanes<'a>(&'a self, relay: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        let relay = relay.to_owned();
+        Box::pin(self.write(move |connection| outbox::release_lanes(connection, &relay)))
+    }
+
+    fn unsent<'a>(
+        &'a self,
+        lanes: &'a [Lane],
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>> {
+        let lanes = lanes.to_vec();
+        Box::pin(self.read(move |connection| outbox::unsent(connection, &lanes, limit)))
+    }
+
+    fn defer<'a>(
+        &'a self,
+        positions: &'a [i64],
+        delay: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        let positions = positions.to_vec();
+        Box::pin(self.write(move |connection| outbox::defer(connection, &positions, delay)))
+    }
+
+    fn sent<'a>(&'a self, positions: &'a [i64]) -> BoxFuture<'a, Result<(), StoreError>> {
+        let positions = positions.to_vec();
+        Box::pin(self.write(move |connection| outbox::sent(connection, &positions)))
+    }
+
+    fn committed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut commits = self.0.commits.subscribe();
+            loop {
+                let now = *commits.borrow_and_update();
+                if self.0.commits_seen.swap(now, Ordering::Relaxed) != now {
+                    return;
+                }
+                if tokio::time::timeout(OTHER_PROCESSES_POLL, commits.changed())
+                    .await
+                    .is_err()
+                    && self.0.others_committed().await.unwrap_or(false)
+                {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn outbox_stats(&self) -> BoxFuture<'_, Result<OutboxStats, StoreError>> {
+        Box::pin(self.read(outbox::stats))
+    }
+
+    fn forget_claims(&self, age: Duration, limit: usize) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(self.write(move |connection| outbox::forget_claims(connection, age, limit)))
+    }
+}
+
+impl From<SqliteStore> for Arc<dyn Store> {
+    fn from(store: SqliteStore) -> Self {
+        Arc::new(store)
+    }
+}

@@ -1,0 +1,212 @@
+//! Opening a file, and the versions of the tables in it.
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use tidings_core::StoreError;
+
+use crate::{LOCK_WAIT_MAX, error, outbox::now_ms};
+
+/// How many prepared statements each connection keeps.
+const STATEMENTS_MAX: usize = 256;
+
+/// Between two looks whether another process still holds the lock. Short, since the lock is free
+/// only for moments when that process is busy.
+const LOCK_WAIT_STEP: Duration = Duration::from_millis(1);
+
+/// Whose tables a migration makes.
+pub(crate) const OWN: &str = "tidings";
+pub(crate) const APPLICATION: &str = "application";
+
+/// Claims are an ordinary table with a unique index rather than `without rowid`: row ids grow with
+/// time, so that old claims are found at the front without an index on their age.
+pub(crate) const MIGRATIONS: &[(&str, &str)] = &[(
+    "0001",
+    "create table tidings_inbox (
+         claim integer primary key,
+         consumer text not null,
+         message text not null,
+         claimed_at integer not null,
+         unique (consumer, message)
+     ) strict;
+     create table tidings_outbox (
+         position integer primary key autoincrement,
+         lane integer not null,
+         created_at integer not null,
+         deferred_until integer,
+         message text not null,
+         body blob not null
+     ) strict;
+     create index tidings_outbox_ready on tidings_outbox (lane, position)
+         where deferred_until is null;
+     create index tidings_outbox_deferred on tidings_outbox (deferred_until)
+         where deferred_until is not null;
+     create table tidings_lane (
+         lane integer primary key,
+         relay text,
+         leased_until integer not null
+     ) strict;
+     with recursive numbers (lane) as (
+         select 0 union all select lane + 1 from numbers where lane < 15
+     )
+     insert into tidings_lane (lane, leased_until) select lane, 0 from numbers;",
+)];
+
+/// Opens a connection for the writer and makes the file a database that is safe to write.
+pub(crate) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
+    let connection = open(path)?;
+    let failed = |error| error::explain(path, "prepare the database", error);
+    let mode = journal_in_wal(&connection).map_err(failed)?;
+    if mode != "wal" {
+        return Err(StoreError::new(format!(
+            "cannot use `{}`: it is in journal mode `{mode}` and cannot be switched to WAL; put it \
+             on a local disk",
+            path.display()
+        )));
+    }
+    connection
+        .execute_batch("pragma synchronous = full; pragma fullfsync = on;")
+        .map_err(failed)?;
+    migrate(&connection, path, OWN, MIGRATIONS)?;
+    Ok(connection)
+}
+
+/// Switches to WAL. SQLite does not ask the busy handler when several processes do so at once.
+fn journal_in_wal(connection: &Connection) -> rusqlite::Result<String> {
+    let mut waits = 0;
+    loop {
+        let mode = connection.query_row("pragma journal_mode = wal", (), |row| row.get(0));
+        match mode {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && wait_for_lock(waits) =>
+            {
+                waits += 1;
+            }
+            mode => return mode,
+        }
+    }
+}
+
+/// Opens a connection that can only read.
+pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let connection = open(path)?;
+    connection
+        .execute_batch("pragma query_only = on")
+        .map_err(|error| error::explain(path, "prepare a reader", error))?;
+    Ok(connection)
+}
+
+fn open(path: &Path) -> Result<Connection, StoreError> {
+    let prepare = || {
+        let connection = Connection::open(path)?;
+        connection.busy_handler(Some(wait_for_lock))?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        connection.execute_batch("pragma foreign_keys = on; pragma temp_store = memory;")?;
+        Ok(connection)
+    };
+    prepare().map_err(|error| error::explain(path, "open the database", error))
+}
+
+fn wait_for_lock(waits: i32) -> bool {
+    std::thread::sleep(LOCK_WAIT_STEP);
+    LOCK_WAIT_STEP * waits.unsigned_abs() < LOCK_WAIT_MAX
+}
+
+/// Brings the tables of `owner` up to date: runs the migrations that have not been run.
+///
+/// Several processes may do this at once. Callers are outside of a transaction.
+pub(crate) fn migrate(
+    connection: &Connection,
+    path: &Path,
+    owner: &str,
+    migrations: &[(impl AsRef<str>, impl AsRef<str>)],
+) -> Result<(), StoreError> {
+    let failed = |error| error::explain(path, "begin a migration", error);
+    connection
+        .execute_batch("begin immediate")
+        .map_err(failed)?;
+    let outcome = migrate_inside(connection, path, owner, migrations).and_then(|()| {
+        connection
+            .execute_batch("commit")
+            .map_err(|error| error::explain(path, "commit a migration", error))
+    });
+    if outcome.is_err() && !connection.is_autocommit() {
+        connection.execute_batch("rollback").map_err(failed)?;
+    }
+    outcome
+}
+
+/// The same inside of a transaction that is already there.
+pub(crate) fn migrate_inside(
+    connection: &Connection,
+    path: &Path,
+    owner: &str,
+    migrations: &[(impl AsRef<str>, impl AsRef<str>)],
+) -> Result<(), StoreError> {
+    let failed = |error| error::explain(path, "read which migrations have run", error);
+    connection
+        .execute_batch(
+            "create table if not exists tidings_migration (
+                 owner text not null,
+                 name text not null,
+                 run_at integer not null,
+                 primary key (owner, name)
+             ) strict, without rowid",
+        )
+        .map_err(failed)?;
+    refuse_newer(connection, path, owner, migrations)?;
+    for (name, sql) in migrations {
+        let (name, sql) = (name.as_ref(), sql.as_ref());
+        let run = connection
+            .query_row(
+                "select 1 from tidings_migration where owner = ?1 and name = ?2",
+                (owner, name),
+                |_| Ok(()),
+            )
+            .optional()
+            .map_err(failed)?;
+        if run.is_some() {
+            continue;
+        }
+        connection
+            .execute_batch(sql)
+            .and_then(|()| {
+                connection.execute(
+                    "insert into tidings_migration (owner, name, run_at) values (?1, ?2, ?3)",
+                    (owner, name, now_ms()),
+                )
+            })
+            .map_err(|error| error::explain(path, &format!("run migration `{name}`"), error))?;
+    }
+    Ok(())
+}
+
+fn refuse_newer(
+    connection: &Connection,
+    path: &Path,
+    owner: &str,
+    migrations: &[(impl AsRef<str>, impl AsRef<str>)],
+) -> Result<(), StoreError> {
+    let newest: Option<String> = connection
+        .query_row(
+            "select max(name) from tidings_migration where owner = ?1",
+            (owner,),
+            |row| row.get(0),
+        )
+        .map_err(|error| error::explain(path, "read which migrations have run", error))?;
+    let Some(newest) = newest else {
+        return Ok(());
+    };
+    if migrations.iter().any(|(name, _)| name.as_ref() == newest) {
+        return Ok(());
+    }
+    Err(StoreError::new(format!(
+        "`{}` was written by a newer version: its {owner} tables are at `{newest}`, this program \
+         knows up to `{}`; run the newer version, or restore a backup from before it",
+        path.display(),
+        migrations
+            .last()
+            .map_or("nothing", |(name, _)| name.as_ref()),
+    )))
+}

@@ -1,0 +1,307 @@
+//! A handler's transaction, and the `Tx` it is used through.
+
+use std::{
+    borrow::Cow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, OnceLock, mpsc as std_mpsc},
+};
+
+use rusqlite::{Connection, Params, Row};
+use tidings_core::{
+    BoxFuture, Commit, Committed, Context, Error, FromContext, Provided, StoreError, Transaction,
+    TransactionHandle,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    Shared, error, outbox,
+    writer::{Job, Ready, Session, Statement, Step, Unit, Work},
+};
+
+/// How many statements of one transaction may wait for the writer. More than one only waits when
+/// a handler gave up on a statement before its answer.
+const STATEMENTS_WAITING_MAX: usize = 8;
+
+/// A transaction on a [`SqliteStore`](crate::SqliteStore). It begins with its first statement and
+/// holds the file's only writer from then on.
+pub struct SqliteTransaction {
+    shared: Arc<Shared>,
+    begun: Option<Begun>,
+}
+
+struct Begun {
+    steps: std_mpsc::SyncSender<Step>,
+    ended: Arc<OnceLock<String>>,
+}
+
+impl SqliteTransaction {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            begun: None,
+        }
+    }
+
+    /// Runs `work` on the writer's thread, inside this transaction.
+    ///
+    /// # Errors
+    ///
+    /// When `work` fails or panics, and when the transaction cannot begin or has been ended.
+    pub async fn call<T, F>(&mut self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let statement = statement(&self.shared, reply, work);
+        match &self.begun {
+            Some(begun) => begun.send(Step::Statement(statement))?,
+            None => {
+                let (steps, waiting) = std_mpsc::sync_channel(STATEMENTS_WAITING_MAX);
+                let ended = Arc::default();
+                let session = Session {
+                    first: statement,
+                    steps: waiting,
+                    ended: Arc::clone(&ended),
+                };
+                self.shared.send(Job::Session(session)).await?;
+                self.begun = Some(Begun { steps, ended });
+            }
+        }
+        match answer.await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.begun.as_ref().map_or_else(gone, Begun::error)),
+        }
+    }
+}
+
+impl Transaction for SqliteTransaction {
+    fn commit(
+        self: Box<Self>,
+        commit: Commit,
+    ) -> BoxFuture<'static, Result<Committed, StoreError>> {
+        Box::pin(async move {
+            let Some(begun) = self.begun else {
+                return self.shared.commit(commit).await;
+            };
+            let (reply, answer) = oneshot::channel();
+            let work = commit_work(Arc::clone(&self.shared), commit, reply);
+            begun.send(Step::Commit(work))?;
+            answer.await.unwrap_or_else(|_| Err(begun.error()))
+        })
+    }
+
+    fn rollback(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let Some(begun) = self.begun else {
+                return;
+            };
+            let (reply, answer) = oneshot::channel();
+            if begun.send(Step::Rollback(reply)).is_ok() {
+                // No answer means that the writer rolled it back before.
+                let _ = answer.await;
+            }
+        })
+    }
+}
+
+impl Begun {
+    fn send(&self, step: Step) -> Result<(), StoreError> {
+        self.steps.try_send(step).map_err(|refused| match refused {
+            std_mpsc::TrySendError::Full(_) => StoreError::new(format!(
+                "{STATEMENTS_WAITING_MAX} statements of this transaction wait already; await the \
+                 answer of each"
+            )),
+            std_mpsc::TrySendError::Disconnected(_) => self.error(),
+        })
+    }
+
+    /// Why the writer does not answer.
+    fn error(&self) -> StoreError {
+        self.ended
+            .get()
+            .map_or_else(gone, |why| StoreError::new(why.as_str()))
+    }
+}
+
+pub(crate) fn gone() -> StoreError {
+    StoreError::new("the database's thread has ended without an answer; restart the service")
+}
+
+/// A closure of the user as a step: its panic ends neither the thread nor its neighbours.
+pub(crate) fn statement<T, F>(
+    shared: &Arc<Shared>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+    work: F,
+) -> Statement
+where
+    T: Send + 'static,
+    F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+{
+    let shared = Arc::clone(shared);
+    Box::new(move |ready| {
+        let _ = reply.send(run(&shared, ready, work));
+    })
+}
+
+/// A closure of the user as a whole transaction.
+pub(crate) fn unit<T, F>(
+    shared: &Arc<Shared>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+    work: F,
+) -> Work
+where
+    T: Send + 'static,
+    F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+{
+    let shared = Arc::clone(shared);
+    Box::new(move |ready| {
+        let outcome = run(&shared, ready, work);
+        Unit {
+            keep: outcome.is_ok(),
+            done: Box::new(|durable| {
+                drop(reply.send(outcome.and_then(|value| durable.map(|()| value))))
+            }),
+        }
+    })
+}
+
+fn run<T>(
+    shared: &Shared,
+    ready: Ready<'_>,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T, StoreError> {
+    let connection = ready?;
+    match catch_unwind(AssertUnwindSafe(|| work(connection))) {
+        Ok(outcome) => {
+            outcome.map_err(|error| error::explain(&shared.path, "run a statement", error))
+        }
+        Err(_) => Err(StoreError::new(
+            "a closure given to the database panicked; see the log for where",
+        )),
+    }
+}
+
+/// The claim and the outbox rows as the last step of a transaction.
+pub(crate) fn commit_work(
+    shared: Arc<Shared>,
+    commit: Commit,
+    reply: oneshot::Sender<Result<Committed, StoreError>>,
+) -> Work {
+    Box::new(move |ready| {
+        let outcome = ready.and_then(|connection| {
+            outbox::write(connection, &commit)
+                .map_err(|error| error::explain(&shared.path, "write claim and outbox", error))
+        });
+        let keep = matches!(outcome, Ok(Committed::Done));
+        let done = move |durable: Result<(), StoreError>| {
+            let outcome = outcome.and_then(|committed| durable.map(|()| committed));
+            if matches!(outcome, Ok(Committed::Done)) && !commit.outbox.is_empty() {
+                shared.wake_relays();
+            }
+            let _ = reply.send(outcome);
+        };
+        Unit {
+            keep,
+            done: Box::new(done),
+        }
+    })
+}
+
+/// The transaction of the attempt, as an argument of a handler.
+///
+/// It has no `commit`: the toolkit commits it, with the inbox claim and the outbox rows, when the
+/// handler returns `Ok`. It begins with its first statement; from then on every other write to the
+/// file waits, so do slow work before.
+///
+/// ```
+/// # async fn handler(mut tx: tidings_sqlite::Tx) -> Result<(), tidings_core::StoreError> {
+/// tx.execute("insert into payment (order_id, status) values (?1, ?2)", ("o-1", "AUTHORIZED"))
+///     .await?;
+/// let payments: u32 = tx
+///     .call(|connection| connection.query_one("select count(*) from payment", (), |row| row.get(0)))
+///     .await?;
+/// # Ok(()) }
+/// ```
+pub struct Tx(TransactionHandle);
+
+impl Tx {
+    /// Runs `work` on the writer's thread, inside the transaction. What it changed stays if it
+    /// fails and the handler goes on all the same.
+    ///
+    /// # Errors
+    ///
+    /// When `work` fails or panics, or the transaction cannot begin, or was ended because it was
+    /// held open without a statement for too long.
+    pub async fn call<T, F>(&mut self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.0.get::<SqliteTransaction>().await?.call(work).await
+    }
+
+    /// Runs one statement and says how many rows it changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub async fn execute<P>(
+        &mut self,
+        sql: impl Into<Cow<'static, str>>,
+        params: P,
+    ) -> Result<usize, StoreError>
+    where
+        P: Params + Send + 'static,
+    {
+        let sql = sql.into();
+        self.call(move |connection| connection.prepare_cached(&sql)?.execute(params))
+            .await
+    }
+
+    /// Runs one query and makes a value of each row.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub async fn query<T, P, F>(
+        &mut self,
+        sql: impl Into<Cow<'static, str>>,
+        params: P,
+        row: F,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        T: Send + 'static,
+        P: Params + Send + 'static,
+        F: FnMut(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let sql = sql.into();
+        self.call(move |connection| {
+            let mut statement = connection.prepare_cached(&sql)?;
+            let rows = statement.query_map(params, row)?;
+            rows.collect()
+        })
+        .await
+    }
+}
+
+impl From<TransactionHandle> for Tx {
+    fn from(handle: TransactionHandle) -> Self {
+        Self(handle)
+    }
+}
+
+impl FromContext for Tx {
+    fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
+        Box::pin(async move {
+            let slot = context.transaction().ok_or_else(|| {
+                Error::msg("the handler takes a `Tx` but has no store; add `.transactional(store)`")
+            })?;
+            Ok(Self(slot.handle()))
+        })
+    }
+
+    fn check(provided: &Provided<'_>) -> Result<(), String> {
+        provided.needs_store()
+    }
+}
