@@ -1,1 +1,70 @@
-//! TBD.
+//! The derives of Tidings: [`Event`] and [`Command`] name a type on the wire, and [`macro@handler`]
+//! explains which argument of a handler is wrong.
+//!
+//! They never change what a type or a function does: without them the same code could be written by
+//! hand in ten lines.
+
+mod attributes;
+mod handler;
+mod message;
+mod tense;
+
+use proc_macro::TokenStream;
+use syn::{DeriveInput, ItemFn, parse_macro_input};
+
+/// Makes a type an event: a fact, in the past tense, for whoever listens.
+///
+/// A name that is not in the past tense does not compile, because it is most likely a command in
+/// disguise. All attributes are optional:
+///
+/// ```ignore
+/// #[derive(Serialize, Deserialize, Event)]
+/// #[event(name = "order-placed.v1", topic = "order_events", key = "order_id", id = "order_id")]
+/// struct OrderPlaced { order_id: String }
+/// ```
+///
+/// | attribute | meaning | default |
+/// | --- | --- | --- |
+/// | `name` | the name on the wire, with its version | kebab case and `.v1` (`OrderPlacedV2` is `order-placed.v2`) |
+/// | `topic` | the topic it is published to | the name |
+/// | `key` | the field that order is kept by | none: no order |
+/// | `id` | the field that identifies the fact, however often it is sent | none: a new id each time |
+/// | `body_bytes_max` | the largest body that may be published | 65536 |
+/// | `unrouted` | `"park"` or `"drop"`: what happens while nobody listens | `"park"` |
+/// | `not_past_tense` | the reason why the name may stand as it is | |
+/// | `crate` | where `tidings` is | `::tidings` |
+#[proc_macro_derive(Event, attributes(event))]
+pub fn derive_event(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    message::event(&input)
+        .unwrap_or_else(syn::Error::into_compile_error)
+        .into()
+}
+
+/// Makes a type a command: an instruction to exactly one target.
+///
+/// `target` is the consumer that carries it out, and is required; `name`, `key`, `id`,
+/// `body_bytes_max`, `unrouted` and `crate` are as for [`Event`].
+///
+/// ```ignore
+/// #[derive(Serialize, Deserialize, Command)]
+/// #[command(target = "inventory", key = "order_id")]
+/// struct ReserveStock { order_id: String }
+/// ```
+#[proc_macro_derive(Command, attributes(command))]
+pub fn derive_command(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    message::command(&input)
+        .unwrap_or_else(syn::Error::into_compile_error)
+        .into()
+}
+
+/// Says which part of a handler is wrong when `Router::on` does not take it.
+///
+/// It checks each argument and the return type where they stand, and changes nothing. Add it while
+/// looking for a mistake, or leave it.
+#[proc_macro_attribute]
+pub fn handler(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let function = parse_macro_input!(item as ItemFn);
+    handler::explain(attribute.into(), &function).into()
+}

@@ -1,1 +1,77 @@
-//! TBD.
+//! Event-driven services from plain async functions: handlers, retries, dead letters, the
+//! transactional outbox and its relay, the idempotent inbox, order per key.
+//!
+//! It never speaks to a broker or a database itself: a transport (`tidings-amqp`, `tidings-memory`)
+//! and a store (`tidings-postgres`, `tidings-sqlite`, `tidings-memory`) do, and only a program
+//! chooses them.
+//!
+//! ```
+//! use serde::{Deserialize, Serialize};
+//! use tidings::prelude::*;
+//!
+//! #[derive(Serialize, Deserialize, Event)]
+//! #[event(key = "order_id", id = "order_id")]
+//! struct OrderPlaced { order_id: String, amount: u32 }
+//!
+//! #[derive(Serialize, Deserialize, Event)]
+//! #[event(key = "order_id")]
+//! struct PaymentSettled { order_id: String }
+//!
+//! /// The message comes first and is the subscription; what is returned is published.
+//! async fn settle(order: OrderPlaced, id: MessageId) -> Result<PaymentSettled> {
+//!     println!("charging {} once under {id}", order.amount);
+//!     Ok(PaymentSettled { order_id: order.order_id })
+//! }
+//!
+//! let router = Router::new("payment").on(settle);
+//! assert_eq!(router.topology().queues[0].name, "payment.order-placed.v1");
+//! // serve(transport, router.transactional(store)).with_graceful_shutdown(ctrl_c()).await?
+//! ```
+//!
+//! # What is promised, and what it rests on
+//!
+//! - An attempt is one transaction: the claim on the message, the handler's writes, the messages it
+//!   sends. It commits whole or not at all, and nothing is acknowledged before.
+//! - An error tries again, as the [`RetryPolicy`] says; a permanent one, and a body that cannot be
+//!   read, goes to the dead letters at once, with the reason.
+//! - Messages with the same key are handled one after the other in the order they came, through
+//!   retries too, *within one instance of a consumer*. Several instances compete for one queue, and
+//!   then two messages with one key may be handled by two of them in any order.
+
+// So that the derives work within this crate's own tests and examples.
+extern crate self as tidings;
+
+mod breaker;
+mod extract;
+mod handler;
+mod producer;
+mod publish;
+mod retry;
+mod router;
+mod serve;
+
+pub use breaker::{
+    CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, CircuitOpen, Permit,
+};
+pub use extract::{Metadata, State};
+pub use handler::{Handled, Handler, HandlerResult, HandlerService};
+pub use producer::{Producer, ProducerTransaction};
+pub use retry::{Failed, Retry, RetryLayer, RetryPolicy, Verdict};
+pub use router::Router;
+pub use serve::{Serve, ServeError, serve};
+pub use tidings_core::*;
+pub use tidings_macros::{Command, Event, handler};
+pub use tower;
+
+/// What a handler returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything a service usually names: `use tidings::prelude::*`.
+pub mod prelude {
+    pub use crate::{
+        CircuitBreaker, CircuitBreakerLayer, Command, Context, Event, Message, MessageId, Metadata,
+        PermanentExt, Producer, Result, RetryLayer, RetryPolicy, Router, State, serve,
+    };
+    pub use serde::{Deserialize, Serialize};
+    pub use tower::{ServiceBuilder, timeout::TimeoutLayer};
+}

@@ -1,0 +1,119 @@
+//! The implementations that the derives write.
+
+use proc_macro2::TokenStream;
+use quote::{quote, quote_spanned};
+use syn::{DeriveInput, Error, Expr, LitStr, Result, spanned::Spanned};
+
+use crate::{
+    attributes::{Attributes, check_wire_name},
+    tense,
+};
+
+pub(crate) fn event(input: &DeriveInput) -> Result<TokenStream> {
+    let attributes = Attributes::read("event", input)?;
+    let ident = &input.ident;
+    if attributes.not_past_tense.is_none()
+        && let Err(explanation) = tense::check(&ident.to_string())
+    {
+        return Err(Error::new(ident.span(), explanation));
+    }
+    let name = wire_name(&attributes, input)?;
+    let topic = attributes.topic.as_ref().unwrap_or(&name);
+    let tidings = &attributes.tidings;
+    let message = message(
+        &attributes,
+        input,
+        &name,
+        &quote!(#tidings::Destination::topic(#topic)),
+    )?;
+    Ok(quote! {
+        #message
+        impl #tidings::Event for #ident {}
+    })
+}
+
+pub(crate) fn command(input: &DeriveInput) -> Result<TokenStream> {
+    let attributes = Attributes::read("command", input)?;
+    let ident = &input.ident;
+    let Some(target) = &attributes.target else {
+        return Err(Error::new(
+            ident.span(),
+            "a command tells one consumer what to do: name it with \
+             `#[command(target = \"inventory\")]`; if it says what happened, derive `Event`",
+        ));
+    };
+    let name = wire_name(&attributes, input)?;
+    let queue = LitStr::new(
+        &format!("{}.{}", target.value(), name.value()),
+        target.span(),
+    );
+    let tidings = &attributes.tidings;
+    let message = message(
+        &attributes,
+        input,
+        &name,
+        &quote!(#tidings::Destination::queue(#queue)),
+    )?;
+    Ok(quote! {
+        #message
+        impl #tidings::Command for #ident {
+            const TARGET: &'static str = #target;
+        }
+    })
+}
+
+fn wire_name(attributes: &Attributes, input: &DeriveInput) -> Result<LitStr> {
+    if let Some(name) = &attributes.name {
+        return Ok(name.clone());
+    }
+    let name = tense::wire_name(&input.ident.to_string());
+    check_wire_name(&name, input.ident.span())?;
+    Ok(LitStr::new(&name, input.ident.span()))
+}
+
+fn message(
+    attributes: &Attributes,
+    input: &DeriveInput,
+    name: &LitStr,
+    destination: &TokenStream,
+) -> Result<TokenStream> {
+    if !input.generics.params.is_empty() {
+        return Err(Error::new(
+            input.generics.span(),
+            "a message has one name and one shape on the wire, so it cannot be generic",
+        ));
+    }
+    let ident = &input.ident;
+    let tidings = &attributes.tidings;
+    let body_bytes_max = attributes
+        .body_bytes_max
+        .as_ref()
+        .map(|limit| quote!(const BODY_BYTES_MAX: usize = #limit;));
+    let unrouted = attributes
+        .drop_unrouted
+        .then(|| quote!(const UNROUTED: #tidings::Unrouted = #tidings::Unrouted::Drop;));
+    let key = text_of(attributes.key.as_ref(), "key");
+    let identity = text_of(attributes.id.as_ref(), "identity");
+    Ok(quote! {
+        impl #tidings::Message for #ident {
+            const NAME: &'static str = #name;
+            const DESTINATION: #tidings::Destination = #destination;
+            #body_bytes_max
+            #unrouted
+            #key
+            #identity
+        }
+    })
+}
+
+/// A method that gives a field as text.
+fn text_of(field: Option<&Expr>, method: &str) -> Option<TokenStream> {
+    let field = field?;
+    let method = syn::Ident::new(method, proc_macro2::Span::call_site());
+    let text = quote_spanned!(field.span()=> ::std::string::ToString::to_string(&#field));
+    Some(quote! {
+        fn #method(&self) -> ::std::option::Option<::std::borrow::Cow<'_, str>> {
+            ::std::option::Option::Some(::std::borrow::Cow::Owned(#text))
+        }
+    })
+}

@@ -1,0 +1,63 @@
+//! Extractors: what a handler can take after its message.
+
+use std::{any::type_name, ops::Deref};
+
+use crate::{BoxFuture, Context, Envelope, Error, FromContext, Provided};
+
+/// A value that was given to the router with [`with_state`](crate::Router::with_state), cloned for
+/// each attempt.
+///
+/// A router that was not given one does not start.
+#[derive(Debug, Clone, Copy)]
+pub struct State<T>(pub T);
+
+impl<T: Clone + Send + Sync + 'static> FromContext for State<T> {
+    fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
+        let state = context.state::<T>().map(|state| Self((*state).clone()));
+        Box::pin(std::future::ready(
+            state.ok_or_else(|| Error::msg(missing::<T>())),
+        ))
+    }
+
+    fn check(provided: &Provided<'_>) -> Result<(), String> {
+        match provided.has_state::<T>() {
+            true => Ok(()),
+            false => Err(missing::<T>()),
+        }
+    }
+}
+
+fn missing<T>() -> String {
+    let name = type_name::<T>();
+    format!("it takes a `State<{name}>`, but the router has none; add `.with_state(value)`")
+}
+
+/// What is known about the message: an [`Envelope`] by reference, and where it came from.
+#[derive(Clone)]
+pub struct Metadata(Context);
+
+impl Metadata {
+    /// The queue the message came from.
+    pub fn queue(&self) -> &str {
+        self.0.queue()
+    }
+
+    /// How many deliveries of the message failed before this one.
+    pub fn failures(&self) -> u32 {
+        self.0.failures()
+    }
+}
+
+impl Deref for Metadata {
+    type Target = Envelope;
+
+    fn deref(&self) -> &Envelope {
+        self.0.envelope()
+    }
+}
+
+impl FromContext for Metadata {
+    fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
+        Box::pin(std::future::ready(Ok(Self(context.clone()))))
+    }
+}

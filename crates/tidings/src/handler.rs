@@ -1,0 +1,281 @@
+//! Handlers: plain async functions, and one attempt to run one.
+//!
+//! An attempt is a tower service from [`Context`] to [`Handled`], so that any tower layer can stand
+//! around it. Everything that belongs together happens inside: the duplicate is turned away, the
+//! message decoded, the function run, and then *one* commit holds the claim, what the function
+//! wrote and what it sends. `Ok` therefore means done for ever, and an error of a layer outside
+//! (a timeout, say) means no more than "try again": if the commit did happen, the next attempt
+//! finds its claim.
+
+use std::{
+    any::{Any, type_name},
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use tower::{Service, ServiceExt};
+
+use crate::{
+    BoxError, BoxFuture, Claim, Commit, Committed, Context, Destination, Envelope, Error,
+    FromContext, IntoMessages, Message, Outgoing, Permanent, Provided, Transport, publish,
+    publish::Sender,
+};
+
+/// An async function that handles messages of type `M`: the message first, then up to eight
+/// extractors `A`.
+///
+/// It is implemented for functions and closures; there is nothing to implement by hand.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler",
+    label = "not a handler",
+    note = "a handler is an `async fn(Message, extractors...) -> tidings::Result<messages>`: first \
+            a type with `#[derive(Event)]` or `#[derive(Command)]`, then at most eight types that \
+            implement `FromContext` (`State<T>`, `MessageId`, `Tx`, ...)",
+    note = "write `#[tidings::handler]` above the function to see which part is wrong"
+)]
+pub trait Handler<M, A>: Clone + Send + Sync + 'static {
+    /// Makes the extractors, runs the function and encodes what it returns.
+    fn call(
+        self,
+        message: M,
+        context: Context,
+    ) -> impl Future<Output = Result<Vec<Outgoing>, Error>> + Send;
+
+    /// Where the returned messages may go.
+    fn destinations(into: &mut Vec<Destination>);
+
+    /// What the router must still be given for the extractors.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to add.
+    fn check(provided: &Provided<'_>) -> Result<(), String>;
+}
+
+/// What a handler returns: `tidings::Result<T>`, or a `Result` with any error.
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot return `{Self}`",
+    note = "a handler returns `tidings::Result<T>`: `Ok` acknowledges the message and sends what is \
+            in it, `Err` tries again"
+)]
+pub trait HandlerResult {
+    /// The messages to send.
+    type Messages: IntoMessages;
+
+    /// The messages, or why the attempt failed.
+    ///
+    /// # Errors
+    ///
+    /// The handler's.
+    fn into_result(self) -> Result<Self::Messages, Error>;
+}
+
+impl<T: IntoMessages, E: Into<Error>> HandlerResult for Result<T, E> {
+    type Messages = T;
+
+    fn into_result(self) -> Result<T, Error> {
+        self.map_err(Into::into)
+    }
+}
+
+macro_rules! functions_are_handlers {
+    ($(($($argument:ident)*))+) => {$(
+        #[allow(non_snake_case, unused_variables)]
+        impl<F, Fut, M, $($argument,)*> Handler<M, ($($argument,)*)> for F
+        where
+            F: Fn(M, $($argument),*) -> Fut + Clone + Send + Sync + 'static,
+            Fut: Future + Send,
+            Fut::Output: HandlerResult,
+            M: Message,
+            $($argument: FromContext + Send,)*
+        {
+            async fn call(self, message: M, context: Context) -> Result<Vec<Outgoing>, Error> {
+                $(let $argument = $argument::from_context(&context).await?;)*
+                let messages = self(message, $($argument),*).await.into_result()?;
+                let mut outgoing = Vec::new();
+                messages.into_messages(&mut outgoing)?;
+                Ok(outgoing)
+            }
+
+            fn destinations(into: &mut Vec<Destination>) {
+                <Fut::Output as HandlerResult>::Messages::destinations(into);
+            }
+
+            fn check(provided: &Provided<'_>) -> Result<(), String> {
+                $($argument::check(provided)?;)*
+                Ok(())
+            }
+        }
+    )+};
+}
+
+functions_are_handlers! {
+    () (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E G) (A B C D E G H) (A B C D E G H I)
+}
+
+/// How an attempt ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Handled {
+    /// The handler ran and its effects are committed.
+    Done,
+    /// The message had been handled before; nothing was done.
+    Duplicate,
+}
+
+/// One attempt to handle a message, as the tower service that layers stand around.
+///
+/// Cloning is cheap.
+#[derive(Clone)]
+pub struct HandlerService(Arc<dyn Fn(Context) -> Attempting + Send + Sync>);
+
+type Attempting = BoxFuture<'static, Result<Handled, BoxError>>;
+
+impl HandlerService {
+    /// Makes one type out of any stack of layers.
+    pub(crate) fn new<S>(service: S) -> Self
+    where
+        S: Service<Context, Response = Handled> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+    {
+        // The lock is only for services that are not `Sync`; it is held for the time of a clone.
+        let service = Mutex::new(service);
+        Self(Arc::new(move |context| {
+            let service = service.lock().clone();
+            Box::pin(async move { service.oneshot(context).await.map_err(Into::into) })
+        }))
+    }
+
+    /// The innermost service: an attempt of `handler`.
+    pub(crate) fn attempt<H, M, A>(handler: H, effects: Arc<Effects>) -> Self
+    where
+        H: Handler<M, A>,
+        M: Message,
+    {
+        Self(Arc::new(move |context| {
+            let handler = handler.clone();
+            let effects = Arc::clone(&effects);
+            Box::pin(async move {
+                let limit = effects.attempt_timeout;
+                match tokio::time::timeout(limit, attempt(handler, &effects, context)).await {
+                    Ok(outcome) => outcome.map_err(Error::into_inner),
+                    Err(_) => Err(format!(
+                        "the handler was still running after the `attempt_timeout` of {limit:?}"
+                    )
+                    .into()),
+                }
+            })
+        }))
+    }
+}
+
+impl Service<Context> for HandlerService {
+    type Response = Handled;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Handled, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, context: Context) -> Self::Future {
+        (self.0)(context)
+    }
+}
+
+/// What attempts need beyond their context.
+pub(crate) struct Effects {
+    pub(crate) sender: Sender,
+    /// Where messages go at once if the consumer has no store.
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) attempt_timeout: Duration,
+}
+
+async fn attempt<H, M, A>(handler: H, effects: &Effects, context: Context) -> Result<Handled, Error>
+where
+    H: Handler<M, A>,
+    M: Message,
+{
+    let claim = Claim {
+        consumer: context.queue().into(),
+        message: context.message_id().clone(),
+    };
+    let transaction = context.transaction();
+    if let Some(slot) = transaction
+        && slot.store().is_claimed(&claim).await?
+    {
+        return Ok(Handled::Duplicate);
+    }
+    let message = match context.take_decoded::<M>() {
+        Some(message) => message,
+        None => decode(context.envelope())?,
+    };
+    let mut outbox = match guard(handler.call(message, context.clone())).await {
+        Ok(outgoing) => outgoing,
+        Err(error) => {
+            if let Some(Ok(Some(transaction))) = transaction.map(|slot| slot.take()) {
+                transaction.rollback().await;
+            }
+            return Err(error);
+        }
+    };
+    effects.sender.stamp(&mut outbox, Some(&context));
+    let Some(slot) = transaction else {
+        publish::directly(&*effects.transport, outbox).await?;
+        return Ok(Handled::Done);
+    };
+    let commit = Commit {
+        claim: Some(claim),
+        outbox,
+    };
+    let committed = match slot.take()? {
+        Some(transaction) => transaction.commit(commit).await?,
+        None => slot.store().commit(commit).await?,
+    };
+    Ok(match committed {
+        Committed::Done => Handled::Done,
+        Committed::Duplicate => Handled::Duplicate,
+    })
+}
+
+/// Runs a future of the user's; its panic is an error like any other.
+async fn guard<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    AssertUnwindSafe(future)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|panic| Err(Error::msg(panicked(&*panic))))
+}
+
+/// What a panic said.
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> String {
+    let said = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("something that is not text");
+    format!("the handler panicked: {said}")
+}
+
+/// The message in an envelope.
+pub(crate) fn decode<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
+    serde_json::from_slice(&envelope.body).map_err(|error| {
+        let hint = if envelope.body.is_empty() {
+            "; the body is empty".to_owned()
+        } else if envelope.content_type.is_empty() || envelope.content_type.contains("json") {
+            String::new()
+        } else {
+            format!("; its content type is `{}`", envelope.content_type)
+        };
+        let shape = type_name::<M>().rsplit("::").next().unwrap_or_default();
+        Permanent::new(format!(
+            "the body is not the JSON of a `{}` (`{shape}`): {error}{hint}",
+            M::NAME
+        ))
+    })
+}

@@ -1,0 +1,142 @@
+//! Sending from outside of handlers: from an HTTP handler, a timer, a command line.
+
+use std::{borrow::Cow, sync::Arc};
+
+use crate::{
+    Command, Commit, Envelope, Error, Event, Message, Outgoing, Store, TransactionHandle,
+    TransactionSlot, publish::Sender,
+};
+
+/// Sends events and commands through the outbox, in one transaction with what else is written.
+///
+/// Cloning is cheap. The relay of the service that has the same store ([`serve`](crate::serve))
+/// publishes what was committed.
+#[derive(Clone)]
+pub struct Producer {
+    store: Arc<dyn Store>,
+    sender: Arc<Sender>,
+}
+
+impl Producer {
+    /// A producer for the service `source`, which stands in each message as its source.
+    pub fn new(source: impl Into<Cow<'static, str>>, store: impl Into<Arc<dyn Store>>) -> Self {
+        Self {
+            store: store.into(),
+            sender: Arc::new(Sender {
+                source: source.into(),
+            }),
+        }
+    }
+
+    /// A unit of work. Its database transaction begins when [`handle`](ProducerTransaction::handle)
+    /// is first used.
+    pub fn transaction(&self) -> ProducerTransaction {
+        ProducerTransaction {
+            slot: Arc::new(TransactionSlot::new(Arc::clone(&self.store))),
+            sender: Arc::clone(&self.sender),
+            outbox: Vec::new(),
+            traceparent: None,
+        }
+    }
+
+    /// Commits one event to the outbox, with nothing else.
+    ///
+    /// # Errors
+    ///
+    /// When the event is too large, or the database does not commit.
+    pub async fn publish<E: Event>(&self, event: &E) -> Result<(), Error> {
+        let mut transaction = self.transaction();
+        transaction.publish(event)?;
+        transaction.commit().await
+    }
+
+    /// Commits one command to the outbox, with nothing else.
+    ///
+    /// # Errors
+    ///
+    /// When the command is too large, or the database does not commit.
+    pub async fn send<C: Command>(&self, command: &C) -> Result<(), Error> {
+        let mut transaction = self.transaction();
+        transaction.send(command)?;
+        transaction.commit().await
+    }
+}
+
+/// Writes and messages that become durable together, or not at all.
+///
+/// Dropping it undoes everything.
+#[must_use = "nothing is written or sent before `commit`"]
+pub struct ProducerTransaction {
+    slot: Arc<TransactionSlot>,
+    sender: Arc<Sender>,
+    outbox: Vec<Outgoing>,
+    traceparent: Option<Box<str>>,
+}
+
+impl ProducerTransaction {
+    /// The database transaction, for the store's own `Tx`. Drop it before
+    /// [`commit`](Self::commit).
+    pub fn handle(&self) -> TransactionHandle {
+        self.slot.handle()
+    }
+
+    /// The W3C trace context that the messages after this carry on.
+    pub fn traceparent(&mut self, traceparent: impl Into<Box<str>>) {
+        self.traceparent = Some(traceparent.into());
+    }
+
+    /// Tells everybody what happened, if the transaction commits.
+    ///
+    /// # Errors
+    ///
+    /// Permanent: the body is over the event's size budget.
+    pub fn publish<E: Event>(&mut self, event: &E) -> Result<(), Error> {
+        self.push(event)
+    }
+
+    /// Tells one consumer what to do, if the transaction commits.
+    ///
+    /// # Errors
+    ///
+    /// Permanent: the body is over the command's size budget.
+    pub fn send<C: Command>(&mut self, command: &C) -> Result<(), Error> {
+        self.push(command)
+    }
+
+    fn push<M: Message>(&mut self, message: &M) -> Result<(), Error> {
+        let outgoing = Outgoing::new(message)?;
+        self.outbox.push(Outgoing {
+            envelope: Envelope {
+                traceparent: self.traceparent.clone(),
+                ..outgoing.envelope
+            },
+            ..outgoing
+        });
+        Ok(())
+    }
+
+    /// Makes it all durable; the relay publishes the messages soon after.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not commit, or a handle is still in use: nothing was written.
+    pub async fn commit(mut self) -> Result<(), Error> {
+        self.sender.stamp(&mut self.outbox, None);
+        let commit = Commit {
+            claim: None,
+            outbox: self.outbox,
+        };
+        match self.slot.take()? {
+            Some(transaction) => transaction.commit(commit).await?,
+            None => self.slot.store().commit(commit).await?,
+        };
+        Ok(())
+    }
+
+    /// Undoes everything, and resolves when that is done.
+    pub async fn rollback(self) {
+        if let Ok(Some(transaction)) = self.slot.take() {
+            transaction.rollback().await;
+        }
+    }
+}
