@@ -9,15 +9,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use tidings_testing::foreign::{NODE_PATH, PYTHON_PATH};
 use tidings_testing::servers::{POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq};
 
 use crate::run::{answers, program, quietly, root, target};
-
-/// The folder of the npm packages that the Node programs of `examples/` need.
-const NODE_PATH: &str = "TIDINGS_TEST_NODE_PATH";
-
-/// The folder of the PyPI packages that the Python programs of `examples/` need.
-const PYTHON_PATH: &str = "TIDINGS_TEST_PYTHON_PATH";
 
 /// What was had, and what was not.
 #[derive(Default)]

@@ -1,3 +1,4 @@
 //! TBD.
 
+pub mod foreign;
 pub mod servers;

@@ -1,0 +1,78 @@
+//! Programs in other languages, as tests run them: with their packages, and led to a test's broker.
+//!
+//! `cargo xtask test` installs the packages that `examples/package.json` and
+//! `examples/requirements.txt` name, outside the clone, and says in the environment where they are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::servers::Process;
+
+/// The variable that names the folder of the npm packages.
+pub const NODE_PATH: &str = "TIDINGS_TEST_NODE_PATH";
+
+/// The variable that names the folder of the PyPI packages.
+pub const PYTHON_PATH: &str = "TIDINGS_TEST_PYTHON_PATH";
+
+/// A command that runs this Node program with the packages of the examples.
+///
+/// # Panics
+///
+/// When nobody installed the packages, with who does.
+#[track_caller]
+pub fn node(script: impl AsRef<Path>) -> Command {
+    let mut command = Process::command("node");
+    command
+        .arg(script.as_ref())
+        .env("NODE_PATH", packages(NODE_PATH));
+    command
+}
+
+/// Where an npm package of the examples is.
+///
+/// # Panics
+///
+/// When nobody installed the packages, with who does.
+#[track_caller]
+pub fn node_package(name: &str) -> PathBuf {
+    packages(NODE_PATH).join(name)
+}
+
+/// A command that runs this Python program with the packages of the examples.
+///
+/// # Panics
+///
+/// When nobody installed the packages, with who does.
+#[track_caller]
+pub fn python(script: impl AsRef<Path>) -> Command {
+    let mut command = Process::command("python3");
+    command
+        .arg(script.as_ref())
+        .env("PYTHONPATH", packages(PYTHON_PATH));
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+/// The folder of this repository's examples.
+pub fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples")
+}
+
+/// Leads a Node program that has `localhost:5672` written into it to another port instead.
+///
+/// The program stays as its authors wrote it, and needs neither the port nor a network namespace.
+pub fn lead_to_port(command: &mut Command, port: u16) {
+    let lead = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/foreign/lead.cjs");
+    command.env("NODE_OPTIONS", format!("--require \"{}\"", lead.display()));
+    command.env("TIDINGS_TEST_AMQP_PORT", port.to_string());
+}
+
+#[track_caller]
+fn packages(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(folder) => PathBuf::from(folder),
+        None => panic!(
+            "`{variable}` is not set: run this test by `cargo xtask test`, which installs the packages"
+        ),
+    }
+}
