@@ -5,7 +5,7 @@
 //! never into the clone. Nothing here is required: what cannot be had is remembered with the
 //! reason, and whoever asked decides what that means.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -48,11 +48,11 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
     debian(provided, "RabbitMQ", "rabbitmq-server", RabbitMq::missing);
     debian(provided, "PostgreSQL", "postgresql", Postgres::missing);
     let cache = target()?.join("foreign");
-    let packages = root()?.join("examples");
-    if let Err(error) = node(provided, &packages, cache.join("node")) {
+    let examples = root()?.join("examples");
+    if let Err(error) = node(provided, &examples, &cache.join("node")) {
         provided.lack("Node", format!("{error:#}"));
     }
-    if let Err(error) = python(provided, &packages, cache.join("python")) {
+    if let Err(error) = python(provided, &examples, &cache.join("python")) {
         provided.lack("Python", format!("{error:#}"));
     }
     Ok(())
@@ -111,7 +111,7 @@ fn is_debian_root() -> bool {
         .arg("-u")
         .output()
         .is_ok_and(|id| id.stdout.trim_ascii() == b"0");
-    root && std::path::Path::new("/etc/debian_version").exists() && answers("apt-get", "--version")
+    root && Path::new("/etc/debian_version").exists() && answers("apt-get", "--version")
 }
 
 fn apt_get(name: &str, package: &str) -> Result<()> {
@@ -140,7 +140,7 @@ fn apt_get(name: &str, package: &str) -> Result<()> {
 }
 
 /// Installs what `examples/package.json` names, exactly as its lock file has it.
-fn node(provided: &mut Provided, packages: &std::path::Path, cache: PathBuf) -> Result<()> {
+fn node(provided: &mut Provided, examples: &Path, cache: &Path) -> Result<()> {
     if !answers("node", "--version") || !answers("npm", "--version") {
         provided.lack(
             "Node",
@@ -148,22 +148,26 @@ fn node(provided: &mut Provided, packages: &std::path::Path, cache: PathBuf) -> 
         );
         return Ok(());
     }
-    std::fs::create_dir_all(&cache)?;
-    for file in ["package.json", "package-lock.json"] {
-        std::fs::copy(packages.join(file), cache.join(file))
-            .with_context(|| format!("cannot copy examples/{file}"))?;
-    }
-    let mut npm = program("npm")?;
-    npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
-    quietly(npm.current_dir(&cache))?;
-    eprintln!("Node: packages in {}", cache.display());
-    let path = cache.join("node_modules").to_string_lossy().into_owned();
-    provided.env.push((NODE_PATH, path));
+    once(
+        examples,
+        cache,
+        &["package.json", "package-lock.json"],
+        || {
+            let mut npm = program("npm")?;
+            npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
+            quietly(npm.current_dir(cache)).map(drop)
+        },
+    )?;
+    let path = cache.join("node_modules");
+    eprintln!("Node: packages in {}", path.display());
+    provided
+        .env
+        .push((NODE_PATH, path.to_string_lossy().into_owned()));
     Ok(())
 }
 
 /// Installs what `examples/requirements.txt` names.
-fn python(provided: &mut Provided, packages: &std::path::Path, cache: PathBuf) -> Result<()> {
+fn python(provided: &mut Provided, examples: &Path, cache: &Path) -> Result<()> {
     if !answers("python3", "--version") {
         provided.lack(
             "Python",
@@ -171,23 +175,50 @@ fn python(provided: &mut Provided, packages: &std::path::Path, cache: PathBuf) -
         );
         return Ok(());
     }
-    let mut pip = program("python3")?;
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--upgrade",
-    ]);
-    pip.arg("--target")
-        .arg(&cache)
-        .arg("--requirement")
-        .arg(packages.join("requirements.txt"));
-    quietly(&mut pip)?;
-    eprintln!("Python: packages in {}", cache.display());
+    let path = cache.join("packages");
+    once(examples, cache, &["requirements.txt"], || {
+        let mut pip = program("python3")?;
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--upgrade",
+        ]);
+        pip.arg("--target")
+            .arg(&path)
+            .args(["--requirement", "requirements.txt"]);
+        quietly(pip.current_dir(cache)).map(drop)
+    })?;
+    eprintln!("Python: packages in {}", path.display());
     provided
         .env
-        .push((PYTHON_PATH, cache.to_string_lossy().into_owned()));
+        .push((PYTHON_PATH, path.to_string_lossy().into_owned()));
     Ok(())
+}
+
+/// Copies `lists` from the examples to `cache` and installs what they name, unless that is done.
+fn once(
+    examples: &Path,
+    cache: &Path,
+    lists: &[&str],
+    install: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let done = cache.join("done");
+    let texts = lists
+        .iter()
+        .map(|list| std::fs::read_to_string(examples.join(list)));
+    let wanted = texts
+        .collect::<Result<String, _>>()
+        .context("cannot read the examples' lists")?;
+    if std::fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(cache)?;
+    for list in lists {
+        std::fs::copy(examples.join(list), cache.join(list))?;
+    }
+    install()?;
+    Ok(std::fs::write(done, wanted)?)
 }
