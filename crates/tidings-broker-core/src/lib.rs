@@ -22,13 +22,19 @@
 //! # Ok::<(), Refusal>(())
 //! ```
 
+mod backlog;
 mod broker;
 mod commands;
 mod effect;
+mod exchange;
 mod message;
+mod names;
+mod queue;
 mod record;
 mod refusal;
+mod session;
 mod slab;
+mod topic;
 mod value;
 
 pub use broker::{Broker, Options};

@@ -15,8 +15,6 @@ pub enum ReplyCode {
     ResourceLocked = 405,
     /// 406: an argument that differs or is invalid, a queue in use, an unknown delivery tag.
     PreconditionFailed = 406,
-    /// 503: an exchange type that does not exist.
-    CommandInvalid = 503,
     /// 504: the channel is not open.
     ChannelError = 504,
     /// 530: a consumer tag that is taken.
@@ -42,7 +40,6 @@ impl ReplyCode {
             Self::NotFound => "NOT_FOUND",
             Self::ResourceLocked => "RESOURCE_LOCKED",
             Self::PreconditionFailed => "PRECONDITION_FAILED",
-            Self::CommandInvalid => "COMMAND_INVALID",
             Self::ChannelError => "CHANNEL_ERROR",
             Self::NotAllowed => "NOT_ALLOWED",
             Self::NotImplemented => "NOT_IMPLEMENTED",

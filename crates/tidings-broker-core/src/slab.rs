@@ -78,8 +78,4 @@ impl<T> Slab<T> {
                 value.as_ref().map(|value| (key, value))
             })
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
 }

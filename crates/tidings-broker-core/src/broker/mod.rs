@@ -2,13 +2,39 @@
 //!
 //! Each command takes the time and a list to add effects to. A refused command changes nothing.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
 use bytes::Bytes;
 
+use crate::exchange::{Exchange, Index, RouteCache, Target};
+use crate::names::Names;
+use crate::queue::{Queue, text};
+use crate::session::{Channel, Consumer};
+use crate::slab::{Key, Slab};
 use crate::{
-    Binding, BindingStats, ChannelId, ConnectionId, Consume, Effect, ExchangeDeclare,
-    ExchangeStats, Got, Message, Published, QueueDeclare, QueueDeclared, QueueStats, Record,
-    Refusal, Table,
+    BindingStats, ChannelId, ConnectionId, ExchangeStats, QueueId, QueueStats, Refusal, ReplyCode,
+    Table,
 };
+
+mod consuming;
+mod dead_letters;
+mod publishing;
+mod queues;
+mod restoring;
+mod sessions;
+mod settling;
+mod timing;
+mod topology;
+
+/// The exchanges that are always there.
+const PREDECLARED: [(&str, &str); 6] = [
+    ("amq.direct", "direct"),
+    ("amq.fanout", "fanout"),
+    ("amq.topic", "topic"),
+    ("amq.headers", "headers"),
+    ("amq.match", "headers"),
+    ("amq.rabbitmq.trace", "topic"),
+];
 
 /// How a broker is made.
 #[derive(Debug, Clone)]
@@ -23,6 +49,10 @@ pub struct Options {
     pub names_seed: u64,
     /// Routing results remembered per exchange. When it is full it starts anew.
     pub cached_routes_max: usize,
+    /// Messages delivered from, or expired in, one queue at a time. The rest follows with the next
+    /// [`Broker::tick`], so that a long backlog neither holds up others nor floods a connection
+    /// that could have been paused.
+    pub messages_per_step_max: usize,
 }
 
 impl Default for Options {
@@ -32,6 +62,7 @@ impl Default for Options {
             decode_headers: |_| Table::new(),
             names_seed: 0,
             cached_routes_max: 4096,
+            messages_per_step_max: 512,
         }
     }
 }
@@ -40,275 +71,193 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Broker {
     options: Options,
+    names: Names,
+    exchanges: Slab<Exchange>,
+    exchange_names: HashMap<Bytes, Key>,
+    queues: Slab<Queue>,
+    queue_names: HashMap<Bytes, Key>,
+    /// Queues that are in the store.
+    queue_ids: HashMap<QueueId, Key>,
+    channels: Slab<Channel>,
+    consumers: Slab<Consumer>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    /// When to look at which queue.
+    timers: BTreeSet<(u64, Key)>,
+    /// Queues that had more to deliver than one step allows.
+    busy: VecDeque<Key>,
+    /// Messages on their way to a dead-letter exchange; empty between commands.
+    dying: VecDeque<dead_letters::Dying>,
+    next_message: u64,
+    next_queue: u64,
+    next_arrival: u64,
+    /// Counts changes of exchanges, queues and bindings: remembered routes are good for one count.
+    topology_version: u64,
+    /// An empty list to route into, kept to save an allocation per message.
+    scratch: Vec<Key>,
 }
 
-#[allow(unused_variables, clippy::todo)]
+#[derive(Debug, Default)]
+struct Connection {
+    channels: BTreeSet<Key>,
+    exclusive_queues: BTreeSet<Key>,
+    paused: bool,
+}
+
 impl Broker {
     /// A broker with the predeclared exchanges and nothing else.
     pub fn new(options: Options) -> Self {
-        Self { options }
-    }
-
-    /// Replays one record of a store. All records come before the first command, in the order they
-    /// were made or that [`Record`] allows. Facts about things that are not there are ignored.
-    pub fn restore(&mut self, record: Record) {
-        todo!()
-    }
-
-    /// When [`Broker::tick`] is next needed, if at all. Ask after every command.
-    pub fn next_deadline(&self) -> Option<u64> {
-        todo!()
-    }
-
-    /// Expires what is due. Calling it too early or too often does no harm.
-    pub fn tick(&mut self, now: u64, out: &mut Vec<Effect>) {
-        todo!()
-    }
-
-    /// Opens channel `number` of a connection.
-    pub fn open_channel(&mut self, connection: ConnectionId, number: u16) -> ChannelId {
-        todo!()
-    }
-
-    /// Cancels the channel's consumers and requeues what they have not settled.
-    pub fn close_channel(&mut self, channel: ChannelId, now: u64, out: &mut Vec<Effect>) {
-        todo!()
-    }
-
-    /// Closes every channel of the connection and deletes its exclusive queues.
-    pub fn close_connection(&mut self, connection: ConnectionId, now: u64, out: &mut Vec<Effect>) {
-        todo!()
-    }
-
-    /// Delivers nothing more to the connection until [`Broker::resume_connection`]: for one whose
-    /// socket does not keep up, so that what waits for it waits in queues and not in buffers.
-    pub fn pause_connection(&mut self, connection: ConnectionId) {
-        todo!()
-    }
-
-    /// Delivers to the connection again.
-    pub fn resume_connection(&mut self, connection: ConnectionId, now: u64, out: &mut Vec<Effect>) {
-        todo!()
-    }
-
-    /// `exchange.declare`.
-    pub fn declare_exchange(
-        &mut self,
-        declare: ExchangeDeclare,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `exchange.delete`. Deleting what is not there is fine.
-    pub fn delete_exchange(
-        &mut self,
-        name: &[u8],
-        if_unused: bool,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `exchange.bind`. Binding twice is fine.
-    pub fn bind_exchange(
-        &mut self,
-        binding: Binding,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `exchange.unbind`. Unbinding what is not bound is fine.
-    pub fn unbind_exchange(
-        &mut self,
-        binding: Binding,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `queue.declare`.
-    pub fn declare_queue(
-        &mut self,
-        channel: ChannelId,
-        declare: QueueDeclare,
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<QueueDeclared, Refusal> {
-        todo!()
-    }
-
-    /// `queue.delete`; gives the number of messages that were ready. Deleting what is not there is
-    /// fine.
-    pub fn delete_queue(
-        &mut self,
-        channel: ChannelId,
-        name: &[u8],
-        if_unused: bool,
-        if_empty: bool,
-        out: &mut Vec<Effect>,
-    ) -> Result<u64, Refusal> {
-        todo!()
-    }
-
-    /// `queue.purge`; gives the number of messages that were ready.
-    pub fn purge_queue(
-        &mut self,
-        channel: ChannelId,
-        name: &[u8],
-        out: &mut Vec<Effect>,
-    ) -> Result<u64, Refusal> {
-        todo!()
-    }
-
-    /// `queue.bind`. Binding twice is fine.
-    pub fn bind_queue(
-        &mut self,
-        channel: ChannelId,
-        binding: Binding,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `queue.unbind`. Unbinding what is not bound is fine.
-    pub fn unbind_queue(
-        &mut self,
-        channel: ChannelId,
-        binding: Binding,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `basic.publish`: routes the message to queues and delivers what can be delivered. `bcc` are
-    /// further routing keys that no receiver is to see.
-    pub fn publish(
-        &mut self,
-        channel: ChannelId,
-        message: Message,
-        bcc: &[Bytes],
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<Published, Refusal> {
-        todo!()
-    }
-
-    /// Whether `basic.publish` to this exchange would be refused, for servers that must answer
-    /// before the message's content has arrived.
-    pub fn check_publish(&self, exchange: &[u8]) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `basic.qos`: with `global` for the channel as a whole, at once; otherwise for each consumer
-    /// that starts on the channel from now on. 0 is unlimited.
-    pub fn qos(
-        &mut self,
-        channel: ChannelId,
-        prefetch_count: u16,
-        global: bool,
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `basic.consume`; gives the consumer's tag. Deliveries may follow at once: send `consume-ok`
-    /// before the effects.
-    pub fn consume(
-        &mut self,
-        channel: ChannelId,
-        consume: Consume,
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<Bytes, Refusal> {
-        todo!()
-    }
-
-    /// `basic.cancel`: what the consumer has not settled stays with the channel. Cancelling what
-    /// is not there is fine.
-    pub fn cancel(
-        &mut self,
-        channel: ChannelId,
-        consumer_tag: &[u8],
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `basic.get`; `None` is `get-empty`.
-    pub fn get(
-        &mut self,
-        channel: ChannelId,
-        queue: &[u8],
-        no_ack: bool,
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<Option<Got>, Refusal> {
-        todo!()
-    }
-
-    /// `basic.ack`. Tag 0 with `multiple` is everything outstanding on the channel.
-    pub fn ack(
-        &mut self,
-        channel: ChannelId,
-        delivery_tag: u64,
-        multiple: bool,
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `basic.nack`, and `basic.reject` with `multiple` false. With `requeue` the messages go back
-    /// to where they were; without, to the dead-letter exchange if there is one.
-    pub fn nack(
-        &mut self,
-        channel: ChannelId,
-        delivery_tag: u64,
-        multiple: bool,
-        requeue: bool,
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
-    }
-
-    /// `basic.recover` with requeue: everything outstanding on the channel goes back to where it
-    /// was. (Without requeue it is 540, which is the server's to say.)
-    pub fn recover(
-        &mut self,
-        channel: ChannelId,
-        now: u64,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        todo!()
+        let mut broker = Self {
+            names: Names::new(options.names_seed),
+            options,
+            exchanges: Slab::default(),
+            exchange_names: HashMap::new(),
+            queues: Slab::default(),
+            queue_names: HashMap::new(),
+            queue_ids: HashMap::new(),
+            channels: Slab::default(),
+            consumers: Slab::default(),
+            connections: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            busy: VecDeque::new(),
+            dying: VecDeque::new(),
+            next_message: 1,
+            next_queue: 1,
+            next_arrival: 1,
+            topology_version: 1,
+            scratch: Vec::new(),
+        };
+        broker.add_exchange(predeclared("", Index::Default));
+        for (name, kind) in PREDECLARED {
+            let index = Index::new(kind.as_bytes()).expect("a type that is known");
+            broker.add_exchange(predeclared(name, index));
+        }
+        broker
     }
 
     /// Every queue.
     pub fn queues(&self) -> impl Iterator<Item = QueueStats> {
-        std::iter::empty()
+        self.queues.iter().map(|(_, queue)| queue.stats())
     }
 
     /// One queue.
     pub fn queue(&self, name: &[u8]) -> Option<QueueStats> {
-        todo!()
+        let key = self.queue_names.get(name)?;
+        self.queues.get(*key).map(Queue::stats)
     }
 
     /// Every exchange.
     pub fn exchanges(&self) -> impl Iterator<Item = ExchangeStats> {
-        std::iter::empty()
+        self.exchanges.iter().map(|(_, exchange)| ExchangeStats {
+            name: exchange.name.clone(),
+            kind: exchange.index.kind(),
+            durable: exchange.durable,
+            auto_delete: exchange.auto_delete,
+            internal: exchange.internal,
+            arguments: exchange.arguments.clone(),
+        })
     }
 
     /// Every binding, but for those of the default exchange.
     pub fn bindings(&self) -> impl Iterator<Item = BindingStats> {
-        std::iter::empty()
+        self.exchanges.iter().flat_map(move |(_, exchange)| {
+            let bound = exchange.bindings.iter();
+            bound.flat_map(move |((target, key), arguments)| {
+                arguments.iter().map(move |arguments| BindingStats {
+                    source: exchange.name.clone(),
+                    destination: self.target_name(*target),
+                    to_queue: matches!(target, Target::Queue(_)),
+                    routing_key: key.clone(),
+                    arguments: arguments.clone(),
+                })
+            })
+        })
     }
 
     /// Deliveries out on the channel and not settled.
     pub fn unacked(&self, channel: ChannelId) -> usize {
-        todo!()
+        self.channels
+            .get(channel.0)
+            .map_or(0, |channel| channel.unacked.len())
     }
+
+    fn target_name(&self, target: Target) -> Bytes {
+        let name = match target {
+            Target::Queue(key) => self.queues.get(key).map(|queue| &queue.name),
+            Target::Exchange(key) => self.exchanges.get(key).map(|exchange| &exchange.name),
+        };
+        name.cloned().unwrap_or_default()
+    }
+
+    fn channel_mut(&mut self, channel: ChannelId) -> Result<&mut Channel, Refusal> {
+        let closed = || Refusal::new(ReplyCode::ChannelError, "the channel is not open");
+        self.channels.get_mut(channel.0).ok_or_else(closed)
+    }
+
+    fn exchange_key(&self, name: &[u8]) -> Result<Key, Refusal> {
+        self.exchange_names.get(name).copied().ok_or_else(|| {
+            let why = format_args!(
+                "no exchange '{}' in vhost '{}'",
+                text(name),
+                self.options.vhost
+            );
+            Refusal::new(ReplyCode::NotFound, why)
+        })
+    }
+
+    /// The queue called `name`, or the one declared last on the channel if it is empty.
+    fn queue_key(&mut self, channel: ChannelId, name: &[u8]) -> Result<Key, Refusal> {
+        let channel = self.channel_mut(channel)?;
+        let connection = channel.connection;
+        let name = match (name, &channel.last_queue) {
+            (b"", Some(last)) => last.clone(),
+            (b"", None) => {
+                let why = "no previously declared queue on this channel";
+                return Err(Refusal::new(ReplyCode::NotFound, why));
+            }
+            _ => Bytes::copy_from_slice(name),
+        };
+        let vhost = &self.options.vhost;
+        let Some(&key) = self.queue_names.get(&name) else {
+            let why = format_args!("no queue '{}' in vhost '{vhost}'", text(&name));
+            return Err(Refusal::new(ReplyCode::NotFound, why));
+        };
+        let queue = self.queues.get(key).expect("names lead to queues");
+        match queue.owner {
+            Some(owner) if owner != connection => Err(locked(&name, vhost)),
+            _ => Ok(key),
+        }
+    }
+
+    fn add_exchange(&mut self, exchange: Exchange) -> Key {
+        let name = exchange.name.clone();
+        let key = self.exchanges.insert(exchange);
+        self.exchange_names.insert(name, key);
+        self.topology_version += 1;
+        key
+    }
+}
+
+fn predeclared(name: &'static str, index: Index) -> Exchange {
+    Exchange {
+        name: Bytes::from_static(name.as_bytes()),
+        durable: true,
+        auto_delete: false,
+        internal: name.starts_with("amq.rabbitmq."),
+        arguments: Table::new(),
+        alternate: None,
+        index,
+        bindings: BTreeMap::new(),
+        incoming: BTreeSet::new(),
+        routes: RouteCache::default(),
+    }
+}
+
+fn locked(name: &[u8], vhost: &str) -> Refusal {
+    let why = format_args!(
+        "cannot obtain exclusive access to locked queue '{}' in vhost '{vhost}'. It could be \
+         originally declared on another connection or the exclusive property value does not match \
+         that of the original declaration.",
+        text(name)
+    );
+    Refusal::new(ReplyCode::ResourceLocked, why)
 }

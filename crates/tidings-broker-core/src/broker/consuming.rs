@@ -1,0 +1,370 @@
+//! Consumers: who stands in line at a queue, and what they are given.
+
+use std::cmp::Reverse;
+
+use bytes::Bytes;
+
+use super::Broker;
+use crate::backlog::Entry;
+use crate::queue::{Queue, text};
+use crate::session::{Consumer, Unacked};
+use crate::slab::Key;
+use crate::{ChannelId, Consume, Delivery, Effect, Got, Record, Refusal, ReplyCode, Value};
+
+impl Broker {
+    /// `basic.qos`: with `global` for the channel as a whole, at once; otherwise for each consumer
+    /// that starts on the channel from now on. 0 is unlimited.
+    pub fn qos(
+        &mut self,
+        channel: ChannelId,
+        prefetch_count: u16,
+        global: bool,
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let session = self.channel_mut(channel)?;
+        if global {
+            session.prefetch_global = prefetch_count;
+            self.wake_channel(channel.0, now, out);
+        } else {
+            session.prefetch = prefetch_count;
+        }
+        Ok(())
+    }
+
+    /// `basic.consume`; gives the consumer's tag. Deliveries may follow at once: send `consume-ok`
+    /// before the effects.
+    pub fn consume(
+        &mut self,
+        channel: ChannelId,
+        consume: Consume,
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) -> Result<Bytes, Refusal> {
+        let session = self.channel_mut(channel)?;
+        if session.consumers.contains_key(&consume.consumer_tag) {
+            let tag = text(&consume.consumer_tag);
+            let why = format_args!("attempt to reuse consumer tag '{tag}'");
+            return Err(Refusal::new(ReplyCode::NotAllowed, why));
+        }
+        let prefetch = session.prefetch;
+        let queue_key = self.queue_key(channel, &consume.queue)?;
+        let priority = priority(&consume)?;
+        self.check_exclusive(queue_key, consume.exclusive)?;
+        let tag = match consume.consumer_tag.is_empty() {
+            true => self.names.generate("amq.ctag-"),
+            false => consume.consumer_tag,
+        };
+        let arrival = self.next_arrival;
+        self.next_arrival += 1;
+        let key = self.consumers.insert(Consumer {
+            channel: channel.0,
+            queue: queue_key,
+            tag: tag.clone(),
+            no_ack: consume.no_ack,
+            priority,
+            prefetch,
+            unacked: 0,
+            arrival,
+            in_line: false,
+        });
+        self.channel_mut(channel)?
+            .consumers
+            .insert(tag.clone(), key);
+        let queue = self.queues.get_mut(queue_key).expect("just found");
+        queue.consumers.insert(arrival, key);
+        queue.exclusive_consumer = consume.exclusive;
+        if queue.rules.single_active {
+            queue.active.get_or_insert(key);
+        }
+        self.wake(key);
+        self.pump(queue_key, now, out);
+        self.bury(now, out);
+        Ok(tag)
+    }
+
+    fn check_exclusive(&self, key: Key, exclusive: bool) -> Result<(), Refusal> {
+        let queue = self.queues.get(key).expect("just found");
+        let taken = queue.exclusive_consumer || (exclusive && !queue.consumers.is_empty());
+        if taken || (exclusive && queue.rules.single_active) {
+            let (name, vhost) = (text(&queue.name), &self.options.vhost);
+            let why = format_args!("queue '{name}' in vhost '{vhost}' in exclusive use");
+            return Err(Refusal::new(ReplyCode::AccessRefused, why));
+        }
+        Ok(())
+    }
+
+    /// `basic.cancel`: what the consumer has not settled stays with the channel. Cancelling what
+    /// is not there is fine.
+    pub fn cancel(
+        &mut self,
+        channel: ChannelId,
+        consumer_tag: &[u8],
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let Some(&key) = self.channel_mut(channel)?.consumers.get(consumer_tag) else {
+            return Ok(());
+        };
+        let queue = self.remove_consumer(key, now);
+        self.after_consumer_left(queue, now, out);
+        self.bury(now, out);
+        Ok(())
+    }
+
+    /// Takes the consumer away; gives its queue, which [`Broker::after_consumer_left`] is to see.
+    pub(super) fn remove_consumer(&mut self, key: Key, now: u64) -> Key {
+        let consumer = self
+            .consumers
+            .remove(key)
+            .expect("channels lead to consumers");
+        if let Some(channel) = self.channels.get_mut(consumer.channel) {
+            channel.consumers.remove(&consumer.tag);
+        }
+        let queue = self
+            .queues
+            .get_mut(consumer.queue)
+            .expect("consumers lead to queues");
+        queue.consumers.remove(&consumer.arrival);
+        queue.exclusive_consumer = false;
+        queue.last_used = now;
+        if queue.active == Some(key) {
+            let rank = |key: &&Key| {
+                let consumer = self.consumers.get(**key).expect("queues lead to consumers");
+                (consumer.priority, Reverse(consumer.arrival))
+            };
+            queue.active = queue.consumers.values().max_by_key(rank).copied();
+        }
+        consumer.queue
+    }
+
+    /// Deletes the queue if that was its last consumer and it wants to go then; otherwise lets
+    /// those who stay have what the one who left could not take.
+    pub(super) fn after_consumer_left(&mut self, key: Key, now: u64, out: &mut Vec<Effect>) {
+        let Some(queue) = self.queues.get(key) else {
+            return;
+        };
+        if queue.consumers.is_empty() {
+            match queue.auto_delete {
+                true => self.remove_queue(key, out),
+                false => self.arm(key),
+            }
+            return;
+        }
+        if let Some(active) = queue.active {
+            self.wake(active);
+            self.pump(key, now, out);
+        }
+    }
+
+    /// `basic.get`; `None` is `get-empty`.
+    pub fn get(
+        &mut self,
+        channel: ChannelId,
+        queue: &[u8],
+        no_ack: bool,
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) -> Result<Option<Got>, Refusal> {
+        let key = self.queue_key(channel, queue)?;
+        self.drop_expired(key, usize::MAX, now, out);
+        let queue = self.queues.get_mut(key).expect("just found");
+        queue.last_used = now;
+        let got = queue.backlog.pop().map(|entry| {
+            let session = self.channels.get_mut(channel.0).expect("just used");
+            let delivery_tag = session.next_tag();
+            let got = Got {
+                delivery_tag,
+                redelivered: entry.redelivered,
+                delivery_count: delivery_count(queue, &entry),
+                remaining: queue.backlog.len() as u64,
+                message: entry.message.clone(),
+            };
+            if let Some(entry) = hand_out(queue, entry, no_ack, out) {
+                let (queue, queue_id) = (key, queue.id);
+                let unacked = Unacked {
+                    queue,
+                    queue_id,
+                    consumer: None,
+                    entry,
+                };
+                session.unacked.push(delivery_tag, unacked);
+            }
+            got
+        });
+        self.arm(key);
+        self.bury(now, out);
+        Ok(got)
+    }
+
+    /// Delivers from the backlog to whoever has room, up to one step's worth.
+    pub(super) fn pump(&mut self, key: Key, now: u64, out: &mut Vec<Effect>) {
+        for _ in 0..self.options.messages_per_step_max {
+            self.drop_expired(key, usize::MAX, now, out);
+            if self
+                .queues
+                .get(key)
+                .is_none_or(|queue| queue.backlog.is_empty())
+            {
+                break;
+            }
+            let Some(consumer) = self.next_consumer(key) else {
+                self.arm(key);
+                return;
+            };
+            let queue = self.queues.get_mut(key).expect("still there");
+            let entry = queue.backlog.pop().expect("not empty");
+            self.deliver(key, consumer, entry, out);
+        }
+        if self
+            .queues
+            .get(key)
+            .is_some_and(|queue| !queue.backlog.is_empty())
+        {
+            self.busy.push_back(key);
+        }
+        self.arm(key);
+    }
+
+    /// The consumer whose turn it is: the first in line, at the best priority, that has room. It
+    /// moves to the end of the line; those without room leave the line until they are woken.
+    pub(super) fn next_consumer(&mut self, key: Key) -> Option<Key> {
+        let queue = self.queues.get_mut(key)?;
+        for line in queue.line.values_mut() {
+            while let Some(&first) = line.front() {
+                let consumer = self.consumers.get_mut(first);
+                let consumer =
+                    consumer.filter(|c| queue.active.is_none_or(|one| one == first) && c.in_line);
+                let Some(consumer) = consumer else {
+                    line.pop_front();
+                    continue;
+                };
+                let channel = self.channels.get(consumer.channel);
+                if channel.is_some_and(|channel| channel.has_room_for(consumer)) {
+                    if line.len() > 1 {
+                        line.rotate_left(1);
+                    }
+                    return Some(first);
+                }
+                consumer.in_line = false;
+                line.pop_front();
+            }
+        }
+        None
+    }
+
+    /// Puts a consumer that may have room again in line. Tells whether that is news to its queue.
+    pub(super) fn wake(&mut self, key: Key) -> bool {
+        let Some(consumer) = self.consumers.get_mut(key) else {
+            return false;
+        };
+        let channel = self
+            .channels
+            .get(consumer.channel)
+            .expect("a consumer's channel");
+        let queue = self
+            .queues
+            .get_mut(consumer.queue)
+            .expect("a consumer's queue");
+        let may = queue.active.is_none_or(|active| active == key);
+        if consumer.in_line || !may || !channel.has_room_for(consumer) {
+            return false;
+        }
+        consumer.in_line = true;
+        queue
+            .line
+            .entry(Reverse(consumer.priority))
+            .or_default()
+            .push_back(key);
+        true
+    }
+
+    /// Wakes every consumer of a channel and delivers to them.
+    pub(super) fn wake_channel(&mut self, channel: Key, now: u64, out: &mut Vec<Effect>) {
+        let Some(session) = self.channels.get(channel) else {
+            return;
+        };
+        let consumers: Vec<Key> = session.consumers.values().copied().collect();
+        for consumer in consumers {
+            if self.wake(consumer) {
+                let queue = self.consumers.get(consumer).expect("just woken").queue;
+                self.pump(queue, now, out);
+            }
+        }
+        self.bury(now, out);
+    }
+
+    pub(super) fn deliver(
+        &mut self,
+        key: Key,
+        consumer_key: Key,
+        entry: Entry,
+        out: &mut Vec<Effect>,
+    ) {
+        let queue = self.queues.get_mut(key).expect("a queue that exists");
+        let consumer = self.consumers.get_mut(consumer_key).expect("just chosen");
+        let channel = self
+            .channels
+            .get_mut(consumer.channel)
+            .expect("a consumer's channel");
+        let delivery_tag = channel.next_tag();
+        out.push(Effect::Deliver(Delivery {
+            connection: channel.connection,
+            channel: channel.number,
+            consumer_tag: consumer.tag.clone(),
+            delivery_tag,
+            redelivered: entry.redelivered,
+            delivery_count: delivery_count(queue, &entry),
+            message: entry.message.clone(),
+        }));
+        if let Some(entry) = hand_out(queue, entry, consumer.no_ack, out) {
+            consumer.unacked += 1;
+            channel.outstanding += 1;
+            let (queue, queue_id, consumer) = (key, queue.id, Some(consumer_key));
+            channel.unacked.push(
+                delivery_tag,
+                Unacked {
+                    queue,
+                    queue_id,
+                    consumer,
+                    entry,
+                },
+            );
+        }
+    }
+}
+
+/// Counts a message that leaves the backlog for a client. Without acknowledgement it is settled;
+/// otherwise gives it back, to be kept until it is.
+fn hand_out(queue: &mut Queue, entry: Entry, no_ack: bool, out: &mut Vec<Effect>) -> Option<Entry> {
+    queue.delivered += 1;
+    if !no_ack {
+        queue.unacked += 1;
+        return Some(entry);
+    }
+    queue.counters.acked += 1;
+    if entry.stored {
+        out.push(Effect::Store(Record::Removed {
+            queue: queue.id,
+            id: entry.id,
+        }));
+    }
+    None
+}
+
+fn delivery_count(queue: &Queue, entry: &Entry) -> Option<u32> {
+    (queue.rules.quorum && entry.returns > 0).then_some(entry.returns)
+}
+
+fn priority(consume: &Consume) -> Result<i32, Refusal> {
+    let wrong = |value: &Value| {
+        Refusal::precondition(format_args!(
+            "invalid arg 'x-priority': '{value}' is no integer"
+        ))
+    };
+    match consume.arguments.get("x-priority") {
+        None => Ok(0),
+        Some(value @ Value::Int(priority)) => i32::try_from(*priority).map_err(|_| wrong(value)),
+        Some(value) => Err(wrong(value)),
+    }
+}

@@ -1,0 +1,325 @@
+//! Queues: what they were declared with, their backlog, and the line of their consumers.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+
+use crate::backlog::Backlog;
+use crate::slab::Key;
+use crate::{
+    ConnectionId, Counters, QueueDeclare, QueueId, QueueStats, Refusal, ReplyCode, Table, Value,
+};
+
+/// The longest time to live, as RabbitMQ has it.
+const MILLISECONDS_MAX: i64 = 4_294_967_295;
+/// How often a message in a quorum queue may come back, unless the queue says otherwise.
+const QUORUM_DELIVERY_LIMIT: u32 = 20;
+
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) id: QueueId,
+    pub(crate) name: Bytes,
+    pub(crate) durable: bool,
+    pub(crate) owner: Option<ConnectionId>,
+    pub(crate) auto_delete: bool,
+    pub(crate) arguments: Table,
+    pub(crate) rules: Rules,
+    pub(crate) backlog: Backlog,
+    /// The bindings that lead here: source and key.
+    pub(crate) incoming: BTreeSet<(Key, Bytes)>,
+    /// Every consumer, in order of arrival.
+    pub(crate) consumers: BTreeMap<u64, Key>,
+    /// Consumers that may have room, best priority first, whoever waited longest first.
+    pub(crate) line: BTreeMap<Reverse<i32>, VecDeque<Key>>,
+    /// The one that gets everything, if the queue wants a single active consumer.
+    pub(crate) active: Option<Key>,
+    /// One consumer asked to be the only one.
+    pub(crate) exclusive_consumer: bool,
+    pub(crate) unacked: u64,
+    pub(crate) delivered: u64,
+    pub(crate) counters: Counters,
+    /// When it was last declared, fetched from or left by a consumer.
+    pub(crate) last_used: u64,
+    /// When the broker will look at it next.
+    pub(crate) timer: Option<u64>,
+}
+
+/// What happens when a queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overflow {
+    DropHead,
+    RejectPublish,
+    RejectPublishDlx,
+}
+
+/// The arguments of a queue, understood.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) ttl: Option<u64>,
+    pub(crate) expires: Option<u64>,
+    pub(crate) length_max: Option<u64>,
+    pub(crate) bytes_max: Option<u64>,
+    pub(crate) overflow: Overflow,
+    pub(crate) dead_letter_exchange: Option<Bytes>,
+    pub(crate) dead_letter_key: Option<Bytes>,
+    pub(crate) single_active: bool,
+    pub(crate) priority_max: u8,
+    pub(crate) quorum: bool,
+    pub(crate) delivery_limit: Option<u32>,
+}
+
+impl Queue {
+    pub(crate) fn new(
+        id: QueueId,
+        declare: QueueDeclare,
+        owner: Option<ConnectionId>,
+        rules: Rules,
+        now: u64,
+    ) -> Self {
+        Self {
+            id,
+            name: declare.name,
+            durable: declare.durable,
+            owner,
+            auto_delete: declare.auto_delete,
+            arguments: declare.arguments,
+            backlog: Backlog::new(rules.priority_max),
+            rules,
+            incoming: BTreeSet::new(),
+            consumers: BTreeMap::new(),
+            line: BTreeMap::new(),
+            active: None,
+            exclusive_consumer: false,
+            unacked: 0,
+            delivered: 0,
+            counters: Counters::default(),
+            last_used: now,
+            timer: None,
+        }
+    }
+
+    /// Whether it comes back after a restart: an exclusive queue never does, its connection is gone.
+    pub(crate) const fn survives(&self) -> bool {
+        self.durable && self.owner.is_none()
+    }
+
+    /// Whether `count` messages with `bytes` in their bodies are more than it may hold.
+    pub(crate) fn is_over(&self, count: u64, bytes: u64) -> bool {
+        let over = |value: u64, max: Option<u64>| max.is_some_and(|max| value > max);
+        over(count, self.rules.length_max) || over(bytes, self.rules.bytes_max)
+    }
+
+    /// When the message at the head expires or the queue itself does, whichever comes first.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let head = self
+            .backlog
+            .head()
+            .map_or(u64::MAX, |entry| entry.expires_at);
+        let idle = match self.rules.expires {
+            Some(expires) if self.consumers.is_empty() => self.last_used.saturating_add(expires),
+            _ => u64::MAX,
+        };
+        let deadline = head.min(idle);
+        (deadline != u64::MAX).then_some(deadline)
+    }
+
+    pub(crate) fn stats(&self) -> QueueStats {
+        QueueStats {
+            name: self.name.clone(),
+            durable: self.durable,
+            exclusive: self.owner.is_some(),
+            auto_delete: self.auto_delete,
+            arguments: self.arguments.clone(),
+            consumers: self.consumers.len() as u64,
+            ready: self.backlog.len() as u64,
+            ready_bytes: self.backlog.bytes(),
+            unacked: self.unacked,
+            delivered: self.delivered,
+            counters: self.counters,
+        }
+    }
+
+    /// Refuses a declaration that differs from what is there.
+    pub(crate) fn check_same(&self, declare: &QueueDeclare, vhost: &str) -> Result<(), Refusal> {
+        let what = format!("queue '{}' in vhost '{vhost}'", text(&self.name));
+        check_flag("durable", &what, declare.durable, self.durable)?;
+        check_flag("auto_delete", &what, declare.auto_delete, self.auto_delete)?;
+        for (name, _) in ARGUMENTS {
+            check_argument(name, &what, &declare.arguments, &self.arguments)?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn text(name: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(name)
+}
+
+/// Refuses a flag that differs from what was declared.
+pub(crate) fn check_flag(name: &str, what: &str, new: bool, old: bool) -> Result<(), Refusal> {
+    if new == old {
+        return Ok(());
+    }
+    Err(Refusal::precondition(format_args!(
+        "inequivalent arg '{name}' for {what}: received '{new}' but current is '{old}'"
+    )))
+}
+
+/// Refuses an argument that differs from what was declared.
+pub(crate) fn check_argument(
+    name: &str,
+    what: &str,
+    new: &Table,
+    old: &Table,
+) -> Result<(), Refusal> {
+    let (new, old) = (new.get(name), old.get(name));
+    if new == old {
+        return Ok(());
+    }
+    let show = |value: Option<&Value>| match value {
+        None => "none".to_owned(),
+        Some(value) => format!("the value '{value}'"),
+    };
+    Err(Refusal::precondition(format_args!(
+        "inequivalent arg '{name}' for {what}: received {} but current is {}",
+        show(new),
+        show(old)
+    )))
+}
+
+type Check = fn(&Value) -> Result<(), &'static str>;
+
+/// Every argument of a queue that means something, and what it must look like.
+const ARGUMENTS: &[(&str, Check)] = &[
+    ("x-message-ttl", |v| integer(v, 0, MILLISECONDS_MAX)),
+    ("x-expires", |v| integer(v, 1, MILLISECONDS_MAX)),
+    ("x-max-length", |v| integer(v, 0, i64::MAX)),
+    ("x-max-length-bytes", |v| integer(v, 0, i64::MAX)),
+    ("x-overflow", |v| {
+        one_of(v, &["drop-head", "reject-publish", "reject-publish-dlx"])
+    }),
+    ("x-dead-letter-exchange", string),
+    ("x-dead-letter-routing-key", string),
+    ("x-dead-letter-strategy", |v| {
+        one_of(v, &["at-most-once", "at-least-once"])
+    }),
+    ("x-single-active-consumer", boolean),
+    ("x-max-priority", |v| integer(v, 0, 255)),
+    ("x-delivery-limit", |v| integer(v, -1, u32::MAX as i64)),
+    ("x-queue-type", |v| {
+        one_of(v, &["classic", "quorum", "stream"])
+    }),
+    ("x-queue-mode", |v| one_of(v, &["default", "lazy"])),
+    ("x-queue-version", |v| integer(v, 1, 2)),
+    ("x-queue-leader-locator", string),
+    ("x-quorum-initial-group-size", |v| integer(v, 1, i64::MAX)),
+    ("x-consumer-timeout", |_| {
+        Err("this broker has no consumer timeouts")
+    }),
+    ("x-max-age", |_| Err("only streams have it")),
+    ("x-stream-max-segment-size-bytes", |_| {
+        Err("only streams have it")
+    }),
+    ("x-stream-filter-size-bytes", |_| {
+        Err("only streams have it")
+    }),
+];
+
+fn integer(value: &Value, min: i64, max: i64) -> Result<(), &'static str> {
+    match value {
+        Value::Int(value) if (min..=max).contains(value) => Ok(()),
+        Value::Int(_) if min > 0 => Err("it must be positive and not too large"),
+        Value::Int(_) => Err("it must not be negative or too large"),
+        _ => Err("it must be an integer"),
+    }
+}
+
+fn string(value: &Value) -> Result<(), &'static str> {
+    if matches!(value, Value::Str(_)) {
+        Ok(())
+    } else {
+        Err("it must be a string")
+    }
+}
+
+fn boolean(value: &Value) -> Result<(), &'static str> {
+    if matches!(value, Value::Bool(_)) {
+        Ok(())
+    } else {
+        Err("it must be a boolean")
+    }
+}
+
+fn one_of(value: &Value, words: &[&str]) -> Result<(), &'static str> {
+    match value {
+        Value::Str(word) if words.iter().any(|known| word == known) => Ok(()),
+        Value::Str(_) => Err("it has none of the values that are known"),
+        _ => Err("it must be a string"),
+    }
+}
+
+impl Rules {
+    /// Understands the arguments of a queue, or says which one is wrong.
+    pub(crate) fn of(declare: &QueueDeclare, vhost: &str) -> Result<Self, Refusal> {
+        let arguments = &declare.arguments;
+        let what = format!("queue '{}' in vhost '{vhost}'", text(&declare.name));
+        let invalid = |name: &str, why: &str| {
+            Refusal::precondition(format_args!("invalid arg '{name}' for {what}: {why}"))
+        };
+        for (name, check) in ARGUMENTS {
+            if let Some(value) = arguments.get(name) {
+                check(value).map_err(|why| invalid(name, why))?;
+            }
+        }
+        let number = |name| match arguments.get(name) {
+            Some(Value::Int(value)) => u64::try_from(*value).ok(),
+            _ => None,
+        };
+        let word = |name| match arguments.get(name) {
+            Some(Value::Str(value)) => Some(value.clone()),
+            _ => None,
+        };
+        let kind = word("x-queue-type").unwrap_or(Bytes::from_static(b"classic"));
+        if kind == "stream" {
+            let why = format_args!("{what}: this broker has no streams; declare a classic queue");
+            return Err(Refusal::new(ReplyCode::NotImplemented, why));
+        }
+        let quorum = kind == "quorum";
+        if quorum && (!declare.durable || declare.exclusive) {
+            let property = if declare.exclusive {
+                "exclusive"
+            } else {
+                "non-durable"
+            };
+            let why =
+                format_args!("invalid property '{property}' for {what}: it is a quorum queue");
+            return Err(Refusal::precondition(why));
+        }
+        let rules = Self {
+            ttl: number("x-message-ttl"),
+            expires: number("x-expires"),
+            length_max: number("x-max-length"),
+            bytes_max: number("x-max-length-bytes"),
+            overflow: match word("x-overflow").as_deref() {
+                Some(b"reject-publish") => Overflow::RejectPublish,
+                Some(b"reject-publish-dlx") => Overflow::RejectPublishDlx,
+                _ => Overflow::DropHead,
+            },
+            dead_letter_exchange: word("x-dead-letter-exchange"),
+            dead_letter_key: word("x-dead-letter-routing-key"),
+            single_active: arguments.get("x-single-active-consumer") == Some(&Value::Bool(true)),
+            priority_max: number("x-max-priority").map_or(0, |max| max as u8),
+            quorum,
+            delivery_limit: match arguments.get("x-delivery-limit") {
+                Some(Value::Int(limit)) => u32::try_from(*limit).ok(),
+                _ => quorum.then_some(QUORUM_DELIVERY_LIMIT),
+            },
+        };
+        if rules.dead_letter_key.is_some() && rules.dead_letter_exchange.is_none() {
+            let why = "routing_key_but_no_dlx_defined: it needs x-dead-letter-exchange";
+            return Err(invalid("x-dead-letter-routing-key", why));
+        }
+        Ok(rules)
+    }
+}
