@@ -143,8 +143,9 @@ impl CircuitBreaker {
             State::HalfOpen { pause } => return Err(refused(pause)),
         }
         Ok(Permit {
+            is_trial: matches!(*state, State::HalfOpen { .. }),
             breaker: self.clone(),
-            answered: false,
+            concluded: false,
         })
     }
 
@@ -165,6 +166,15 @@ impl CircuitBreaker {
                 breaker = &*self.name,
                 "`{}` answers again: circuit closed", self.name
             );
+        }
+    }
+
+    /// The trial was not made: the next call is it.
+    fn untried(&self) {
+        let mut state = self.state.lock();
+        if let State::HalfOpen { pause } = *state {
+            let until = Instant::now();
+            *state = State::Open { until, pause };
         }
     }
 
@@ -207,14 +217,28 @@ impl fmt::Debug for CircuitBreaker {
 #[must_use = "say how the call went; a dropped permit counts as a failure"]
 pub struct Permit {
     breaker: CircuitBreaker,
-    answered: bool,
+    is_trial: bool,
+    concluded: bool,
 }
 
 impl Permit {
+    /// True if this is the one call that shows whether the breaker may close.
+    pub fn is_trial(&self) -> bool {
+        self.is_trial
+    }
+
     /// The call got an answer.
     pub fn succeeded(mut self) {
-        self.answered = true;
+        self.concluded = true;
         self.breaker.succeeded();
+    }
+
+    /// The call was not made.
+    pub fn unused(mut self) {
+        self.concluded = true;
+        if self.is_trial {
+            self.breaker.untried();
+        }
     }
 
     /// The call failed.
@@ -225,7 +249,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if !self.answered {
+        if !self.concluded {
             self.breaker.failed();
         }
     }

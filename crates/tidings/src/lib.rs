@@ -42,13 +42,18 @@
 extern crate self as tidings;
 
 mod breaker;
+mod consumer;
 mod extract;
 mod handler;
+mod lanes;
 mod producer;
 mod publish;
+mod relay;
 mod retry;
 mod router;
 mod serve;
+mod throttle;
+mod upkeep;
 
 pub use breaker::{
     CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, CircuitOpen, Permit,

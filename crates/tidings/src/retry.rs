@@ -256,7 +256,10 @@ pub(crate) fn reason(error: &(dyn StdError + 'static)) -> String {
     }
     const REASON_BYTES_MAX: usize = 2000;
     if reason.len() > REASON_BYTES_MAX {
-        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        let boundary = (0..=REASON_BYTES_MAX)
+            .rev()
+            .find(|&at| reason.is_char_boundary(at));
+        reason.truncate(boundary.unwrap_or(0));
         reason.push_str(" [...]");
     }
     reason

@@ -53,7 +53,7 @@ pub struct Router {
     pub(crate) retry: RetryPolicy,
     pub(crate) concurrency: NonZeroU16,
     pub(crate) limits: Limits,
-    layers: Vec<Box<dyn Fn(HandlerService) -> HandlerService + Send>>,
+    layers: Vec<Box<dyn Fn(HandlerService) -> HandlerService + Send + Sync>>,
     published: Vec<Destination>,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Route {
     location: &'static Location<'static>,
     destinations: fn(&mut Vec<Destination>),
     check: fn(&Provided<'_>) -> Result<(), String>,
-    attempt: Box<dyn Fn(Arc<Effects>) -> HandlerService + Send>,
+    attempt: Box<dyn Fn(Arc<Effects>) -> HandlerService + Send + Sync>,
 }
 
 /// Decodes a delivery on arrival.
@@ -195,7 +195,7 @@ impl Router {
     /// A [`ConcurrencyLimitLayer`](tower::limit::ConcurrencyLimitLayer) is one limit per handler.
     pub fn layer<L>(mut self, layer: L) -> Self
     where
-        L: Layer<HandlerService> + Send + 'static,
+        L: Layer<HandlerService> + Send + Sync + 'static,
         L::Service: Service<Context, Response = Handled> + Clone + Send + 'static,
         <L::Service as Service<Context>>::Error: Into<BoxError>,
         <L::Service as Service<Context>>::Future: Send,
