@@ -4,11 +4,18 @@
 //! It knows no order, no payment and no parcel.
 
 mod client;
+mod database;
 mod json;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod problem;
+mod service;
 mod sql;
 
 pub use client::{BaseUrl, HttpClient, HttpError};
+pub use database::{Database, Db, Tx};
 pub use json::{JsonBody, QueryOf, REQUEST_BYTES_MAX};
 pub use problem::{FieldError, Problem};
+pub use service::{Service, idempotency_key, timestamp};
 pub use sql::{FromValue, Outcome, Row, Statement, Value, sql};
+pub use tidings_core::StoreError;

@@ -5,7 +5,6 @@
 //! two understands has no place in the shop.
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use sqlx::{Column, Row as _, TypeInfo, postgres::PgRow};
 use tidings_core::StoreError;
 
 /// A statement and its parameters.
@@ -82,7 +81,7 @@ impl Outcome {
 /// A row that a statement returned.
 #[derive(Debug, Clone)]
 pub struct Row {
-    values: Vec<Value>,
+    pub(crate) values: Vec<Value>,
 }
 
 impl Row {
@@ -188,46 +187,6 @@ fn from_sqlite(value: ValueRef<'_>, column: usize) -> rusqlite::Result<Value> {
             Err(rusqlite::Error::InvalidColumnType(column, name, value.data_type()))
         }
     }
-}
-
-/// Runs a statement on a connection to PostgreSQL.
-pub(crate) async fn run_on_postgres(
-    connection: &mut sqlx::PgConnection,
-    statement: &Statement,
-) -> Result<Outcome, sqlx::Error> {
-    use futures_util::TryStreamExt;
-    use sqlx::{Either, Executor};
-
-    let mut query = sqlx::query(statement.text);
-    for value in &statement.values {
-        query = match value {
-            Value::Int(value) => query.bind(*value),
-            Value::Text(value) => query.bind(value.as_deref()),
-        };
-    }
-    let mut outcome = Outcome::default();
-    let mut answer = connection.fetch_many(query);
-    while let Some(part) = answer.try_next().await? {
-        match part {
-            Either::Left(done) => outcome.affected += done.rows_affected(),
-            Either::Right(row) => outcome.rows.push(from_postgres(&row)?),
-        }
-    }
-    Ok(outcome)
-}
-
-fn from_postgres(row: &PgRow) -> Result<Row, sqlx::Error> {
-    let value = |column: &sqlx::postgres::PgColumn| -> Result<Value, sqlx::Error> {
-        let index = column.ordinal();
-        Ok(match column.type_info().name() {
-            "INT8" => Value::Int(row.try_get(index)?),
-            "INT4" => Value::Int(row.try_get::<Option<i32>, _>(index)?.map(i64::from)),
-            _ => Value::Text(row.try_get(index)?),
-        })
-    };
-    Ok(Row {
-        values: row.columns().iter().map(value).collect::<Result<_, sqlx::Error>>()?,
-    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,309 @@
+//! The shop as it runs in earnest: a broker, databases, and each service in processes of its own,
+//! all of which a test can stop, kill and start again at the same address.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidings_testing::servers::{Postgres, Process, RabbitMq, free_port, wait_until};
+
+use crate::http::{self, Answer};
+use crate::queues;
+
+/// How long a process of the shop may take until it is ready, on a machine that is busy.
+const READY_MAX: Duration = Duration::from_secs(60);
+
+/// How long a process may take to end in peace.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// What carries the messages.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum BrokerKind {
+    /// The broker in the box, in a process of its own.
+    Embedded,
+    RabbitMq,
+}
+
+/// Where services keep what they know.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum DatabaseKind {
+    Sqlite,
+    Postgres,
+}
+
+/// Every service that handles events, each to be its own process.
+pub(crate) const SERVICES: [&str; 6] =
+    ["orders", "payment", "inventory", "shipping", "notification", "loyalty"];
+
+/// A running shop.
+pub(crate) struct World {
+    // First, so that services end before what they depend on.
+    instances: Vec<Instance>,
+    broker: Broker,
+    postgres: Option<Postgres>,
+    bank_port: u16,
+    folder: TempDir,
+    /// More flags for every service that is started from now on.
+    pub(crate) flags: Vec<String>,
+}
+
+enum Broker {
+    // Our broker comes with any process of the shop; this one has nothing else but the page.
+    Embedded { amqp_port: u16, instance: Instance },
+    RabbitMq(RabbitMq),
+}
+
+/// One process of the shop.
+struct Instance {
+    services: String,
+    port: u16,
+    args: Vec<String>,
+    process: Option<Process>,
+}
+
+impl World {
+    /// Starts the broker, the database server and the bank; no service yet.
+    pub(crate) fn new(broker: BrokerKind, database: DatabaseKind) -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let postgres = (database == DatabaseKind::Postgres).then(|| Postgres::start().unwrap());
+        let broker = match broker {
+            BrokerKind::RabbitMq => Broker::RabbitMq(RabbitMq::start().unwrap()),
+            BrokerKind::Embedded => {
+                let amqp_port = free_port().unwrap();
+                let data = folder.path().join("broker");
+                let mut instance = Instance::new("storefront", data);
+                let listen = format!("127.0.0.1:{amqp_port}");
+                instance.flags(&["--broker", "embedded", "--amqp-listen", &listen]);
+                instance.start().unwrap();
+                Broker::Embedded { amqp_port, instance }
+            }
+        };
+        let bank_port = free_port().unwrap();
+        let flags = Vec::new();
+        let mut world =
+            World { instances: Vec::new(), broker, postgres, bank_port, folder, flags };
+        let bank = world.add("bank");
+        world.instances[bank].port = bank_port;
+        world.instances[bank].start().unwrap();
+        world
+    }
+
+    /// Starts each service in a process of its own.
+    pub(crate) fn with_services<'a>(mut self, services: impl IntoIterator<Item = &'a str>) -> World {
+        for service in services {
+            self.start(service);
+        }
+        self
+    }
+
+    /// Starts one more process with these services and returns its number.
+    pub(crate) fn start(&mut self, services: &str) -> usize {
+        let number = self.add(services);
+        self.instances[number].start().unwrap();
+        number
+    }
+
+    fn add(&mut self, services: &str) -> usize {
+        let number = self.instances.len();
+        let data = self.folder.path().join(format!("{number}-{services}"));
+        let mut instance = Instance::new(services, data);
+        instance.flags(&["--broker", &self.broker.url()]);
+        instance.flags(&["--bank", &format!("http://127.0.0.1:{}", self.bank_port)]);
+        if let Some(postgres) = &self.postgres {
+            instance.flags(&["--database", &postgres.url()]);
+        }
+        instance.args.extend(self.flags.iter().cloned());
+        self.instances.push(instance);
+        number
+    }
+
+    /// How many processes of the shop there are, running or not, without the broker.
+    pub(crate) fn count(&self) -> usize {
+        self.instances.len()
+    }
+
+    /// The numbers of the processes with this service.
+    pub(crate) fn all_of(&self, service: &str) -> Vec<usize> {
+        let has = |instance: &Instance| instance.services.split(',').any(|name| name == service);
+        (0..self.count()).filter(|number| has(&self.instances[*number])).collect()
+    }
+
+    /// `kill -9` on a process of the shop.
+    pub(crate) fn kill9(&mut self, number: usize) {
+        self.instances[number].kill9();
+    }
+
+    /// Ends a process as Ctrl-C does; it must end well.
+    pub(crate) fn stop(&mut self, number: usize) {
+        self.instances[number].stop();
+    }
+
+    /// Starts a process again as it was.
+    pub(crate) fn restart(&mut self, number: usize) {
+        self.instances[number].start().unwrap();
+    }
+
+    /// `kill -9` on the broker.
+    pub(crate) fn kill9_broker(&mut self) {
+        match &mut self.broker {
+            Broker::Embedded { instance, .. } => instance.kill9(),
+            Broker::RabbitMq(rabbitmq) => rabbitmq.kill9(),
+        }
+    }
+
+    /// Starts the broker again on its data.
+    pub(crate) fn restart_broker(&mut self) {
+        match &mut self.broker {
+            Broker::Embedded { instance, .. } => instance.start().unwrap(),
+            Broker::RabbitMq(rabbitmq) => rabbitmq.restart().unwrap(),
+        }
+    }
+
+    /// The database server, when there is one.
+    pub(crate) fn postgres(&mut self) -> Option<&mut Postgres> {
+        self.postgres.as_mut()
+    }
+
+    /// Where the broker answers.
+    pub(crate) fn broker_url(&self) -> String {
+        self.broker.url()
+    }
+
+    /// The messages waiting in a queue; nothing when there is no such queue.
+    pub(crate) fn depth(&self, queue: &str) -> Option<u32> {
+        queues::depth(&self.broker_url(), queue).unwrap()
+    }
+
+    /// Asks the first process whose service answers `path`.
+    pub(crate) fn try_get(&self, path: &str) -> Result<Answer> {
+        http::get(self.port_of(path), path)
+    }
+
+    /// The same, where nothing but 200 and JSON is expected.
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Value {
+        let answer = self.try_get(path).unwrap_or_else(|error| panic!("GET {path}: {error}"));
+        assert_eq!(answer.status, 200, "GET {path}: {answer}");
+        answer.json()
+    }
+
+    /// Tells the bank how to behave from now on.
+    pub(crate) fn bank_behaves(&self, settings: &Value) {
+        let answer = http::json(self.bank_port, "PUT /bank/behaviour", "", settings).unwrap();
+        assert_eq!(answer.status, 200, "{answer}");
+    }
+
+    /// Places an order once, at the first process that takes orders.
+    pub(crate) fn try_place(&self, order: &Value, key: &str) -> Result<Answer> {
+        let key = format!("idempotency-key: {key}\r\n");
+        http::json(self.port_of("/orders"), "POST /orders", &key, order)
+    }
+
+    /// Places an order and returns its id; the answer must be there at once.
+    #[track_caller]
+    pub(crate) fn place(&self, order: &Value, key: &str) -> String {
+        let answer = self.try_place(order, key).unwrap();
+        assert_eq!(answer.status, 202, "{answer}");
+        answer.json()["orderId"].as_str().unwrap().to_owned()
+    }
+
+    /// The status of an order, while its service answers.
+    pub(crate) fn status(&self, order_id: &str) -> Option<String> {
+        let answer = self.try_get(&format!("/orders/{order_id}")).ok()?;
+        (answer.status == 200).then(|| answer.json()["status"].as_str().map(str::to_owned))?
+    }
+
+    /// Waits until all these orders have this status.
+    #[track_caller]
+    pub(crate) fn wait_for_all(&self, order_ids: &[String], status: &str, deadline: Duration) {
+        let mut left: Vec<&String> = order_ids.iter().collect();
+        let outcome = wait_until(&format!("all orders to be {status}"), deadline, || {
+            left.retain(|id| self.status(id).as_deref() != Some(status));
+            left.is_empty()
+        });
+        if let Err(error) = outcome {
+            let first = self.try_get(&format!("/orders/{}", left[0])).map(|answer| answer.body);
+            panic!("{error}: {} are not, the first is {first:?}", left.len());
+        }
+    }
+
+    fn port_of(&self, path: &str) -> u16 {
+        let service = match path.split(['/', '?']).nth(1).unwrap_or_default() {
+            "orders" => "orders",
+            "payments" => "payment",
+            "stock" | "products" => "inventory",
+            "shipments" => "shipping",
+            "emails" => "notification",
+            "loyalty" => "loyalty",
+            "bank" => "bank",
+            other => panic!("no service answers `/{other}`"),
+        };
+        let number = *self.all_of(service).first().unwrap_or_else(|| panic!("no {service} runs"));
+        self.instances[number].port
+    }
+}
+
+impl Broker {
+    fn url(&self) -> String {
+        match self {
+            Broker::Embedded { amqp_port, .. } => format!("amqp://guest:guest@127.0.0.1:{amqp_port}"),
+            Broker::RabbitMq(rabbitmq) => rabbitmq.url(),
+        }
+    }
+}
+
+impl Instance {
+    fn new(services: &str, data: PathBuf) -> Instance {
+        let services = services.to_owned();
+        let port = free_port().unwrap();
+        let args = vec!["--data".to_owned(), data.display().to_string()];
+        Instance { services, port, args, process: None }
+    }
+
+    fn flags(&mut self, flags: &[&str]) {
+        self.args.extend(flags.iter().map(|&flag| flag.to_owned()));
+    }
+
+    fn start(&mut self) -> Result<()> {
+        self.kill9();
+        let mut command = Process::command(env!("CARGO_BIN_EXE_shop"));
+        command.args(["--services", &self.services]);
+        command.args(["--listen", &format!("127.0.0.1:{}", self.port)]).args(&self.args);
+        let mut process = Process::start(command)?;
+        process
+            .wait_for_line(READY_MAX, |line| line == "ready")
+            .with_context(|| format!("cannot start {}", self.services))?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    fn kill9(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill9();
+        }
+    }
+
+    fn stop(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        let status = process.interrupt(STOP_MAX).unwrap();
+        let stderr = process.stderr().join("\n");
+        assert!(status.success(), "{} ended badly ({status}):\n{stderr}", self.services);
+    }
+}
+
+/// An order of one customer for some of one thing, paid by a card.
+pub(crate) fn order(customer: &str, card: &str, sku: &str, quantity: u32) -> Value {
+    json!({
+        "customerId": customer,
+        "email": format!("{customer}@example.com"),
+        "card": card,
+        "items": [{ "sku": sku, "quantity": quantity }],
+    })
+}
+
+/// An order that nothing stands against.
+pub(crate) fn good_order(customer: &str) -> Value {
+    order(customer, "tok_ok", "MUG-ENAMEL", 1)
+}

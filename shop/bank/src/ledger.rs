@@ -1,0 +1,147 @@
+//! The ledger: entries are added, never changed, and at most one of each kind per idempotency key.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use shop_contracts::{CARD_FLAKY, CARD_OK, Money};
+use shop_kit::{Db, Problem, Row, StoreError, sql};
+
+/// How often the bank fails for `tok_flaky` before it charges.
+pub const FLAKY_FAILURES: i64 = 2;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Charge {
+    pub(crate) order_id: String,
+    #[serde(deserialize_with = "Money::deserialize_positive")]
+    pub(crate) amount: Money,
+    /// None: the card on file.
+    #[serde(default)]
+    pub(crate) card: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Refund {
+    pub(crate) order_id: String,
+}
+
+/// What the bank answers. Declining is an answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Answer {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+impl Answer {
+    const CHARGED: Self = Self { status: "CHARGED", reason: None };
+    const REFUNDED: Self = Self { status: "REFUNDED", reason: None };
+
+    fn declined(reason: &'static str) -> Self {
+        Self { status: "DECLINED", reason: Some(reason) }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Entry {
+    kind: String,
+    amount: Money,
+    idempotency_key: String,
+    order_id: String,
+    at: Timestamp,
+}
+
+/// Takes money, once per key.
+pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer, Problem> {
+    match charge.card.as_deref() {
+        None | Some(CARD_OK) => {}
+        Some(CARD_FLAKY) => stumble(db, key).await?,
+        Some("tok_declined") => return Ok(Answer::declined("the card was declined")),
+        Some(_) => return Ok(Answer::declined("the bank does not know this card")),
+    }
+    let insert = sql(
+        "insert into ledger (idempotency_key, kind, order_id, amount, at)
+         values ($1, 'charge', $2, $3, $4)
+         on conflict (idempotency_key, kind) do nothing",
+    )
+    .bind(key)
+    .bind(&charge.order_id)
+    .bind(charge.amount.cents())
+    .bind(Timestamp::now().as_microsecond());
+    let kept = sql(
+        "select order_id, amount from ledger where idempotency_key = $1 and kind = 'charge'",
+    );
+    let kept = db.write(vec![insert, kept.bind(key)]).await?.pop();
+    let row = kept.and_then(|outcome| outcome.into_first()).ok_or_else(lost)?;
+    let same = row.get::<String>(0)? == charge.order_id
+        && row.get::<i64>(1)? == charge.amount.cents();
+    if !same {
+        return Err(Problem::key_reused(
+            "this key has charged another order or amount; use a new key",
+        ));
+    }
+    Ok(Answer::CHARGED)
+}
+
+/// Gives back what was taken with this key, once.
+pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer, Problem> {
+    let insert = sql(
+        "insert into ledger (idempotency_key, kind, order_id, amount, at)
+         select idempotency_key, 'refund', order_id, amount, $3 from ledger
+         where idempotency_key = $1 and kind = 'charge' and order_id = $2
+         on conflict (idempotency_key, kind) do nothing",
+    )
+    .bind(key)
+    .bind(&refund.order_id)
+    .bind(Timestamp::now().as_microsecond());
+    let kept = sql(
+        "select amount from ledger
+         where idempotency_key = $1 and kind = 'refund' and order_id = $2",
+    );
+    let kept = kept.bind(key).bind(&refund.order_id);
+    match db.write(vec![insert, kept]).await?.pop() {
+        Some(outcome) if !outcome.rows.is_empty() => Ok(Answer::REFUNDED),
+        _ => Err(Problem::not_found("nothing was charged with this key for this order")),
+    }
+}
+
+/// The entries about an order, oldest first.
+pub(crate) async fn entries(db: &Db, order_id: &str) -> Result<Vec<Entry>, StoreError> {
+    let query = sql(
+        "select kind, amount, idempotency_key, order_id, at from ledger
+         where order_id = $1 order by at, kind",
+    );
+    let rows = db.read(query.bind(order_id)).await?;
+    rows.iter().map(entry).collect()
+}
+
+fn entry(row: &Row) -> Result<Entry, StoreError> {
+    Ok(Entry {
+        kind: row.get(0)?,
+        amount: Money::from_cents(row.get(1)?),
+        idempotency_key: row.get(2)?,
+        order_id: row.get(3)?,
+        at: shop_kit::timestamp(row.get(4)?)?,
+    })
+}
+
+/// Fails for the first requests with a key.
+async fn stumble(db: &Db, key: &str) -> Result<(), Problem> {
+    let count = sql(
+        "insert into flaky_card (idempotency_key, requests) values ($1, 1)
+         on conflict (idempotency_key) do update set requests = flaky_card.requests + 1
+         returning requests",
+    );
+    let counted = db.write(vec![count.bind(key)]).await?.pop();
+    let row = counted.and_then(|outcome| outcome.into_first()).ok_or_else(lost)?;
+    if row.get::<i64>(0)? <= FLAKY_FAILURES {
+        return Err(Problem::bank_fault("this card's network failed; try again"));
+    }
+    Ok(())
+}
+
+fn lost() -> StoreError {
+    StoreError::new("the ledger did not return what was written to it")
+}
