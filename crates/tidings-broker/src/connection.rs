@@ -1,0 +1,303 @@
+//! One connection's task: bytes between the socket and the session, heartbeats, deadlines.
+//!
+//! It is one task, not a reader and a writer, so that an idle connection costs little. Everything that concerns it
+//! wakes it in one way; it then looks around. It stops reading while the peer has to wait (alarms, a log that cannot
+//! keep up, replies that are not fetched) and never waits for one direction before it serves the other.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tidings_wire::{WireError, encode_heartbeat, reply};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use crate::engine::Shared;
+use crate::handshake::{Agreed, Failed, greet, turn_away};
+use crate::outbound::{Encoder, Outbound};
+use crate::session::{Session, State};
+
+/// What one read takes at most, and what is encoded before a write.
+const READ_BYTES: usize = 64 * 1024;
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// How long a peer may take to answer `connection.close`.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A peer whose login failed waits this long, so that guessing is slow.
+const REFUSAL_DELAY: Duration = Duration::from_secs(1);
+
+/// Why a connection is over.
+type Over = String;
+
+/// Serves one peer until either side ends it.
+pub(crate) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    let _ = stream.set_nodelay(true);
+    let mut input = BytesMut::with_capacity(1024);
+    let greeting = greet(&mut stream, &mut input, peer, &shared.options);
+    let agreed = match timeout(shared.options.limits.handshake_timeout, greeting).await {
+        Ok(Ok(agreed)) => agreed,
+        Ok(Err(failed)) => return refuse(&mut stream, peer, failed).await,
+        Err(_) => {
+            tracing::info!(%peer, "dropped: no handshake within `handshake_timeout`");
+            return;
+        }
+    };
+    let outbound = shared.connect(agreed.client.consumer_cancel_notify);
+    let id = outbound.id.0;
+    tracing::debug!(connection = id, %peer, user = %agreed.user, client = agreed.client.name, "connected");
+    let mut connection = Connection::new(stream, input, shared, outbound, agreed);
+    let over = connection.run().await;
+    tracing::debug!(connection = id, over, "disconnected");
+}
+
+async fn refuse(stream: &mut TcpStream, peer: SocketAddr, failed: Failed) {
+    match failed {
+        Failed::Gone(why) => tracing::debug!(%peer, "no connection: {why}"),
+        Failed::SilentlyRefused => tokio::time::sleep(REFUSAL_DELAY).await,
+        Failed::Close(error) => {
+            tracing::info!(%peer, "no connection: {error}");
+            // The peer may be gone; there is nobody else to tell.
+            let _ = turn_away(stream, &error).await;
+        }
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    shared: Arc<Shared>,
+    outbound: Arc<Outbound>,
+    session: Session,
+    encoder: Encoder,
+    input: BytesMut,
+    output: BytesMut,
+    frame_max: u32,
+    heartbeat: Duration,
+    /// `input` may hold more commands than the last turn took.
+    more: bool,
+    last_read: Instant,
+    last_write: Instant,
+    closing_since: Option<Instant>,
+}
+
+impl Connection {
+    fn new(
+        stream: TcpStream,
+        input: BytesMut,
+        shared: Arc<Shared>,
+        outbound: Arc<Outbound>,
+        agreed: Agreed,
+    ) -> Connection {
+        let now = Instant::now();
+        Connection {
+            stream,
+            encoder: Encoder::default(),
+            more: !input.is_empty(),
+            input,
+            output: BytesMut::new(),
+            frame_max: agreed.frame_max,
+            heartbeat: agreed.heartbeat,
+            last_read: now,
+            last_write: now,
+            closing_since: None,
+            session: Session::new(shared.clone(), outbound.clone(), agreed),
+            shared,
+            outbound,
+        }
+    }
+
+    async fn run(&mut self) -> Over {
+        let timer = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(timer);
+        loop {
+            match self.look_around() {
+                Err(over) => return over,
+                Ok(true) => {
+                    // There is more to do, and others have to do, too.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Ok(false) => {}
+            }
+            let deadline = self.next_deadline();
+            if timer.is_elapsed() || deadline < timer.deadline() {
+                timer.as_mut().reset(deadline);
+            }
+            let (may_read, must_write) = (self.may_read(), !self.output.is_empty());
+            self.release_buffers();
+            tokio::select! {
+                () = self.outbound.woken() => {}
+                result = self.stream.readable(), if may_read => {
+                    if let Err(error) = result { return error.to_string() }
+                }
+                result = self.stream.writable(), if must_write => {
+                    if let Err(error) = result { return error.to_string() }
+                }
+                () = &mut timer => if let Err(over) = self.on_time() { return over },
+            }
+        }
+    }
+
+    /// Does what can be done without waiting. Gives whether there is more of it.
+    fn look_around(&mut self) -> Result<bool, Over> {
+        self.heed_signals();
+        let written = self.write()?;
+        if self.session.state() == State::Closed && self.output.is_empty() {
+            return Err("closed".into());
+        }
+        let read = self.may_read() && self.read()?;
+        Ok(written || read)
+    }
+
+    /// The broker stops, its log has failed, or an alarm has ended.
+    fn heed_signals(&mut self) {
+        let signals = self.shared.signals();
+        if self.session.state() == State::Running {
+            if let Some(failure) = signals.failure() {
+                let text = format!("the broker's log has failed, nothing can be stored: {failure}");
+                self.session
+                    .close(&WireError::new(reply::INTERNAL_ERROR, text));
+            } else if signals.is_stopping() {
+                self.session.close(&WireError::new(
+                    reply::CONNECTION_FORCED,
+                    "the broker is stopping",
+                ));
+            }
+        }
+        if self.session.is_blocked() {
+            self.session.block_if_alarmed();
+        }
+        if self.session.state() != State::Running && self.closing_since.is_none() {
+            self.closing_since = Some(Instant::now());
+        }
+    }
+
+    /// Confirms, encodes and writes until the socket is full. Gives whether there is more to write at once.
+    fn write(&mut self) -> Result<bool, Over> {
+        let signals = self.shared.signals();
+        let durable = signals.durable();
+        let mut waits = self.session.confirm(durable);
+        let failed = signals.failure().is_some();
+        waits |= self.encoder.fill(
+            &self.outbound,
+            durable,
+            failed,
+            &mut self.output,
+            WRITE_BYTES,
+            self.frame_max,
+        );
+        if waits {
+            signals.wake_when_durable(&self.outbound);
+            if signals.durable() > durable {
+                return Ok(true);
+            }
+        }
+        while !self.output.is_empty() {
+            match self.stream.try_write(&self.output) {
+                Ok(written) => {
+                    self.output.advance(written);
+                    self.last_write = Instant::now();
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        let limit = self.shared.options.limits.outbound_bytes_max;
+        if self.outbound.bytes() < limit / 2 && self.outbound.take_paused() {
+            self.shared.lock().resume(self.outbound.id);
+        }
+        Ok(self.output.is_empty() && self.encoder.has_more(&self.outbound, durable))
+    }
+
+    /// Whether what the peer says is welcome now.
+    fn may_read(&self) -> bool {
+        let limits = &self.shared.options.limits;
+        !self.session.is_blocked()
+            // Replies that are not fetched; deliveries alone never get there.
+            && self.outbound.bytes() < limits.outbound_bytes_max.saturating_mul(8)
+            && !self.must_wait_for_the_log()
+    }
+
+    fn must_wait_for_the_log(&self) -> bool {
+        let signals = self.shared.signals();
+        let is_behind = || signals.unsynced_bytes() > self.shared.options.limits.unsynced_bytes_max;
+        if !is_behind() || signals.failure().is_some() {
+            return false;
+        }
+        signals.wake_when_durable(&self.outbound);
+        // It may have caught up before it knew whom to wake.
+        is_behind()
+    }
+
+    /// Takes what the peer has sent, and a turn of it. Gives whether there may be more.
+    fn read(&mut self) -> Result<bool, Over> {
+        if !self.more {
+            self.input.reserve(READ_BYTES);
+            match self.stream.try_read_buf(&mut self.input) {
+                Ok(0) => return Err("the peer hung up".into()),
+                Ok(_) => self.last_read = Instant::now(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        self.more = self.session.turn(&mut self.input);
+        Ok(true)
+    }
+
+    fn next_deadline(&self) -> Instant {
+        const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+        let mut next = Instant::now() + NEVER;
+        if !self.heartbeat.is_zero() {
+            next = next.min(self.last_write + self.heartbeat / 2);
+            next = next.min(self.last_read + self.heartbeat * 2);
+        }
+        if !self.output.is_empty() {
+            next = next.min(self.last_write + self.shared.options.limits.write_timeout);
+        }
+        if let Some(since) = self.closing_since {
+            next = next.min(since + CLOSE_TIMEOUT);
+        }
+        next
+    }
+
+    fn on_time(&mut self) -> Result<(), Over> {
+        let now = Instant::now();
+        if self
+            .closing_since
+            .is_some_and(|since| now >= since + CLOSE_TIMEOUT)
+        {
+            return Err("the peer did not answer connection.close".into());
+        }
+        if !self.output.is_empty() {
+            if now >= self.last_write + self.shared.options.limits.write_timeout {
+                return Err("the peer does not read, `write_timeout` is over".into());
+            }
+            return Ok(());
+        }
+        if self.heartbeat.is_zero() {
+            return Ok(());
+        }
+        if !self.may_read() {
+            // A peer that is not read cannot be heard.
+            self.last_read = now;
+        } else if now >= self.last_read + self.heartbeat * 2 {
+            return Err("the peer missed two heartbeats".into());
+        }
+        if now >= self.last_write + self.heartbeat / 2 {
+            encode_heartbeat(&mut self.output);
+        }
+        Ok(())
+    }
+
+    /// An idle connection keeps no buffers.
+    fn release_buffers(&mut self) {
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        if self.output.is_empty() {
+            self.output = BytesMut::new();
+        }
+    }
+}

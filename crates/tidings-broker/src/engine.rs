@@ -1,0 +1,449 @@
+//! The one place where things happen: the core and the log behind one lock, and everybody who waits for them.
+//!
+//! A command runs under the lock: the core changes, its records are appended to the log in the same order, and its
+//! deliveries go to the connections' outbound queues. Nobody waits for the disk there. The log's own thread says
+//! when records are durable; replies and confirms that need it wait in their connection.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use tidings_broker_core::{self as core, ConnectionId, Effect, Record, Refusal};
+use tidings_broker_log::{AppendError, Event, Log, Lsn};
+use tidings_wire::Properties;
+use tokio::sync::Notify;
+
+use crate::Error;
+use crate::meter::Meter;
+use crate::options::Options;
+use crate::outbound::{Item, Outbound};
+use crate::translate;
+
+/// What every connection shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) meter: Arc<Meter>,
+    engine: Mutex<Engine>,
+    signals: Arc<Signals>,
+}
+
+/// What the log's thread and the timers tell the connections, without the engine's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    durable: AtomicU64,
+    /// Who wants to be woken when the log makes progress; each once.
+    waiting: Mutex<Vec<Arc<Outbound>>>,
+    disk_full: AtomicBool,
+    memory_full: AtomicBool,
+    stopping: AtomicBool,
+    failure: OnceLock<String>,
+    failed: Notify,
+    /// Bytes of messages appended since the start, and how many of them are synced.
+    appended_bytes: AtomicU64,
+    synced_bytes: AtomicU64,
+    /// What `appended_bytes` was at positions of the log that are not yet synced.
+    checkpoints: Mutex<VecDeque<(Lsn, u64)>>,
+    /// Alarms changed: everybody has to look.
+    changed: Notify,
+    /// The next deadline is earlier than it was.
+    pub(crate) deadline: Notify,
+}
+
+/// The core and the log.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    core: core::Broker,
+    log: Option<Log>,
+    connections: HashMap<ConnectionId, Arc<Outbound>>,
+    next_connection: u64,
+    effects: Vec<Effect>,
+    deadline: Option<u64>,
+    outbound_bytes_max: usize,
+}
+
+/// Why a command did not happen, or cannot be confirmed.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// The core refused it; nothing has changed.
+    Refused(Refusal),
+    /// It happened, but the log could not take it; it must not be confirmed.
+    Log(AppendError),
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Trouble {
+        Trouble::Refused(refusal)
+    }
+}
+
+impl Shared {
+    /// Opens the log, if there is one, and brings back what it holds.
+    pub(crate) fn open(options: Options) -> Result<Arc<Shared>, Error> {
+        let signals = Arc::new(Signals::default());
+        let meter = Arc::new(Meter::default());
+        let mut core = core::Broker::new(core::Options {
+            decode_headers,
+            names_seed: now() ^ u64::from(std::process::id()) << 40,
+            ..core::Options::default()
+        });
+        let log = match &options.data {
+            None => None,
+            Some(dir) => {
+                let on_event = {
+                    let signals = signals.clone();
+                    move |event| signals.on_log(event)
+                };
+                let (log, recovered) = Log::open(dir, Default::default(), on_event)
+                    .map_err(|error| Error::log(dir, error))?;
+                if let Some((file, offset)) = &recovered.torn {
+                    tracing::warn!(file = %file.display(), offset, "cut off an unfinished write that was never confirmed");
+                }
+                let records = recovered.records.len();
+                for record in recovered.records {
+                    core.restore(meter.weighed(record), now());
+                }
+                tracing::info!(dir = %dir.display(), records, "recovered");
+                Some(log)
+            }
+        };
+        let engine = Engine {
+            core,
+            log,
+            connections: HashMap::new(),
+            next_connection: 1,
+            effects: Vec::new(),
+            deadline: None,
+            outbound_bytes_max: options.limits.outbound_bytes_max,
+        };
+        let shared = Shared {
+            options,
+            meter,
+            engine: Mutex::new(engine),
+            signals,
+        };
+        shared.lock().expire();
+        Ok(Arc::new(shared))
+    }
+
+    pub(crate) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
+    /// The engine. Hold it for a bounded number of commands, never across an `await`.
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        Locked {
+            engine: self.engine.lock(),
+            shared: self,
+        }
+    }
+
+    /// Registers a connection.
+    pub(crate) fn connect(&self, cancel_notify: bool) -> Arc<Outbound> {
+        let mut engine = self.engine.lock();
+        let id = ConnectionId(engine.next_connection);
+        engine.next_connection += 1;
+        let outbound = Arc::new(Outbound::new(id, cancel_notify));
+        engine.connections.insert(id, outbound.clone());
+        outbound
+    }
+
+    /// Whether publishers have to wait, and why: in RabbitMQ's words.
+    pub(crate) fn alarm(&self) -> Option<&'static str> {
+        if self.signals.disk_full.load(Ordering::Relaxed) {
+            return Some("low on disk");
+        }
+        let limit = self.options.limits.memory_bytes_max;
+        let before = self.signals.memory_full.load(Ordering::Relaxed);
+        // It goes at nine tenths, so that it does not flicker.
+        let full = self.meter.bytes() > if before { limit / 10 * 9 } else { limit };
+        if full != before && self.signals.memory_full.swap(full, Ordering::Relaxed) != full {
+            tracing::warn!(bytes = self.meter.bytes(), limit, full, "memory alarm");
+            self.signals.changed.notify_one();
+        }
+        full.then_some("low on memory")
+    }
+
+    /// Wakes every connection, to look at alarms.
+    pub(crate) fn wake_all(&self) {
+        for outbound in self.engine.lock().connections.values() {
+            outbound.wake();
+        }
+    }
+
+    /// Syncs and closes the log. Nothing durable can happen afterwards.
+    pub(crate) fn close_log(&self) -> Result<(), Error> {
+        let log = self.engine.lock().log.take();
+        let (Some(log), Some(dir)) = (log, &self.options.data) else {
+            return Ok(());
+        };
+        log.close()
+            .map_err(|error| Error::data(dir, error.to_string()))
+    }
+}
+
+impl Signals {
+    fn on_log(&self, event: Event) {
+        match event {
+            Event::Durable(lsn) => {
+                self.durable.store(lsn.0, Ordering::Release);
+                let mut checkpoints = self.checkpoints.lock();
+                while let Some((_, bytes)) = checkpoints.pop_front_if(|(at, _)| *at <= lsn) {
+                    self.synced_bytes.store(bytes, Ordering::Relaxed);
+                }
+                drop(checkpoints);
+                for outbound in self.waiting.lock().drain(..) {
+                    outbound.wake();
+                }
+                return;
+            }
+            Event::DiskFull => {
+                tracing::error!("the disk is full; publishers have to wait");
+                self.disk_full.store(true, Ordering::Relaxed);
+            }
+            Event::DiskRoomy => {
+                tracing::info!("the disk has room again");
+                self.disk_full.store(false, Ordering::Relaxed);
+            }
+            Event::Failed(error) => {
+                tracing::error!(%error, "the log has failed; nothing can be confirmed any more");
+                let _ = self.failure.set(error.to_string());
+                self.failed.notify_waiters();
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Everything up to here is on stable storage.
+    pub(crate) fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Acquire))
+    }
+
+    /// Why nothing can be stored any more.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Completes when the log has failed.
+    pub(crate) async fn failed(&self) -> String {
+        loop {
+            let failed = self.failed.notified();
+            if let Some(failure) = self.failure() {
+                return failure.to_owned();
+            }
+            failed.await;
+        }
+    }
+
+    /// Completes when an alarm or the log's fate has changed.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Asks every connection to end.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of messages that wait for the disk.
+    pub(crate) fn unsynced_bytes(&self) -> u64 {
+        let synced = self.synced_bytes.load(Ordering::Relaxed);
+        self.appended_bytes
+            .load(Ordering::Relaxed)
+            .saturating_sub(synced)
+    }
+
+    /// Notes that the log holds `bytes` more, up to `lsn`.
+    fn appended(&self, bytes: u64, lsn: Lsn) {
+        /// Fine enough, and few.
+        const CHECKPOINT_BYTES: u64 = 64 * 1024;
+        let total = self.appended_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let mut checkpoints = self.checkpoints.lock();
+        let before = checkpoints
+            .iter()
+            .nth_back(1)
+            .map_or(0, |(_, bytes)| *bytes);
+        match checkpoints.back_mut() {
+            Some(last) if last.1 - before < CHECKPOINT_BYTES => *last = (lsn, total),
+            _ => checkpoints.push_back((lsn, total)),
+        }
+    }
+
+    /// Wakes `outbound` at the log's next progress. Look at [`Signals::durable`] once more afterwards.
+    pub(crate) fn wake_when_durable(&self, outbound: &Arc<Outbound>) {
+        let mut waiting = self.waiting.lock();
+        if !waiting.iter().any(|other| other.id == outbound.id) {
+            waiting.push(outbound.clone());
+        }
+    }
+}
+
+/// The engine, for as long as somebody holds it.
+pub(crate) struct Locked<'a> {
+    engine: MutexGuard<'a, Engine>,
+    shared: &'a Shared,
+}
+
+impl Locked<'_> {
+    /// Runs a command, stores its records, lets `reply` answer, and then hands out its deliveries.
+    ///
+    /// `reply` gets the position in the log at which the command is durable.
+    pub(crate) fn run<T>(
+        &mut self,
+        command: impl FnOnce(&mut core::Broker, &mut Vec<Effect>) -> Result<T, Refusal>,
+        reply: impl FnOnce(T, Lsn),
+    ) -> Result<(), Trouble> {
+        let engine = &mut *self.engine;
+        let done = command(&mut engine.core, &mut engine.effects)?;
+        let stored = engine.store(&self.shared.signals);
+        if let Ok(lsn) = stored {
+            reply(done, lsn);
+        }
+        engine.deliver();
+        self.note_deadline();
+        stored.map(|_| ()).map_err(Trouble::Log)
+    }
+
+    /// Runs a command that cannot be refused and needs no answer. A failing log is known elsewhere.
+    pub(crate) fn apply(&mut self, command: impl FnOnce(&mut core::Broker, &mut Vec<Effect>)) {
+        let _ = self.run(
+            |core, out| {
+                command(core, out);
+                Ok(())
+            },
+            |(), _| (),
+        );
+    }
+
+    /// Only looks.
+    pub(crate) fn core(&self) -> &core::Broker {
+        &self.engine.core
+    }
+
+    /// Opens a channel.
+    pub(crate) fn open_channel(
+        &mut self,
+        connection: ConnectionId,
+        number: u16,
+    ) -> core::ChannelId {
+        self.engine.core.open_channel(connection, number)
+    }
+
+    /// The connection is gone, with its channels, consumers and exclusive queues.
+    pub(crate) fn disconnect(&mut self, connection: ConnectionId) {
+        if self.engine.connections.remove(&connection).is_some() {
+            self.apply(|core, out| core.close_connection(connection, now(), out));
+        }
+    }
+
+    /// The connection has room for deliveries again.
+    pub(crate) fn resume(&mut self, connection: ConnectionId) {
+        self.apply(|core, out| core.resume_connection(connection, now(), out));
+    }
+
+    /// Does what is due; gives when to come again.
+    pub(crate) fn expire(&mut self) -> Option<u64> {
+        self.apply(|core, out| core.tick(now(), out));
+        self.engine.deadline
+    }
+
+    fn note_deadline(&mut self) {
+        let next = self.engine.core.next_deadline();
+        let earlier = next.is_some_and(|next| self.engine.deadline.is_none_or(|old| next < old));
+        self.engine.deadline = next;
+        if earlier {
+            self.shared.signals.deadline.notify_one();
+        }
+    }
+}
+
+impl Engine {
+    /// Appends the records among the effects. Gives the position of the last, or zero.
+    fn store(&mut self, signals: &Signals) -> Result<Lsn, AppendError> {
+        let mut stored = Ok(Lsn(0));
+        let Some(log) = &self.log else { return stored };
+        let mut bytes = 0;
+        for effect in &self.effects {
+            let Effect::Store(record) = effect else {
+                continue;
+            };
+            if let Record::Enqueued { message, .. } = record {
+                bytes += (message.properties.len() + message.body.len()) as u64;
+            }
+            match log.append(record) {
+                Ok(lsn) => stored = stored.map(|_| lsn),
+                Err(error) => stored = Err(error),
+            }
+        }
+        if let (Ok(lsn), 1..) = (&stored, bytes) {
+            signals.appended(bytes, *lsn);
+        }
+        stored
+    }
+
+    /// Hands deliveries to their connections, run by run.
+    fn deliver(&mut self) {
+        let mut run: Vec<Item> = Vec::new();
+        let mut to: Option<&Arc<Outbound>> = None;
+        let mut overfull: Vec<ConnectionId> = Vec::new();
+        let mut flush = |to: Option<&Arc<Outbound>>, run: &mut Vec<Item>| {
+            if let (Some(outbound), false) = (to, run.is_empty())
+                && outbound.push(run.drain(..)) > self.outbound_bytes_max
+                && !outbound.set_paused()
+            {
+                overfull.push(outbound.id);
+            }
+        };
+        for effect in self.effects.drain(..) {
+            let (connection, item) = match effect {
+                Effect::Store(_) => continue,
+                Effect::Deliver(delivery) => (delivery.connection, Item::Deliver(delivery)),
+                Effect::CancelConsumer {
+                    connection,
+                    channel,
+                    consumer_tag,
+                } => (
+                    connection,
+                    Item::Cancel {
+                        channel,
+                        consumer_tag,
+                    },
+                ),
+            };
+            if to.is_none_or(|to| to.id != connection) {
+                flush(to, &mut run);
+                to = self.connections.get(&connection);
+            }
+            if to.is_some_and(|to| to.understands(&item)) {
+                run.push(item);
+            }
+        }
+        flush(to, &mut run);
+        for connection in overfull {
+            self.core.pause_connection(connection);
+        }
+    }
+}
+
+/// Milliseconds since the epoch.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+fn decode_headers(properties: &Bytes) -> core::Table {
+    let properties = Properties::parse(properties.clone()).unwrap_or_default();
+    properties
+        .headers()
+        .map(|headers| translate::table(&headers))
+        .unwrap_or_default()
+}

@@ -1,0 +1,408 @@
+//! One connection's side of the protocol: frames in, commands to the engine, replies and errors out. No I/O.
+//!
+//! A turn takes what was read, decodes a bounded number of commands without the engine's lock, and then carries
+//! them out under it. An error closes the channel or the whole connection, as its code says; what follows on a
+//! closed channel is ignored until the peer has agreed.
+
+mod channel;
+mod confirm;
+mod methods;
+mod publish;
+mod tx;
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tidings_broker_core::{Refusal, ReplyCode};
+use tidings_broker_log::{AppendError, Lsn};
+use tidings_wire::{
+    Assembler, ChannelClose, ChannelCloseOk, ChannelOpenOk, Command, ConnectionBlocked,
+    ConnectionClose, ConnectionCloseOk, ConnectionUnblocked, ConnectionUpdateSecretOk,
+    EncodeMethod, FRAME_OVERHEAD_BYTES, Method, ShortStr, WireError, decode_frame, reply,
+};
+
+use self::channel::Channel;
+use self::publish::Publication;
+use crate::engine::{Locked, Shared, Trouble};
+use crate::handshake::{Agreed, close_method};
+use crate::outbound::Outbound;
+
+/// Commands carried out in one go, so that nobody waits long for the engine.
+const TURN_COMMANDS_MAX: usize = 128;
+
+/// A connection after its handshake.
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    outbound: Arc<Outbound>,
+    agreed: Agreed,
+    channels: Vec<Option<Box<Slot>>>,
+    state: State,
+    turn: Vec<(u16, Operation)>,
+    blocked: bool,
+}
+
+/// How far the connection has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Open.
+    Running,
+    /// `connection.close` was sent; only its answer counts.
+    Closing,
+    /// The input makes no sense any more; `connection.close` was sent, what comes is thrown away.
+    Deaf,
+    /// Both sides agreed to end, once everything is written.
+    Closed,
+}
+
+/// What there is for a channel's number: open or not, frames may arrive.
+struct Slot {
+    assembler: Assembler,
+    names: publish::Names,
+    channel: Option<Channel>,
+}
+
+/// A command, as far as it could be prepared without the engine.
+enum Operation {
+    Publish(Publication),
+    Method(Method),
+}
+
+/// Why a command closes its channel or the connection. The text begins with the code's name.
+#[derive(Debug)]
+struct Fail {
+    code: u16,
+    text: String,
+}
+
+impl Session {
+    pub(crate) fn new(shared: Arc<Shared>, outbound: Arc<Outbound>, agreed: Agreed) -> Session {
+        Session {
+            shared,
+            outbound,
+            agreed,
+            channels: Vec::new(),
+            state: State::Running,
+            turn: Vec::new(),
+            blocked: false,
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether the peer was found to publish while it must not: it is not to be read until the alarm ends.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Carries out what `input` begins with. Gives whether there may be more in it.
+    pub(crate) fn turn(&mut self, input: &mut BytesMut) -> bool {
+        if matches!(self.state, State::Deaf | State::Closed) {
+            input.clear();
+            return false;
+        }
+        let decoded = self.decode(input);
+        let more = self.turn.len() == TURN_COMMANDS_MAX;
+        let mut turn = std::mem::take(&mut self.turn);
+        let published = turn
+            .iter()
+            .any(|(_, op)| matches!(op, Operation::Publish(_)));
+        if !turn.is_empty() {
+            let shared = self.shared.clone();
+            let mut engine = shared.lock();
+            for (number, operation) in turn.drain(..) {
+                self.carry_out(&mut engine, number, operation);
+            }
+        }
+        self.turn = turn;
+        if let Err(error) = decoded {
+            self.close(&error);
+            self.state = State::Deaf;
+            input.clear();
+        }
+        if published && self.state == State::Running {
+            self.block_if_alarmed();
+        }
+        more
+    }
+
+    fn decode(&mut self, input: &mut BytesMut) -> Result<(), WireError> {
+        // Some clients count the frame's own bytes wrongly; RabbitMQ forgives that, too.
+        let frame_max = self
+            .agreed
+            .frame_max
+            .saturating_add(FRAME_OVERHEAD_BYTES as u32);
+        while self.turn.len() < TURN_COMMANDS_MAX {
+            let Some(frame) = decode_frame(input, frame_max)? else {
+                break;
+            };
+            let number = frame.channel;
+            if number > self.agreed.channel_max {
+                let text = format!(
+                    "channel number {number} is over the negotiated channel_max ({})",
+                    self.agreed.channel_max
+                );
+                return Err(WireError::new(reply::NOT_ALLOWED, text));
+            }
+            let body_bytes_max = self.shared.options.limits.body_bytes_max;
+            let slot = slot(&mut self.channels, number, body_bytes_max);
+            let command = slot.assembler.push(frame.payload)?;
+            let Some(Command { method, content }) = command else {
+                continue;
+            };
+            let operation = match (method, content) {
+                (Method::BasicPublish(publish), Some(content)) => {
+                    let meter = &self.shared.meter;
+                    let limit = body_bytes_max;
+                    let user = &self.agreed.user;
+                    let publication =
+                        Publication::prepare(publish, content, &mut slot.names, user, limit, meter);
+                    Operation::Publish(publication)
+                }
+                (method, _) => Operation::Method(method),
+            };
+            self.turn.push((number, operation));
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, engine: &mut Locked<'_>, number: u16, operation: Operation) {
+        let (class_id, method_id) = match &operation {
+            Operation::Publish(_) => (60, 40),
+            Operation::Method(method) => (method.class_id(), method.method_id()),
+        };
+        let result = if self.state != State::Running {
+            self.while_closing(operation);
+            Ok(())
+        } else if number == 0 {
+            self.on_connection(engine, operation)
+        } else {
+            self.on_channel(engine, number, operation)
+        };
+        if let Err(fail) = result {
+            self.fail(engine, number, class_id, method_id, fail);
+        }
+    }
+
+    /// The peer may still not know that the connection ends.
+    fn while_closing(&mut self, operation: Operation) {
+        match operation {
+            Operation::Method(Method::ConnectionCloseOk(_)) => self.state = State::Closed,
+            Operation::Method(Method::ConnectionClose(_)) => {
+                self.outbound.reply(0, ConnectionCloseOk {}, Lsn(0));
+                self.state = State::Closed;
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connection(&mut self, engine: &mut Locked<'_>, operation: Operation) -> Result<(), Fail> {
+        match operation {
+            Operation::Method(Method::ConnectionClose(_)) => {
+                engine.disconnect(self.outbound.id);
+                self.outbound.reply(0, ConnectionCloseOk {}, Lsn(0));
+                self.state = State::Closed;
+                Ok(())
+            }
+            Operation::Method(Method::ConnectionUpdateSecret(_)) => {
+                // Passwords do not expire here: the new one is as good as the old one.
+                self.outbound.reply(0, ConnectionUpdateSecretOk {}, Lsn(0));
+                Ok(())
+            }
+            Operation::Method(method) => {
+                let text = format!("{} is not expected on channel 0 now", method.name());
+                Err(Fail::new(reply::COMMAND_INVALID, text))
+            }
+            Operation::Publish(_) => Err(Fail::new(
+                reply::COMMAND_INVALID,
+                "channel 0 cannot publish",
+            )),
+        }
+    }
+
+    fn on_channel(
+        &mut self,
+        engine: &mut Locked<'_>,
+        number: u16,
+        operation: Operation,
+    ) -> Result<(), Fail> {
+        let Some(Some(slot)) = self.channels.get_mut(usize::from(number)) else {
+            return Ok(());
+        };
+        let Some(channel) = &mut slot.channel else {
+            return match operation {
+                Operation::Method(Method::ChannelOpen(_)) => {
+                    let id = engine.open_channel(self.outbound.id, number);
+                    slot.channel = Some(Channel::new(id, number, &self.shared.options.limits));
+                    self.outbound.reply(number, ChannelOpenOk {}, Lsn(0));
+                    Ok(())
+                }
+                // The answer to a close that crossed the peer's own.
+                Operation::Method(Method::ChannelCloseOk(_)) => Ok(()),
+                _ => Err(Fail::new(reply::CHANNEL_ERROR, "expected 'channel.open'")),
+            };
+        };
+        match operation {
+            Operation::Method(Method::ChannelClose(_)) => {
+                if !channel.closing {
+                    let id = channel.id;
+                    engine.apply(|core, out| core.close_channel(id, crate::engine::now(), out));
+                    slot.channel = None;
+                }
+                self.outbound.reply(number, ChannelCloseOk {}, Lsn(0));
+                Ok(())
+            }
+            Operation::Method(Method::ChannelCloseOk(_)) if channel.closing => {
+                slot.channel = None;
+                Ok(())
+            }
+            _ if channel.closing => Ok(()),
+            Operation::Method(method) => channel.on_method(engine, &self.outbound, method),
+            Operation::Publish(publication) => {
+                channel.on_publish(engine, &self.outbound, publication)
+            }
+        }
+    }
+
+    fn fail(
+        &mut self,
+        engine: &mut Locked<'_>,
+        number: u16,
+        class_id: u16,
+        method_id: u16,
+        fail: Fail,
+    ) {
+        let Fail { code, text } = fail;
+        tracing::info!(
+            connection = self.outbound.id.0,
+            channel = number,
+            "closed for an error: {text}"
+        );
+        let reply_text = ShortStr::truncated(&text);
+        if reply::is_hard(code) || number == 0 {
+            engine.disconnect(self.outbound.id);
+            let close = ConnectionClose {
+                reply_code: code,
+                reply_text,
+                class_id,
+                method_id,
+            };
+            self.outbound.reply(0, close, Lsn(0));
+            self.state = State::Closing;
+            return;
+        }
+        if let Some(Some(slot)) = self.channels.get_mut(usize::from(number))
+            && let Some(channel) = &mut slot.channel
+        {
+            channel.closing = true;
+            let id = channel.id;
+            engine.apply(|core, out| core.close_channel(id, crate::engine::now(), out));
+        }
+        let close = ChannelClose {
+            reply_code: code,
+            reply_text,
+            class_id,
+            method_id,
+        };
+        self.outbound.reply(number, close, Lsn(0));
+    }
+
+    /// Ends the connection from this side.
+    pub(crate) fn close(&mut self, error: &WireError) {
+        if self.state != State::Running {
+            return;
+        }
+        tracing::info!(connection = self.outbound.id.0, "closed: {error}");
+        self.shared.lock().disconnect(self.outbound.id);
+        self.outbound.reply(0, close_method(error), Lsn(0));
+        self.state = State::Closing;
+    }
+
+    /// Tells a publisher that it has to wait, or that it need not any more.
+    pub(crate) fn block_if_alarmed(&mut self) {
+        let alarm = self.shared.alarm();
+        if self.blocked == alarm.is_some() {
+            return;
+        }
+        self.blocked = alarm.is_some();
+        if !self.agreed.client.connection_blocked {
+            return;
+        }
+        match alarm {
+            Some(reason) => {
+                let reason = ShortStr::truncated(reason);
+                self.outbound.reply(0, ConnectionBlocked { reason }, Lsn(0));
+            }
+            None => self.outbound.reply(0, ConnectionUnblocked {}, Lsn(0)),
+        }
+    }
+
+    /// Confirms what has become durable. Gives whether something still waits for the log.
+    pub(crate) fn confirm(&mut self, durable: Lsn) -> bool {
+        let mut waits = false;
+        for slot in self.channels.iter_mut().flatten() {
+            if let Some(channel) = &mut slot.channel {
+                waits |= channel.confirm(&self.outbound, durable);
+            }
+        }
+        waits
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.shared.lock().disconnect(self.outbound.id);
+    }
+}
+
+fn slot(channels: &mut Vec<Option<Box<Slot>>>, number: u16, body_bytes_max: u64) -> &mut Slot {
+    let index = usize::from(number);
+    if index >= channels.len() {
+        channels.resize_with(index + 1, || None);
+    }
+    channels[index].get_or_insert_with(|| {
+        Box::new(Slot {
+            assembler: Assembler::new(body_bytes_max),
+            names: publish::Names::default(),
+            channel: None,
+        })
+    })
+}
+
+impl Fail {
+    fn new(code: u16, text: impl std::fmt::Display) -> Fail {
+        Fail {
+            code,
+            text: format!("{} - {text}", reply::name(code)),
+        }
+    }
+
+    fn precondition(text: impl std::fmt::Display) -> Fail {
+        Fail::new(reply::PRECONDITION_FAILED, text)
+    }
+}
+
+impl From<Refusal> for Fail {
+    fn from(refusal: Refusal) -> Fail {
+        Fail {
+            code: ReplyCode::code(refusal.code),
+            text: refusal.text,
+        }
+    }
+}
+
+impl From<Trouble> for Fail {
+    fn from(trouble: Trouble) -> Fail {
+        match trouble {
+            Trouble::Refused(refusal) => refusal.into(),
+            Trouble::Log(AppendError::DiskFull) => {
+                Fail::new(reply::RESOURCE_ERROR, "the broker's disk is full")
+            }
+            Trouble::Log(AppendError::Failed(error)) => {
+                let text = format!("the broker's log has failed, nothing can be stored: {error}");
+                Fail::new(reply::INTERNAL_ERROR, text)
+            }
+        }
+    }
+}
