@@ -70,7 +70,6 @@ pub(crate) fn read_properties(properties: &Properties) -> Result<Asked, String> 
         properties,
         cc,
         bcc,
-        headers,
         expiration,
     })
 }
