@@ -23,6 +23,11 @@ impl Error {
         is_permanent(&*self.0)
     }
 
+    /// The error inside, if it is a `T`.
+    pub fn downcast_ref<T: StdError + 'static>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+
     /// The error inside.
     pub fn into_inner(self) -> BoxError {
         self.0

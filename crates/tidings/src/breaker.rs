@@ -344,3 +344,64 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Permanent;
+
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    fn breaker() -> CircuitBreaker {
+        CircuitBreaker::new("bank").failures_max(2).open_for(PAUSE)
+    }
+
+    /// Makes a call: `None` if it was refused.
+    async fn call(breaker: &CircuitBreaker, answers: bool) -> Option<bool> {
+        let call = async move { if answers { Ok(()) } else { Err("no answer") } };
+        match breaker.call(call).await {
+            Ok(()) => Some(true),
+            Err(error) if error.downcast_ref::<CircuitOpen>().is_some() => None,
+            Err(_) => Some(false),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_opens_after_failures_in_a_row_and_one_call_closes_it() {
+        let breaker = breaker();
+        assert_eq!(call(&breaker, false).await, Some(false));
+        assert_eq!(call(&breaker, true).await, Some(true));
+        assert_eq!(call(&breaker, false).await, Some(false));
+        assert_eq!(call(&breaker, false).await, Some(false));
+        assert_eq!(call(&breaker, true).await, None);
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(call(&breaker, true).await, Some(true));
+        assert_eq!(call(&breaker, true).await, Some(true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_one_call_tries_the_others_are_refused_and_its_failure_doubles_the_pause() {
+        let breaker = breaker();
+        call(&breaker, false).await;
+        call(&breaker, false).await;
+        tokio::time::advance(PAUSE).await;
+        let trial = breaker.permit().expect("the pause is over");
+        assert!(trial.is_trial());
+        assert!(breaker.permit().is_err());
+        drop(trial); // A call that was dropped has failed.
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(call(&breaker, true).await, None);
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(call(&breaker, true).await, Some(true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_permanent_error_is_an_answer() {
+        let breaker = breaker();
+        for _ in 0..10 {
+            let declined = async { Err::<(), _>(Permanent::new("no such card")) };
+            assert!(breaker.call(declined).await.is_err());
+        }
+        assert_eq!(call(&breaker, true).await, Some(true));
+    }
+}

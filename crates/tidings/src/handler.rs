@@ -29,7 +29,20 @@ use crate::{
 /// An async function that handles messages of type `M`: the message first, then up to eight
 /// extractors `A`.
 ///
-/// It is implemented for functions and closures; there is nothing to implement by hand.
+/// It is implemented for functions and closures; there is nothing to implement by hand. What is not
+/// a handler does not compile:
+///
+/// ```compile_fail,E0277
+/// # use serde::{Deserialize, Serialize};
+/// # use tidings::prelude::*;
+/// # #[derive(Serialize, Deserialize, Event)]
+/// # struct OrderPlaced { order_id: String }
+/// struct Gateway; // no extractor: it should be `State<Gateway>`
+///
+/// async fn settle(order: OrderPlaced, gateway: Gateway) -> Result<()> { Ok(()) }
+///
+/// Router::new("payment").on(settle);
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler",
     label = "not a handler",

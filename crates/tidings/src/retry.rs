@@ -264,3 +264,90 @@ pub(crate) fn reason(error: &(dyn StdError + 'static)) -> String {
     }
     reason
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Permanent;
+
+    /// Follows a message that never succeeds: after how many attempts what happens.
+    fn check(policy: &RetryPolicy, expected: &[(u32, Verdict)]) {
+        let error: BoxError = "no answer".into();
+        let mut attempts = 0;
+        let mut seen = Vec::new();
+        for failures in 0.. {
+            attempts += policy.attempts_of_delivery(failures);
+            let verdict = policy.verdict(failures, &*error);
+            seen.push((attempts, verdict));
+            if verdict == Verdict::DeadLetter {
+                break;
+            }
+        }
+        assert_eq!(seen, expected);
+    }
+
+    fn after(ms: u64) -> Verdict {
+        Verdict::RetryAfter(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn a_message_gets_as_many_attempts_as_the_policy_says_fast_ones_first() {
+        let exponential = |ms| RetryPolicy::exponential(Duration::from_millis(ms));
+        let dead = Verdict::DeadLetter;
+        check(&RetryPolicy::none(), &[(1, dead)]);
+        check(&exponential(10).attempts(3), &[(3, dead)]);
+        check(
+            &exponential(50).attempts(5),
+            &[(3, after(50)), (4, after(100)), (5, dead)],
+        );
+        check(
+            &exponential(1000).attempts(4).fast_attempts(1),
+            &[
+                (1, after(1000)),
+                (2, after(2000)),
+                (3, after(5000)),
+                (4, dead),
+            ],
+        );
+        let capped = exponential(1000).delay_max(Duration::from_secs(2));
+        check(
+            &capped.attempts(4).fast_attempts(1),
+            &[
+                (1, after(1000)),
+                (2, after(2000)),
+                (3, after(2000)),
+                (4, dead),
+            ],
+        );
+    }
+
+    #[test]
+    fn delays_are_steps_of_the_ladder_so_that_there_are_few_retry_queues() {
+        for (first, expected) in [(0, 10), (30, 50), (1000, 1000), (7000, 10_000)] {
+            let policy = RetryPolicy::exponential(Duration::from_millis(first));
+            assert_eq!(policy.delay(0), Duration::from_millis(expected));
+        }
+        let days = Duration::from_secs(2 * 24 * 3600);
+        assert_eq!(RetryPolicy::exponential(days).delay(5), days);
+    }
+
+    #[test]
+    fn a_permanent_error_is_a_dead_letter_at_once_however_deep_it_is() {
+        #[derive(Debug)]
+        struct Wrapped(Permanent);
+        impl fmt::Display for Wrapped {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("charging failed")
+            }
+        }
+        impl StdError for Wrapped {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let error = Wrapped(Permanent::new("no such card"));
+        let verdict = RetryPolicy::default().verdict(0, &error);
+        assert_eq!(verdict, Verdict::DeadLetter);
+        assert_eq!(reason(&error), "charging failed: no such card");
+    }
+}
