@@ -9,8 +9,8 @@ use tidings::prelude::*;
 
 use crate::Money;
 
-/// The most characters an order id may have, also one that a foreign program made up.
-const ORDER_ID_CHARS_MAX: usize = 128;
+/// The longest order id, also one that a foreign program made up.
+const ORDER_ID_BYTES_MAX: usize = 64;
 
 /// How far an order has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,10 +76,10 @@ pub struct OrderPlaced {
 
 fn order_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let id = String::deserialize(deserializer)?;
-    let length = id.chars().count();
-    if length == 0 || length > ORDER_ID_CHARS_MAX || id.chars().any(char::is_control) {
+    let length = id.len();
+    if length == 0 || length > ORDER_ID_BYTES_MAX || id.chars().any(char::is_control) {
         return Err(de::Error::custom(format_args!(
-            "`orderId` must have 1 to {ORDER_ID_CHARS_MAX} characters and no control characters"
+            "`orderId` must have 1 to {ORDER_ID_BYTES_MAX} bytes and no control characters"
         )));
     }
     Ok(id)

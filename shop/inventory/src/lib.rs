@@ -1,1 +1,58 @@
-//! TBD.
+//! Inventory: puts aside what an order needs, all of it or nothing, then ships it or puts it back.
+//!
+//! Of each product it counts what is available, reserved and shipped; the three always add up to
+//! what was there plus what was restocked, because every statement moves between two of them.
+
+mod handlers;
+mod http;
+
+use std::time::Duration;
+
+use shop_contracts::CATALOGUE;
+use shop_kit::{Database, Service, StoreError, sql};
+use tidings::{RetryPolicy, Router};
+
+const MIGRATIONS: &[&str] = &[
+    "create table stock (
+        sku text primary key,
+        available bigint not null check (available >= 0),
+        reserved bigint not null check (reserved >= 0),
+        shipped bigint not null check (shipped >= 0)
+    );
+    create table reservation (
+        order_id text primary key,
+        items text not null,
+        status text not null
+    )",
+];
+
+/// Opens inventory's database, stocks it if it is new, and makes the service.
+///
+/// # Errors
+///
+/// When its database cannot be opened.
+pub async fn service(database: &Database) -> Result<Service, StoreError> {
+    let db = database.open("inventory", MIGRATIONS).await?;
+    let first_stock = CATALOGUE.iter().map(|product| {
+        sql(
+            "insert into stock (sku, available, reserved, shipped) values ($1, $2, 0, 0)
+             on conflict (sku) do nothing",
+        )
+        .bind(product.sku)
+        .bind(product.initial_stock)
+    });
+    db.write(first_stock.collect()).await?;
+    let messages = Router::new("inventory")
+        .on(handlers::reserve)
+        .on(handlers::ship)
+        .on(handlers::release)
+        .transactional(db.store())
+        .retry(RetryPolicy::exponential(Duration::from_millis(200)).attempts(50))
+        .with_state(db.clone());
+    Ok(Service {
+        name: "inventory",
+        http: http::routes(db.clone()),
+        messages: Some(messages),
+        db: Some(db),
+    })
+}

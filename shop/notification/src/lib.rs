@@ -1,1 +1,157 @@
-//! TBD.
+//! Notification: writes to the customer how the order ended.
+//!
+//! A mail leaves before it is noted as sent, so a crash in between sends it again; it is the same
+//! mail then, with the same `Message-ID`, and a file of the same name.
+
+mod mail;
+
+use std::time::Duration;
+
+use axum::{Json, extract::State as HttpState, routing::get};
+use jiff::Timestamp;
+use shop_contracts::{EmailSent, OrderCancelled, OrderConfirmed};
+use shop_kit::{Database, Db, Problem, QueryOf, Service, StoreError, Tx, sql};
+use tidings::prelude::*;
+
+pub use mail::{Mailer, MailerError};
+use mail::Letter;
+
+const MIGRATIONS: &[&str] = &[
+    "create table email (
+        message_id text primary key,
+        order_id text not null,
+        recipient text not null,
+        subject text not null,
+        sent_at bigint not null
+    );
+    create index email_by_order on email (order_id)",
+];
+
+/// The mails under way at the same time; mail servers do not like to be hurried.
+const MAILS_AT_ONCE_MAX: u16 = 16;
+
+/// A mail server may be down for days: a mail waits for it. With delays of at most half a minute
+/// this is about a month.
+const ATTEMPTS_MAX: u32 = 100_000;
+
+/// Opens notification's database and makes the service.
+///
+/// # Errors
+///
+/// When its database cannot be opened.
+pub async fn service(database: &Database, mailer: Mailer) -> Result<Service, StoreError> {
+    let db = database.open("notification", MIGRATIONS).await?;
+    let retry = RetryPolicy::exponential(Duration::from_millis(500))
+        .delay_max(Duration::from_secs(30))
+        .attempts(ATTEMPTS_MAX);
+    let messages = Router::new("notification")
+        .on(confirmed)
+        .on(cancelled)
+        .transactional(db.store())
+        .retry(retry)
+        .concurrency(MAILS_AT_ONCE_MAX)
+        .with_state(mailer)
+        .with_state(db.clone());
+    let http = axum::Router::new()
+        .route("/emails", get(emails))
+        .with_state(db.clone());
+    Ok(Service {
+        name: "notification",
+        http,
+        messages: Some(messages),
+        db: Some(db),
+    })
+}
+
+async fn confirmed(
+    order: OrderConfirmed,
+    id: MessageId,
+    State(mailer): State<Mailer>,
+    tx: Tx,
+) -> Result<Option<EmailSent>> {
+    let Some(email) = order.email else {
+        return Ok(None);
+    };
+    let letter = Letter {
+        subject: format!("Your order {} is confirmed", order.order_id),
+        text: format!(
+            "Thank you. Your order {} over {} is paid, and will be sent to you.\n",
+            order.order_id, order.amount
+        ),
+        to: email,
+    };
+    write_to(letter, order.order_id, id, &mailer, tx).await.map(Some)
+}
+
+async fn cancelled(
+    order: OrderCancelled,
+    id: MessageId,
+    State(mailer): State<Mailer>,
+    tx: Tx,
+) -> Result<Option<EmailSent>> {
+    let Some(email) = order.email else {
+        return Ok(None);
+    };
+    let letter = Letter {
+        subject: format!("Your order {} is cancelled", order.order_id),
+        text: format!(
+            "We are sorry. Your order {} is cancelled: {}.\n\nYou pay nothing for it.\n",
+            order.order_id, order.reason
+        ),
+        to: email,
+    };
+    write_to(letter, order.order_id, id, &mailer, tx).await.map(Some)
+}
+
+async fn write_to(
+    letter: Letter,
+    order_id: String,
+    id: MessageId,
+    mailer: &Mailer,
+    mut tx: Tx,
+) -> Result<EmailSent> {
+    mailer.send(&letter, &id).await?;
+    let note = sql(
+        "insert into email (message_id, order_id, recipient, subject, sent_at)
+         values ($1, $2, $3, $4, $5) on conflict (message_id) do nothing",
+    )
+    .bind(id.as_str())
+    .bind(&order_id)
+    .bind(&letter.to)
+    .bind(&letter.subject)
+    .bind(Timestamp::now().as_microsecond());
+    tx.run(note).await?;
+    Ok(EmailSent { order_id, subject: letter.subject })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OfOrder {
+    order_id: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Email {
+    to: String,
+    subject: String,
+    sent_at: Timestamp,
+}
+
+async fn emails(
+    HttpState(db): HttpState<Db>,
+    QueryOf(of): QueryOf<OfOrder>,
+) -> Result<Json<Vec<Email>>, Problem> {
+    let query = sql(
+        "select recipient, subject, sent_at from email where order_id = $1 order by sent_at",
+    );
+    let rows = db.read(query.bind(&of.order_id)).await?;
+    let emails = rows.iter().map(|row| {
+        Ok(Email {
+            to: row.get(0)?,
+            subject: row.get(1)?,
+            sent_at: shop_kit::timestamp(row.get(2)?)?,
+        })
+    });
+    Ok(Json(emails.collect::<Result<_, StoreError>>()?))
+}

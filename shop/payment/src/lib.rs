@@ -1,1 +1,52 @@
-//! TBD.
+//! Payment: takes the money for every order that is placed, once, and gives it back when the order
+//! is cancelled.
+//!
+//! It knows orders only by their events and the bank only by HTTP. A declined card is an answer;
+//! only a failure to get an answer is an error, and is tried again until the bank has given one.
+
+mod bank;
+mod handlers;
+mod http;
+
+use std::time::Duration;
+
+use shop_kit::{BaseUrl, Database, Service, StoreError};
+use tidings::{RetryPolicy, Router};
+
+const MIGRATIONS: &[&str] = &[
+    "create table payment (
+        order_id text primary key,
+        amount bigint not null,
+        status text not null,
+        attempts bigint not null
+    )",
+];
+
+/// A bank may be down for days: an order waits for it rather than becoming a dead letter. With
+/// delays of at most ten seconds this is about two weeks.
+const ATTEMPTS_MAX: u32 = 120_000;
+
+/// Opens payment's database and makes the service.
+///
+/// # Errors
+///
+/// When its database cannot be opened.
+pub async fn service(database: &Database, bank: BaseUrl) -> Result<Service, StoreError> {
+    let db = database.open("payment", MIGRATIONS).await?;
+    let retry = RetryPolicy::exponential(Duration::from_millis(200))
+        .delay_max(Duration::from_secs(10))
+        .attempts(ATTEMPTS_MAX);
+    let messages = Router::new("payment")
+        .on(handlers::settle)
+        .on(handlers::give_back)
+        .transactional(db.store())
+        .retry(retry)
+        .with_state(bank::Bank::new(bank))
+        .with_state(db.clone());
+    Ok(Service {
+        name: "payment",
+        http: http::routes(db.clone()),
+        messages: Some(messages),
+        db: Some(db),
+    })
+}

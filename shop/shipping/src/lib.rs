@@ -1,1 +1,79 @@
-//! TBD.
+//! Shipping: books a parcel for every confirmed order, once.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::{Path, State as HttpState},
+    routing::get,
+};
+use shop_contracts::{OrderConfirmed, ShipmentBooked};
+use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
+use tidings::prelude::*;
+use uuid::Uuid;
+
+const MIGRATIONS: &[&str] = &[
+    "create table shipment (
+        order_id text primary key,
+        tracking text not null,
+        status text not null
+    )",
+];
+
+/// Opens shipping's database and makes the service.
+///
+/// # Errors
+///
+/// When its database cannot be opened.
+pub async fn service(database: &Database) -> Result<Service, StoreError> {
+    let db = database.open("shipping", MIGRATIONS).await?;
+    let messages = Router::new("shipping")
+        .on(book)
+        .transactional(db.store())
+        .retry(RetryPolicy::exponential(Duration::from_millis(200)).attempts(50))
+        .with_state(db.clone());
+    let http = axum::Router::new()
+        .route("/shipments/{order_id}", get(shipment))
+        .with_state(db.clone());
+    Ok(Service {
+        name: "shipping",
+        http,
+        messages: Some(messages),
+        db: Some(db),
+    })
+}
+
+async fn book(order: OrderConfirmed, mut tx: Tx) -> Result<ShipmentBooked> {
+    let insert = sql(
+        "insert into shipment (order_id, tracking, status) values ($1, $2, 'BOOKED')
+         on conflict (order_id) do update set status = shipment.status
+         returning tracking",
+    );
+    let tracking = format!("TRK-{}", Uuid::now_v7().simple()).to_uppercase();
+    let booked = tx.run(insert.bind(&order.order_id).bind(tracking)).await?;
+    // A parcel that was booked before keeps its number.
+    let row = booked
+        .into_first()
+        .ok_or_else(|| StoreError::new("the booking was not kept"))?;
+    Ok(ShipmentBooked { order_id: order.order_id, tracking: row.get(0)? })
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shipment {
+    order_id: String,
+    tracking: String,
+    status: String,
+}
+
+async fn shipment(
+    HttpState(db): HttpState<Db>,
+    Path(order_id): Path<String>,
+) -> Result<Json<Shipment>, Problem> {
+    let query = sql("select tracking, status from shipment where order_id = $1");
+    let rows = db.read(query.bind(&order_id)).await?;
+    let row = rows.first().ok_or_else(|| {
+        Problem::not_found(format_args!("no parcel is booked for the order `{order_id}` (yet)"))
+    })?;
+    Ok(Json(Shipment { tracking: row.get(0)?, status: row.get(1)?, order_id }))
+}

@@ -49,7 +49,8 @@ pub(crate) fn send(port: u16, head: &str, body: &[u8]) -> Result<Answer> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let length = body.len();
-    let head = format!("{head}host: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    let head =
+        format!("{head}host: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)?;
     let mut answer = Vec::new();
@@ -58,12 +59,21 @@ pub(crate) fn send(port: u16, head: &str, body: &[u8]) -> Result<Answer> {
 }
 
 fn parse(answer: &str) -> Result<Answer> {
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("the answer has no end of its head")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| anyhow!("`{head}` has no status"))?;
     let head = head.to_ascii_lowercase();
     if head.contains("transfer-encoding: chunked") {
         bail!("this client does not read chunks");
     }
-    Ok(Answer { status, head, body: body.to_owned() })
+    Ok(Answer {
+        status,
+        head,
+        body: body.to_owned(),
+    })
 }

@@ -15,8 +15,11 @@ const FRAME_BYTES_MAX: u32 = 131_072;
 /// The messages that are ready in `queue`, or nothing when there is no such queue.
 pub(crate) fn depth(url: &str, queue: &str) -> Result<Option<u32>> {
     let mut client = Client::connect(url)?;
-    let declare =
-        QueueDeclare { queue: ShortStr::try_from(queue)?, passive: true, ..Default::default() };
+    let declare = QueueDeclare {
+        queue: ShortStr::try_from(queue)?,
+        passive: true,
+        ..Default::default()
+    };
     match client.ask(1, &declare)? {
         Method::QueueDeclareOk(ok) => Ok(Some(ok.message_count)),
         Method::ChannelClose(close) if close.reply_code == 404 => Ok(None),
@@ -31,9 +34,14 @@ struct Client {
 
 impl Client {
     fn connect(url: &str) -> Result<Client> {
-        let address = url.strip_prefix("amqp://guest:guest@").context("not a test's broker")?;
+        let address = url
+            .strip_prefix("amqp://guest:guest@")
+            .context("not a test's broker")?;
         let stream = TcpStream::connect(address.trim_end_matches('/'))?;
-        let mut client = Client { stream, received: BytesMut::new() };
+        let mut client = Client {
+            stream,
+            received: BytesMut::new(),
+        };
         client.stream.write_all(&PROTOCOL_HEADER)?;
         client.next()?;
         let start_ok = ConnectionStartOk {
@@ -46,8 +54,20 @@ impl Client {
             bail!("the broker lets `guest` not in");
         };
         let (channel_max, frame_max) = (tune.channel_max, tune.frame_max.min(FRAME_BYTES_MAX));
-        client.tell(0, &ConnectionTuneOk { channel_max, frame_max, heartbeat: 0 })?;
-        client.ask(0, &ConnectionOpen { virtual_host: ShortStr::from_static("/") })?;
+        client.tell(
+            0,
+            &ConnectionTuneOk {
+                channel_max,
+                frame_max,
+                heartbeat: 0,
+            },
+        )?;
+        client.ask(
+            0,
+            &ConnectionOpen {
+                virtual_host: ShortStr::from_static("/"),
+            },
+        )?;
         client.ask(1, &ChannelOpen {})?;
         Ok(client)
     }
@@ -66,7 +86,10 @@ impl Client {
     fn next(&mut self) -> Result<Method> {
         loop {
             match decode_frame(&mut self.received, FRAME_BYTES_MAX)? {
-                Some(Frame { payload: Payload::Method(method), .. }) => return Ok(method),
+                Some(Frame {
+                    payload: Payload::Method(method),
+                    ..
+                }) => return Ok(method),
                 Some(_) => {}
                 None => {
                     let mut chunk = [0; 4096];

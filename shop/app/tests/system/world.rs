@@ -34,8 +34,14 @@ pub(crate) enum DatabaseKind {
 }
 
 /// Every service that handles events, each to be its own process.
-pub(crate) const SERVICES: [&str; 6] =
-    ["orders", "payment", "inventory", "shipping", "notification", "loyalty"];
+pub(crate) const SERVICES: [&str; 6] = [
+    "orders",
+    "payment",
+    "inventory",
+    "shipping",
+    "notification",
+    "loyalty",
+];
 
 /// A running shop.
 pub(crate) struct World {
@@ -77,13 +83,22 @@ impl World {
                 let listen = format!("127.0.0.1:{amqp_port}");
                 instance.flags(&["--broker", "embedded", "--amqp-listen", &listen]);
                 instance.start().unwrap();
-                Broker::Embedded { amqp_port, instance }
+                Broker::Embedded {
+                    amqp_port,
+                    instance,
+                }
             }
         };
         let bank_port = free_port().unwrap();
         let flags = Vec::new();
-        let mut world =
-            World { instances: Vec::new(), broker, postgres, bank_port, folder, flags };
+        let mut world = World {
+            instances: Vec::new(),
+            broker,
+            postgres,
+            bank_port,
+            folder,
+            flags,
+        };
         let bank = world.add("bank");
         world.instances[bank].port = bank_port;
         world.instances[bank].start().unwrap();
@@ -91,7 +106,10 @@ impl World {
     }
 
     /// Starts each service in a process of its own.
-    pub(crate) fn with_services<'a>(mut self, services: impl IntoIterator<Item = &'a str>) -> World {
+    pub(crate) fn with_services<'a>(
+        mut self,
+        services: impl IntoIterator<Item = &'a str>,
+    ) -> World {
         for service in services {
             self.start(service);
         }
@@ -127,7 +145,14 @@ impl World {
     /// The numbers of the processes with this service.
     pub(crate) fn all_of(&self, service: &str) -> Vec<usize> {
         let has = |instance: &Instance| instance.services.split(',').any(|name| name == service);
-        (0..self.count()).filter(|number| has(&self.instances[*number])).collect()
+        (0..self.count())
+            .filter(|number| has(&self.instances[*number]))
+            .collect()
+    }
+
+    /// Where a process answers HTTP.
+    pub(crate) fn port(&self, number: usize) -> u16 {
+        self.instances[number].port
     }
 
     /// `kill -9` on a process of the shop.
@@ -184,7 +209,9 @@ impl World {
     /// The same, where nothing but 200 and JSON is expected.
     #[track_caller]
     pub(crate) fn get(&self, path: &str) -> Value {
-        let answer = self.try_get(path).unwrap_or_else(|error| panic!("GET {path}: {error}"));
+        let answer = self
+            .try_get(path)
+            .unwrap_or_else(|error| panic!("GET {path}: {error}"));
         assert_eq!(answer.status, 200, "GET {path}: {answer}");
         answer.json()
     }
@@ -224,7 +251,9 @@ impl World {
             left.is_empty()
         });
         if let Err(error) = outcome {
-            let first = self.try_get(&format!("/orders/{}", left[0])).map(|answer| answer.body);
+            let first = self
+                .try_get(&format!("/orders/{}", left[0]))
+                .map(|answer| answer.body);
             panic!("{error}: {} are not, the first is {first:?}", left.len());
         }
     }
@@ -240,7 +269,10 @@ impl World {
             "bank" => "bank",
             other => panic!("no service answers `/{other}`"),
         };
-        let number = *self.all_of(service).first().unwrap_or_else(|| panic!("no {service} runs"));
+        let number = *self
+            .all_of(service)
+            .first()
+            .unwrap_or_else(|| panic!("no {service} runs"));
         self.instances[number].port
     }
 }
@@ -248,7 +280,9 @@ impl World {
 impl Broker {
     fn url(&self) -> String {
         match self {
-            Broker::Embedded { amqp_port, .. } => format!("amqp://guest:guest@127.0.0.1:{amqp_port}"),
+            Broker::Embedded { amqp_port, .. } => {
+                format!("amqp://guest:guest@127.0.0.1:{amqp_port}")
+            }
             Broker::RabbitMq(rabbitmq) => rabbitmq.url(),
         }
     }
@@ -259,7 +293,12 @@ impl Instance {
         let services = services.to_owned();
         let port = free_port().unwrap();
         let args = vec!["--data".to_owned(), data.display().to_string()];
-        Instance { services, port, args, process: None }
+        Instance {
+            services,
+            port,
+            args,
+            process: None,
+        }
     }
 
     fn flags(&mut self, flags: &[&str]) {
@@ -270,7 +309,9 @@ impl Instance {
         self.kill9();
         let mut command = Process::command(env!("CARGO_BIN_EXE_shop"));
         command.args(["--services", &self.services]);
-        command.args(["--listen", &format!("127.0.0.1:{}", self.port)]).args(&self.args);
+        command
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(&self.args);
         let mut process = Process::start(command)?;
         process
             .wait_for_line(READY_MAX, |line| line == "ready")
@@ -289,7 +330,11 @@ impl Instance {
         let mut process = self.process.take().expect("it runs");
         let status = process.interrupt(STOP_MAX).unwrap();
         let stderr = process.stderr().join("\n");
-        assert!(status.success(), "{} ended badly ({status}):\n{stderr}", self.services);
+        assert!(
+            status.success(),
+            "{} ended badly ({status}):\n{stderr}",
+            self.services
+        );
     }
 }
 

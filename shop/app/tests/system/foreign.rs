@@ -1,0 +1,96 @@
+//! Programs that know nothing of Tidings take part in the shop: those of `examples/`.
+
+use std::process::Command;
+use std::time::Duration;
+
+use tidings_testing::foreign::{examples, node, python};
+use tidings_testing::servers::Process;
+
+use crate::orders::{eventually, ledger};
+use crate::world::{World, good_order};
+
+/// Starting Node or Python on a busy machine takes a while.
+const SOON: Duration = Duration::from_secs(60);
+
+pub(crate) fn programs_take_part(world: &World) {
+    an_order_from_node_is_charged_once(world);
+    a_listener_in_python_gets_the_orders_of_the_shop(world);
+    what_nobody_can_read_becomes_a_dead_letter(world);
+}
+
+fn an_order_from_node_is_charged_once(world: &World) {
+    let script = examples().join("02-order-node/place-order.js");
+    for _ in 0..2 {
+        let mut command = node(&script);
+        command.args(["FOREIGN-1", "99.99", "5"]);
+        run(world, command);
+    }
+    eventually(world, "/payments/FOREIGN-1", |payment| {
+        payment["status"] == "AUTHORIZED"
+    });
+    // All ten were there before this one, in the same queue.
+    let mut command = node(&script);
+    command.args(["FOREIGN-2", "10.00", "1"]);
+    run(world, command);
+    eventually(world, "/payments/FOREIGN-2", |payment| {
+        payment["status"] == "AUTHORIZED"
+    });
+    assert_eq!(ledger(world, "FOREIGN-1"), [("charge".to_owned(), 99.99)]);
+}
+
+fn a_listener_in_python_gets_the_orders_of_the_shop(world: &World) {
+    let listen = |count: &str| {
+        let mut command = python(examples().join("03-listen-python/listen.py"));
+        command
+            .args(["listener_in_python", count])
+            .env("AMQP_URL", world.broker_url());
+        Process::start(command).unwrap()
+    };
+    let mut listener = listen("1");
+    listener
+        .wait_for_line(SOON, |line| line.starts_with("listening "))
+        .unwrap();
+    let id = world.place(&good_order("listened-to"), "listened to");
+    let line = listener
+        .wait_for_line(SOON, |line| line.starts_with(&id))
+        .unwrap();
+    assert!(
+        line.starts_with(&format!("{id} 12.9")) && line.ends_with(" CREATED"),
+        "{line}"
+    );
+    assert!(listener.wait(SOON).unwrap().success());
+
+    // While it is away its queue goes on listening.
+    let id = world.place(&good_order("listened-to"), "collected");
+    let mut listener = listen("1");
+    listener
+        .wait_for_line(SOON, |line| line.starts_with(&id))
+        .unwrap();
+}
+
+fn what_nobody_can_read_becomes_a_dead_letter(world: &World) {
+    for (body, reason) in [
+        ("{\"orderId\": ", "EOF"),
+        ("{\"orderId\": \"half\"}", "missing field"),
+    ] {
+        let mut command = python(examples().join("04-poison-python/poison.py"));
+        command.arg(body);
+        let printed = run(world, command);
+        assert!(
+            printed.contains("dead letter in") && printed.contains(reason),
+            "{printed}"
+        );
+        let id = world.place(&good_order("after-poison"), body);
+        world.wait_for_all(&[id], "CONFIRMED", SOON);
+    }
+}
+
+/// Runs a program against the world's broker to its end and returns what it printed.
+fn run(world: &World, mut command: Command) -> String {
+    command.env("AMQP_URL", world.broker_url());
+    let mut process = Process::start(command).unwrap();
+    let status = process.wait(SOON).unwrap();
+    let printed = [process.stdout(), process.stderr()].concat().join("\n");
+    assert!(status.success(), "{status}: {printed}");
+    printed
+}

@@ -1,0 +1,62 @@
+//! The shop as a system: real processes, real brokers, real databases, and what happens to orders
+//! while parts of it are taken away.
+//!
+//! Each scenario is a function that is given a running [`World`](world::World), so that the same
+//! one runs on the broker in the box with SQLite and on RabbitMQ with PostgreSQL.
+
+mod books;
+mod decoupling;
+mod foreign;
+mod http;
+mod kill;
+mod orders;
+mod queues;
+mod scaling;
+mod smtp;
+mod surroundings;
+mod world;
+
+use world::{BrokerKind, DatabaseKind, SERVICES, World};
+
+#[test]
+fn on_the_broker_in_the_box_and_sqlite() {
+    let mut world = World::new(BrokerKind::Embedded, DatabaseKind::Sqlite).with_services(SERVICES);
+    orders::reach_their_end(&world);
+    decoupling::a_service_may_be_down(&mut world, "payment");
+    decoupling::a_service_may_be_down(&mut world, "notification");
+    decoupling::the_broker_may_be_down(&mut world);
+    books::balance(&world);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ and PostgreSQL"]
+fn on_rabbitmq_and_postgresql_with_two_copies_of_some() {
+    let copies = SERVICES.into_iter().chain(["payment", "notification"]);
+    let mut world = World::new(BrokerKind::RabbitMq, DatabaseKind::Postgres).with_services(copies);
+    orders::reach_their_end(&world);
+    decoupling::a_service_may_be_down(&mut world, "payment");
+    decoupling::the_broker_may_be_down(&mut world);
+    books::balance(&world);
+}
+
+#[test]
+fn a_service_can_be_added_to_a_running_shop() {
+    let without_loyalty = SERVICES.into_iter().filter(|service| *service != "loyalty");
+    let mut world =
+        World::new(BrokerKind::Embedded, DatabaseKind::Sqlite).with_services(without_loyalty);
+    decoupling::a_service_can_be_added(&mut world);
+}
+
+#[test]
+#[ignore = "needs Node and Python"]
+fn foreign_programs_take_part_on_the_broker_in_the_box() {
+    let world = World::new(BrokerKind::Embedded, DatabaseKind::Sqlite).with_services(SERVICES);
+    foreign::programs_take_part(&world);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ, Node and Python"]
+fn foreign_programs_take_part_on_rabbitmq() {
+    let world = World::new(BrokerKind::RabbitMq, DatabaseKind::Sqlite).with_services(SERVICES);
+    foreign::programs_take_part(&world);
+}

@@ -1,0 +1,185 @@
+//! Orders over HTTP.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+use shop_contracts::{Money, OrderPlaced, OrderStatus};
+use shop_kit::{
+    Db, FieldError, JsonBody, Problem, QueryOf, StoreError, idempotency_key, sql,
+};
+use tidings::Producer;
+
+use crate::{
+    live,
+    orders::{self, Order, Summary},
+    request::OrderRequest,
+};
+
+/// How many orders a page has if nobody says otherwise, and at most.
+const PAGE_ORDERS: u32 = 20;
+const PAGE_ORDERS_MAX: u32 = 100;
+
+#[derive(Clone)]
+pub(crate) struct Orders {
+    pub(crate) db: Db,
+    pub(crate) streams: live::Streams,
+    producer: Producer,
+}
+
+pub(crate) fn routes(db: Db, producer: Producer) -> Router {
+    let streams = live::Streams::default();
+    Router::new()
+        .route("/orders", post(place).get(list))
+        .route("/orders/{order_id}", get(find))
+        .route("/orders/{order_id}/events", get(live::events))
+        .with_state(Orders { db, streams, producer })
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Placed {
+    order_id: String,
+    amount: Money,
+    status: OrderStatus,
+}
+
+impl IntoResponse for Placed {
+    fn into_response(self) -> Response {
+        let location = format!("/orders/{}", self.order_id);
+        (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(self)).into_response()
+    }
+}
+
+/// Waits for nothing but the commit of this service's own database.
+async fn place(
+    State(orders): State<Orders>,
+    headers: HeaderMap,
+    JsonBody(request): JsonBody<OrderRequest>,
+) -> Result<Placed, Problem> {
+    let key = idempotency_key(&headers)?;
+    let asked = match key {
+        Some(_) => Some(serde_json::to_string(&request).map_err(|error| {
+            Problem::malformed(format_args!("the order cannot be written down: {error}"))
+        })?),
+        None => None,
+    };
+    let order = request.into_order()?;
+    if commit(&orders, &order, key.as_deref(), asked.as_deref()).await? {
+        metrics::counter!("shop_orders_placed_total").increment(1);
+        return Ok(Placed {
+            order_id: order.order_id,
+            amount: order.amount,
+            status: OrderStatus::Created,
+        });
+    }
+    placed_before(&orders.db, key.as_deref(), asked.as_deref()).await
+}
+
+/// The order and its event, together. False if the idempotency key was used before.
+async fn commit(
+    orders: &Orders,
+    order: &OrderPlaced,
+    key: Option<&str>,
+    asked: Option<&str>,
+) -> Result<bool, Problem> {
+    let mut transaction = orders.producer.transaction();
+    let statements = vec![
+        orders::place(order, key, asked),
+        orders::happened(&order.order_id, "OrderPlaced", order.timestamp),
+    ];
+    let mut tx = orders.db.lend(transaction.handle());
+    let outcomes = tx.run_all(statements).await?;
+    drop(tx);
+    if outcomes.first().is_none_or(|placed| placed.rows.is_empty()) {
+        transaction.rollback().await;
+        return Ok(false);
+    }
+    transaction.publish(order).map_err(not_stored)?;
+    transaction.commit().await.map_err(not_stored)?;
+    Ok(true)
+}
+
+fn not_stored(error: tidings::Error) -> Problem {
+    StoreError::new("the order was not committed")
+        .with_source(error.into_inner())
+        .into()
+}
+
+/// The same key and the same request have the same answer; another request is a mistake.
+async fn placed_before(
+    db: &Db,
+    key: Option<&str>,
+    asked: Option<&str>,
+) -> Result<Placed, Problem> {
+    let query = sql("select order_id, amount, request from orders where idempotency_key = $1");
+    let rows = db.read(query.bind(key)).await?;
+    let row = rows.first().ok_or_else(|| {
+        StoreError::new("an order was refused for its idempotency key, which nobody used")
+    })?;
+    if row.get::<Option<String>>(2)?.as_deref() != asked {
+        return Err(Problem::key_reused(
+            "this `Idempotency-Key` has placed another order; use a new key for a new order",
+        ));
+    }
+    Ok(Placed {
+        order_id: row.get(0)?,
+        amount: Money::from_cents(row.get(1)?),
+        status: OrderStatus::Created,
+    })
+}
+
+async fn find(
+    State(orders): State<Orders>,
+    Path(order_id): Path<String>,
+) -> Result<Json<Order>, Problem> {
+    Ok(Json(orders::find(&orders.db, &order_id).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    customer_id: String,
+    limit: Option<u32>,
+    before: Option<String>,
+}
+
+/// A page that is full may not be the last: then the header `Link` says where the next one is.
+async fn list(
+    State(orders): State<Orders>,
+    QueryOf(page): QueryOf<Page>,
+) -> Result<Response, Problem> {
+    let limit = page.limit.unwrap_or(PAGE_ORDERS);
+    if limit == 0 || limit > PAGE_ORDERS_MAX {
+        let detail = format!("must be 1 to {PAGE_ORDERS_MAX}");
+        return Err(Problem::invalid("there is no such page")
+            .with_errors(vec![FieldError::new("limit", detail)]));
+    }
+    let before = page.before.as_deref();
+    let mut found = orders::of_customer(&orders.db, &page.customer_id, limit + 1, before).await?;
+    let more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    let next = found.last().filter(|_| more).map(|last| next_page(&page.customer_id, limit, last));
+    let mut response = Json(found).into_response();
+    if let Some(next) = next.and_then(|link| link.parse().ok()) {
+        response.headers_mut().insert(header::LINK, next);
+    }
+    Ok(response)
+}
+
+fn next_page(customer_id: &str, limit: u32, last: &Summary) -> String {
+    let mut query = String::new();
+    for byte in customer_id.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            query.push(char::from(byte));
+        } else {
+            query.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    let before = &last.order_id;
+    format!("</orders?customerId={query}&limit={limit}&before={before}>; rel=\"next\"")
+}

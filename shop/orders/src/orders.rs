@@ -1,0 +1,304 @@
+//! The orders in the database. Every statement may run again without doing more.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use shop_contracts::{Money, OrderPlaced, OrderStatus};
+use shop_kit::{Db, Problem, Row, Statement, StoreError, sql};
+
+/// What payment or inventory said, with why if they refused.
+pub(crate) enum Answer {
+    Payment { refused: Option<String> },
+    Stock { refused: Option<String> },
+}
+
+/// What is known of an order when something about it is heard.
+pub(crate) struct Known {
+    status: String,
+    amount: Option<Money>,
+    pub(crate) customer_id: Option<String>,
+    pub(crate) email: Option<String>,
+    payment: Option<String>,
+    stock: Option<String>,
+    reason: Option<String>,
+}
+
+/// How an order ends.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Confirm { amount: Money },
+    Cancel { reason: String },
+}
+
+const ACCEPTED: &str = "ACCEPTED";
+const REFUSED: &str = "REFUSED";
+
+impl Known {
+    /// From a row of `status, amount, customer_id, email, payment, stock, reason`.
+    pub(crate) fn from_row(row: &Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            status: row.get(0)?,
+            amount: row.get::<Option<i64>>(1)?.map(Money::from_cents),
+            customer_id: row.get(2)?,
+            email: row.get(3)?,
+            payment: row.get(4)?,
+            stock: row.get(5)?,
+            reason: row.get(6)?,
+        })
+    }
+
+    /// None as long as something is missing, or if it was decided before.
+    pub(crate) fn decision(&self) -> Option<Decision> {
+        if self.status != OrderStatus::Created.as_str() {
+            return None;
+        }
+        let (amount, payment, stock) =
+            (self.amount?, self.payment.as_deref()?, self.stock.as_deref()?);
+        Some(if payment == ACCEPTED && stock == ACCEPTED {
+            Decision::Confirm { amount }
+        } else {
+            let reason = self.reason.clone().unwrap_or_else(|| "it was refused".to_owned());
+            Decision::Cancel { reason }
+        })
+    }
+}
+
+impl Decision {
+    pub(crate) const fn status(&self) -> OrderStatus {
+        match self {
+            Self::Confirm { .. } => OrderStatus::Confirmed,
+            Self::Cancel { .. } => OrderStatus::Cancelled,
+        }
+    }
+}
+
+/// Stores an order of this shop. Returns no row if its idempotency key was used before.
+pub(crate) fn place(
+    order: &OrderPlaced,
+    idempotency_key: Option<&str>,
+    request: Option<&str>,
+) -> Statement {
+    sql(
+        "insert into orders
+         (order_id, status, amount, customer_id, email, placed_at, idempotency_key, request)
+         values ($1, 'CREATED', $2, $3, $4, $5, $6, $7)
+         on conflict (idempotency_key) do nothing
+         returning order_id",
+    )
+    .bind(&order.order_id)
+    .bind(order.amount.cents())
+    .bind(order.customer_id.as_deref())
+    .bind(order.email.as_deref())
+    .bind(order.timestamp.as_microsecond())
+    .bind(idempotency_key)
+    .bind(request)
+}
+
+/// Stores an order that somebody else published, unless it is known. Its time is when it was
+/// heard of: whoever published it may have another clock.
+pub(crate) fn adopt(order: &OrderPlaced) -> Statement {
+    sql(
+        "insert into orders (order_id, status, amount, customer_id, email, placed_at)
+         values ($1, 'CREATED', $2, $3, $4, $5)
+         on conflict (order_id) do update
+         set amount = excluded.amount, customer_id = excluded.customer_id,
+             email = excluded.email, placed_at = excluded.placed_at
+         where orders.amount is null
+         returning status, amount, customer_id, email, payment, stock, reason",
+    )
+    .bind(&order.order_id)
+    .bind(order.amount.cents())
+    .bind(order.customer_id.as_deref())
+    .bind(order.email.as_deref())
+    .bind(Timestamp::now().as_microsecond())
+}
+
+/// Notes an answer, also to an order that is not known yet.
+pub(crate) fn answered(order_id: &str, answer: &Answer) -> Statement {
+    let (statement, refused) = match answer {
+        Answer::Payment { refused } => (
+            sql(
+                "insert into orders (order_id, status, payment, reason)
+                 values ($1, 'CREATED', $2, $3)
+                 on conflict (order_id) do update
+                 set payment = excluded.payment,
+                     reason = coalesce(orders.reason || '; ' || excluded.reason,
+                                       orders.reason, excluded.reason)
+                 where orders.payment is null
+                 returning status, amount, customer_id, email, payment, stock, reason",
+            ),
+            refused,
+        ),
+        Answer::Stock { refused } => (
+            sql(
+                "insert into orders (order_id, status, stock, reason)
+                 values ($1, 'CREATED', $2, $3)
+                 on conflict (order_id) do update
+                 set stock = excluded.stock,
+                     reason = coalesce(orders.reason || '; ' || excluded.reason,
+                                       orders.reason, excluded.reason)
+                 where orders.stock is null
+                 returning status, amount, customer_id, email, payment, stock, reason",
+            ),
+            refused,
+        ),
+    };
+    let word = if refused.is_some() { REFUSED } else { ACCEPTED };
+    statement.bind(order_id).bind(word).bind(refused.as_deref())
+}
+
+pub(crate) fn decided(order_id: &str, status: OrderStatus) -> Statement {
+    sql("update orders set status = $2 where order_id = $1")
+        .bind(order_id)
+        .bind(status.as_str())
+}
+
+/// Adds to the order's timeline; each thing happens once to an order.
+pub(crate) fn happened(order_id: &str, event: &'static str, at: Timestamp) -> Statement {
+    sql(
+        "insert into happening (order_id, event, at) values ($1, $2, $3)
+         on conflict (order_id, event) do nothing",
+    )
+    .bind(order_id)
+    .bind(event)
+    .bind(at.as_microsecond())
+}
+
+/// An order as it is told over HTTP.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Order {
+    order_id: String,
+    pub(crate) status: String,
+    amount: Money,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    customer_id: Option<String>,
+    placed_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    pub(crate) timeline: Vec<Happening>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Happening {
+    at: Timestamp,
+    event: String,
+}
+
+/// An order without what happened to it, as lists show it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Summary {
+    pub(crate) order_id: String,
+    status: String,
+    amount: Money,
+    placed_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// One order, with its timeline.
+pub(crate) async fn find(db: &Db, order_id: &str) -> Result<Order, Problem> {
+    let query = sql(
+        "select orders.status, orders.amount, orders.customer_id, orders.placed_at, orders.reason,
+                happening.at, happening.event
+         from orders left join happening on happening.order_id = orders.order_id
+         where orders.order_id = $1 and orders.amount is not null
+         order by happening.at",
+    );
+    let rows = db.read(query.bind(order_id)).await?;
+    let row = rows
+        .first()
+        .ok_or_else(|| Problem::not_found(format_args!("there is no order `{order_id}`")))?;
+    let mut timeline = Vec::with_capacity(rows.len());
+    for row in &rows {
+        if let (Some(at), Some(event)) = (row.get(5)?, row.get(6)?) {
+            timeline.push(Happening { at: shop_kit::timestamp(at)?, event });
+        }
+    }
+    let status: String = row.get(0)?;
+    // A refusal is a reason only once the order ended by it.
+    let reason = row.get(4)?;
+    let cancelled = status == OrderStatus::Cancelled.as_str();
+    Ok(Order {
+        order_id: order_id.to_owned(),
+        amount: Money::from_cents(row.get(1)?),
+        customer_id: row.get(2)?,
+        placed_at: shop_kit::timestamp(row.get(3)?)?,
+        reason: if cancelled { reason } else { None },
+        status,
+        timeline,
+    })
+}
+
+/// The orders of a customer, newest first; those before `before` if that is given.
+pub(crate) async fn of_customer(
+    db: &Db,
+    customer_id: &str,
+    limit: u32,
+    before: Option<&str>,
+) -> Result<Vec<Summary>, StoreError> {
+    let query = match before {
+        None => sql(
+            "select order_id, status, amount, placed_at, reason from orders
+             where customer_id = $1
+             order by placed_at desc, order_id desc limit $2",
+        ),
+        Some(_) => sql(
+            "select order_id, status, amount, placed_at, reason from orders
+             where customer_id = $1
+               and (placed_at, order_id) <
+                   (select placed_at, order_id from orders where order_id = $3)
+             order by placed_at desc, order_id desc limit $2",
+        ),
+    };
+    let query = query.bind(customer_id).bind(i64::from(limit));
+    let query = match before {
+        None => query,
+        Some(before) => query.bind(before),
+    };
+    let rows = db.read(query).await?;
+    rows.iter().map(summary).collect()
+}
+
+fn summary(row: &Row) -> Result<Summary, StoreError> {
+    let status: String = row.get(1)?;
+    let cancelled = status == OrderStatus::Cancelled.as_str();
+    Ok(Summary {
+        order_id: row.get(0)?,
+        amount: Money::from_cents(row.get(2)?),
+        placed_at: shop_kit::timestamp(row.get(3)?)?,
+        reason: if cancelled { row.get(4)? } else { None },
+        status,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(payment: Option<&str>, stock: Option<&str>, placed: bool, expected: Option<&str>) {
+        let known = Known {
+            status: "CREATED".into(),
+            amount: placed.then_some(Money::from_cents(100)),
+            customer_id: None,
+            email: None,
+            payment: payment.map(Into::into),
+            stock: stock.map(Into::into),
+            reason: Some("no money".into()),
+        };
+        let status = known.decision().map(|decision| decision.status().as_str());
+        assert_eq!(status, expected, "{payment:?} {stock:?} {placed}");
+    }
+
+    #[test]
+    fn an_order_ends_when_it_was_placed_and_both_have_answered() {
+        check(None, None, true, None);
+        check(Some(ACCEPTED), None, true, None);
+        check(None, Some(REFUSED), true, None);
+        check(Some(ACCEPTED), Some(ACCEPTED), false, None);
+        check(Some(ACCEPTED), Some(ACCEPTED), true, Some("CONFIRMED"));
+        check(Some(REFUSED), Some(ACCEPTED), true, Some("CANCELLED"));
+        check(Some(ACCEPTED), Some(REFUSED), true, Some("CANCELLED"));
+        check(Some(REFUSED), Some(REFUSED), true, Some("CANCELLED"));
+    }
+}
