@@ -1,0 +1,356 @@
+//! What becomes of a message: effects once, retries, dead letters, nothing else held up.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use support::{
+    BalanceChanged, Broker, Database, LetterWritten, MoneyDeposited, Random, Running, StoreLetter,
+    deposit, outgoing, until, write,
+};
+use tidings::{Error, Metadata, Outgoing, prelude::*};
+use tidings_sqlite::Tx;
+
+const QUEUE: &str = "bank.money-deposited.v1";
+
+/// Retries after 10 and 20 ms.
+fn quick() -> RetryPolicy {
+    RetryPolicy::exponential(Duration::from_millis(10))
+        .attempts(4)
+        .fast_attempts(2)
+}
+
+async fn book(deposit: MoneyDeposited, mut tx: Tx) -> Result<BalanceChanged> {
+    write(&mut tx, &deposit).await?;
+    let MoneyDeposited { account, number } = deposit;
+    Ok(BalanceChanged { account, number })
+}
+
+/// Somebody who listens to what the bank says.
+async fn listen(broker: &Broker) -> Running {
+    let ignore = |_: BalanceChanged| async { Ok::<_, Error>(()) };
+    Running::start(broker, Router::new("listener").on(ignore)).await
+}
+
+#[tokio::test]
+async fn a_message_has_its_effects_once_however_often_it_is_delivered() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let router = Router::new("bank")
+        .on(book)
+        .transactional(database.store.clone());
+    let bank = Running::start(&broker, router).await;
+    for _ in 0..20 {
+        for number in 0..5 {
+            broker.publish_raw(outgoing(&deposit(number % 2, number)));
+        }
+    }
+    until("all is settled", async || broker.is_settled()).await;
+    assert_eq!(database.effects().await.len(), 5);
+    until("five events", async || {
+        broker.published_as::<BalanceChanged>().len() >= 5
+    })
+    .await;
+    bank.stop().await;
+    assert_eq!(broker.published_as::<BalanceChanged>().len(), 5);
+    listener.stop().await;
+}
+
+#[tokio::test]
+async fn a_fact_is_known_by_its_identity_whatever_id_it_comes_with() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let router = Router::new("bank")
+        .on(book)
+        .transactional(database.store.clone());
+    let bank = Running::start(&broker, router).await;
+    for id in [None, Some("one"), Some("two")] {
+        let mut message = outgoing(&deposit("a", 1));
+        message.envelope.id = id.map(MessageId::new);
+        message.envelope.name = "".into();
+        message.envelope.key = None;
+        broker.publish_raw(message);
+    }
+    until("all is settled", async || broker.is_settled()).await;
+    bank.stop().await;
+    assert_eq!(database.effects().await, [("a".to_owned(), 1)]);
+    let published = broker.published();
+    let envelope = &published[0].envelope;
+    assert_eq!(published.len(), 1);
+    assert_eq!(envelope.source, "bank");
+    assert_eq!(
+        envelope.causation_id.as_deref(),
+        Some("money-deposited.v1/1")
+    );
+    assert_eq!(
+        envelope.correlation_id.as_deref(),
+        Some("money-deposited.v1/1")
+    );
+    assert_eq!(envelope.key.as_deref(), Some("a"));
+    listener.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_attempt_leaves_nothing_behind_and_the_next_one_may_succeed() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let attempts = Arc::new(AtomicU32::new(0));
+    let flaky = |deposit: MoneyDeposited, State(attempts): State<Arc<AtomicU32>>, mut tx: Tx| async move {
+        write(&mut tx, &deposit).await?;
+        match attempts.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(Error::msg("an error")),
+            1 => panic!("a panic"),
+            2 => {
+                drop(tx);
+                std::future::pending().await
+            }
+            _ => Ok(()),
+        }
+    };
+    let router = Router::new("bank")
+        .on(flaky)
+        .transactional(database.store.clone())
+        .retry(quick())
+        .layer(TimeoutLayer::new(Duration::from_millis(50)))
+        .with_state(Arc::clone(&attempts));
+    let bank = Running::start(&broker, router).await;
+    broker.publish_raw(outgoing(&deposit("a", 1)));
+    until("it is handled", async || broker.is_settled()).await;
+    bank.stop().await;
+    assert_eq!(
+        attempts.load(Ordering::SeqCst),
+        4,
+        "an error, a panic and a timeout are failures"
+    );
+    assert_eq!(database.effects().await.len(), 1);
+    assert!(broker.dead_letters(QUEUE).is_empty());
+}
+
+#[tokio::test]
+async fn a_message_that_always_fails_is_a_dead_letter_with_its_history() {
+    let broker = Broker::default();
+    let attempts = Arc::new(AtomicU32::new(0));
+    let fail = |_: MoneyDeposited, State(attempts): State<Arc<AtomicU32>>, about: Metadata| async move {
+        let attempt = attempts.fetch_add(1, Ordering::SeqCst);
+        Err::<(), _>(Error::msg(format!(
+            "no {attempt} after {} failures",
+            about.failures()
+        )))
+    };
+    let router = Router::new("bank")
+        .on(fail)
+        .retry(quick())
+        .with_state(Arc::clone(&attempts));
+    let bank = Running::start(&broker, router).await;
+    broker.publish_raw(outgoing(&deposit("a", 1)));
+    until("a dead letter", async || {
+        !broker.dead_letters(QUEUE).is_empty()
+    })
+    .await;
+    bank.stop().await;
+    assert_eq!(attempts.load(Ordering::SeqCst), 4);
+    let history = &broker.dead_letters(QUEUE)[0].history;
+    let reasons: Vec<_> = history
+        .iter()
+        .map(|attempt| attempt.reason.as_str())
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            "no 1 after 0 failures",
+            "no 2 after 1 failures",
+            "no 3 after 2 failures"
+        ]
+    );
+    assert!(
+        history[0]
+            .by
+            .as_deref()
+            .is_some_and(|by| by.starts_with("bank/"))
+    );
+}
+
+#[tokio::test]
+async fn what_can_never_be_handled_is_a_dead_letter_at_once_and_holds_up_nothing() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let strict = |deposit: MoneyDeposited, mut tx: Tx| async move {
+        if deposit.number == 13 {
+            Err("unlucky").permanent()?;
+        }
+        write(&mut tx, &deposit).await?;
+        Ok::<_, Error>(())
+    };
+    let router = Router::new("bank")
+        .on(strict)
+        .transactional(database.store.clone());
+    let bank = Running::start(&broker, router).await;
+    let raw = |body: &'static str| Outgoing {
+        envelope: tidings::Envelope::new("", body),
+        ..outgoing(&deposit("a", 0))
+    };
+    broker.publish_raw(outgoing(&deposit("a", 13)));
+    broker.publish_raw(raw("not JSON"));
+    broker.publish_raw(raw(r#"{"account": "a"}"#));
+    broker.publish_raw(outgoing(&deposit("a", 14)));
+    until("all is settled", async || broker.is_settled()).await;
+    bank.stop().await;
+    assert_eq!(database.effects().await, [("a".to_owned(), 14)]);
+    let mut reasons: Vec<_> = broker
+        .dead_letters(QUEUE)
+        .into_iter()
+        .map(|dead| {
+            dead.history
+                .into_iter()
+                .map(|attempt| attempt.reason)
+                .collect::<String>()
+        })
+        .collect();
+    reasons.sort();
+    assert_eq!(reasons.len(), 3, "one failure each");
+    assert!(
+        reasons[0].contains("the body is not the JSON of a `money-deposited.v1`"),
+        "{reasons:?}"
+    );
+    assert!(reasons[1].contains("missing field `number`"), "{reasons:?}");
+    assert_eq!(reasons[2], "unlucky");
+}
+
+#[tokio::test]
+async fn a_message_without_id_and_identity_is_a_dead_letter_that_says_what_to_do() {
+    let broker = Broker::default();
+    let read = |_: LetterWritten| async { Ok::<_, Error>(()) };
+    let router = Router::new("reader").on(read);
+    let reader = Running::start(&broker, router).await;
+    broker.publish_raw(outgoing(&LetterWritten {
+        text: "hello".into(),
+    }));
+    until("all is settled", async || broker.is_settled()).await;
+    reader.stop().await;
+    let dead = broker.dead_letters("reader.letter-written.v1");
+    assert!(dead[0].history[0].reason.contains("the message has no id"));
+}
+
+#[tokio::test]
+async fn a_poison_message_holds_up_only_its_own_key() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let strict = |deposit: MoneyDeposited, mut tx: Tx| async move {
+        if deposit.account == "poison" {
+            return Err(Error::msg("never"));
+        }
+        write(&mut tx, &deposit).await?;
+        Ok(())
+    };
+    let hours = RetryPolicy::exponential(Duration::from_secs(3600)).attempts(10);
+    let router = Router::new("bank")
+        .on(strict)
+        .transactional(database.store.clone())
+        .retry(hours)
+        .concurrency(1);
+    let bank = Running::start(&broker, router).await;
+    for number in 0..50 {
+        broker.publish_raw(outgoing(&deposit("poison", 1000 + number)));
+        broker.publish_raw(outgoing(&deposit(format!("a{number}"), number)));
+    }
+    until("the others are handled", async || {
+        database.effects().await.len() == 50
+    })
+    .await;
+    bank.stop().await;
+}
+
+#[tokio::test]
+async fn order_per_key_holds_through_failures_retries_and_lost_connections() {
+    for seed in 0..4 {
+        let (broker, database) = (Broker::default(), Database::new().await);
+        let random = Random::new(seed);
+        let flaky = |deposit: MoneyDeposited, State(random): State<Random>, mut tx: Tx| async move {
+            tokio::time::sleep(Duration::from_micros(random.below(2000))).await;
+            write(&mut tx, &deposit).await?;
+            match random.below(10) {
+                0..3 => Err(Error::msg("try again")),
+                _ => Ok(()),
+            }
+        };
+        let policy = RetryPolicy::exponential(Duration::from_millis(10))
+            .attempts(1000)
+            .fast_attempts(1)
+            .delay_max(Duration::from_millis(50));
+        let router = Router::new("bank")
+            .on(flaky)
+            .transactional(database.store.clone())
+            .retry(policy)
+            .concurrency(8)
+            .with_state(random.clone());
+        let bank = Running::start(&broker, router).await;
+        const COUNT: u64 = 200;
+        for number in 0..COUNT {
+            broker.publish_raw(outgoing(&deposit(number % 7, number)));
+            if number % 50 == 25 {
+                tokio::time::sleep(Duration::from_millis(random.below(30))).await;
+                broker.set_down(true);
+                broker.set_down(false);
+            }
+        }
+        until("all are handled", async || {
+            database.effects().await.len() as u64 == COUNT
+        })
+        .await;
+        until("all is settled", async || broker.is_settled()).await;
+        bank.stop().await;
+        let effects = database.effects().await;
+        for account in 0..7 {
+            let of_account = effects.iter().filter(|(a, _)| *a == account.to_string());
+            let numbers: Vec<_> = of_account.map(|(_, number)| *number).collect();
+            assert!(
+                numbers.is_sorted(),
+                "seed {seed}, account {account}: {numbers:?}"
+            );
+        }
+        assert_eq!(effects.len() as u64, COUNT, "seed {seed}: no effect twice");
+    }
+}
+
+#[tokio::test]
+async fn a_topic_may_carry_messages_of_other_kinds() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let router = Router::new("bank")
+        .on(book)
+        .transactional(database.store.clone());
+    let bank = Running::start(&broker, router).await;
+    let mut other = outgoing(&deposit("a", 1));
+    other.envelope.name = "money-withdrawn.v1".into();
+    broker.publish_raw(other);
+    until("all is settled", async || broker.is_settled()).await;
+    bank.stop().await;
+    assert!(database.effects().await.is_empty());
+    assert!(broker.dead_letters(QUEUE).is_empty());
+}
+
+#[tokio::test]
+async fn a_command_goes_to_its_target_and_a_consumer_without_a_store_sends_before_it_acknowledges()
+{
+    let broker = Broker::default();
+    let forward =
+        |letter: LetterWritten| async { Ok::<_, Error>(StoreLetter { text: letter.text }) };
+    let (stored, mut letters) = tokio::sync::mpsc::channel::<String>(1);
+    let store = |letter: StoreLetter, State(stored): State<tokio::sync::mpsc::Sender<String>>| async move {
+        stored.send(letter.text).await.permanent()
+    };
+    let archive =
+        Running::start(&broker, Router::new("archive").on(store).with_state(stored)).await;
+    let reader = Running::start(&broker, Router::new("reader").on(forward)).await;
+    let mut letter = outgoing(&LetterWritten {
+        text: "hello".into(),
+    });
+    letter.envelope.id = Some(MessageId::new("letter-1"));
+    broker.publish_raw(letter);
+    assert_eq!(letters.recv().await.as_deref(), Some("hello"));
+    until("all is settled", async || broker.is_settled()).await;
+    reader.stop().await;
+    archive.stop().await;
+}

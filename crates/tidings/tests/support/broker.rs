@@ -1,0 +1,343 @@
+//! A broker that does what a test tells it: loses its connection, refuses messages, delivers
+//! twice. Queues are in memory, delays are tokio's.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    num::NonZeroU16,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::stream;
+use parking_lot::Mutex;
+use tidings::{
+    Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, Features, Outgoing,
+    PublishError, PublishErrorKind, Settlement, Settler, Subscription, Topology, Transport,
+    TransportError, dead_letter_queue,
+};
+use tokio::{sync::Notify, time::Instant};
+
+#[derive(Clone, Default)]
+pub(crate) struct Broker(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+type Judge = Box<dyn FnMut(&Outgoing) -> Option<PublishErrorKind> + Send>;
+
+#[derive(Default)]
+struct State {
+    bindings: HashMap<String, Vec<String>>,
+    queues: HashMap<String, Queue>,
+    delayed: HashMap<(String, Duration), VecDeque<(Instant, Stored)>>,
+    down: bool,
+    /// Counts connections: a delivery of an earlier one cannot be settled.
+    connection: u64,
+    next_tag: u64,
+    judge: Option<Judge>,
+    published: Vec<Outgoing>,
+}
+
+#[derive(Default)]
+struct Queue {
+    ready: VecDeque<Stored>,
+    unsettled: BTreeMap<u64, Stored>,
+}
+
+/// A message in a queue.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) envelope: Envelope,
+    pub(crate) failures: u32,
+    pub(crate) history: Vec<Attempt>,
+    pub(crate) redelivered: bool,
+}
+
+impl Broker {
+    /// Publishes as a foreign program does.
+    pub(crate) fn publish_raw(&self, message: Outgoing) {
+        self.0.route(message).expect("somebody listens");
+    }
+
+    /// Closes the connection, or opens a new one. What was unsettled comes again.
+    pub(crate) fn set_down(&self, down: bool) {
+        let mut state = self.0.state.lock();
+        state.down = down;
+        state.connection += 1;
+        for queue in state.queues.values_mut() {
+            for (_, mut stored) in std::mem::take(&mut queue.unsettled).into_iter().rev() {
+                stored.redelivered = true;
+                queue.ready.push_front(stored);
+            }
+        }
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Decides over each message that is published from now on: `Some` is the error it gets.
+    pub(crate) fn judge(
+        &self,
+        judge: impl FnMut(&Outgoing) -> Option<PublishErrorKind> + Send + 'static,
+    ) {
+        self.0.state.lock().judge = Some(Box::new(judge));
+    }
+
+    /// Everything that was published and confirmed, in order.
+    pub(crate) fn published(&self) -> Vec<Outgoing> {
+        self.0.state.lock().published.clone()
+    }
+
+    /// Bodies of what was published and confirmed under a name, in order.
+    pub(crate) fn published_as<M: tidings::Message>(&self) -> Vec<M> {
+        let published = self.published();
+        let named = published
+            .iter()
+            .filter(|message| message.envelope.name == M::NAME);
+        named
+            .map(|m| serde_json::from_slice(&m.envelope.body).expect("JSON"))
+            .collect()
+    }
+
+    /// The dead letters beside a queue.
+    pub(crate) fn dead_letters(&self, queue: &str) -> Vec<Stored> {
+        let state = self.0.state.lock();
+        let dead = state.queues.get(&dead_letter_queue(queue));
+        dead.map(|queue| queue.ready.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// True if everything was settled: nothing waits, is out, or is delayed.
+    pub(crate) fn is_settled(&self) -> bool {
+        let state = self.0.state.lock();
+        state.delayed.values().all(VecDeque::is_empty)
+            && state
+                .queues
+                .iter()
+                .filter(|(name, _)| !name.ends_with(".dead"))
+                .all(|(_, queue)| queue.ready.is_empty() && queue.unsettled.is_empty())
+    }
+}
+
+impl Transport for Broker {
+    fn features(&self) -> Features {
+        Features::all("a scripted broker").in_memory()
+    }
+
+    fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
+        let mut state = self.0.state.lock();
+        for topic in &topology.topics {
+            state.bindings.entry(topic.to_string()).or_default();
+        }
+        for queue in &topology.queues {
+            state.queues.entry(queue.name.to_string()).or_default();
+            state
+                .queues
+                .entry(dead_letter_queue(&queue.name))
+                .or_default();
+            for topic in &queue.topics {
+                let bound = state.bindings.entry(topic.to_string()).or_default();
+                if !bound.contains(&queue.name.to_string()) {
+                    bound.push(queue.name.to_string());
+                }
+            }
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            batch
+                .into_iter()
+                .map(|message| self.0.publish(message))
+                .collect()
+        })
+    }
+
+    fn subscribe(
+        &self,
+        subscription: Subscription,
+    ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
+        let shared = Arc::clone(&self.0);
+        let deliveries = stream::unfold(shared, move |shared| {
+            let (queue, prefetch) = (subscription.queue.to_string(), subscription.prefetch);
+            async move {
+                let delivery = Arc::clone(&shared).next(&queue, prefetch).await;
+                Some((Ok(delivery), shared))
+            }
+        });
+        Box::pin(std::future::ready(Ok(Box::pin(deliveries) as Deliveries)))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl Shared {
+    fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
+        let mut state = self.state.lock();
+        if state.down {
+            return Err(PublishError::new(
+                PublishErrorKind::Unavailable,
+                "no connection",
+            ));
+        }
+        if let Some(kind) = state.judge.as_mut().and_then(|judge| judge(&message)) {
+            return Err(PublishError::new(kind, "the test says so"));
+        }
+        drop(state);
+        let confirmed = message.clone();
+        self.route(message)?;
+        self.state.lock().published.push(confirmed);
+        Ok(())
+    }
+
+    fn route(&self, message: Outgoing) -> Result<(), PublishError> {
+        let mut state = self.state.lock();
+        let queues = match &message.destination {
+            Destination::Topic(topic) => state.bindings.get(&**topic).cloned().unwrap_or_default(),
+            Destination::Queue(queue) => vec![queue.to_string()],
+        };
+        let mut routed = false;
+        for queue in queues {
+            if let Some(queue) = state.queues.get_mut(&queue) {
+                routed = true;
+                queue.ready.push_back(Stored {
+                    envelope: message.envelope.clone(),
+                    failures: 0,
+                    history: Vec::new(),
+                    redelivered: false,
+                });
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        match routed {
+            true => Ok(()),
+            false => Err(PublishError::new(PublishErrorKind::Unroutable, "no queue")),
+        }
+    }
+
+    async fn next(self: Arc<Self>, name: &str, prefetch: NonZeroU16) -> Delivery {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(delivery) = self.take(name, prefetch) {
+                return delivery;
+            }
+            changed.await;
+        }
+    }
+
+    fn take(self: &Arc<Self>, name: &str, prefetch: NonZeroU16) -> Option<Delivery> {
+        let mut state = self.state.lock();
+        let (down, connection, tag) = (state.down, state.connection, state.next_tag);
+        let queue = state.queues.get_mut(name)?;
+        if down || queue.unsettled.len() >= usize::from(prefetch.get()) {
+            return None;
+        }
+        let stored = queue.ready.pop_front()?;
+        queue.unsettled.insert(tag, stored.clone());
+        state.next_tag += 1;
+        let settler = Arc::new(Connection {
+            shared: Arc::clone(self),
+            number: connection,
+        });
+        let mut delivery = Delivery::new(stored.envelope, name.into(), tag, settler);
+        delivery.failures = stored.failures;
+        delivery.history = stored.history;
+        delivery.redelivered = stored.redelivered;
+        Some(delivery)
+    }
+
+    fn settle(
+        self: &Arc<Self>,
+        connection: u64,
+        delivery: &Delivery,
+        settlement: Settlement,
+    ) -> Result<(), TransportError> {
+        let mut state = self.state.lock();
+        if state.connection != connection {
+            return Err(TransportError::temporary("the connection was lost"));
+        }
+        let queue = state.queues.get_mut(&*delivery.queue);
+        let stored = queue.and_then(|queue| queue.unsettled.remove(&delivery.tag()));
+        let mut stored = stored.expect("a delivery is settled once");
+        match settlement {
+            Settlement::Ack => {}
+            Settlement::Retry { delay, attempt } => {
+                stored.failures += 1;
+                stored.history.push(attempt);
+                self.delay(&mut state, &delivery.queue, delay, stored);
+            }
+            Settlement::Defer { delay } => self.delay(&mut state, &delivery.queue, delay, stored),
+            Settlement::DeadLetter { attempt } => {
+                stored.failures += 1;
+                stored.history.push(attempt);
+                let dead = dead_letter_queue(&delivery.queue);
+                state
+                    .queues
+                    .entry(dead)
+                    .or_default()
+                    .ready
+                    .push_back(stored);
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    fn delay(self: &Arc<Self>, state: &mut State, queue: &str, delay: Duration, stored: Stored) {
+        let (key, due) = ((queue.to_owned(), delay), Instant::now() + delay);
+        state
+            .delayed
+            .entry(key.clone())
+            .or_default()
+            .push_back((due, stored));
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(due).await;
+            let mut state = shared.state.lock();
+            let State {
+                delayed, queues, ..
+            } = &mut *state;
+            let waiting = delayed.entry(key.clone()).or_default();
+            while waiting
+                .front()
+                .is_some_and(|(due, _)| *due <= Instant::now())
+            {
+                let queue = queues.entry(key.0.clone()).or_default();
+                queue
+                    .ready
+                    .extend(waiting.pop_front().map(|(_, stored)| stored));
+            }
+            drop(state);
+            shared.changed.notify_waiters();
+        });
+    }
+}
+
+/// A connection that deliveries came over.
+struct Connection {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Settler for Connection {
+    fn settle(
+        self: Arc<Self>,
+        delivery: Delivery,
+        settlement: Settlement,
+    ) -> BoxFuture<'static, Result<(), TransportError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            self.shared.settle(self.number, &delivery, settlement)
+        })
+    }
+}
