@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::orders::{eventually, ledger};
 use crate::world::{World, good_order};
 
@@ -26,6 +28,15 @@ pub(crate) fn the_broker_may_be_down(world: &mut World) {
     let orders = place_many(world, "the broker");
     world.restart_broker();
     all_end_well(world, "the broker", &orders);
+}
+
+/// The bank is not ours and speaks HTTP, so it is what a chain of calls would break at.
+pub(crate) fn the_bank_may_be_down(world: &World) {
+    world.bank_behaves(&json!({ "mode": "down" }));
+    let orders = place_many(world, "the bank");
+    assert_eq!(world.status(&orders[0]).as_deref(), Some("CREATED"));
+    world.bank_behaves(&json!({ "mode": "ok" }));
+    all_end_well(world, "the bank", &orders);
 }
 
 /// Places orders while `away` is away, each answered at once.

@@ -15,7 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    pub(crate) head: String,
     pub(crate) body: String,
 }
 
@@ -67,13 +66,14 @@ fn parse(answer: &str) -> Result<Answer> {
         .nth(1)
         .and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| anyhow!("`{head}` has no status"))?;
-    let head = head.to_ascii_lowercase();
-    if head.contains("transfer-encoding: chunked") {
+    if head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
         bail!("this client does not read chunks");
     }
     Ok(Answer {
         status,
-        head,
         body: body.to_owned(),
     })
 }

@@ -75,10 +75,10 @@ enum Victim {
 fn kill_everything(mut world: World, kills: Kills) {
     let mut random = Random::from_environment();
     let victims = random.shuffled(victims(&world, &kills));
-    let clients = Clients::new(&world, victims.len());
+    let clients = &Clients::new(&world, victims.len());
     let orders = thread::scope(|scope| {
         let placing: Vec<_> = (0..CLIENTS)
-            .map(|first| scope.spawn(|| clients.place(first)))
+            .map(|first| scope.spawn(move || clients.place(first)))
             .collect();
         for victim in victims {
             kill(&mut world, victim, &mut random);

@@ -24,6 +24,7 @@ fn on_the_broker_in_the_box_and_sqlite() {
     orders::reach_their_end(&world);
     decoupling::a_service_may_be_down(&mut world, "payment");
     decoupling::a_service_may_be_down(&mut world, "notification");
+    decoupling::the_bank_may_be_down(&world);
     decoupling::the_broker_may_be_down(&mut world);
     books::balance(&world);
 }

@@ -24,7 +24,8 @@ fn shop(folder: &Path, flags: &[&str]) -> Process {
     if !flags.contains(&"--data") {
         command.arg("--data").arg(folder.join("data"));
     }
-    Process::start(command.args(flags)).unwrap()
+    command.args(flags);
+    Process::start(command).unwrap()
 }
 
 /// Asserts that the shop refuses to run like this, with an error that has all these words.
