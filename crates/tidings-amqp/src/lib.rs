@@ -1,1 +1,407 @@
-//! TBD.
+//! The toolkit's [`Transport`] over AMQP 0-9-1: the broker in the box or RabbitMQ, the same code.
+//!
+//! It never leaves a connection to its user: it connects, waits for a broker that is not there
+//! yet, connects again, declares again, subscribes again; and it never says a message is published
+//! before the broker has confirmed it.
+//!
+//! ```no_run
+//! use tidings_amqp::Amqp;
+//!
+//! # async fn example() -> Result<(), tidings_core::TransportError> {
+//! let transport = Amqp::connect("amqp://guest:guest@127.0.0.1:5672/").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The URL
+//!
+//! `amqp://user:password@host:port/vhost?option=value&...`, or `amqps://` for TLS; what is special
+//! is percent-encoded. Left out, user and password are `guest`, the port is 5672 (5671), the
+//! vhost is `/`. Options: `heartbeat` (seconds, default 15, 0 for none), `connection_timeout`
+//! (milliseconds, default 10 000), and for TLS `cacertfile`, `certfile`, `keyfile`,
+//! `server_name_indication`. The system's authorities are trusted unless `cacertfile` is given.
+//!
+//! # What it makes on the broker
+//!
+//! Topic `T` is the durable fanout exchange `T`. Queue `Q` is a durable queue bound to the exchanges
+//! of its topics, with dead letters in `Q.dead`. Retries delayed by `D` milliseconds wait in
+//! `Q.retry.D`. No plugin is needed. Metadata are CloudEvents in binary mode, as headers
+//! `cloudEvents:...` and as properties.
+//!
+//! # Two connections
+//!
+//! One publishes, one (from the first subscription on) receives: a broker that stops reading from
+//! publishers, because its memory is full, would otherwise not read the acknowledgements either
+//! that could empty it.
+
+mod address;
+mod consumer;
+mod dial;
+mod link;
+mod message;
+mod publisher;
+mod session;
+mod topology;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tidings_core::{
+    BoxFuture, Deliveries, Features, Outgoing, PublishError, PublishErrorKind, Subscription,
+    Topology, Transport, TransportError,
+};
+use tokio::time::timeout;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+use tracing::{error, warn};
+
+use crate::{
+    address::Address,
+    link::{Link, Role, Surroundings},
+    publisher::{Item, Outcome, Publisher},
+    session::{Closed, Session},
+    topology::{DeclareError, Declared},
+};
+
+/// How long [`Transport::close`] waits for what is under way.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A transport over AMQP. Dropping it ends its connections at once; [`Transport::close`] ends them
+/// in good order.
+pub struct Amqp {
+    // Dropped first, so that nothing is left that could think it were still connected.
+    _stop: DropGuard,
+    shared: Arc<Shared>,
+}
+
+/// How to connect; made by [`Amqp::builder`].
+#[derive(Debug, Clone)]
+pub struct Builder {
+    address: Address,
+    name: String,
+}
+
+impl Builder {
+    /// The connection's name in the broker's tools. Default: the name of the program.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Connects, and waits for a broker that is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Amqp::connect`].
+    pub async fn connect(self) -> Result<Amqp, TransportError> {
+        let amqp = self.start();
+        amqp.shared.publishing.up().await?;
+        Ok(amqp)
+    }
+
+    /// Connects in the background: for a service that has something to do without a broker, too.
+    /// What cannot be mended by waiting is in the log, and the error of
+    /// [`Transport::declare`] and [`Transport::subscribe`].
+    pub fn start(self) -> Amqp {
+        let stop = CancellationToken::new();
+        let around = Surroundings {
+            address: Arc::new(self.address),
+            name: self.name.into(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            stop: stop.clone(),
+        };
+        let declared = Arc::new(Mutex::new(Declared::default()));
+        let role = Publishing {
+            declared: Arc::clone(&declared),
+        };
+        let shared = Shared {
+            publishing: Link::start(role, &around),
+            consuming: OnceLock::new(),
+            declared,
+            around,
+        };
+        Amqp {
+            _stop: stop.drop_guard(),
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+impl Amqp {
+    /// Connects to the broker at `url`, and waits for one that is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// When waiting does not help: the URL is malformed, the broker refuses user, password or
+    /// virtual host, its certificate is not trusted, or what listens there is no AMQP broker.
+    pub async fn connect(url: &str) -> Result<Self, TransportError> {
+        Self::builder(url)?.connect().await
+    }
+
+    /// Starts to describe a connection.
+    ///
+    /// # Errors
+    ///
+    /// When the URL is malformed.
+    pub fn builder(url: &str) -> Result<Builder, TransportError> {
+        let program = std::env::current_exe().ok();
+        let program = program.as_deref().and_then(|path| path.file_stem());
+        let name = program.map_or("tidings".into(), |name| name.to_string_lossy().into_owned());
+        Ok(Builder {
+            address: Address::parse(url)?,
+            name,
+        })
+    }
+
+    /// True while the broker is there to publish to.
+    pub fn is_connected(&self) -> bool {
+        self.shared.publishing.now().is_some()
+    }
+}
+
+impl fmt::Debug for Amqp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Amqp")
+            .field("address", &self.shared.around.address)
+            .field("connected", &self.is_connected())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transport for Amqp {
+    fn features(&self) -> Features {
+        Features::all("AMQP 0-9-1")
+    }
+
+    fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
+        Box::pin(self.shared.declare(Declared::of(topology)))
+    }
+
+    fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
+        let items = batch.into_iter().map(Item::Message).collect();
+        Box::pin(self.shared.publish_items(items))
+    }
+
+    fn subscribe(
+        &self,
+        subscription: Subscription,
+    ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
+        Box::pin(async move {
+            let deliveries = consumer::subscribe(&self.shared, subscription).await?;
+            Ok(Box::pin(deliveries) as Deliveries)
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.shared.close())
+    }
+}
+
+/// What the transport, its links and its subscriptions share.
+struct Shared {
+    around: Surroundings,
+    publishing: Link<Publishing>,
+    consuming: OnceLock<Link<Consuming>>,
+    declared: Arc<Mutex<Declared>>,
+}
+
+impl Shared {
+    /// The connection for receiving, made when it is first needed.
+    fn consuming(&self) -> &Link<Consuming> {
+        self.consuming
+            .get_or_init(|| Link::start(Consuming, &self.around))
+    }
+
+    /// Everything that was declared about `queue`.
+    fn declared_about(&self, queue: &str) -> Option<Declared> {
+        self.declared.lock().about(queue)
+    }
+
+    /// Declares, and remembers it for the next connection.
+    async fn declare(&self, wanted: Declared) -> Result<(), TransportError> {
+        loop {
+            let up = self.publishing.up().await?;
+            match wanted.declare(&up.session).await {
+                Ok(()) => {
+                    up.known.lock().extend(wanted.topics.iter().cloned());
+                    self.declared.lock().merge(wanted);
+                    return Ok(());
+                }
+                // The link notices too, and connects again.
+                Err(error) if error.is_connection() => up.session.ended().await,
+                Err(error) => return Err(error.into_transport()),
+            }
+        }
+    }
+
+    /// The queue where retries of `queue` wait for `delay`, declared if it was not.
+    async fn retry_queue(&self, queue: &str, delay: Duration) -> Result<String, TransportError> {
+        let (name, wanted) = Declared::retry(queue, delay);
+        let is_declared = self.declared.lock().retries.contains_key(&name);
+        if !is_declared {
+            self.declare(wanted).await?;
+        }
+        Ok(name)
+    }
+
+    /// Declares what belongs to `queue` again; somebody deleted it.
+    async fn restore(&self, queue: &str) {
+        if let Some(declared) = self.declared_about(queue)
+            && let Err(error) = self.declare(declared).await
+        {
+            warn!("{error}");
+        }
+    }
+
+    async fn publish_items(&self, items: Vec<Item>) -> Vec<Outcome> {
+        match self.publishing.now() {
+            Some(up) => up.publish(items).await,
+            None => {
+                let closed = Closed::lost("there is no connection with the broker");
+                let outcome = || Err(publisher::unavailable(&closed));
+                items.iter().map(|_| outcome()).collect()
+            }
+        }
+    }
+
+    async fn close(&self) {
+        self.around.closing.cancel();
+        let publishing = self.publishing.session();
+        let consuming = self.consuming.get().and_then(Link::session);
+        if let Some(up) = self.publishing.now()
+            && timeout(CLOSE_TIMEOUT, up.publisher.landed()).await.is_err()
+        {
+            warn!("some messages are not confirmed; closing nevertheless");
+        }
+        // Acknowledgements first: a copy that was confirmed is followed by one.
+        for session in consuming.into_iter().chain(publishing) {
+            session.close().await;
+        }
+        self.around.stop.cancel();
+        self.around.tasks.close();
+        if timeout(CLOSE_TIMEOUT, self.around.tasks.wait())
+            .await
+            .is_err()
+        {
+            warn!("the connections did not end in time");
+        }
+    }
+}
+
+/// The connection for publishing and declaring.
+struct Publishing {
+    declared: Arc<Mutex<Declared>>,
+}
+
+struct PublishingUp {
+    session: Arc<Session>,
+    publisher: Publisher,
+    /// Topics whose exchange exists, as far as we know.
+    known: Mutex<HashSet<String>>,
+}
+
+impl Role for Publishing {
+    type Up = PublishingUp;
+
+    const PURPOSE: &'static str = "publishing";
+
+    async fn set_up(&self, session: &Arc<Session>) -> Result<PublishingUp, Closed> {
+        let declared = self.declared.lock().clone();
+        let known = match declared.declare(session).await {
+            Ok(()) => declared.topics.into_iter().collect(),
+            Err(DeclareError::Closed { closed, .. }) if closed.is_connection() => {
+                return Err(closed);
+            }
+            // Somebody changed it meanwhile. What can go on, goes on.
+            Err(error) => {
+                error!("{}", error.into_transport());
+                HashSet::new()
+            }
+        };
+        Ok(PublishingUp {
+            session: Arc::clone(session),
+            publisher: Publisher::open(session).await?,
+            known: Mutex::new(known),
+        })
+    }
+
+    async fn worn_out(&self, up: &PublishingUp) {
+        up.publisher.closed().await;
+    }
+}
+
+impl PublishingUp {
+    async fn publish(&self, items: Vec<Item>) -> Vec<Outcome> {
+        let missing = self.declare_unknown_topics(&items).await;
+        if missing.is_empty() {
+            return self.publisher.publish(items).await;
+        }
+        // To a missing exchange one message would close the channel for all.
+        let topic = |item: &Item| item.topic().and_then(|topic| missing.get(topic)).cloned();
+        let refusals: Vec<Option<String>> = items.iter().map(topic).collect();
+        let there = items.into_iter().zip(&refusals);
+        let there = there.filter(|(_, refusal)| refusal.is_none());
+        let there = there.map(|(item, _)| item).collect();
+        let mut outcomes = self.publisher.publish(there).await.into_iter();
+        let refusals = refusals.into_iter();
+        refusals
+            .filter_map(|refusal| match refusal {
+                Some(reason) => Some(Err(PublishError::new(PublishErrorKind::Unroutable, reason))),
+                None => outcomes.next(),
+            })
+            .collect()
+    }
+
+    /// Declares the topics that nobody has declared yet. Returns those that are not there
+    /// nevertheless, with the reason.
+    async fn declare_unknown_topics(&self, items: &[Item]) -> HashMap<String, String> {
+        let mut missing = HashMap::new();
+        for topic in self.unknown_topics(items) {
+            let declared = match Declared::topic(&topic).declare(&self.session).await {
+                Ok(()) => Ok(()),
+                Err(error) if error.is_connection() => break,
+                // It may be of another type, or not ours to declare: enough if it is there.
+                Err(error) => topology::find_topic(&self.session, &topic)
+                    .await
+                    .map_err(|_| error.into_transport().to_string()),
+            };
+            match declared {
+                Ok(()) => drop(self.known.lock().insert(topic)),
+                Err(reason) => drop(missing.insert(topic, reason)),
+            }
+        }
+        missing
+    }
+
+    fn unknown_topics(&self, items: &[Item]) -> BTreeSet<String> {
+        let known = self.known.lock();
+        let topics = items.iter().filter_map(Item::topic);
+        let unknown = topics.filter(|topic| !known.contains(*topic));
+        unknown.map(ToOwned::to_owned).collect()
+    }
+}
+
+/// The connection for receiving. What is set up on it, each subscription sets up for itself.
+struct Consuming;
+
+impl Role for Consuming {
+    type Up = Arc<Session>;
+
+    const PURPOSE: &'static str = "receiving";
+
+    async fn set_up(&self, session: &Arc<Session>) -> Result<Arc<Session>, Closed> {
+        Ok(Arc::clone(session))
+    }
+
+    async fn worn_out(&self, _: &Arc<Session>) {
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,255 @@
+//! A connection that comes back: one task dials, sets up what the connection is for, waits until
+//! it is lost, and starts over.
+
+use std::{
+    future::Future,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tidings_core::TransportError;
+use tokio::{sync::watch, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    address::Address,
+    dial::{DialError, dial},
+    session::{Closed, Session},
+};
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// A connection that lasted this long was a good one.
+const GOOD_AFTER: Duration = Duration::from_secs(5);
+/// How often it is said that the broker is still not there.
+const REMIND_EVERY: Duration = Duration::from_secs(30);
+
+/// What a connection is for.
+pub(crate) trait Role: Send + Sync + 'static {
+    /// What there is while the connection is up.
+    type Up: Send + Sync + 'static;
+
+    /// What it is for, for people.
+    const PURPOSE: &'static str;
+
+    /// Makes a new connection ready.
+    fn set_up(
+        &self,
+        session: &Arc<Session>,
+    ) -> impl Future<Output = Result<Self::Up, Closed>> + Send;
+
+    /// Resolves when it has to be set up again although the connection lives.
+    fn worn_out(&self, up: &Self::Up) -> impl Future<Output = ()> + Send;
+}
+
+/// A supervised connection.
+pub(crate) struct Link<R: Role> {
+    state: watch::Receiver<State<R::Up>>,
+}
+
+enum State<U> {
+    /// Not connected, with what stands in the way if waiting alone does not help.
+    Down(Option<Arc<str>>),
+    Up {
+        up: Arc<U>,
+        session: Arc<Session>,
+    },
+    Closed,
+}
+
+/// What a link needs to know.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) address: Arc<Address>,
+    pub(crate) name: Arc<str>,
+    pub(crate) tasks: TaskTracker,
+    /// Connections that are lost do not come back.
+    pub(crate) closing: CancellationToken,
+    /// Everything ends at once.
+    pub(crate) stop: CancellationToken,
+}
+
+impl<R: Role> Link<R> {
+    /// Starts to connect, and goes on until `stop`.
+    pub(crate) fn start(role: R, around: &Surroundings) -> Self {
+        let (sender, state) = watch::channel(State::Down(None));
+        let supervisor = Supervisor {
+            role,
+            around: around.clone(),
+            state: sender,
+        };
+        let stop = around.stop.clone();
+        around.tasks.spawn(async move {
+            tokio::select! {
+                () = supervisor.run() => {}
+                () = stop.cancelled() => {}
+            }
+            supervisor.state.send_replace(State::Closed);
+        });
+        Self { state }
+    }
+
+    /// What there is now, if the connection is up.
+    pub(crate) fn now(&self) -> Option<Arc<R::Up>> {
+        match &*self.state.borrow() {
+            State::Up { up, session } if !session.is_ended() => Some(Arc::clone(up)),
+            _ => None,
+        }
+    }
+
+    /// The connection itself, if there is one.
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        match &*self.state.borrow() {
+            State::Up { session, .. } => Some(Arc::clone(session)),
+            _ => None,
+        }
+    }
+
+    /// Waits until the connection is up.
+    ///
+    /// # Errors
+    ///
+    /// When waiting does not help: it was closed, or the broker refuses us.
+    pub(crate) async fn up(&self) -> Result<Arc<R::Up>, TransportError> {
+        let mut state = self.state.clone();
+        loop {
+            match &*state.borrow_and_update() {
+                State::Up { up, session } if !session.is_ended() => return Ok(Arc::clone(up)),
+                State::Closed => return Err(closed()),
+                State::Down(Some(reason)) => return Err(TransportError::fatal(&**reason)),
+                State::Up { .. } | State::Down(None) => {}
+            }
+            if state.changed().await.is_err() {
+                return Err(closed());
+            }
+        }
+    }
+}
+
+pub(crate) fn closed() -> TransportError {
+    TransportError::fatal("the transport was closed")
+}
+
+struct Supervisor<R: Role> {
+    role: R,
+    around: Surroundings,
+    state: watch::Sender<State<R::Up>>,
+}
+
+impl<R: Role> Supervisor<R> {
+    async fn run(&self) {
+        let mut backoff = Backoff::default();
+        let mut was_up = false;
+        loop {
+            let session = tokio::select! {
+                session = self.connect(&mut backoff, was_up) => session,
+                () = self.around.closing.cancelled() => return,
+            };
+            let since = Instant::now();
+            let closed = self.serve(&session).await;
+            if self.around.closing.is_cancelled() {
+                return;
+            }
+            was_up = true;
+            self.state.send_replace(State::Down(None));
+            warn!(
+                reason = %closed.reason,
+                "lost the connection for {}; connecting again",
+                R::PURPOSE
+            );
+            session.close().await;
+            if since.elapsed() > GOOD_AFTER {
+                backoff = Backoff::default();
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Dials until it works.
+    async fn connect(&self, backoff: &mut Backoff, was_up: bool) -> Arc<Session> {
+        let Surroundings {
+            address,
+            name,
+            tasks,
+            stop,
+            ..
+        } = &self.around;
+        let mut said: Option<(Instant, String)> = None;
+        loop {
+            let failure = match dial(address, &format!("{name} ({})", R::PURPOSE)).await {
+                Ok(dialled) => {
+                    info!(broker = address.place(), "connected for {}", R::PURPOSE);
+                    return Session::start(dialled, tasks, stop);
+                }
+                Err(failure) => failure,
+            };
+            let is_news = said.as_ref().is_none_or(|(when, what)| {
+                *what != failure.message || when.elapsed() > REMIND_EVERY
+            });
+            if is_news {
+                self.complain(&failure);
+                said = Some((Instant::now(), failure.message.clone()));
+            }
+            // Who connected before may do so again: passwords and permissions get mended.
+            let fatal = (!failure.temporary && !was_up).then(|| failure.message.into());
+            self.state.send_replace(State::Down(fatal));
+            backoff.pause().await;
+        }
+    }
+
+    fn complain(&self, failure: &DialError) {
+        if failure.temporary {
+            warn!("{}; waiting for it", failure.message);
+        } else {
+            error!("{}; trying again", failure.message);
+        }
+    }
+
+    /// Lets the connection be used until it is lost.
+    async fn serve(&self, session: &Arc<Session>) -> Closed {
+        loop {
+            let up = tokio::select! {
+                up = self.role.set_up(session) => up,
+                () = session.ended() => return session.end(),
+            };
+            let up = match up {
+                Ok(up) => Arc::new(up),
+                Err(closed) => return closed,
+            };
+            self.state.send_replace(State::Up {
+                up: Arc::clone(&up),
+                session: Arc::clone(session),
+            });
+            tokio::select! {
+                () = self.role.worn_out(&up) => {}
+                () = session.ended() => return session.end(),
+            }
+            self.state.send_replace(State::Down(None));
+        }
+    }
+}
+
+/// Pauses that grow, each a little different so that many do not come back at once.
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            next: BACKOFF_FIRST,
+        }
+    }
+}
+
+impl Backoff {
+    pub(crate) async fn pause(&mut self) {
+        // Between 75 and 125 percent. `RandomState` differs each time it is made.
+        let percent = 75 + RandomState::new().hash_one(()) % 51;
+        let pause = self.next * percent as u32 / 100;
+        self.next = (self.next * 2).min(BACKOFF_MAX);
+        sleep(pause).await;
+    }
+}

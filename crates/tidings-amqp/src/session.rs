@@ -1,0 +1,617 @@
+//! One live connection: a task that reads, a task that writes, and the channels between.
+//!
+//! Nothing here is awaited per message. Who sends encodes straight into the buffer that the writer
+//! takes whole, so that whatever was sent while the last write was under way goes out in one. What
+//! is read is handed on by plain calls from the reading task.
+
+use std::{
+    collections::VecDeque,
+    io,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use tidings_wire::{
+    Assembler, ChannelClose, ChannelCloseOk, ChannelFlowOk, ChannelOpen, Command, ConnectionClose,
+    ConnectionCloseOk, EncodeMethod, Frame, Method, ShortStr, WireError, decode_frame,
+    encode_heartbeat, encode_method, reply,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, info, warn};
+
+use crate::dial::Dialled;
+
+/// Larger bodies are thrown away; no broker passes such on by default.
+const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// How much is read at once.
+const READ_BYTES: usize = 64 * 1024;
+/// Publishers wait while more than this is yet to be written.
+const OUT_BYTES_MAX: usize = 1024 * 1024;
+/// How long the last bytes may take to be written.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// Why a channel or the connection is no more.
+#[derive(Debug, Clone)]
+pub(crate) struct Closed {
+    /// The broker's reply code; 0 if it did not say anything.
+    pub(crate) code: u16,
+    pub(crate) reason: Arc<str>,
+}
+
+impl Closed {
+    pub(crate) fn lost(reason: impl Into<Arc<str>>) -> Self {
+        Self {
+            code: 0,
+            reason: reason.into(),
+        }
+    }
+
+    fn by_broker(code: u16, text: &ShortStr) -> Self {
+        Self {
+            code,
+            reason: text.to_str_lossy().into(),
+        }
+    }
+
+    /// True if the connection went, and not just a channel for a reason of its own.
+    pub(crate) fn is_connection(&self) -> bool {
+        self.code == 0 || reply::is_hard(self.code)
+    }
+}
+
+/// What a channel is for: called by the reading task, must not block.
+pub(crate) trait Inbound: Send {
+    /// A delivery, a return, a confirm, or a cancellation by the broker.
+    fn receive(&mut self, command: Command);
+    /// The channel is gone. Nothing comes after this.
+    fn closed(&mut self, closed: &Closed);
+}
+
+/// A channel that nothing comes from but replies.
+pub(crate) struct Quiet;
+
+impl Inbound for Quiet {
+    fn receive(&mut self, command: Command) {
+        debug!(method = command.method.name(), "unasked for, ignored");
+    }
+
+    fn closed(&mut self, _: &Closed) {}
+}
+
+/// Something that has acknowledgements to write before the rest.
+pub(crate) trait Flush: Send + Sync {
+    fn flush(&self, out: &mut BytesMut);
+}
+
+/// One live connection.
+pub(crate) struct Session {
+    out: Mutex<Out>,
+    out_filled: Notify,
+    out_taken: Notify,
+    channels: Mutex<Channels>,
+    pub(crate) frame_bytes_max: u32,
+    ended: CancellationToken,
+    end: OnceLock<Closed>,
+}
+
+#[derive(Default)]
+struct Out {
+    bytes: BytesMut,
+    flushes: Vec<Arc<dyn Flush>>,
+}
+
+impl Out {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.flushes.is_empty()
+    }
+}
+
+struct Channels {
+    /// By channel number; the connection itself is 0.
+    slots: Vec<Option<Slot>>,
+    channel_max: u16,
+    open: bool,
+}
+
+struct Slot {
+    assembler: Assembler,
+    waiting: VecDeque<oneshot::Sender<Result<Method, Closed>>>,
+    inbound: Box<dyn Inbound>,
+    state: SlotState,
+}
+
+enum SlotState {
+    Open,
+    /// We have closed it and wait for the broker to agree.
+    Closing,
+    /// The broker has closed it. Its number is taken until its [`Channel`] is dropped, so that
+    /// nothing meant for it can end in another.
+    Closed(Closed),
+}
+
+impl Slot {
+    fn new(inbound: Box<dyn Inbound>) -> Self {
+        Self {
+            assembler: Assembler::new(BODY_BYTES_MAX),
+            waiting: VecDeque::new(),
+            inbound,
+            state: SlotState::Open,
+        }
+    }
+
+    fn close(&mut self, closed: Closed) {
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.send(Err(closed.clone()));
+        }
+        self.inbound.closed(&closed);
+        self.inbound = Box::new(Quiet);
+        self.state = SlotState::Closed(closed);
+    }
+}
+
+impl Session {
+    /// Starts the two tasks, in `tasks`; they end with the connection or with `stop`.
+    pub(crate) fn start(
+        dialled: Dialled,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Arc<Self> {
+        let session = Arc::new(Self {
+            out: Mutex::default(),
+            out_filled: Notify::new(),
+            out_taken: Notify::new(),
+            channels: Mutex::new(Channels {
+                slots: vec![Some(Slot::new(Box::new(Quiet)))],
+                channel_max: dialled.channel_max,
+                open: true,
+            }),
+            frame_bytes_max: dialled.frame_bytes_max,
+            ended: stop.child_token(),
+            end: OnceLock::new(),
+        });
+        let heartbeat = dialled.heartbeat;
+        let (reader, read) = (dialled.reader, dialled.read);
+        let reading = Arc::clone(&session);
+        tasks.spawn(async move {
+            let closed = tokio::select! {
+                closed = reading.read(reader, read, heartbeat) => closed,
+                () = reading.ended.cancelled() => Closed::lost("the connection was closed"),
+            };
+            reading.finish(closed);
+        });
+        let writing = Arc::clone(&session);
+        tasks.spawn(async move { writing.write(dialled.writer, heartbeat).await });
+        session
+    }
+
+    /// Resolves when the connection is gone.
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
+    /// Why it is gone.
+    pub(crate) fn end(&self) -> Closed {
+        let end = self.end.get().cloned();
+        end.unwrap_or_else(|| Closed::lost("the connection was closed"))
+    }
+
+    /// Encodes something into the buffer that is written next.
+    pub(crate) fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
+        let was_empty = {
+            let mut out = self.out.lock();
+            let was_empty = out.is_empty();
+            encode(&mut out.bytes);
+            was_empty
+        };
+        if was_empty {
+            self.out_filled.notify_one();
+        }
+    }
+
+    /// Asks for `flush` to be called before the next write. Not to be called again before it was.
+    pub(crate) fn flush_soon(&self, flush: Arc<dyn Flush>) {
+        let was_empty = {
+            let mut out = self.out.lock();
+            let was_empty = out.is_empty();
+            out.flushes.push(flush);
+            was_empty
+        };
+        if was_empty {
+            self.out_filled.notify_one();
+        }
+    }
+
+    /// Waits until not too much is yet to be written, or the connection is gone.
+    pub(crate) async fn room(&self) {
+        loop {
+            let mut taken = pin!(self.out_taken.notified());
+            taken.as_mut().enable();
+            if self.out.lock().bytes.len() <= OUT_BYTES_MAX {
+                return;
+            }
+            tokio::select! {
+                () = taken => {}
+                () = self.ended.cancelled() => return,
+            }
+        }
+    }
+
+    /// Closes the connection in good order: what was sent before is written before.
+    pub(crate) async fn close(&self) {
+        let close = ConnectionClose {
+            reply_code: reply::REPLY_SUCCESS,
+            reply_text: ShortStr::from_static("bye"),
+            ..ConnectionClose::default()
+        };
+        // Its reply ends the connection, and with it everything that waits.
+        if let Ok(answer) = self.request(0, &close) {
+            let _ = timeout(LAST_WRITE, answer).await;
+        }
+        self.finish(Closed::lost("the connection was closed"));
+    }
+
+    /// Sends a method that has a reply.
+    fn request(
+        &self,
+        channel: u16,
+        method: &impl EncodeMethod,
+    ) -> Result<oneshot::Receiver<Result<Method, Closed>>, Closed> {
+        let (sender, receiver) = oneshot::channel();
+        let mut channels = self.channels.lock();
+        let slot = channels.slots.get_mut(usize::from(channel));
+        let Some(slot) = slot.and_then(Option::as_mut) else {
+            return Err(self.end());
+        };
+        if let SlotState::Closed(closed) = &slot.state {
+            return Err(closed.clone());
+        }
+        slot.waiting.push_back(sender);
+        self.send(|out| encode_method(out, channel, method));
+        Ok(receiver)
+    }
+
+    fn finish(&self, closed: Closed) {
+        let slots = {
+            let mut channels = self.channels.lock();
+            channels.open = false;
+            std::mem::take(&mut channels.slots)
+        };
+        let closed = self.end.get_or_init(|| closed).clone();
+        self.ended.cancel();
+        for mut slot in slots.into_iter().flatten() {
+            slot.close(closed.clone());
+        }
+    }
+
+    async fn read(
+        &self,
+        mut reader: Box<dyn AsyncRead + Send + Unpin>,
+        mut buffer: BytesMut,
+        heartbeat: Duration,
+    ) -> Closed {
+        // Silence for two heartbeats is a dead peer.
+        let patience = match heartbeat {
+            Duration::ZERO => Duration::MAX,
+            heartbeat => 2 * heartbeat,
+        };
+        loop {
+            match self.dispatch(&mut buffer) {
+                Ok(None) => {}
+                Ok(Some(closed)) => return closed,
+                Err(error) => return self.protest(&error),
+            }
+            buffer.reserve(READ_BYTES);
+            match timeout(patience, reader.read_buf(&mut buffer)).await {
+                Ok(Ok(0)) => return Closed::lost("the broker closed the connection"),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Closed::lost(format!("the connection broke: {error}")),
+                Err(_) => {
+                    return Closed::lost(format!("the broker was silent for {patience:?}"));
+                }
+            }
+        }
+    }
+
+    /// The broker sent what it must not.
+    fn protest(&self, error: &WireError) -> Closed {
+        let close = ConnectionClose {
+            reply_code: error.code(),
+            reply_text: ShortStr::truncated(&error.to_string()),
+            class_id: error.class_id(),
+            method_id: error.method_id(),
+        };
+        self.send(|out| encode_method(out, 0, &close));
+        Closed::lost(format!("the broker sent what is not AMQP: {error}"))
+    }
+
+    /// Handles every complete frame.
+    fn dispatch(&self, buffer: &mut BytesMut) -> Result<Option<Closed>, WireError> {
+        let mut channels = self.channels.lock();
+        while let Some(Frame { channel, payload }) = decode_frame(buffer, self.frame_bytes_max)? {
+            let Some(place) = channels.slots.get_mut(usize::from(channel)) else {
+                continue;
+            };
+            // A frame for a channel that is closed may still have been under way.
+            let Some(slot) = place.as_mut() else {
+                continue;
+            };
+            let Some(command) = slot.assembler.push(payload)? else {
+                continue;
+            };
+            match command.method {
+                Method::ChannelClose(close) => {
+                    self.send(|out| encode_method(out, channel, &ChannelCloseOk {}));
+                    match slot.state {
+                        SlotState::Open => {
+                            slot.close(Closed::by_broker(close.reply_code, &close.reply_text));
+                        }
+                        SlotState::Closing | SlotState::Closed(_) => *place = None,
+                    }
+                }
+                Method::ChannelCloseOk(_) => *place = None,
+                _ if !matches!(slot.state, SlotState::Open) => {}
+                Method::BasicDeliver(_)
+                | Method::BasicReturn(_)
+                | Method::BasicAck(_)
+                | Method::BasicNack(_)
+                | Method::BasicCancel(_) => slot.inbound.receive(command),
+                method if channel == 0 => {
+                    if let Some(closed) = self.on_connection_method(method, slot) {
+                        return Ok(Some(closed));
+                    }
+                }
+                Method::ChannelFlow(flow) => {
+                    let active = flow.active;
+                    self.send(|out| encode_method(out, channel, &ChannelFlowOk { active }));
+                }
+                method => answer(slot, method)?,
+            }
+        }
+        Ok(None)
+    }
+
+    fn on_connection_method(&self, method: Method, slot: &mut Slot) -> Option<Closed> {
+        match method {
+            Method::ConnectionClose(close) => {
+                self.send(|out| encode_method(out, 0, &ConnectionCloseOk {}));
+                Some(Closed::by_broker(close.reply_code, &close.reply_text))
+            }
+            Method::ConnectionCloseOk(ok) => {
+                let _ = answer(slot, ok.into());
+                Some(Closed::lost("the connection was closed"))
+            }
+            Method::ConnectionBlocked(blocked) => {
+                warn!(
+                    reason = %blocked.reason,
+                    "the broker takes no messages for now; what is published waits"
+                );
+                None
+            }
+            Method::ConnectionUnblocked(_) => {
+                info!("the broker takes messages again");
+                None
+            }
+            method => {
+                debug!(method = method.name(), "unasked for, ignored");
+                None
+            }
+        }
+    }
+
+    async fn write(&self, mut writer: Box<dyn AsyncWrite + Send + Unpin>, heartbeat: Duration) {
+        let pause = match heartbeat {
+            Duration::ZERO => Duration::MAX,
+            heartbeat => heartbeat / 2,
+        };
+        let mut written = Written::default();
+        let error = loop {
+            self.take_out(&mut written);
+            if written.is_done() {
+                tokio::select! {
+                    filled = timeout(pause, self.out_filled.notified()) => {
+                        if filled.is_ok() {
+                            continue;
+                        }
+                        encode_heartbeat(&mut written.bytes);
+                    }
+                    () = self.ended.cancelled() => break None,
+                }
+            }
+            tokio::select! {
+                result = written.go_on(&mut writer) => if let Err(error) = result {
+                    break Some(error);
+                },
+                () = self.ended.cancelled() => break None,
+            }
+        };
+        match error {
+            Some(error) => self.finish(Closed::lost(format!("the connection broke: {error}"))),
+            None => self.write_the_rest(writer, written).await,
+        }
+    }
+
+    /// The answer to a close may be among it.
+    async fn write_the_rest(
+        &self,
+        mut writer: Box<dyn AsyncWrite + Send + Unpin>,
+        mut written: Written,
+    ) {
+        let rest = async {
+            written.go_on(&mut writer).await?;
+            self.take_out(&mut written);
+            written.go_on(&mut writer).await?;
+            writer.shutdown().await
+        };
+        if !matches!(timeout(LAST_WRITE, rest).await, Ok(Ok(()))) {
+            debug!("the last bytes could not be written");
+        }
+    }
+
+    /// Takes all that is to be written; only when what was taken before is done.
+    fn take_out(&self, written: &mut Written) {
+        let flushes = {
+            let mut out = self.out.lock();
+            std::mem::swap(&mut out.bytes, &mut written.bytes);
+            std::mem::take(&mut out.flushes)
+        };
+        self.out_taken.notify_waiters();
+        for flush in flushes {
+            flush.flush(&mut written.acks);
+        }
+    }
+}
+
+/// What is being written. It knows how far it came, so that it can be dropped and gone on with.
+#[derive(Default)]
+struct Written {
+    /// Acknowledgements come first: their channel may be closed by what follows.
+    acks: BytesMut,
+    bytes: BytesMut,
+    acks_done: usize,
+    bytes_done: usize,
+}
+
+impl Written {
+    fn is_done(&self) -> bool {
+        self.acks.is_empty() && self.bytes.is_empty()
+    }
+
+    /// Writes everything and leaves the buffers empty, with their memory unless that is a lot.
+    async fn go_on(&mut self, writer: &mut (dyn AsyncWrite + Send + Unpin)) -> io::Result<()> {
+        for (buffer, done) in [
+            (&mut self.acks, &mut self.acks_done),
+            (&mut self.bytes, &mut self.bytes_done),
+        ] {
+            while *done < buffer.len() {
+                match writer.write(&buffer[*done..]).await? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    count => *done += count,
+                }
+            }
+            *done = 0;
+            buffer.clear();
+            if buffer.capacity() > 2 * OUT_BYTES_MAX {
+                *buffer = BytesMut::new();
+            }
+        }
+        writer.flush().await
+    }
+}
+
+fn answer(slot: &mut Slot, method: Method) -> Result<(), WireError> {
+    let name = method.name();
+    match slot.waiting.pop_front() {
+        Some(waiting) => {
+            // Who asked may have given up meanwhile.
+            let _ = waiting.send(Ok(method));
+            Ok(())
+        }
+        None => Err(WireError::new(
+            reply::COMMAND_INVALID,
+            format!("`{name}`, but nothing had been asked"),
+        )),
+    }
+}
+
+/// An open channel. Dropping it closes it.
+pub(crate) struct Channel {
+    pub(crate) session: Arc<Session>,
+    pub(crate) id: u16,
+}
+
+impl Channel {
+    /// Opens a channel; `inbound` makes what receives from it, given its number.
+    pub(crate) async fn open(
+        session: &Arc<Session>,
+        inbound: impl FnOnce(u16) -> Box<dyn Inbound>,
+    ) -> Result<Self, Closed> {
+        let channel = {
+            let mut channels = session.channels.lock();
+            if !channels.open {
+                return Err(session.end());
+            }
+            let free = channels.slots.iter().position(Option::is_none);
+            let id = match free {
+                Some(free) => free,
+                None if channels.slots.len() <= usize::from(channels.channel_max) => {
+                    channels.slots.push(None);
+                    channels.slots.len() - 1
+                }
+                None => {
+                    return Err(Closed {
+                        code: reply::RESOURCE_ERROR,
+                        reason: format!(
+                            "all {} channels that the broker allows are open",
+                            channels.channel_max
+                        )
+                        .into(),
+                    });
+                }
+            };
+            let number = id as u16;
+            channels.slots[id] = Some(Slot::new(inbound(number)));
+            Self {
+                session: Arc::clone(session),
+                id: number,
+            }
+        };
+        channel.call(&ChannelOpen {}).await?;
+        Ok(channel)
+    }
+
+    /// Sends a method that has a reply, without waiting for it.
+    pub(crate) fn request(
+        &self,
+        method: &impl EncodeMethod,
+    ) -> Result<oneshot::Receiver<Result<Method, Closed>>, Closed> {
+        self.session.request(self.id, method)
+    }
+
+    /// Sends a method and waits for its reply.
+    pub(crate) async fn call(&self, method: &impl EncodeMethod) -> Result<Method, Closed> {
+        self.answer(self.request(method)?).await
+    }
+
+    /// Waits for the reply to a request.
+    pub(crate) async fn answer(
+        &self,
+        answer: oneshot::Receiver<Result<Method, Closed>>,
+    ) -> Result<Method, Closed> {
+        answer.await.unwrap_or_else(|_| Err(self.session.end()))
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let mut channels = self.session.channels.lock();
+        let Some(place) = channels.slots.get_mut(usize::from(self.id)) else {
+            return;
+        };
+        let Some(slot) = place else {
+            return;
+        };
+        if let SlotState::Closed(_) = slot.state {
+            *place = None;
+        } else {
+            slot.state = SlotState::Closing;
+            slot.inbound = Box::new(Quiet);
+            let close = ChannelClose {
+                reply_code: reply::REPLY_SUCCESS,
+                ..ChannelClose::default()
+            };
+            self.session.send(|out| encode_method(out, self.id, &close));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What exchanges and queues there are for topics and queues, and how they are declared.
+//!
+//! Topic `T` is the durable fanout exchange `T`. Queue `Q` is durable, bound to the exchanges of
+//! its topics, and dead-letters into the durable queue `Q.dead`. A retry of `Q` delayed by `D`
+//! waits in the durable queue `Q.retry.D` until its time to live ends, and goes back to `Q`.
+
+use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
+
+use tidings_core::{Topology, TransportError, dead_letter_queue};
+use tidings_wire::{
+    EncodeMethod, ExchangeDeclare, Method, QueueBind, QueueDeclare, ShortStr, ShortStrTooLong,
+    Table, Value, reply,
+};
+use tokio::sync::oneshot;
+
+use crate::session::{Channel, Closed, Quiet, Session};
+
+/// RabbitMQ's limit on times to live.
+const TTL_MS_MAX: u128 = u32::MAX as u128;
+
+/// Everything that was declared, to declare it again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Declared {
+    pub(crate) topics: BTreeSet<String>,
+    /// Queues with their topics.
+    pub(crate) queues: BTreeMap<String, BTreeSet<String>>,
+    /// Queues in which retries wait, with the queue they go back to and the delay.
+    pub(crate) retries: BTreeMap<String, (String, Duration)>,
+}
+
+impl Declared {
+    pub(crate) fn of(topology: &Topology) -> Self {
+        let mut declared = Self::default();
+        let queues = topology.queues.iter();
+        let topics = queues.clone().flat_map(|queue| &queue.topics);
+        for topic in topology.topics.iter().chain(topics) {
+            declared.topics.insert(topic.to_string());
+        }
+        for queue in queues {
+            let topics = queue.topics.iter().map(ToString::to_string).collect();
+            declared.queues.insert(queue.name.to_string(), topics);
+        }
+        declared
+    }
+
+    pub(crate) fn topic(name: &str) -> Self {
+        Self {
+            topics: [name.to_owned()].into(),
+            ..Self::default()
+        }
+    }
+
+    /// The queue where retries of `queue` wait for `delay`.
+    pub(crate) fn retry(queue: &str, delay: Duration) -> (String, Self) {
+        let name = format!("{queue}.retry.{}", delay.as_millis().min(TTL_MS_MAX));
+        let declared = Self {
+            retries: [(name.clone(), (queue.to_owned(), delay))].into(),
+            ..Self::default()
+        };
+        (name, declared)
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.topics.extend(other.topics);
+        self.retries.extend(other.retries);
+        for (queue, topics) in other.queues {
+            self.queues.entry(queue).or_default().extend(topics);
+        }
+    }
+
+    /// Everything about `queue`.
+    pub(crate) fn about(&self, queue: &str) -> Option<Self> {
+        let topics = self.queues.get(queue)?;
+        let retries = self.retries.iter().filter(|(_, (of, _))| of == queue);
+        Some(Self {
+            topics: topics.clone(),
+            queues: [(queue.to_owned(), topics.clone())].into(),
+            retries: retries
+                .map(|(name, it)| (name.clone(), it.clone()))
+                .collect(),
+        })
+    }
+
+    /// Declares everything, in a pipeline on a channel of its own.
+    pub(crate) async fn declare(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
+        let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
+        let mut answers = Vec::new();
+        for topic in &self.topics {
+            answers.push(ask(&channel, &exchange(topic)?, || {
+                format!("topic `{topic}`")
+            })?);
+        }
+        for (name, topics) in &self.queues {
+            let dead = dead_letter_queue(name);
+            answers.push(ask(&channel, &queue(&dead, Table::default())?, || {
+                format!("queue `{dead}`")
+            })?);
+            let arguments = dead_letters_to(&dead);
+            answers.push(ask(&channel, &queue(name, arguments)?, || {
+                format!("queue `{name}`")
+            })?);
+            for topic in topics {
+                let bind = QueueBind {
+                    queue: name.as_str().try_into()?,
+                    exchange: topic.as_str().try_into()?,
+                    ..QueueBind::default()
+                };
+                answers.push(ask(&channel, &bind, || {
+                    format!("the binding of queue `{name}` to topic `{topic}`")
+                })?);
+            }
+        }
+        for (name, (back_to, delay)) in &self.retries {
+            let mut arguments: Vec<_> = dead_letters_to(back_to).iter().collect();
+            let ttl_ms = delay.as_millis().min(TTL_MS_MAX) as i64;
+            arguments.push((ShortStr::from_static("x-message-ttl"), Value::I64(ttl_ms)));
+            let declare = queue(name, arguments.into_iter().collect())?;
+            answers.push(ask(&channel, &declare, || format!("queue `{name}`"))?);
+        }
+        for asked in answers {
+            let answer = channel.answer(asked.answer).await;
+            answer.map_err(|closed| DeclareError::Closed {
+                what: asked.what,
+                closed,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks whether there is an exchange for `topic`, of whatever type.
+pub(crate) async fn find_topic(session: &Arc<Session>, topic: &str) -> Result<(), DeclareError> {
+    let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
+    let passive = ExchangeDeclare {
+        passive: true,
+        ..exchange(topic)?
+    };
+    channel.call(&passive).await?;
+    Ok(())
+}
+
+/// Why a declaration failed.
+#[derive(Debug)]
+pub(crate) enum DeclareError {
+    Name(ShortStrTooLong),
+    Closed { what: String, closed: Closed },
+}
+
+impl DeclareError {
+    /// True if the connection was lost, so that it can be tried on the next one.
+    pub(crate) fn is_connection(&self) -> bool {
+        matches!(self, Self::Closed { closed, .. } if closed.is_connection())
+    }
+
+    pub(crate) fn into_transport(self) -> TransportError {
+        match self {
+            Self::Name(error) => TransportError::fatal(error.to_string()),
+            Self::Closed { what, closed } if closed.is_connection() => TransportError::temporary(
+                format!("{what} could not be declared: {}", closed.reason),
+            ),
+            Self::Closed { what, closed } => {
+                let advice = match closed.code {
+                    reply::PRECONDITION_FAILED => {
+                        "it exists but differs; delete it (after draining it), or give this one \
+                         another name"
+                    }
+                    reply::ACCESS_REFUSED => {
+                        "grant the user of the broker's URL the permission to configure, write \
+                         and read it"
+                    }
+                    reply::RESOURCE_LOCKED => "another connection has it for itself",
+                    _ => "the broker refused",
+                };
+                TransportError::fatal(format!(
+                    "{what} could not be declared: {advice} (the broker said: {})",
+                    closed.reason
+                ))
+            }
+        }
+    }
+}
+
+impl From<Closed> for DeclareError {
+    fn from(closed: Closed) -> Self {
+        Self::Closed {
+            what: "a topic or queue".into(),
+            closed,
+        }
+    }
+}
+
+impl From<ShortStrTooLong> for DeclareError {
+    fn from(error: ShortStrTooLong) -> Self {
+        Self::Name(error)
+    }
+}
+
+struct Asked {
+    what: String,
+    answer: oneshot::Receiver<Result<Method, Closed>>,
+}
+
+fn ask(
+    channel: &Channel,
+    method: &impl EncodeMethod,
+    what: impl FnOnce() -> String,
+) -> Result<Asked, DeclareError> {
+    let what = what();
+    match channel.request(method) {
+        Ok(answer) => Ok(Asked { what, answer }),
+        Err(closed) => Err(DeclareError::Closed { what, closed }),
+    }
+}
+
+fn exchange(topic: &str) -> Result<ExchangeDeclare, ShortStrTooLong> {
+    Ok(ExchangeDeclare {
+        exchange: topic.try_into()?,
+        kind: ShortStr::from_static("fanout"),
+        durable: true,
+        ..ExchangeDeclare::default()
+    })
+}
+
+fn queue(name: &str, arguments: Table) -> Result<QueueDeclare, ShortStrTooLong> {
+    Ok(QueueDeclare {
+        queue: name.try_into()?,
+        durable: true,
+        arguments,
+        ..QueueDeclare::default()
+    })
+}
+
+/// Through the default exchange, so that nothing else has to be declared.
+fn dead_letters_to(queue: &str) -> Table {
+    [
+        ("x-dead-letter-exchange", ""),
+        ("x-dead-letter-routing-key", queue),
+    ]
+    .into_iter()
+    .map(|(name, value)| (ShortStr::from_static(name), Value::from(value)))
+    .collect()
+}
