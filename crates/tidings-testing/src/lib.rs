@@ -2,3 +2,4 @@
 
 pub mod foreign;
 pub mod servers;
+pub mod store;

@@ -1,0 +1,40 @@
+//! What lives in memory keeps the contracts of what does not.
+
+use std::{any::Any, sync::Arc};
+
+use tidings_core::{BoxFuture, Store, StoreError, Transaction};
+use tidings_memory::{MemoryStore, MemoryTransaction};
+use tidings_testing::store::Subject;
+
+struct Memory(MemoryStore);
+
+impl Subject for Memory {
+    fn store(&self) -> Arc<dyn Store> {
+        self.0.clone().into()
+    }
+
+    fn in_another_process(&self) -> BoxFuture<'_, Option<Arc<dyn Store>>> {
+        Box::pin(async { None })
+    }
+
+    fn write<'a>(
+        &'a self,
+        transaction: &'a mut dyn Transaction,
+        note: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        let transaction: &mut dyn Any = transaction;
+        let transaction: &mut MemoryTransaction = transaction
+            .downcast_mut()
+            .expect("the memory's own transaction");
+        Box::pin(transaction.put(note, &()))
+    }
+
+    fn notes(&self) -> BoxFuture<'_, Vec<String>> {
+        Box::pin(async { self.0.names() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_conforms() {
+    tidings_testing::store::conformance(async || Memory(MemoryStore::new())).await;
+}
