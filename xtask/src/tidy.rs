@@ -65,6 +65,7 @@ const RULES: &[fn(&Repository) -> Vec<Complaint>] = &[
     files::every_source_opens_with_its_idea,
     files::no_file_outgrows_its_length,
     files::ignored_tests_say_what_they_need,
+    files::quoted_code_is_real,
     files::nothing_names_a_machine,
 ];
 

@@ -99,6 +99,47 @@ pub(super) fn ignored_tests_say_what_they_need(repository: &Repository) -> Vec<C
     complaints
 }
 
+/// Code in prose that says where it comes from, `<!-- path/to/file.rs -->` in the line above its
+/// fence, must be there word by word: so it compiles, and is tested.
+pub(super) fn quoted_code_is_real(repository: &Repository) -> Vec<Complaint> {
+    let mut complaints = Vec::new();
+    for file in repository
+        .files
+        .iter()
+        .filter(|file| file.path.ends_with(".md"))
+    {
+        let mut lines = file.text.lines().enumerate();
+        while let Some((number, line)) = lines.next() {
+            let source = line
+                .strip_prefix("<!-- ")
+                .and_then(|line| line.strip_suffix(" -->"));
+            let Some(source) = source.filter(|source| source.ends_with(".rs")) else {
+                continue;
+            };
+            let fence = lines
+                .next()
+                .is_some_and(|(_, line)| line.starts_with("```"));
+            let quoted = lines
+                .by_ref()
+                .map(|(_, line)| line)
+                .take_while(|line| *line != "```");
+            let quoted = if fence {
+                quoted.collect::<Vec<_>>().join("\n")
+            } else {
+                String::new()
+            };
+            if quoted.is_empty() || !repository.text_of(source).contains(&quoted) {
+                let says = format!("quote `{source}` as it is");
+                complaints.push(Complaint::new(
+                    format!("{}:{}", file.path, number + 1),
+                    says,
+                ));
+            }
+        }
+    }
+    complaints
+}
+
 pub(super) fn nothing_names_a_machine(repository: &Repository) -> Vec<Complaint> {
     // In two parts each, so that this file does not name them itself.
     let machines = [
@@ -199,6 +240,35 @@ mod tests {
         check(rule, &of(" = \"needs luck\"]"), &["a.rs:2"]);
         check(rule, &of(" = \"slow\"]"), &["a.rs:2"]);
         check(rule, &of("]"), &["a.rs:2"]);
+    }
+
+    #[test]
+    fn quoted_code_that_is_not_in_its_file_is_found() {
+        let rule = quoted_code_is_real;
+        let of = |prose: &str| {
+            let mut repository = Repository::with_file("a.md", prose);
+            repository
+                .files
+                .extend(Repository::with_file("a.rs", "fn a() {\n}\nfn b() {}\n").files);
+            repository
+        };
+        check(rule, &of("<!-- a.rs -->\n```rust\nfn a() {\n}\n```\n"), &[]);
+        check(
+            rule,
+            &of("```rust\nfn c() {}\n```\n<!-- a remark -->\n"),
+            &[],
+        );
+        check(
+            rule,
+            &of("\n<!-- a.rs -->\n```rust\nfn c() {}\n```\n"),
+            &["a.md:2"],
+        );
+        check(rule, &of("<!-- a.rs -->\n\nNo code.\n"), &["a.md:1"]);
+        check(
+            rule,
+            &of("<!-- b.rs -->\n```rust\nfn a() {\n```\n"),
+            &["a.md:1"],
+        );
     }
 
     #[test]
