@@ -85,6 +85,30 @@ fn what_nobody_can_read_becomes_a_dead_letter(world: &World) {
     }
 }
 
+/// Loyalty comes late and is told of what it missed, twice, and gives the points once.
+pub(crate) fn a_replay_brings_a_newcomer_up_to_date(world: &mut World) {
+    let orders = ["first", "second"].map(|key| world.place(&good_order("early"), key));
+    world.wait_for_all(&orders, "CONFIRMED", SOON);
+    let loyalty = world.start("loyalty");
+    assert_eq!(world.get("/loyalty/early")["points"], 0);
+    for _ in 0..2 {
+        let mut command = node(examples().join("05-replay-node/replay.js"));
+        let orders = world.port(world.all_of("orders")[0]);
+        command
+            .arg("early")
+            .env("SHOP_URL", format!("http://127.0.0.1:{orders}"));
+        let printed = run(world, command);
+        assert!(printed.contains("about 2 order(s)"), "{printed}");
+    }
+    eventually(world, "/loyalty/early", |loyalty| loyalty["points"] == 24);
+    // Whatever the second run sent has been handled when a later order has.
+    let later = world.place(&good_order("later"), "later");
+    world.wait_for_all(&[later], "CONFIRMED", SOON);
+    eventually(world, "/loyalty/later", |loyalty| loyalty["points"] == 12);
+    assert_eq!(world.get("/loyalty/early")["points"], 24);
+    world.stop(loyalty);
+}
+
 /// Runs a program against the world's broker to its end and returns what it printed.
 fn run(world: &World, mut command: Command) -> String {
     command.env("AMQP_URL", world.broker_url());

@@ -61,3 +61,12 @@ fn foreign_programs_take_part_on_rabbitmq() {
     let world = World::new(BrokerKind::RabbitMq, DatabaseKind::Sqlite).with_services(SERVICES);
     foreign::programs_take_part(&world);
 }
+
+#[test]
+#[ignore = "needs Node"]
+fn a_service_that_comes_late_can_be_told_what_it_missed() {
+    let without_loyalty = SERVICES.into_iter().filter(|service| *service != "loyalty");
+    let mut world =
+        World::new(BrokerKind::Embedded, DatabaseKind::Sqlite).with_services(without_loyalty);
+    foreign::a_replay_brings_a_newcomer_up_to_date(&mut world);
+}
