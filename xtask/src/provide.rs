@@ -47,6 +47,12 @@ impl Provided {
 pub(crate) fn install(provided: &mut Provided) -> Result<()> {
     debian(provided, "RabbitMQ", "rabbitmq-server", RabbitMq::missing);
     debian(provided, "PostgreSQL", "postgresql", Postgres::missing);
+    if !is_root() {
+        provided.lack(
+            "root",
+            "some tests mount a disk of their own to fill it, which root may",
+        );
+    }
     let cache = target()?.join("foreign");
     let examples = root()?.join("examples");
     if let Err(error) = node(provided, &examples, &cache.join("node")) {

@@ -1,11 +1,17 @@
 //! Bad surroundings: one clear error that says what to do, a bad exit code, nothing damaged. What
 //! is not there *yet* is waited for.
 
+use std::io::Write;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
+use tempfile::TempDir;
 use tidings_testing::servers::{Process, free_port};
+
+use crate::http::{self, Answer};
+use crate::world::good_order;
 
 /// A program that cannot go on should say so at once; this is for machines that are busy.
 const SOON: Duration = Duration::from_secs(60);
@@ -81,6 +87,127 @@ fn a_data_folder_that_is_none_or_is_in_use_is_refused() {
         &[data.to_str().unwrap(), "another process"],
     );
     assert!(first.interrupt(SOON).unwrap().success());
+}
+
+#[test]
+fn a_database_of_a_newer_version_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shop_of_today = shop(folder.path(), &[]);
+    shop_of_today
+        .wait_for_line(SOON, |line| line == "ready")
+        .unwrap();
+    assert!(shop_of_today.interrupt(SOON).unwrap().success());
+
+    let file = find(&folder.path().join("data"), "orders.db");
+    let database = rusqlite::Connection::open(&file).unwrap();
+    let count = || -> i64 {
+        let rows = database.query_row("select count(*) from tidings_migration", [], |r| r.get(0));
+        rows.unwrap()
+    };
+    let migrate =
+        "insert into tidings_migration select owner, '9999', run_at from tidings_migration";
+    assert!(database.execute(migrate, []).unwrap() > 0);
+    let before = count();
+    refuses(folder.path(), &[], &["orders.db", "newer"]);
+    assert_eq!(count(), before);
+}
+
+fn find(folder: &Path, name: &str) -> PathBuf {
+    let mut entries = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let found = entries.find_map(|path| match path.is_dir() {
+        true => Some(find(&path, name)).filter(|path| path.exists()),
+        false => Some(path).filter(|path| path.ends_with(name)),
+    });
+    found.unwrap_or_default()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_full_disk_loses_nothing_and_is_got_over() {
+    let disk = Disk::of_megabytes(160);
+    let mut shop = shop(disk.path(), &[]);
+    let line = shop
+        .wait_for_line(SOON, |line| line.starts_with("listening http "))
+        .unwrap();
+    let port = line.rsplit_once(':').unwrap().1.parse().unwrap();
+    shop.wait_for_line(SOON, |line| line == "ready").unwrap();
+    let place = |key: &str| {
+        let key = format!("idempotency-key: {key}\r\n");
+        let answer = http::json(port, "POST /orders", &key, &good_order("full")).unwrap();
+        (answer.status, answer)
+    };
+    let confirmed = |answer: &Answer| {
+        let id = answer.json()["orderId"].as_str().unwrap().to_owned();
+        tidings_testing::servers::wait_until(&format!("{id} to be confirmed"), SOON, || {
+            let order = http::get(port, &format!("/orders/{id}")).map(|order| order.json());
+            order.is_ok_and(|order| order["status"] == "CONFIRMED")
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", shop.stderr().join("\n")));
+    };
+    let (status, before) = place("before");
+    assert_eq!(status, 202);
+    confirmed(&before);
+
+    disk.fill();
+    // Some fit into what files have reserved; then there is no room, and that is what it says.
+    let taken: Vec<Answer> = (0..20_000)
+        .map(|n| place(&n.to_string()))
+        .map_while(|(s, a)| (s == 202).then_some(a))
+        .collect();
+    let (status, refused) = place("no room");
+    assert!(status >= 500, "{refused}");
+
+    disk.make_room();
+    let room = || place("room again").0 == 202;
+    tidings_testing::servers::wait_until("orders to be taken again", SOON, room).unwrap();
+    taken.iter().for_each(confirmed);
+    confirmed(&place("room again").1);
+}
+
+/// A disk that can be filled without harm to anybody else.
+struct Disk(TempDir);
+
+impl Disk {
+    fn of_megabytes(megabytes: u32) -> Disk {
+        let folder = tempfile::tempdir().unwrap();
+        let size = format!("size={megabytes}m");
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &size, "tidings-test"])
+            .arg(folder.path());
+        assert!(
+            mount.status().unwrap().success(),
+            "cannot mount a small disk"
+        );
+        Disk(folder)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn fill(&self) {
+        let mut ballast = std::fs::File::create(self.path().join("ballast")).unwrap();
+        for size in [1 << 20, 4096] {
+            while ballast.write_all(&vec![0; size]).is_ok() {}
+        }
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.path().join("ballast")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily, since whoever still has files open there is about to be killed.
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.path())
+            .status();
+    }
 }
 
 #[test]
