@@ -1,3 +1,37 @@
-//! The shop.
+//! The shop: every service in one process, or any of them in many.
+//!
+//! This program chooses what the services must not know: which of them run here, on which broker
+//! and databases, and where they listen. Data goes to stdout (see [`announce`]), logs to stderr.
 
-fn main() {}
+mod announce;
+mod broker;
+mod cli;
+mod http;
+mod probes;
+mod run;
+mod services;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let options = cli::Cli::parse().options;
+    cli::start_logging(options.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::from(error).context("cannot start threads")),
+    };
+    let outcome = runtime.block_on(run::run(options));
+    // A mail that is being written, say, may finish; what hangs is left behind.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shop_contracts::CATALOGUE;
 use shop_kit::{Database, Service, StoreError, sql};
-use tidings::{RetryPolicy, Router};
+use tidings::{RetryPolicy, Router, Topology};
 
 const MIGRATIONS: &[&str] = &[
     "create table stock (
@@ -42,10 +42,7 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         .bind(product.initial_stock)
     });
     db.write(first_stock.collect()).await?;
-    let messages = Router::new("inventory")
-        .on(handlers::reserve)
-        .on(handlers::ship)
-        .on(handlers::release)
+    let messages = messages()
         .transactional(db.store())
         .retry(RetryPolicy::exponential(Duration::from_millis(200)).attempts(50))
         .with_state(db.clone());
@@ -55,4 +52,17 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         messages: Some(messages),
         db: Some(db),
     })
+}
+
+fn messages() -> Router {
+    Router::new("inventory")
+        .on(handlers::reserve)
+        .on(handlers::ship)
+        .on(handlers::release)
+}
+
+/// The queues it needs on the broker. Who starts the shop declares them before the first order, so
+/// that the order waits there for a service that has never run yet.
+pub fn topology() -> Topology {
+    messages().topology()
 }

@@ -11,7 +11,7 @@ mod http;
 use std::time::Duration;
 
 use shop_kit::{BaseUrl, Database, Service, StoreError};
-use tidings::{RetryPolicy, Router};
+use tidings::{RetryPolicy, Router, Topology};
 
 const MIGRATIONS: &[&str] = &[
     "create table payment (
@@ -36,9 +36,7 @@ pub async fn service(database: &Database, bank: BaseUrl) -> Result<Service, Stor
     let retry = RetryPolicy::exponential(Duration::from_millis(200))
         .delay_max(Duration::from_secs(10))
         .attempts(ATTEMPTS_MAX);
-    let messages = Router::new("payment")
-        .on(handlers::settle)
-        .on(handlers::give_back)
+    let messages = messages()
         .transactional(db.store())
         .retry(retry)
         .with_state(bank::Bank::new(bank))
@@ -49,4 +47,16 @@ pub async fn service(database: &Database, bank: BaseUrl) -> Result<Service, Stor
         messages: Some(messages),
         db: Some(db),
     })
+}
+
+fn messages() -> Router {
+    Router::new("payment")
+        .on(handlers::settle)
+        .on(handlers::give_back)
+}
+
+/// The queues it needs on the broker. Who starts the shop declares them before the first order, so
+/// that the order waits there for a service that has never run yet.
+pub fn topology() -> Topology {
+    messages().topology()
 }

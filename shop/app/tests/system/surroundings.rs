@@ -105,7 +105,7 @@ fn a_database_of_a_newer_version_is_refused_and_left_alone() {
         rows.unwrap()
     };
     let migrate =
-        "insert into tidings_migration select owner, '9999', run_at from tidings_migration";
+        "insert into tidings_migration select distinct owner, '9999', 0 from tidings_migration";
     assert!(database.execute(migrate, []).unwrap() > 0);
     let before = count();
     refuses(folder.path(), &[], &["orders.db", "newer"]);

@@ -1,0 +1,86 @@
+//! The broker that the services of this process use: the one in the box, or one elsewhere.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use anyhow::{Context, anyhow};
+use tidings::Transport;
+use tidings_amqp::Amqp;
+use tidings_broker::{Broker, Handle, Options};
+
+use crate::cli::BrokerAt;
+
+/// A connection, shared by all services of the process, and the broker itself if it runs here.
+pub(crate) struct Messaging {
+    pub(crate) amqp: Arc<Amqp>,
+    pub(crate) embedded: Option<Handle>,
+}
+
+impl Messaging {
+    /// Starts the embedded broker, if that is what to use, and begins to connect. It does not wait
+    /// for a broker elsewhere: orders are taken without one.
+    pub(crate) async fn start(
+        at: &BrokerAt,
+        listen: SocketAddr,
+        data: &Path,
+        ephemeral: bool,
+    ) -> anyhow::Result<Self> {
+        let (url, embedded) = match at {
+            BrokerAt::Amqp(url) => (url.clone(), None),
+            BrokerAt::Embedded => {
+                let options = if ephemeral {
+                    Options::ephemeral()
+                } else {
+                    Options::durable(data.join("broker"))
+                };
+                let broker = Broker::start(options.listen(listen)).await;
+                let broker = broker.map_err(|error| explain(error, listen, data))?;
+                (broker.amqp_url(), Some(broker))
+            }
+        };
+        let builder = Amqp::builder(&url).context("`--broker` is not the URL of a broker")?;
+        let amqp = Arc::new(builder.name("shop").start());
+        Ok(Self { amqp, embedded })
+    }
+
+    /// Where the embedded broker listens.
+    pub(crate) fn amqp_addr(&self) -> Option<SocketAddr> {
+        self.embedded.as_ref().map(Handle::amqp_addr)
+    }
+
+    /// Resolves with the reason when the embedded broker can store nothing more.
+    pub(crate) async fn failed(&self) -> String {
+        match &self.embedded {
+            Some(broker) => broker.failed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends the connection and then the broker, in good order.
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
+        self.amqp.close().await;
+        match self.embedded {
+            Some(broker) => broker.shutdown().await.context("the broker did not stop properly"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The broker names the flags of its own program; here they are others.
+fn explain(error: tidings_broker::Error, listen: SocketAddr, data: &Path) -> anyhow::Error {
+    if error.is_address_taken() {
+        anyhow!(
+            "port {} for AMQP is taken by another program; stop it, choose another address with \
+             `--amqp-listen` (port 0 picks a free one), or use a broker that runs already with \
+             `--broker amqp://…`",
+            listen.port()
+        )
+    } else if error.is_data_in_use() {
+        anyhow!(
+            "the data folder `{}` is used by another process; stop it, or choose another folder \
+             with `--data`",
+            data.display()
+        )
+    } else {
+        anyhow::Error::from(error).context("the embedded broker cannot start")
+    }
+}

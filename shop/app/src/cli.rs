@@ -1,0 +1,206 @@
+//! The command line. Every flag has an environment variable; the flag wins.
+
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use shop_kit::{BaseUrl, Database};
+use tracing_subscriber::EnvFilter;
+
+use crate::services::{Name, Names};
+
+/// A complete shop of event-driven services.
+///
+/// Without arguments everything runs in this process: all services, a message broker that speaks
+/// AMQP, and SQLite files under ./data. Nothing else is needed.
+#[derive(Debug, Parser)]
+#[command(name = "shop", version, args_conflicts_with_subcommands = false)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the shop (what happens without a command, too).
+    Up,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Where messages go: `embedded`, or `amqp://user:password@host:port/vhost`.
+    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_BROKER", default_value = "embedded")]
+    pub(crate) broker: BrokerAt,
+
+    /// Where services keep their data: `postgres://…` (one schema per service) or
+    /// `sqlite://folder` (one file per service). Default: SQLite files under the data folder.
+    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_DATABASE")]
+    pub(crate) database: Option<Database>,
+
+    /// Which services run in this process, separated by commas: orders, payment, inventory,
+    /// shipping, notification, loyalty, storefront, bank; or `all`.
+    #[arg(long, global = true, value_name = "LIST", env = "TIDINGS_SERVICES", default_value = "all")]
+    pub(crate) services: Names,
+
+    /// Who decides what happens next: the services by each other's events (`choreography`), or a
+    /// saga (`orchestration`).
+    #[arg(long, global = true, value_enum, value_name = "STYLE", env = "TIDINGS_CHECKOUT", default_value = "choreography")]
+    pub(crate) checkout: Checkout,
+
+    /// Where the services of this process answer HTTP; port 0 picks a free one and prints it.
+    #[arg(long, global = true, value_name = "ADDR", env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+
+    /// Where the embedded broker answers AMQP; port 0 picks a free one and prints it.
+    #[arg(long, global = true, value_name = "ADDR", env = "TIDINGS_AMQP_LISTEN", default_value = "127.0.0.1:5672")]
+    pub(crate) amqp_listen: SocketAddr,
+
+    /// The folder for everything that must survive a restart.
+    #[arg(long, global = true, value_name = "DIR", env = "TIDINGS_DATA", default_value = "./data")]
+    pub(crate) data: PathBuf,
+
+    /// Keep everything in a temporary folder that is gone afterwards.
+    #[arg(long, global = true, env = "TIDINGS_EPHEMERAL")]
+    pub(crate) ephemeral: bool,
+
+    /// Where the bank is, if it does not run in this process.
+    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_BANK")]
+    pub(crate) bank: Option<BaseUrl>,
+
+    /// The mail server, as `smtp://host:port`. Default: mails are `.eml` files under the data
+    /// folder.
+    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_SMTP")]
+    pub(crate) smtp: Option<String>,
+
+    /// Where the storefront finds services that do not run in this process: one URL for all, or
+    /// `service=URL`, several separated by commas.
+    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_API", value_delimiter = ',')]
+    pub(crate) api: Vec<Api>,
+
+    /// How logs look.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", env = "TIDINGS_LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
+/// Where the broker is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BrokerAt {
+    Embedded,
+    Amqp(String),
+}
+
+impl FromStr for BrokerAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once("://") {
+            None if text == "embedded" => Ok(Self::Embedded),
+            Some(("amqp" | "amqps", _)) => Ok(Self::Amqp(text.to_owned())),
+            Some((scheme @ ("kafka" | "aws"), _)) => Err(format!(
+                "`{scheme}://` is planned, but not there yet; use `embedded` or `amqp://…`"
+            )),
+            _ => Err("use `embedded` or `amqp://user:password@host:port/vhost`".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Checkout {
+    Choreography,
+    Orchestration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Where some or all services are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Api {
+    /// `None`: all for which nothing else is said.
+    pub(crate) service: Option<Name>,
+    pub(crate) url: BaseUrl,
+}
+
+impl FromStr for Api {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (service, url) = match text.split_once('=') {
+            Some((service, url)) => (Some(service.parse()?), url),
+            None => (None, text),
+        };
+        Ok(Self { service, url: url.parse()? })
+    }
+}
+
+/// Logs go to stderr. `RUST_LOG` chooses which; without it, nothing is logged per message.
+pub(crate) fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn options(arguments: &str) -> Result<Options, String> {
+        let arguments = std::iter::once("shop").chain(arguments.split_whitespace());
+        match Cli::try_parse_from(arguments) {
+            Ok(cli) => Ok(cli.options),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn up_may_be_said_or_left_out() {
+        for arguments in ["--listen 127.0.0.1:0", "up --listen 127.0.0.1:0"] {
+            assert_eq!(options(arguments).unwrap().listen.port(), 0, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_clearly() {
+        let check = |arguments, part: &str| {
+            let error = options(arguments).expect_err(arguments);
+            assert!(error.contains(part), "{arguments}: {error}");
+        };
+        check("--broker kafka://localhost:9092", "planned, but not there yet");
+        check("--broker aws://eu-west-1", "planned, but not there yet");
+        check("--broker rabbit", "use `embedded` or `amqp://");
+        check("--database mysql://x", "`mysql` is not a database");
+        check("--services orders,paiment", "`paiment` is not a service");
+        check("--services checkout", "not there yet");
+        check("--services ,", "names no service");
+        check("--api paiment=http://x", "`paiment` is not a service");
+        check("--bank https://bank", "TLS proxy");
+        check("--checkout ballet", "choreography");
+    }
+
+    #[test]
+    fn one_url_or_one_per_service() {
+        let api = options("--api http://a,payment=http://b").unwrap().api;
+        let found: Vec<_> = api
+            .iter()
+            .map(|api| (api.service.map(Name::as_str), api.url.to_string()))
+            .collect();
+        let expected = [(None, "http://a".to_owned()), (Some("payment"), "http://b".to_owned())];
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,143 @@
+//! How this process is: `/health/live`, `/health/ready`, `/metrics`; and `/openapi.json`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Serialize;
+use shop_kit::{Db, Service, sql};
+use tidings_amqp::Amqp;
+
+/// How long a database may take to say that it is there.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often the metrics tidy up what they measured.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Bounds for every histogram in seconds: from a fast commit to a slow retry.
+const SECONDS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// What the probes look at.
+#[derive(Clone)]
+pub(crate) struct Probes {
+    databases: Vec<(&'static str, Db)>,
+    amqp: Option<Arc<Amqp>>,
+    subscribed: Arc<AtomicBool>,
+    metrics: PrometheusHandle,
+}
+
+impl Probes {
+    pub(crate) fn new(
+        services: &[Service],
+        amqp: &Arc<Amqp>,
+        metrics: PrometheusHandle,
+    ) -> Self {
+        let databases = services
+            .iter()
+            .filter_map(|service| Some((service.name, service.db.clone()?)))
+            .collect();
+        let speaks = services.iter().any(|service| service.messages.is_some());
+        Self {
+            databases,
+            amqp: speaks.then(|| Arc::clone(amqp)),
+            subscribed: Arc::new(AtomicBool::new(!speaks)),
+            metrics,
+        }
+    }
+
+    /// From now on every service has its queues.
+    pub(crate) fn set_subscribed(&self) {
+        self.subscribed.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Makes this process measure itself. Must be called before anything is measured.
+pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder)?;
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        let mut every = tokio::time::interval(UPKEEP_EVERY);
+        loop {
+            every.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
+
+pub(crate) fn routes(probes: Probes) -> Router {
+    Router::new()
+        .route("/health/live", get(|| async { Json(Health::of([("process", UP)])) }))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(measured))
+        .route("/openapi.json", get(description))
+        .with_state(probes)
+}
+
+const UP: &str = "up";
+const DOWN: &str = "down";
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+    checks: BTreeMap<String, &'static str>,
+}
+
+impl Health {
+    fn of<N: Into<String>>(checks: impl IntoIterator<Item = (N, &'static str)>) -> Self {
+        let checks: BTreeMap<_, _> =
+            checks.into_iter().map(|(name, state)| (name.into(), state)).collect();
+        let up = checks.values().all(|state| *state == UP);
+        Self { status: if up { UP } else { DOWN }, checks }
+    }
+}
+
+/// Ready to do everything now. (Orders are taken even while it is not: they wait.)
+async fn ready(State(probes): State<Probes>) -> impl IntoResponse {
+    let state = |up| if up { UP } else { DOWN };
+    let mut checks = Vec::new();
+    for (service, db) in &probes.databases {
+        let there = tokio::time::timeout(DATABASE_TIMEOUT, db.read(sql("select 1"))).await;
+        let up = matches!(there, Ok(Ok(_)));
+        checks.push((format!("database of {service}"), state(up)));
+    }
+    if let Some(amqp) = &probes.amqp {
+        checks.push(("broker".to_owned(), state(amqp.is_connected())));
+        let subscribed = probes.subscribed.load(Ordering::Relaxed);
+        checks.push(("subscriptions".to_owned(), state(subscribed)));
+    }
+    let health = Health::of(checks);
+    let status = match health.status {
+        UP => StatusCode::OK,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, Json(health))
+}
+
+async fn measured(State(probes): State<Probes>) -> impl IntoResponse {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, probes.metrics.render())
+}
+
+async fn description() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json"))
+}
