@@ -1,13 +1,57 @@
 //! The broker's durable store: one log of [`Record`]s in segment files.
 //!
-//! It never interprets messages, never decides what is durable, and never confirms what is not on
-//! stable storage: [`Log::append`] is buffered and cheap, one thread writes and syncs everything
-//! that gathered while the last sync ran, and only then moves [`Log::durable`] on.
+//! It never interprets messages, never decides what is durable, and never reports as durable what is
+//! not on stable storage: [`Log::append`] is buffered and cheap; one thread writes and syncs
+//! everything that gathered while the last sync ran, and only then moves [`Log::durable`] on.
+//!
+//! Each queue's messages are found again through all crashes: what a crash left unfinished at the end
+//! is cut off, damage anywhere before is an error that names the file and the offset. Segments in
+//! which nothing is alive are recycled; when little is alive in the log as a whole, what is alive in
+//! the oldest segment moves to the front, a bounded piece with each sync.
+//!
+//! ```
+//! use tidings_broker_core::Record;
+//! use tidings_broker_log::{Log, Options};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let dir = dir.path();
+//! let (log, recovered) = Log::open(dir, Options::default(), |_event| {})?;
+//! assert!(recovered.torn.is_none());
+//! let exchange = Record::ExchangeDeclared {
+//!     name: "orders".into(),
+//!     kind: "fanout".into(),
+//!     auto_delete: false,
+//!     internal: false,
+//!     arguments: Default::default(),
+//! };
+//! log.append(&exchange)?;
+//! log.close()?; // writes and syncs what was appended
+//!
+//! let (_log, recovered) = Log::open(dir, Options::default(), |_event| {})?;
+//! assert!(recovered.records.contains(&exchange));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use tidings_broker_core::Record;
+
+mod batch;
+mod codec;
+mod dir;
+mod error;
+mod live;
+mod recovery;
+mod shared;
+mod writer;
+
+pub use error::{AppendError, LogError};
+
+use crate::dir::Dir;
+use crate::shared::Shared;
+use crate::writer::Writer;
 
 /// A position in the log: how many records were appended up to here since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -36,8 +80,8 @@ impl Default for Options {
 pub enum Event {
     /// Everything up to here is on stable storage.
     Durable(Lsn),
-    /// The disk is full: messages are refused with [`AppendError::DiskFull`] until `DiskRoomy`;
-    /// removals still fit, and free space.
+    /// The disk is full: messages that no longer fit are refused with [`AppendError::DiskFull`]
+    /// until `DiskRoomy`; removals still fit, and free space.
     DiskFull,
     /// There is room again.
     DiskRoomy,
@@ -49,7 +93,7 @@ pub enum Event {
 /// What was found when a log was opened.
 #[derive(Debug)]
 pub struct Recovered {
-    /// What is alive, in the order exchanges, queues, bindings, messages by id; ready for
+    /// What is alive, in the order ids, exchanges, queues, bindings, messages by id; ready for
     /// [`Broker::restore`](tidings_broker_core::Broker::restore).
     pub records: Vec<Record>,
     /// A write that the last process did not finish, and that was therefore never confirmed, was
@@ -57,66 +101,88 @@ pub struct Recovered {
     pub torn: Option<(PathBuf, u64)>,
 }
 
-/// Why a record was not taken.
-#[derive(Debug, Clone)]
-pub enum AppendError {
-    /// The disk is full. The record was not taken; later ones may be.
-    DiskFull,
-    /// The log has failed for good.
-    Failed(Arc<LogError>),
-}
-
-/// Why a log cannot be opened, or stopped.
-#[derive(Debug)]
-pub struct LogError {
-    text: String,
-}
-
 /// An open log. Dropping it closes it: what was appended is written and synced first.
 #[derive(Debug)]
-pub struct Log {}
+pub struct Log {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+}
 
-#[allow(unused_variables, clippy::todo)]
 impl Log {
     /// Opens or creates the log in `dir`, which no other process may have open.
+    ///
+    /// # Errors
+    ///
+    /// When another process has it open, when it is damaged or was made by a newer version, and when
+    /// files cannot be read or written.
     pub fn open(
         dir: &Path,
         options: Options,
         on_event: impl Fn(Event) + Send + 'static,
     ) -> Result<(Self, Recovered), LogError> {
-        todo!()
+        let dir = Dir::open(dir)?;
+        let (state, recovered) = recovery::recover(&dir)?;
+        let shared = Arc::new(Shared::new(options.buffer_bytes_max));
+        let writer = Writer::new(dir, options, state, shared.clone(), Box::new(on_event))?;
+        let spawned = std::thread::Builder::new().name("broker-log".to_owned());
+        let writer = spawned
+            .spawn(move || writer.run())
+            .map_err(|e| LogError::io("start a thread for", Path::new("the log"), e))?;
+        Ok((
+            Self {
+                shared,
+                writer: Some(writer),
+            },
+            recovered,
+        ))
     }
 
     /// Adds a record. It is durable when [`Log::durable`] reaches the position given back.
+    ///
+    /// # Errors
+    ///
+    /// When the log has failed, or the disk is full and this record is not one that frees space.
     pub fn append(&self, record: &Record) -> Result<Lsn, AppendError> {
-        todo!()
+        self.shared.append(record)
     }
 
     /// Everything up to here is on stable storage.
     pub fn durable(&self) -> Lsn {
-        todo!()
+        self.shared.durable()
     }
 
-    /// Whether messages are refused for want of disk space.
+    /// Whether messages may be refused for want of disk space.
     pub fn is_full(&self) -> bool {
-        todo!()
+        self.shared.is_full()
     }
 
     /// Why the log has failed, if it has.
     pub fn failure(&self) -> Option<Arc<LogError>> {
-        todo!()
+        self.shared.failure()
     }
 
-    /// Writes and syncs what was appended, marks the log as closed, and lets go of the directory.
-    pub fn close(self) -> Result<(), Arc<LogError>> {
-        todo!()
+    /// Writes and syncs what was appended, and lets go of the folder.
+    ///
+    /// # Errors
+    ///
+    /// When the log has failed: what was not durable may be lost.
+    pub fn close(mut self) -> Result<(), Arc<LogError>> {
+        self.finish();
+        self.failure().map_or(Ok(()), Err)
+    }
+
+    fn finish(&mut self) {
+        self.shared.finish();
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the thread of the log panicked; what was not yet durable may be lost");
+        }
     }
 }
 
-impl std::fmt::Display for LogError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text)
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.finish();
     }
 }
-
-impl std::error::Error for LogError {}

@@ -1,0 +1,208 @@
+//! What is alive, and where: which records a restart still needs, and in which segments they lie.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use tidings_broker_core::{MessageId, QueueId, Queues};
+
+use crate::codec::{Fact, Malformed, Topic, fact};
+
+/// Where a record lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) segment: u64,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u32,
+}
+
+/// The queues a message is still in.
+#[derive(Debug)]
+enum Remaining {
+    One(QueueId),
+    Many(Vec<QueueId>),
+}
+
+#[derive(Debug)]
+struct LiveMessage {
+    place: Place,
+    queues: Remaining,
+}
+
+/// What of a segment is alive.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    messages: HashMap<MessageId, LiveMessage, BuildHasherDefault<IdHasher>>,
+    topology: HashMap<Topic, Place>,
+    usage: BTreeMap<u64, Usage>,
+    bytes: u64,
+    next_message: u64,
+    next_queue: u64,
+}
+
+impl Live {
+    /// Takes note of a record that lies at `place`.
+    pub(crate) fn apply(&mut self, encoded: &[u8], place: Place) -> Result<(), Malformed> {
+        match fact(encoded)? {
+            Fact::Enqueued(id, queues) => {
+                self.next_message = self.next_message.max(id.0 + 1);
+                let queues = match queues {
+                    Queues::One(queue) => Remaining::One(queue),
+                    Queues::Many(queues) => Remaining::Many(queues.to_vec()),
+                };
+                let before = self.messages.insert(id, LiveMessage { place, queues });
+                self.gain(place);
+                before.inspect(|before| self.lose(before.place));
+            }
+            Fact::Removed(queue, id) => self.remove(queue, id),
+            Fact::RemovedMany(queue, ids) => ids.into_iter().for_each(|id| self.remove(queue, id)),
+            Fact::Declared(topic) => {
+                if let Topic::Queue(id) = topic {
+                    self.next_queue = self.next_queue.max(id.0 + 1);
+                }
+                self.gain(place);
+                let before = self.topology.insert(topic, place);
+                before.inspect(|before| self.lose(*before));
+            }
+            Fact::Deleted(topic) => {
+                let before = self.topology.remove(&topic);
+                before.inspect(|before| self.lose(*before));
+            }
+            Fact::Ids {
+                next_message,
+                next_queue,
+            } => {
+                self.next_message = self.next_message.max(next_message);
+                self.next_queue = self.next_queue.max(next_queue);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, queue: QueueId, id: MessageId) {
+        self.next_message = self.next_message.max(id.0 + 1);
+        let Some(message) = self.messages.get_mut(&id) else {
+            return;
+        };
+        let gone = match &mut message.queues {
+            Remaining::One(one) => *one == queue,
+            Remaining::Many(many) => {
+                if let Some(at) = many.iter().position(|other| *other == queue) {
+                    many.swap_remove(at);
+                }
+                many.is_empty()
+            }
+        };
+        if gone {
+            let place = message.place;
+            self.messages.remove(&id);
+            self.lose(place);
+        }
+    }
+
+    fn gain(&mut self, place: Place) {
+        let usage = self.usage.entry(place.segment).or_default();
+        usage.records += 1;
+        usage.bytes += u64::from(place.bytes);
+        self.bytes += u64::from(place.bytes);
+    }
+
+    fn lose(&mut self, place: Place) {
+        self.bytes -= u64::from(place.bytes);
+        let usage = self
+            .usage
+            .get_mut(&place.segment)
+            .expect("it held a record");
+        usage.records -= 1;
+        usage.bytes -= u64::from(place.bytes);
+        if usage.records == 0 {
+            self.usage.remove(&place.segment);
+        }
+    }
+
+    /// Drops what lies in queues that no longer exist: the messages that were out with consumers
+    /// when their queue was deleted.
+    pub(crate) fn forget_lost_queues(&mut self) {
+        let known = |topic: &Topic| match topic {
+            Topic::Queue(id) => Some(*id),
+            _ => None,
+        };
+        let known: HashSet<QueueId> = self.topology.keys().filter_map(known).collect();
+        let mut lost = Vec::new();
+        for (id, message) in &self.messages {
+            let queues = match &message.queues {
+                Remaining::One(one) => std::slice::from_ref(one),
+                Remaining::Many(many) => many,
+            };
+            lost.extend(
+                queues
+                    .iter()
+                    .filter(|q| !known.contains(q))
+                    .map(|queue| (*queue, *id)),
+            );
+        }
+        for (queue, id) in lost {
+            self.remove(queue, id);
+        }
+    }
+
+    /// What of a segment is alive.
+    pub(crate) fn usage(&self, segment: u64) -> Usage {
+        self.usage.get(&segment).copied().unwrap_or_default()
+    }
+
+    /// Bytes of all records that are alive.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The lowest ids that were never given out: of messages, of queues.
+    pub(crate) const fn next_ids(&self) -> (u64, u64) {
+        (self.next_message, self.next_queue)
+    }
+
+    /// The queues that the message recorded at `place` is still in, if this record is what keeps it.
+    pub(crate) fn queues_of(&self, id: MessageId, place: Place) -> Option<Queues> {
+        let message = self
+            .messages
+            .get(&id)
+            .filter(|message| message.place == place)?;
+        Some(match &message.queues {
+            Remaining::One(one) => Queues::One(*one),
+            Remaining::Many(many) if many.len() == 1 => Queues::One(many[0]),
+            Remaining::Many(many) => Queues::Many(many.as_slice().into()),
+        })
+    }
+
+    /// Whether the record at `place` is what keeps this part of the topology.
+    pub(crate) fn keeps(&self, topic: &Topic, place: Place) -> bool {
+        self.topology.get(topic) == Some(&place)
+    }
+}
+
+/// Ids are given out in order by ourselves: multiplying spreads them well enough.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte) ^ self.0);
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = (id ^ (id >> 32))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(32);
+    }
+}

@@ -1,0 +1,220 @@
+//! Opening a log: every segment is read once to learn what is alive, and those that hold something
+//! alive a second time to get it.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use tidings_broker_core::{MessageId, QueueId, Record};
+
+use crate::batch::{self, ALIGNMENT};
+use crate::codec::{Fact, decode, fact};
+use crate::dir::{Dir, SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::live::{Live, Place};
+use crate::{LogError, Recovered};
+
+/// A segment as it was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) number: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) size: u64,
+    /// Where its last batch ends.
+    pub(crate) end: u64,
+}
+
+/// A log as it was found.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) live: Live,
+    /// Oldest first; the last is the one to go on with.
+    pub(crate) segments: Vec<Found>,
+    /// The sequence number of the next batch.
+    pub(crate) sequence: u64,
+}
+
+/// Reads the log. Changes nothing but to wipe out what a crash left behind the end.
+pub(crate) fn recover(dir: &Dir) -> Result<(State, Recovered), LogError> {
+    let mut state = State {
+        live: Live::default(),
+        segments: Vec::new(),
+        sequence: 1,
+    };
+    let mut torn = None;
+    let listed = dir.segments()?;
+    let last = listed.last().map(|(number, _)| *number);
+    for (number, path) in listed {
+        let data = fs::read(&path).map_err(|e| LogError::io("read", &path, e))?;
+        let damaged = |offset, what| Err(LogError::damaged(path.clone(), offset, what));
+        let header = match SegmentHeader::decode(&data, dir.salt) {
+            Some(header) if header.number == number => header,
+            _ => return damaged(0, "it does not begin like the segment it is named after"),
+        };
+        match state.segments.last() {
+            None => state.sequence = header.first,
+            Some(before) if before.number + 1 != number => {
+                return damaged(0, "the segment before it is missing");
+            }
+            Some(before) if header.first != state.sequence => {
+                let (path, end) = (before.path.clone(), before.end);
+                return Err(LogError::damaged(
+                    path,
+                    end,
+                    "a batch that was synced is unreadable",
+                ));
+            }
+            Some(_) => {}
+        }
+        let end = read_segment(&data, number, &path, dir.salt, &mut state)?;
+        if Some(number) == last && cut_off(&data, end, &path, dir.salt, state.sequence)? {
+            torn = Some((path.clone(), end as u64));
+        }
+        let (size, end) = (data.len() as u64, end as u64);
+        state.segments.push(Found {
+            number,
+            path,
+            size,
+            end,
+        });
+    }
+    state.live.forget_lost_queues();
+    let records = read_live(&state, dir.salt)?;
+    Ok((state, Recovered { records, torn }))
+}
+
+/// Takes note of every record of a segment; gives the offset behind its last batch.
+fn read_segment(
+    data: &[u8],
+    number: u64,
+    path: &Path,
+    salt: u64,
+    state: &mut State,
+) -> Result<usize, LogError> {
+    let mut at = SEGMENT_HEADER_BYTES;
+    while let Some((header, payload)) = data.get(at..).and_then(|rest| batch::read(rest, salt)) {
+        if header.sequence != state.sequence {
+            break;
+        }
+        for record in batch::records(payload) {
+            let unknown = |_| LogError::damaged(path.to_owned(), at as u64, UNKNOWN_RECORD);
+            let (offset, record) = record.map_err(unknown)?;
+            let place = place(number, at, offset, record);
+            state.live.apply(record, place).map_err(unknown)?;
+        }
+        at += header.stride();
+        state.sequence += 1;
+    }
+    Ok(at.min(data.len()))
+}
+
+const UNKNOWN_RECORD: &str = "it holds a record that this version does not know";
+
+pub(crate) fn place(segment: u64, batch: usize, offset: usize, record: &[u8]) -> Place {
+    let offset = (batch + batch::HEADER_BYTES + offset) as u64;
+    Place {
+        segment,
+        offset,
+        bytes: record.len() as u32,
+    }
+}
+
+/// Looks behind the end of the last segment. Batches there are either the unsynced end of a crash:
+/// those are wiped out, so that they never follow on something else. Or one of them says that what
+/// should stand at the end had been synced: then that is damaged. Tells whether there was anything.
+fn cut_off(
+    data: &[u8],
+    end: usize,
+    path: &Path,
+    salt: u64,
+    expected: u64,
+) -> Result<bool, LogError> {
+    let ours = |bytes: &[u8]| {
+        let header = batch::peek(bytes, salt).filter(|header| header.sequence >= expected)?;
+        Some((header, batch::read(bytes, salt).is_some()))
+    };
+    let mut torn = data.get(end..).and_then(ours).is_some();
+    let mut leftovers = Vec::new();
+    for at in (end..data.len()).step_by(ALIGNMENT) {
+        let Some((header, true)) = ours(&data[at..]) else {
+            continue;
+        };
+        if header.synced >= expected {
+            let what = "a batch that was synced is unreadable";
+            return Err(LogError::damaged(path.to_owned(), end as u64, what));
+        }
+        leftovers.push(at as u64);
+        torn = true;
+    }
+    if !leftovers.is_empty() {
+        let wipe = || {
+            let file = OpenOptions::new().write(true).open(path)?;
+            for at in leftovers {
+                file.write_all_at(&[0; batch::HEADER_BYTES], at)?;
+            }
+            file.sync_data()
+        };
+        wipe().map_err(|e| LogError::io("clean up the end of", path, e))?;
+    }
+    Ok(torn)
+}
+
+/// The records that are alive: ids, exchanges, queues, bindings, messages by id.
+fn read_live(state: &State, salt: u64) -> Result<Vec<Record>, LogError> {
+    let live = &state.live;
+    let mut topology = Vec::new();
+    let mut messages = Vec::new();
+    for segment in &state.segments {
+        if live.usage(segment.number).records == 0 {
+            continue;
+        }
+        let data = fs::read(&segment.path).map_err(|e| LogError::io("read", &segment.path, e))?;
+        let mut at = SEGMENT_HEADER_BYTES;
+        while at < segment.end as usize {
+            let damaged = || {
+                LogError::damaged(
+                    segment.path.clone(),
+                    at as u64,
+                    "it changes while it is read",
+                )
+            };
+            let (header, payload) = batch::read(&data[at..], salt).ok_or_else(damaged)?;
+            for record in batch::records(payload) {
+                let (offset, encoded) = record.map_err(|_| damaged())?;
+                let place = place(segment.number, at, offset, encoded);
+                let decoded = || decode(Bytes::copy_from_slice(encoded)).map_err(|_| damaged());
+                match fact(encoded).map_err(|_| damaged())? {
+                    Fact::Enqueued(id, _) => {
+                        let Some(remaining) = live.queues_of(id, place) else {
+                            continue;
+                        };
+                        let mut record = decoded()?;
+                        if let Record::Enqueued { queues, .. } = &mut record {
+                            *queues = remaining;
+                        }
+                        messages.push((id, record));
+                    }
+                    Fact::Declared(topic) if live.keeps(&topic, place) => {
+                        topology.push((topic, decoded()?));
+                    }
+                    _ => {}
+                }
+            }
+            at += header.stride();
+        }
+    }
+    // `Topic` sorts exchanges before queues before bindings.
+    topology.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    messages.sort_unstable_by_key(|(id, _)| *id);
+    let (next_message, next_queue) = live.next_ids();
+    let ids = Record::Ids {
+        next_message: MessageId(next_message),
+        next_queue: QueueId(next_queue),
+    };
+    let topology = topology.into_iter().map(|(_, record)| record);
+    let messages = messages.into_iter().map(|(_, record)| record);
+    Ok(std::iter::once(ids)
+        .chain(topology)
+        .chain(messages)
+        .collect())
+}
