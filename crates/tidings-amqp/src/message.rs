@@ -137,6 +137,8 @@ impl Received {
                 // Foreign programs may write anything there; the count stands for itself.
                 self.history = serde_json::from_str(text).unwrap_or_default();
             }
+            // What the broker wrote there when a retry had waited is not the message's.
+            _ if is_of_broker(name) => {}
             _ => envelope.headers.push((name.into(), text.into())),
         }
     }
@@ -220,12 +222,16 @@ pub(crate) fn properties_of_copy(
 }
 
 fn is_dropped(header: &str, copy_for: CopyFor<'_>) -> bool {
-    let death = ["x-death", "x-first-death-", "x-last-death-"];
     let is_replaced = !matches!(copy_for, CopyFor::Later) && OURS.contains(&header);
     let is_final = matches!(copy_for, CopyFor::DeadLetters(_));
-    is_replaced
-        || matches!(header, "CC" | "BCC")
-        || (!is_final && death.iter().any(|prefix| header.starts_with(prefix)))
+    is_replaced || matches!(header, "CC" | "BCC") || (!is_final && is_of_broker(header))
+}
+
+/// What a broker adds when it moves a message out of a queue by itself.
+fn is_of_broker(header: &str) -> bool {
+    ["x-death", "x-first-death-", "x-last-death-"]
+        .iter()
+        .any(|prefix| header.starts_with(prefix))
 }
 
 /// The history with one more attempt, as JSON: the first attempt and the latest ones.

@@ -1,0 +1,87 @@
+//! The transport on the broker in the box.
+
+mod behaviour;
+
+use behaviour::{behaviours, failures};
+use tempfile::TempDir;
+use tidings_broker::{Broker, Handle, Options};
+
+/// A broker of its own for this test process.
+async fn url() -> String {
+    static URL: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
+    URL.get_or_init(|| async {
+        // It lives on a runtime of its own: those of the tests end with each of them.
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            runtime.block_on(async {
+                let options = Options::ephemeral().listen(([127, 0, 0, 1], 0));
+                let broker = Broker::start(options).await.expect("the broker starts");
+                sender
+                    .send(broker.amqp_url())
+                    .expect("the test waits for it");
+                std::future::pending::<()>().await;
+            });
+        });
+        receiver.await.expect("the broker starts")
+    })
+    .await
+    .clone()
+}
+
+behaviours! {
+    of crate::behaviour, on url();
+    a_topic_reaches_each_queue_once_and_in_order
+    what_no_queue_wants_is_named_among_thousands
+    one_id_to_two_destinations_has_two_outcomes
+    many_callers_publish_at_once
+    a_large_body_comes_back_whole
+    a_retry_comes_back_with_its_history
+    acknowledgements_out_of_order_settle_what_they_name
+    a_dropped_subscription_gives_back_what_it_did_not_hand_out
+    refusals_say_what_to_do
+}
+
+behaviours! {
+    of crate::behaviour::failures, on url();
+    a_cut_connection_is_mended_and_nothing_is_lost
+    who_waits_for_a_confirm_when_the_connection_breaks_is_told
+    a_broker_that_is_not_there_yet_is_waited_for
+    a_deleted_queue_is_declared_again_and_subscribed
+    a_deleted_topic_is_declared_again
+    a_foreign_message_is_copied_as_it_came
+}
+
+/// One that stops and comes back with what is in its folder.
+struct Stopped {
+    folder: TempDir,
+    port: u16,
+    broker: Option<Handle>,
+}
+
+impl failures::Server for Stopped {
+    fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}", self.port)
+    }
+
+    async fn stop(&mut self) {
+        let broker = self.broker.take().expect("it runs");
+        broker.shutdown().await.expect("it stops");
+    }
+
+    async fn start(&mut self) {
+        let options = Options::durable(self.folder.path()).listen(([127, 0, 0, 1], self.port));
+        self.broker = Some(Broker::start(options).await.expect("it starts"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody() {
+    let mut server = Stopped {
+        folder: tempfile::tempdir().expect("a folder"),
+        port: tidings_testing::servers::free_port().expect("a port"),
+        broker: None,
+    };
+    failures::Server::start(&mut server).await;
+    failures::a_restart_of_the_broker_loses_nothing_and_needs_nobody(server).await;
+}

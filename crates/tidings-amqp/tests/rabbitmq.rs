@@ -1,0 +1,56 @@
+//! The transport on RabbitMQ.
+
+mod behaviour;
+
+use behaviour::{behaviours, failures};
+use tidings_testing::servers::{RabbitMq, rabbitmq_url};
+
+behaviours! {
+    of crate::behaviour, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    a_topic_reaches_each_queue_once_and_in_order
+    what_no_queue_wants_is_named_among_thousands
+    one_id_to_two_destinations_has_two_outcomes
+    many_callers_publish_at_once
+    a_large_body_comes_back_whole
+    a_retry_comes_back_with_its_history
+    acknowledgements_out_of_order_settle_what_they_name
+    a_dropped_subscription_gives_back_what_it_did_not_hand_out
+    refusals_say_what_to_do
+}
+
+behaviours! {
+    of crate::behaviour::failures, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    a_cut_connection_is_mended_and_nothing_is_lost
+    who_waits_for_a_confirm_when_the_connection_breaks_is_told
+    a_broker_that_is_not_there_yet_is_waited_for
+    a_deleted_queue_is_declared_again_and_subscribed
+    a_deleted_topic_is_declared_again
+    a_foreign_message_is_copied_as_it_came
+}
+
+/// One that is killed and comes back with what was on its disk. It blocks the thread of its test,
+/// but not those that the transport runs on.
+struct Killed(RabbitMq);
+
+impl failures::Server for Killed {
+    fn url(&self) -> String {
+        self.0.url()
+    }
+
+    async fn stop(&mut self) {
+        self.0.kill9();
+    }
+
+    async fn start(&mut self) {
+        self.0.restart().expect("it starts again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody() {
+    let server = Killed(RabbitMq::start().expect("it starts"));
+    failures::a_restart_of_the_broker_loses_nothing_and_needs_nobody(server).await;
+}
