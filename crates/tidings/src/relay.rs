@@ -12,8 +12,8 @@
 //!
 //! - *The connection is lost.* What the broker got is a prefix of the batch, so everything from the
 //!   first unconfirmed row on is published again, in order.
-//! - *Nobody listens* (unroutable). The destination is parked: all its rows, later ones too, wait
-//!   until one moment, and then the oldest goes first to see.
+//! - *Nobody listens* (unroutable). The destination is parked: all its rows, later ones too, are
+//!   hidden until one moment, and then the oldest goes alone to see.
 //! - *The broker refuses a row.* The relay goes on carefully, with one row per key at a time, until
 //!   a round is without refusals. (A row of the same batch that the broker took behind the refused
 //!   one has overtaken it; a broker that takes turns refusing is the one case where this can be.)
@@ -38,9 +38,9 @@ use crate::{
 };
 
 /// How long a relay that died keeps its lanes.
-const LEASE: Duration = Duration::from_secs(10);
+const LEASE: Duration = Duration::from_secs(4);
 /// How often a lease is renewed.
-const RENEW_EVERY: Duration = Duration::from_secs(3);
+const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// How long to leave a database alone that does not answer.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// How many rows a round takes.
@@ -53,6 +53,9 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 const INVALID_DELAY: Duration = Duration::from_secs(60 * 60);
 /// How long the rows of a destination nobody listens to are put off: at first, and at most.
 const PARKED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How much longer a destination stays parked than its rows are hidden, so that all of them can be
+/// seen before the first one goes out, and they go in their order.
+const PARKED_SLACK: Duration = Duration::from_millis(500);
 /// How long to leave a broker alone that does not answer: at first, and at most.
 const BREAKER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
@@ -74,11 +77,14 @@ pub(crate) struct Relay {
 }
 
 /// The rows of a round.
+#[derive(Default)]
 struct Sorted {
     /// Those that are published now.
     now: Vec<OutboxRow>,
-    /// Positions of those that wait, and how long. The others stay as they are.
+    /// Positions of those that are hidden for a time.
     put_off: Vec<(Duration, Vec<i64>)>,
+    /// How many stay as they are for the next round.
+    left: usize,
 }
 
 /// A destination nobody listens to.
@@ -183,60 +189,57 @@ impl Relay {
                 return Err(error);
             }
         };
-        let count = rows.len();
-        let Sorted { now, put_off } = self.sort_out(rows);
-        let put_off_count: usize = put_off.iter().map(|(_, positions)| positions.len()).sum();
-        let all_at_once = count < limit && now.len() + put_off_count == count;
-        if now.is_empty() {
+        let full = rows.len() == limit;
+        let Sorted { now, put_off, left } = self.sort_out(rows);
+        for (delay, positions) in &put_off {
+            self.store.defer(positions, *delay).await?;
+        }
+        let idle = now.is_empty();
+        if idle {
             permit.unused();
         } else {
             let round = self.publish(now).await;
             self.conclude(round, permit).await?;
         }
-        for (delay, positions) in &put_off {
-            self.store.defer(positions, *delay).await?;
-        }
-        // After trouble the breaker says, in the next round, how long to wait.
-        Ok(match all_at_once && !self.breaker.is_open() {
-            true => After::Wait,
-            false => After::Again,
+        Ok(match (idle, left > 0) {
+            (true, true) => After::Pause(PARKED_SLACK / 5),
+            (false, true) => After::Again,
+            // After trouble the breaker says, in the next round, how long to wait.
+            (_, false) if full || self.breaker.is_open() => After::Again,
+            (_, false) => After::Wait,
         })
     }
 
-    /// Takes away the rows whose destination is parked, with how long they are to be put off, and
-    /// in careful times all rows of a key but the first.
+    /// Takes away the rows of parked destinations, and in careful times all rows of a key but the
+    /// first.
     fn sort_out(&self, rows: Vec<OutboxRow>) -> Sorted {
         let now = Instant::now();
+        let mut sorted = Sorted::default();
         let mut put_off: HashMap<&Destination, (Duration, Vec<i64>)> = HashMap::new();
-        let mut seen = HashSet::new();
-        let mut trials = HashSet::new();
-        let mut kept = Vec::with_capacity(rows.len());
+        let (mut trials, mut keys) = (HashSet::new(), HashSet::new());
         for row in rows {
             let message = &row.message;
-            if let Some((destination, parked)) = self.parked.get_key_value(&message.destination) {
-                if now < parked.until {
-                    let (_, positions) = put_off
-                        .entry(destination)
-                        .or_insert((parked.until - now, Vec::new()));
+            let goes = match self.parked.get_key_value(&message.destination) {
+                Some((destination, parked)) if now < parked.until => {
+                    let delay = parked.until - now;
+                    let (_, positions) = put_off.entry(destination).or_insert((delay, Vec::new()));
                     positions.push(row.position);
                     continue;
                 }
-                if !trials.insert(destination) {
-                    continue; // The oldest goes first, to see whether somebody listens now.
-                }
-            }
-            let first_of_key = match &message.envelope.key {
-                Some(key) if self.careful => seen.insert(key.clone()),
-                _ => true,
+                Some((_, parked)) if now < parked.until + PARKED_SLACK => false,
+                // The oldest goes alone, to see whether somebody listens now.
+                Some((destination, _)) => trials.insert(destination),
+                None => true,
             };
-            if first_of_key {
-                kept.push(row);
+            let key = message.envelope.key.as_ref().filter(|_| self.careful);
+            if goes && key.is_none_or(|key| keys.insert(key.clone())) {
+                sorted.now.push(row);
+            } else {
+                sorted.left += 1;
             }
         }
-        Sorted {
-            now: kept,
-            put_off: put_off.into_values().collect(),
-        }
+        sorted.put_off = put_off.into_values().collect();
+        sorted
     }
 
     /// Publishes rows and sorts them by their outcome; keeps the lease meanwhile.

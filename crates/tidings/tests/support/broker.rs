@@ -34,6 +34,7 @@ struct State {
     queues: HashMap<String, Queue>,
     delayed: HashMap<(String, Duration), VecDeque<(Instant, Stored)>>,
     down: bool,
+    mute: bool,
     /// Counts connections: a delivery of an earlier one cannot be settled.
     connection: u64,
     next_tag: u64,
@@ -75,6 +76,11 @@ impl Broker {
         }
         drop(state);
         self.0.changed.notify_waiters();
+    }
+
+    /// Takes messages, but its confirmations are lost.
+    pub(crate) fn set_mute(&self, mute: bool) {
+        self.0.state.lock().mute = mute;
     }
 
     /// Decides over each message that is published from now on: `Some` is the error it gets.
@@ -150,10 +156,21 @@ impl Transport for Broker {
     fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
-            batch
-                .into_iter()
-                .map(|message| self.0.publish(message))
-                .collect()
+            let mut outcomes = Vec::with_capacity(batch.len());
+            let mut lost = false;
+            for message in batch {
+                let outcome = match lost {
+                    false => self.0.publish(message),
+                    true => Err(unavailable()),
+                };
+                // What was sent after a loss of the connection was not sent.
+                lost |= matches!(&outcome, Err(e) if e.kind() == PublishErrorKind::Unavailable);
+                outcomes.push(outcome);
+            }
+            if self.0.state.lock().mute {
+                std::future::pending::<()>().await;
+            }
+            outcomes
         })
     }
 
@@ -177,14 +194,15 @@ impl Transport for Broker {
     }
 }
 
+fn unavailable() -> PublishError {
+    PublishError::new(PublishErrorKind::Unavailable, "no connection")
+}
+
 impl Shared {
     fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
         let mut state = self.state.lock();
         if state.down {
-            return Err(PublishError::new(
-                PublishErrorKind::Unavailable,
-                "no connection",
-            ));
+            return Err(unavailable());
         }
         if let Some(kind) = state.judge.as_mut().and_then(|judge| judge(&message)) {
             return Err(PublishError::new(kind, "the test says so"));

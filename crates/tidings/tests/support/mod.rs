@@ -110,6 +110,9 @@ pub(crate) struct Running {
 impl Running {
     /// Starts a service and waits until it has subscribed.
     pub(crate) async fn start(broker: &Broker, router: Router) -> Self {
+        let log = tracing_subscriber::fmt().with_test_writer();
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = log.with_env_filter(filter).try_init();
         let (stop, stopped) = oneshot::channel::<()>();
         let service = serve(broker.clone(), router).with_graceful_shutdown(stopped);
         let ready = service.ready();

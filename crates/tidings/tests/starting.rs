@@ -1,0 +1,116 @@
+//! What cannot work stops the start, at the user's line, and says what to do.
+
+mod support;
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::{Arc, Mutex},
+};
+
+use support::{Broker, MoneyDeposited, StoreLetter};
+use tidings::{prelude::*, serve};
+use tidings_sqlite::Tx;
+
+async fn plain(_: MoneyDeposited) -> Result<()> {
+    Ok(())
+}
+
+async fn with_tx(_: MoneyDeposited, _: Tx) -> Result<()> {
+    Ok(())
+}
+
+async fn with_state(_: MoneyDeposited, _: State<u32>) -> Result<()> {
+    Ok(())
+}
+
+async fn command(_: StoreLetter) -> Result<()> {
+    Ok(())
+}
+
+fn text_of(payload: &dyn std::any::Any) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_default()
+}
+
+/// What should not start, and what it says.
+type Case = (&'static str, Box<dyn FnOnce()>);
+
+/// The panic's message and the file it points at.
+fn panic_of(action: impl FnOnce()) -> (String, String) {
+    let seen = Arc::new(Mutex::new(None));
+    let hook = panic::take_hook();
+    let note = Arc::clone(&seen);
+    panic::set_hook(Box::new(move |info| {
+        let message = text_of(info.payload());
+        let file = info
+            .location()
+            .map(|place| place.file().to_owned())
+            .unwrap_or_default();
+        *note.lock().expect("no panic here") = Some((message, file));
+    }));
+    let outcome = panic::catch_unwind(AssertUnwindSafe(action));
+    panic::set_hook(hook);
+    assert!(outcome.is_err(), "it should have panicked");
+    seen.lock()
+        .expect("no panic here")
+        .take()
+        .expect("the hook ran")
+}
+
+#[test]
+fn misuse_panics_at_the_users_line_and_says_what_to_do() {
+    let start = |router: Router| drop(serve(Broker::default(), router));
+    let cases: [Case; 7] = [
+        (
+            "`money-deposited.v1` has two handlers in the router `bank`",
+            Box::new(move || start(Router::new("bank").on(plain).on(with_state))),
+        ),
+        (
+            "add `.transactional(store)`",
+            Box::new(move || start(Router::new("bank").on(with_tx))),
+        ),
+        (
+            "it takes a `State<u32>`, but the router has none; add `.with_state(value)`",
+            Box::new(move || start(Router::new("bank").on(with_state))),
+        ),
+        (
+            "give the router the name of the command's target",
+            Box::new(move || start(Router::new("bank").on(command))),
+        ),
+        (
+            "two states of the type `u32`",
+            Box::new(move || start(Router::new("bank").with_state(1u32).with_state(2u32))),
+        ),
+        (
+            "`a bank` cannot name a consumer",
+            Box::new(move || start(Router::new("a bank"))),
+        ),
+        (
+            "`concurrency` is between 1 and 16383",
+            Box::new(move || start(Router::new("bank").concurrency(0))),
+        ),
+    ];
+    for (expected, action) in cases {
+        let (message, file) = panic_of(action);
+        assert!(
+            message.contains(expected),
+            "expected `{expected}`, got `{message}`"
+        );
+        assert!(
+            file.ends_with("starting.rs"),
+            "`{message}` points at {file}"
+        );
+    }
+}
+
+#[test]
+fn what_a_service_needs_is_known_before_it_starts() {
+    let router = Router::new("bank")
+        .on(plain)
+        .publishes::<support::LetterWritten>();
+    let topology = router.topology();
+    assert_eq!(topology.topics, ["letter-written.v1"]);
+    assert_eq!(topology.queues[0].name, "bank.money-deposited.v1");
+    assert_eq!(topology.queues[0].topics, ["money-deposited.v1"]);
+}
