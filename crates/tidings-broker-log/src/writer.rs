@@ -208,12 +208,14 @@ impl Writer {
 
     /// Cuts the records into batches and writes them.
     fn write_records(&mut self, records: &[u8]) -> Result<(), LogError> {
+        let small = usize::try_from(self.options.segment_bytes_max / 4).unwrap_or(usize::MAX);
+        let batch_bytes_max = BATCH_BYTES_MAX.min(small);
         let mut start = 0;
         let mut end = 0;
         for record in batch::records(records) {
             let (offset, record) = record.map_err(|_| unreadable())?;
             let record_end = offset + record.len();
-            if record_end - start > BATCH_BYTES_MAX && end > start {
+            if record_end - start > batch_bytes_max && end > start {
                 self.write_batch(&records[start..end])?;
                 start = end;
             }
