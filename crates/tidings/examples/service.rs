@@ -63,7 +63,7 @@ async fn notify(payment: PaymentSettled) -> Result<()> {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> Result<()> {
     tracing_subscriber::fmt().init();
     let (transport, store) = (MemoryTransport::new(), MemoryStore::new());
     let layers = ServiceBuilder::new()
