@@ -3,7 +3,7 @@
 use std::{any::Any, sync::Arc};
 
 use tidings_core::{BoxFuture, Store, StoreError, Transaction};
-use tidings_memory::{MemoryStore, MemoryTransaction};
+use tidings_memory::{MemoryStore, MemoryTransaction, MemoryTransport};
 use tidings_testing::store::Subject;
 
 struct Memory(MemoryStore);
@@ -37,4 +37,10 @@ impl Subject for Memory {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_conforms() {
     tidings_testing::store::conformance(async || Memory(MemoryStore::new())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_transport_conforms() {
+    let broker = MemoryTransport::new();
+    tidings_testing::transport::conformance(async || broker.connect()).await;
 }

@@ -3,3 +3,4 @@
 pub mod foreign;
 pub mod servers;
 pub mod store;
+pub mod transport;
