@@ -99,7 +99,7 @@ impl Shared {
                     move |event| signals.on_log(event)
                 };
                 let (log, recovered) = Log::open(dir, Default::default(), on_event)
-                    .map_err(|error| Error::log(dir, error))?;
+                    .map_err(|error| Error::log(&error))?;
                 if let Some((file, offset)) = &recovered.torn {
                     tracing::warn!(file = %file.display(), offset, "cut off an unfinished write that was never confirmed");
                 }
@@ -178,11 +178,10 @@ impl Shared {
     /// Syncs and closes the log. Nothing durable can happen afterwards.
     pub(crate) fn close_log(&self) -> Result<(), Error> {
         let log = self.engine.lock().log.take();
-        let (Some(log), Some(dir)) = (log, &self.options.data) else {
-            return Ok(());
-        };
-        log.close()
-            .map_err(|error| Error::data(dir, error.to_string()))
+        match log {
+            Some(log) => log.close().map_err(|error| Error::log(&error)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
 
 use tidings_broker_log::LogError;
 
@@ -73,44 +72,17 @@ impl Error {
         }
     }
 
-    /// Why a log could not be opened, sorted by what the operator can do.
-    pub(crate) fn log(dir: &Path, error: LogError) -> Error {
-        Error::data(dir, error)
-    }
-
-    pub(crate) fn data_in_use(dir: &Path) -> Error {
-        Error {
-            kind: Kind::DataInUse,
-            message: format!(
-                "the data folder `{}` is used by another process; stop it, or choose another \
-                 folder with `--data`",
-                dir.display()
-            ),
-            source: None,
-        }
-    }
-
-    pub(crate) fn data_newer(dir: &Path, detail: impl fmt::Display) -> Error {
-        Error {
-            kind: Kind::DataNewer,
-            message: format!(
-                "the data folder `{}` was written by a newer version ({detail}); start that \
-                 version, or choose another folder with `--data`",
-                dir.display()
-            ),
-            source: None,
-        }
-    }
-
-    pub(crate) fn data(
-        dir: &Path,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
-        Error {
-            kind: Kind::Other,
-            message: format!("cannot use the data folder `{}`", dir.display()),
-            source: Some(source.into()),
-        }
+    /// A log that could not be opened or closed. It says itself what to do; only the flag is ours.
+    pub(crate) fn log(error: &LogError) -> Error {
+        let kind = if error.is_in_use() {
+            Kind::DataInUse
+        } else if error.is_newer_version() {
+            Kind::DataNewer
+        } else {
+            Kind::Other
+        };
+        let source = std::error::Error::source(error).map(|source| source.to_string().into());
+        Error { kind, message: format!("{error} (`--data` names the folder)"), source }
     }
 }
 

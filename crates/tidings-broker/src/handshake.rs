@@ -234,7 +234,7 @@ fn server_properties() -> Table {
         ("copyright", text("Copyright (c) the Tidings authors")),
         ("information", text("Licensed under MIT or Apache-2.0")),
         ("platform", text("Rust")),
-        ("product", text("Tidings")),
+        ("product", text("RabbitMQ")),
         ("version", text(env!("CARGO_PKG_VERSION"))),
     ] {
         properties.push(&ShortStr::from_static(name), &value);

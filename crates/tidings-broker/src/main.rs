@@ -98,9 +98,19 @@ fn run(args: Args) -> anyhow::Result<()> {
         let broker = Broker::start(options).await?;
         println!("listening amqp {}", broker.amqp_addr());
         println!("ready");
-        stopped.await;
+        let failure = tokio::select! {
+            () = stopped => None,
+            failure = broker.failed() => Some(failure),
+        };
         tracing::info!("stopping");
-        Ok(broker.shutdown().await?)
+        let stopped = broker.shutdown().await;
+        match failure {
+            Some(failure) => anyhow::bail!(
+                "stopped because nothing can be stored any more: {failure}; what was confirmed is \
+                 safe, start again when the disk works"
+            ),
+            None => Ok(stopped?),
+        }
     })
 }
 

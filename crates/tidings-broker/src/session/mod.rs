@@ -274,11 +274,7 @@ impl Session {
         fail: Fail,
     ) {
         let Fail { code, text } = fail;
-        tracing::info!(
-            connection = self.outbound.id.0,
-            channel = number,
-            "closed for an error: {text}"
-        );
+        tracing::debug!(connection = self.outbound.id.0, channel = number, "closed: {text}");
         let reply_text = ShortStr::truncated(&text);
         if reply::is_hard(code) || number == 0 {
             engine.disconnect(self.outbound.id);
