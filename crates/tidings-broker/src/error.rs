@@ -82,7 +82,11 @@ impl Error {
             Kind::Other
         };
         let source = std::error::Error::source(error).map(|source| source.to_string().into());
-        Error { kind, message: format!("{error} (`--data` names the folder)"), source }
+        Error {
+            kind,
+            message: format!("{error} (`--data` names the folder)"),
+            source,
+        }
     }
 }
 

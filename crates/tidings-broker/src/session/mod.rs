@@ -274,7 +274,11 @@ impl Session {
         fail: Fail,
     ) {
         let Fail { code, text } = fail;
-        tracing::debug!(connection = self.outbound.id.0, channel = number, "closed: {text}");
+        tracing::debug!(
+            connection = self.outbound.id.0,
+            channel = number,
+            "closed: {text}"
+        );
         let reply_text = ShortStr::truncated(&text);
         if reply::is_hard(code) || number == 0 {
             engine.disconnect(self.outbound.id);

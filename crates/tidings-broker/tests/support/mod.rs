@@ -1,5 +1,9 @@
 //! A client that says exactly what a test wants said, and a broker to say it to.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its own part"
+)]
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -71,7 +75,9 @@ impl Client {
     pub async fn greet(addr: SocketAddr, hello: Hello) -> Result<Client, Option<ConnectionClose>> {
         let mut client = Client::raw(addr).await;
         client.write(&PROTOCOL_HEADER).await;
-        let Some(Method::ConnectionStart(_)) = client.hear().await else { return Err(None) };
+        let Some(Method::ConnectionStart(_)) = client.hear().await else {
+            return Err(None);
+        };
         let mut capabilities = Table::builder();
         for name in hello.capabilities {
             capabilities.push(&ShortStr::from_static(name), &Value::Bool(true));
@@ -111,7 +117,12 @@ impl Client {
     pub async fn raw(addr: SocketAddr) -> Client {
         let stream = TcpStream::connect(addr).await.expect("the broker listens");
         stream.set_nodelay(true).expect("a socket");
-        Client { stream, input: BytesMut::new(), channels: HashMap::new(), frame_max: 131_072 }
+        Client {
+            stream,
+            input: BytesMut::new(),
+            channels: HashMap::new(),
+            frame_max: 131_072,
+        }
     }
 
     pub async fn open(&mut self, channel: u16) {
@@ -121,7 +132,10 @@ impl Client {
     }
 
     pub async fn write(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.expect("the broker reads");
+        self.stream
+            .write_all(bytes)
+            .await
+            .expect("the broker reads");
     }
 
     /// Writes as much as the broker takes; gives how much that was when it took no more for a while.
@@ -144,7 +158,15 @@ impl Client {
     }
 
     pub async fn publish(&mut self, channel: u16, exchange: &str, key: &str, body: &[u8]) {
-        self.publish_with(channel, exchange, key, false, &BasicProperties::default(), body).await;
+        self.publish_with(
+            channel,
+            exchange,
+            key,
+            false,
+            &BasicProperties::default(),
+            body,
+        )
+        .await;
     }
 
     pub async fn publish_with(
@@ -164,7 +186,13 @@ impl Client {
             immediate: false,
         };
         encode_method(&mut out, channel, &publish);
-        encode_content(&mut out, channel, properties.encode().as_bytes(), body, self.frame_max);
+        encode_content(
+            &mut out,
+            channel,
+            properties.encode().as_bytes(),
+            body,
+            self.frame_max,
+        );
         self.write(&out).await;
     }
 
@@ -175,7 +203,10 @@ impl Client {
                 return Some(frame);
             }
             let read = self.stream.read_buf(&mut self.input);
-            match tokio::time::timeout(PATIENCE, read).await.expect("an answer in time") {
+            match tokio::time::timeout(PATIENCE, read)
+                .await
+                .expect("an answer in time")
+            {
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             }
@@ -186,7 +217,10 @@ impl Client {
     pub async fn next(&mut self) -> Option<(u16, Command)> {
         loop {
             let Frame { channel, payload } = self.frame().await?;
-            let assembler = self.channels.entry(channel).or_insert_with(|| Assembler::new(1 << 30));
+            let assembler = self
+                .channels
+                .entry(channel)
+                .or_insert_with(|| Assembler::new(1 << 30));
             if let Some(command) = assembler.push(payload).expect("frames in order") {
                 return Some((channel, command));
             }
@@ -201,9 +235,13 @@ impl Client {
     /// The next delivery.
     pub async fn delivery(&mut self) -> (BasicDeliver, Content) {
         match self.next().await {
-            Some((_, Command { method: Method::BasicDeliver(deliver), content: Some(content) })) => {
-                (deliver, content)
-            }
+            Some((
+                _,
+                Command {
+                    method: Method::BasicDeliver(deliver),
+                    content: Some(content),
+                },
+            )) => (deliver, content),
             other => panic!("expected a delivery, got {other:?}"),
         }
     }
@@ -216,12 +254,19 @@ impl Client {
 
     /// Whether the broker still answers on a fresh channel.
     pub async fn is_alive(&mut self, channel: u16) -> bool {
-        matches!(self.call(channel, ChannelOpen {}).await, Method::ChannelOpenOk(_))
+        matches!(
+            self.call(channel, ChannelOpen {}).await,
+            Method::ChannelOpenOk(_)
+        )
     }
 
     /// Says nothing and hears nothing for a moment: everything sent before has had its effect.
     pub async fn settle(&mut self, channel: u16) {
-        let qos = BasicQos { prefetch_size: 0, prefetch_count: 0, global: true };
+        let qos = BasicQos {
+            prefetch_size: 0,
+            prefetch_count: 0,
+            global: true,
+        };
         let Method::BasicQosOk(_) = self.call(channel, qos).await else {
             panic!("expected qos-ok");
         };
@@ -236,9 +281,13 @@ impl Client {
 
     /// Messages ready in a queue.
     pub async fn ready(&mut self, queue: &str) -> u32 {
-        self.declare(QueueDeclare { queue: short(queue), passive: true, ..Default::default() })
-            .await
-            .message_count
+        self.declare(QueueDeclare {
+            queue: short(queue),
+            passive: true,
+            ..Default::default()
+        })
+        .await
+        .message_count
     }
 
     /// Waits until a queue has that many messages ready.
@@ -249,22 +298,42 @@ impl Client {
             if ready == count {
                 return;
             }
-            assert!(tokio::time::Instant::now() < deadline, "`{queue}` has {ready}, not {count}");
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "`{queue}` has {ready}, not {count}"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     pub async fn get(&mut self, queue: &str, no_ack: bool) -> Option<(BasicGetOk, Content)> {
-        self.send(1, &BasicGet { queue: short(queue), no_ack }).await;
+        self.send(
+            1,
+            &BasicGet {
+                queue: short(queue),
+                no_ack,
+            },
+        )
+        .await;
         match self.next().await.expect("an answer").1 {
-            Command { method: Method::BasicGetOk(ok), content: Some(content) } => Some((ok, content)),
-            Command { method: Method::BasicGetEmpty(_), .. } => None,
+            Command {
+                method: Method::BasicGetOk(ok),
+                content: Some(content),
+            } => Some((ok, content)),
+            Command {
+                method: Method::BasicGetEmpty(_),
+                ..
+            } => None,
             other => panic!("expected get-ok or get-empty, got {other:?}"),
         }
     }
 
     pub async fn consume(&mut self, channel: u16, queue: &str, no_ack: bool) -> ShortStr {
-        let consume = BasicConsume { queue: short(queue), no_ack, ..Default::default() };
+        let consume = BasicConsume {
+            queue: short(queue),
+            no_ack,
+            ..Default::default()
+        };
         match self.call(channel, consume).await {
             Method::BasicConsumeOk(ok) => ok.consumer_tag,
             other => panic!("expected consume-ok, got {other:?}"),
@@ -272,7 +341,10 @@ impl Client {
     }
 
     pub async fn close(mut self) {
-        let close = ConnectionClose { reply_code: 200, ..Default::default() };
+        let close = ConnectionClose {
+            reply_code: 200,
+            ..Default::default()
+        };
         self.send(0, &close).await;
         while self.next().await.is_some() {}
     }
@@ -296,9 +368,16 @@ pub fn text(text: &str) -> Value {
 }
 
 pub fn queue(name: &str) -> QueueDeclare {
-    QueueDeclare { queue: short(name), ..Default::default() }
+    QueueDeclare {
+        queue: short(name),
+        ..Default::default()
+    }
 }
 
 pub fn queue_with(name: &str, arguments: &[(&'static str, Value)]) -> QueueDeclare {
-    QueueDeclare { queue: short(name), arguments: table(arguments), ..Default::default() }
+    QueueDeclare {
+        queue: short(name),
+        arguments: table(arguments),
+        ..Default::default()
+    }
 }
