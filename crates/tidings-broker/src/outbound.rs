@@ -140,13 +140,15 @@ impl Outbound {
     }
 
     /// Adds items in order. Gives the weight of all that waits now.
-    pub(crate) fn push(&self, items: impl IntoIterator<Item = Item>) -> usize {
+    pub(crate) fn push(&self, added: impl IntoIterator<Item = Item>) -> usize {
         let mut weight = 0;
-        self.items
-            .lock()
-            .extend(items.into_iter().inspect(|item| weight += item.weight()));
+        let mut items = self.items.lock();
+        items.extend(added.into_iter().inspect(|item| weight += item.weight()));
+        // Counted before anybody can take them out, and count them off again.
+        let bytes = self.bytes.fetch_add(weight, Ordering::Relaxed) + weight;
+        drop(items);
         self.wake.notify_one();
-        self.bytes.fetch_add(weight, Ordering::Relaxed) + weight
+        bytes
     }
 
     pub(crate) fn reply(&self, channel: u16, method: impl Into<Method>, after: Lsn) {
