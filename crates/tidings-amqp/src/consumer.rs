@@ -95,10 +95,12 @@ pub(crate) async fn subscribe(
     shared: &Arc<Shared>,
     subscription: Subscription,
 ) -> Result<Deliveries, TransportError> {
+    let name = ShortStr::try_from(&*subscription.queue);
     let (sender, mut sources) = mpsc::channel(1);
     let keeper = Keeper {
         shared: Arc::downgrade(shared),
         stop: shared.around.stop.clone(),
+        name: name.map_err(|error| TransportError::fatal(error.to_string()))?,
         queue: (&*subscription.queue).into(),
         prefetch: subscription.prefetch.get(),
         sources: sender,
@@ -118,6 +120,7 @@ pub(crate) async fn subscribe(
 struct Keeper {
     shared: Weak<Shared>,
     stop: CancellationToken,
+    name: ShortStr,
     queue: Arc<str>,
     prefetch: u16,
     sources: mpsc::Sender<Result<Source, TransportError>>,
@@ -166,7 +169,7 @@ impl Keeper {
             Err(closed) => closed,
         };
         let queue = &self.queue;
-        if closed.is_connection() {
+        if closed.is_connection {
             return Err(TransportError::temporary(&*closed.reason));
         }
         if closed.code == reply::NOT_FOUND
@@ -223,7 +226,7 @@ impl Keeper {
         };
         channel.call(&qos).await?;
         let consume = BasicConsume {
-            queue: ShortStr::truncated(&self.queue),
+            queue: self.name.clone(),
             consumer_tag: CONSUMER_TAG,
             ..BasicConsume::default()
         };
@@ -272,6 +275,14 @@ impl Inbound for Incoming {
                 let tag = deliver.delivery_tag;
                 let entry = Entry::Out(content.properties.clone());
                 self.consumer.unsettled.lock().entries.insert(tag, entry);
+                if content.is_too_large() {
+                    error!(
+                        queue = %self.consumer.queue,
+                        "a message of {} bytes is too large; the broker moves it to the dead letters",
+                        content.body_bytes
+                    );
+                    return self.consumer.refuse(tag, false);
+                }
                 let raw = Raw {
                     tag,
                     redelivered: deliver.redelivered,
@@ -475,7 +486,11 @@ impl Consumer {
                 self.refuse(tag, false);
                 return Ok(());
             }
-            debug!(queue = %self.queue, "a copy waits: {}", failure.reason);
+            if failure.is_temporary {
+                debug!(queue = %self.queue, "a copy waits: {}", failure.reason);
+            } else {
+                warn!(queue = %self.queue, "a copy waits: {}", failure.reason);
+            }
             tokio::select! {
                 () = backoff.pause() => {}
                 () = self.ended.cancelled() => return Err(self.stale()),
@@ -521,6 +536,8 @@ enum Target {
 struct CopyFailure {
     /// Trying again cannot help.
     is_final: bool,
+    /// There is no connection for now.
+    is_temporary: bool,
     reason: String,
 }
 
@@ -528,6 +545,7 @@ impl From<TransportError> for CopyFailure {
     fn from(error: TransportError) -> Self {
         Self {
             is_final: !error.is_temporary(),
+            is_temporary: error.is_temporary(),
             reason: error.to_string(),
         }
     }
@@ -537,6 +555,7 @@ impl From<PublishError> for CopyFailure {
     fn from(error: PublishError) -> Self {
         Self {
             is_final: error.kind() == PublishErrorKind::Invalid,
+            is_temporary: error.kind() == PublishErrorKind::Unavailable,
             reason: error.to_string(),
         }
     }

@@ -317,7 +317,7 @@ impl Role for Publishing {
         let declared = self.declared.lock().clone();
         let known = match declared.declare(session).await {
             Ok(()) => declared.topics.into_iter().collect(),
-            Err(DeclareError::Closed { closed, .. }) if closed.is_connection() => {
+            Err(DeclareError::Closed { closed, .. }) if closed.is_connection => {
                 return Err(closed);
             }
             // Somebody changed it meanwhile. What can go on, goes on.

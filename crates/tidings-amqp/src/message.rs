@@ -137,8 +137,8 @@ impl Received {
                 // Foreign programs may write anything there; the count stands for itself.
                 self.history = serde_json::from_str(text).unwrap_or_default();
             }
-            // What the broker wrote there when a retry had waited is not the message's.
-            _ if is_of_broker(name) => {}
+            // What the transport and the broker wrote on earlier deliveries is not the message's.
+            _ if OURS.contains(&name) || is_of_broker(name) => {}
             _ => envelope.headers.push((name.into(), text.into())),
         }
     }

@@ -275,7 +275,10 @@ impl Publisher {
             self.send(&batch, chunk.clone());
             start = chunk.end;
         }
-        let lost = || unavailable(&self.channel.session.end());
+        let lost = || {
+            let closed = self.shared.flight.lock().closed.clone();
+            unavailable(&closed.unwrap_or_else(|| self.channel.session.end()))
+        };
         for index in start..count {
             batch.set(index, Err(lost()));
         }
@@ -380,7 +383,7 @@ impl Inbound for Confirms {
         };
         shared.window.close();
         shared.closed.cancel();
-        if !closed.is_connection() {
+        if !closed.is_connection {
             warn!(reason = %closed.reason, "the broker closed the channel for publishing");
         }
         fail_all(queue, closed);
@@ -449,7 +452,7 @@ impl Confirms {
 fn fail_all(queue: VecDeque<Pending>, closed: &Closed) {
     let alone = queue.len() == 1;
     for mut pending in queue {
-        let guilty = !closed.is_connection() && (alone || is_guilty(pending.item(), closed));
+        let guilty = !closed.is_connection && (alone || is_guilty(pending.item(), closed));
         // A missing exchange is declared again before the next attempt.
         let outcome = if guilty && closed.code != reply::NOT_FOUND {
             PublishError::new(

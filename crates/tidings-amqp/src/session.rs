@@ -7,7 +7,6 @@
 use std::{
     collections::VecDeque,
     io,
-    pin::pin,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -31,8 +30,10 @@ use crate::dial::Dialled;
 
 /// Larger bodies are thrown away; no broker passes such on by default.
 const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
-/// How much is read at once.
+/// How much is read at once, and the least there must be room for. What is delivered keeps the
+/// memory it was read into, so that small reads must not take much each.
 const READ_BYTES: usize = 64 * 1024;
+const READ_BYTES_MIN: usize = 4 * 1024;
 /// Publishers wait while more than this is yet to be written.
 const OUT_BYTES_MAX: usize = 1024 * 1024;
 /// How long the last bytes may take to be written.
@@ -44,6 +45,8 @@ pub(crate) struct Closed {
     /// The broker's reply code; 0 if it did not say anything.
     pub(crate) code: u16,
     pub(crate) reason: Arc<str>,
+    /// The connection went, and not just a channel for a reason of its own.
+    pub(crate) is_connection: bool,
 }
 
 impl Closed {
@@ -51,19 +54,16 @@ impl Closed {
         Self {
             code: 0,
             reason: reason.into(),
+            is_connection: true,
         }
     }
 
-    fn by_broker(code: u16, text: &ShortStr) -> Self {
+    fn by_broker(code: u16, text: &ShortStr, is_connection: bool) -> Self {
         Self {
             code,
             reason: text.to_str_lossy().into(),
+            is_connection,
         }
-    }
-
-    /// True if the connection went, and not just a channel for a reason of its own.
-    pub(crate) fn is_connection(&self) -> bool {
-        self.code == 0 || reply::is_hard(self.code)
     }
 }
 
@@ -236,8 +236,7 @@ impl Session {
     /// Waits until not too much is yet to be written, or the connection is gone.
     pub(crate) async fn room(&self) {
         loop {
-            let mut taken = pin!(self.out_taken.notified());
-            taken.as_mut().enable();
+            let taken = self.out_taken.notified();
             if self.out.lock().bytes.len() <= OUT_BYTES_MAX {
                 return;
             }
@@ -312,7 +311,9 @@ impl Session {
                 Ok(Some(closed)) => return closed,
                 Err(error) => return self.protest(&error),
             }
-            buffer.reserve(READ_BYTES);
+            if buffer.capacity() - buffer.len() < READ_BYTES_MIN {
+                buffer.reserve(READ_BYTES);
+            }
             match timeout(patience, reader.read_buf(&mut buffer)).await {
                 Ok(Ok(0)) => return Closed::lost("the broker closed the connection"),
                 Ok(Ok(_)) => {}
@@ -354,13 +355,20 @@ impl Session {
                 Method::ChannelClose(close) => {
                     self.send(|out| encode_method(out, channel, &ChannelCloseOk {}));
                     match slot.state {
-                        SlotState::Open => {
-                            slot.close(Closed::by_broker(close.reply_code, &close.reply_text));
-                        }
-                        SlotState::Closing | SlotState::Closed(_) => *place = None,
+                        SlotState::Open => slot.close(Closed::by_broker(
+                            close.reply_code,
+                            &close.reply_text,
+                            false,
+                        )),
+                        // Both closed it at once; the reply to ours is still to come.
+                        SlotState::Closing | SlotState::Closed(_) => {}
                     }
                 }
-                Method::ChannelCloseOk(_) => *place = None,
+                Method::ChannelCloseOk(_) => {
+                    if let SlotState::Closing = slot.state {
+                        *place = None;
+                    }
+                }
                 _ if !matches!(slot.state, SlotState::Open) => {}
                 Method::BasicDeliver(_)
                 | Method::BasicReturn(_)
@@ -386,7 +394,8 @@ impl Session {
         match method {
             Method::ConnectionClose(close) => {
                 self.send(|out| encode_method(out, 0, &ConnectionCloseOk {}));
-                Some(Closed::by_broker(close.reply_code, &close.reply_text))
+                let (code, text) = (close.reply_code, &close.reply_text);
+                Some(Closed::by_broker(code, text, true))
             }
             Method::ConnectionCloseOk(ok) => {
                 let _ = answer(slot, ok.into());
@@ -557,6 +566,7 @@ impl Channel {
                             channels.channel_max
                         )
                         .into(),
+                        is_connection: false,
                     });
                 }
             };

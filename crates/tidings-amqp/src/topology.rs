@@ -149,13 +149,13 @@ pub(crate) enum DeclareError {
 impl DeclareError {
     /// True if the connection was lost, so that it can be tried on the next one.
     pub(crate) fn is_connection(&self) -> bool {
-        matches!(self, Self::Closed { closed, .. } if closed.is_connection())
+        matches!(self, Self::Closed { closed, .. } if closed.is_connection)
     }
 
     pub(crate) fn into_transport(self) -> TransportError {
         match self {
             Self::Name(error) => TransportError::fatal(error.to_string()),
-            Self::Closed { what, closed } if closed.is_connection() => TransportError::temporary(
+            Self::Closed { what, closed } if closed.is_connection => TransportError::temporary(
                 format!("{what} could not be declared: {}", closed.reason),
             ),
             Self::Closed { what, closed } => {

@@ -85,3 +85,9 @@ async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody() {
     failures::Server::start(&mut server).await;
     failures::a_restart_of_the_broker_loses_nothing_and_needs_nobody(server).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_the_contract_of_a_transport() {
+    let url = url().await;
+    tidings_testing::transport::conformance(async || behaviour::connect(&url).await).await;
+}

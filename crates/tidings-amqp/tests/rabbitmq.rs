@@ -54,3 +54,10 @@ async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody() {
     let server = Killed(RabbitMq::start().expect("it starts"));
     failures::a_restart_of_the_broker_loses_nothing_and_needs_nobody(server).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn it_keeps_the_contract_of_a_transport() {
+    let url = rabbitmq_url();
+    tidings_testing::transport::conformance(async || behaviour::connect(&url).await).await;
+}
