@@ -237,7 +237,7 @@ fn a_dead_letter_carries_its_history() {
         original_expiration: Some(50),
     };
     let deaths = dead.deaths.as_ref().expect("it died");
-    assert_eq!(deaths.entries, [expected.clone()]);
+    assert_eq!(deaths.entries, std::slice::from_ref(&expected));
     assert_eq!((deaths.first(), deaths.last()), (&expected, &expected));
 }
 

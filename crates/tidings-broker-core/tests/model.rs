@@ -402,9 +402,14 @@ impl World {
                 let (queue, number) = (consumer.queue, number_of(&delivery.message));
                 if !consumer.no_ack {
                     consumer.out += 1;
-                    channel
+                    let entry = (queue, number, Some(tag));
+                    channel.out.insert(delivery.delivery_tag, entry);
+                    let out = channel
                         .out
-                        .insert(delivery.delivery_tag, (queue, number, Some(tag)));
+                        .values()
+                        .filter(|(.., tag)| tag.is_some())
+                        .count();
+                    assert!(channel.global == 0 || out <= usize::from(channel.global));
                 }
                 self.take(queue, number, delivery.redelivered);
             }
@@ -490,8 +495,10 @@ impl World {
         }
         self.rig.pass(0);
         let mut replayed = self.rig.restarted();
-        let mut kept = Rig::default();
-        kept.now = self.rig.now;
+        let mut kept = Rig {
+            now: self.rig.now,
+            ..Rig::default()
+        };
         for record in compacted(&self.rig.records) {
             kept.broker.restore(record, kept.now);
         }

@@ -302,8 +302,10 @@ impl Rig {
     /// A new broker from what was stored.
     pub fn restarted(&mut self) -> Self {
         self.effects();
-        let mut rig = Self::default();
-        rig.now = self.now;
+        let mut rig = Self {
+            now: self.now,
+            ..Self::default()
+        };
         for record in &self.records {
             rig.broker.restore(record.clone(), rig.now);
         }

@@ -41,7 +41,7 @@ pub fn queue(id: u64) -> Record {
     Record::QueueDeclared {
         queue: QueueId(id),
         name: format!("queue-{id}").into(),
-        auto_delete: id % 2 == 0,
+        auto_delete: id.is_multiple_of(2),
         arguments: Table::new().with("x-message-ttl", Value::Int(60_000)),
     }
 }
@@ -186,6 +186,6 @@ pub fn events() -> (
     impl Fn(Event) + Send + 'static,
     std::sync::mpsc::Receiver<Event>,
 ) {
-    let (sender, receiver) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1 << 20);
     (move |event| drop(sender.send(event)), receiver)
 }
