@@ -28,6 +28,14 @@
 //! `Q.retry.D`. No plugin is needed. Metadata are CloudEvents in binary mode, as headers
 //! `cloudEvents:...` and as properties.
 //!
+//! # Settling
+//!
+//! An acknowledgement resolves when it is on its way: AMQP has no answer to one. If the connection
+//! is lost before the broker reads it, the broker delivers the message again. A retry or a dead
+//! letter resolves when the broker has confirmed the copy and the acknowledgement of the original
+//! is on its way; while the copy cannot be published it waits, as long as the original's connection
+//! lives.
+//!
 //! # Two connections
 //!
 //! One publishes, one (from the first subscription on) receives: a broker that stops reading from
@@ -109,6 +117,10 @@ impl Builder {
     /// Connects in the background: for a service that has something to do without a broker, too.
     /// What cannot be mended by waiting is in the log, and the error of
     /// [`Transport::declare`] and [`Transport::subscribe`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     pub fn start(self) -> Amqp {
         let stop = CancellationToken::new();
         let around = Surroundings {
