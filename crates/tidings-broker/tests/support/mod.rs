@@ -37,6 +37,60 @@ pub struct Client {
     frame_max: u32,
 }
 
+/// The half that hears, when two tasks share a connection.
+pub struct Reader {
+    stream: tokio::net::tcp::OwnedReadHalf,
+    input: BytesMut,
+}
+
+impl Reader {
+    /// The next method without content; `None` when the broker is gone.
+    pub async fn hear(&mut self) -> Option<Method> {
+        loop {
+            let frame = decode_frame(&mut self.input, u32::MAX).expect("well-formed");
+            match frame.map(|frame| frame.payload) {
+                Some(Payload::Method(method)) => return Some(method),
+                Some(_) => {}
+                None => match self.stream.read_buf(&mut self.input).await {
+                    Ok(0) | Err(_) => return None,
+                    Ok(_) => {}
+                },
+            }
+        }
+    }
+}
+
+/// The half that publishes on channel 1.
+pub struct Writer {
+    stream: tokio::net::tcp::OwnedWriteHalf,
+    out: BytesMut,
+}
+
+impl Writer {
+    /// An error when the broker is gone.
+    pub async fn publish(
+        &mut self,
+        exchange: &str,
+        key: &str,
+        properties: &BasicProperties,
+        body: &[u8],
+    ) -> std::io::Result<()> {
+        let (out, properties) = (&mut self.out, properties.encode());
+        encode_publish(
+            out,
+            1,
+            exchange,
+            key,
+            false,
+            properties.as_bytes(),
+            body,
+            131_072,
+        )
+        .expect("short names");
+        self.stream.write_all_buf(out).await
+    }
+}
+
 /// How a client introduces itself.
 #[derive(Clone)]
 pub struct Hello {
@@ -125,6 +179,22 @@ impl Client {
         }
     }
 
+    /// Two halves for two tasks.
+    pub fn split(self) -> (Reader, Writer) {
+        let (read, write) = self.stream.into_split();
+        let reader = Reader {
+            stream: read,
+            input: self.input,
+        };
+        (
+            reader,
+            Writer {
+                stream: write,
+                out: BytesMut::new(),
+            },
+        )
+    }
+
     pub async fn open(&mut self, channel: u16) {
         let Method::ChannelOpenOk(_) = self.call(channel, ChannelOpen {}).await else {
             panic!("channel {channel} was not opened");
@@ -149,6 +219,17 @@ impl Client {
             }
         }
         written
+    }
+
+    /// Every byte until the broker hangs up.
+    pub async fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let read = self.stream.read_to_end(&mut bytes);
+        // A reset after the last byte is an end, too.
+        let _ = tokio::time::timeout(PATIENCE, read)
+            .await
+            .expect("an end in time");
+        bytes
     }
 
     pub async fn send(&mut self, channel: u16, method: &impl EncodeMethod) {

@@ -1,0 +1,310 @@
+//! The program itself: killed without warning, stopped politely, started wrongly.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use support::*;
+use tidings_wire::*;
+
+/// The running program; killed when it goes out of scope.
+struct Program {
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl Program {
+    fn start(data: &Path) -> Program {
+        let mut child = command(&[
+            "--listen",
+            "127.0.0.1:0",
+            "--data",
+            &data.display().to_string(),
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .expect("started");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut line = || lines.next().expect("a line").expect("text");
+        let first = line();
+        let addr = first
+            .strip_prefix("listening amqp ")
+            .expect("the address first");
+        let addr = addr.parse().expect("an address");
+        assert_eq!(line(), "ready");
+        Program { child, addr }
+    }
+
+    /// `kill -9`.
+    fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("gone");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings-broker"));
+    command
+        .args(arguments)
+        .env("RUST_LOG", "warn")
+        .env_remove("TIDINGS_DATA");
+    command
+        .env_remove("TIDINGS_AMQP_LISTEN")
+        .env_remove("TIDINGS_USERS");
+    command
+}
+
+fn fails(arguments: &[&str]) -> Output {
+    let output = command(arguments).output().expect("ran");
+    assert!(!output.status.success(), "{arguments:?} should fail");
+    assert!(output.stdout.is_empty(), "nothing is ready");
+    output
+}
+
+fn persistent() -> BasicProperties {
+    BasicProperties {
+        delivery_mode: Some(2),
+        ..Default::default()
+    }
+}
+
+/// Publishes numbers until the broker is gone; gives how many were confirmed.
+async fn publish_until_killed(addr: SocketAddr, program: Program, from: u32, enough: u64) -> u32 {
+    let mut client = Client::connect(addr).await;
+    client.call(1, ConfirmSelect { no_wait: false }).await;
+    let (mut reader, mut writer) = client.split();
+    let publisher = tokio::spawn(async move {
+        for number in from.. {
+            let body = number.to_be_bytes();
+            if writer
+                .publish("orders", "", &persistent(), &body)
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+    });
+    let mut program = Some(program);
+    let mut confirmed = 0;
+    while let Some(method) = reader.hear().await {
+        let Method::BasicAck(ack) = method else {
+            panic!("expected acks, got {method:?}")
+        };
+        confirmed = ack.delivery_tag;
+        if confirmed >= enough
+            && let Some(program) = program.take()
+        {
+            program.kill();
+        }
+    }
+    assert!(
+        program.is_none(),
+        "the connection ended before the broker was killed"
+    );
+    publisher.await.expect("the publisher ended");
+    from + u32::try_from(confirmed).expect("few")
+}
+
+#[tokio::test]
+async fn after_kill_9_everything_confirmed_is_there_with_its_topology() {
+    let data = tempfile::tempdir().expect("a folder");
+    let program = Program::start(data.path());
+    let mut client = Client::connect(program.addr).await;
+    let fanout = ExchangeDeclare {
+        exchange: short("orders"),
+        kind: short("fanout"),
+        durable: true,
+        ..Default::default()
+    };
+    client.call(1, fanout.clone()).await;
+    let durable = |name| QueueDeclare {
+        durable: true,
+        ..queue_with(name, &[("x-dead-letter-exchange", text(""))])
+    };
+    for name in ["a", "b"] {
+        client.declare(durable(name)).await;
+        let bind = QueueBind {
+            queue: short(name),
+            exchange: short("orders"),
+            ..Default::default()
+        };
+        client.call(1, bind).await;
+    }
+    client.declare(queue("transient")).await;
+    drop(client);
+
+    let mut program = program;
+    let mut confirmed = 0;
+    for _ in 0..3 {
+        let addr = program.addr;
+        confirmed = publish_until_killed(addr, program, confirmed, 500).await;
+        program = Program::start(data.path());
+        let mut client = Client::connect(program.addr).await;
+        for name in ["a", "b"] {
+            // Those that were published and not confirmed may be there, too, behind the others.
+            let ready = client.declare(durable(name)).await.message_count;
+            assert!(ready >= confirmed, "`{name}` has {ready} of {confirmed}");
+            for number in 0..confirmed {
+                let (got, content) = client.get(name, false).await.expect("a message");
+                assert_eq!(content.body[..], number.to_be_bytes());
+                assert_eq!(got.exchange, "orders");
+                assert_eq!(content.properties.delivery_mode(), Some(2));
+            }
+            // What is left over goes; what was fetched comes back.
+            client
+                .call(
+                    1,
+                    QueuePurge {
+                        queue: short(name),
+                        no_wait: false,
+                    },
+                )
+                .await;
+            client.call(1, BasicRecover { requeue: true }).await;
+            assert_eq!(client.ready(name).await, confirmed);
+        }
+        client.call(1, fanout.clone()).await;
+        let passive = QueueDeclare {
+            passive: true,
+            ..queue("transient")
+        };
+        assert!(matches!(
+            client.call(1, passive).await,
+            Method::ChannelClose(_)
+        ));
+    }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_does_not_come_back() {
+    let data = tempfile::tempdir().expect("a folder");
+    let program = Program::start(data.path());
+    let mut client = Client::connect(program.addr).await;
+    client
+        .declare(QueueDeclare {
+            durable: true,
+            ..queue("q")
+        })
+        .await;
+    client.call(1, ConfirmSelect { no_wait: false }).await;
+    for number in 0..10_u8 {
+        client
+            .publish_with(1, "", "q", false, &persistent(), &[number])
+            .await;
+        client.hear().await;
+    }
+    for _ in 0..5 {
+        client.get("q", true).await.expect("a message");
+    }
+    client.publish(1, "", "q", b"not persistent").await;
+    client.hear().await;
+    // The last confirm of a persistent message covers everything before it.
+    client
+        .publish_with(1, "", "q", false, &persistent(), &[10])
+        .await;
+    client.hear().await;
+    program.kill();
+    let program = Program::start(data.path());
+    let mut client = Client::connect(program.addr).await;
+    assert_eq!(client.ready("q").await, 6);
+    for number in 5..11_u8 {
+        let (_, content) = client.get("q", true).await.expect("a message");
+        assert_eq!(content.body[..], [number]);
+    }
+}
+
+#[tokio::test]
+async fn a_polite_stop_tells_clients_and_exits_with_0() {
+    let data = tempfile::tempdir().expect("a folder");
+    let mut program = Program::start(data.path());
+    let mut client = Client::connect(program.addr).await;
+    let pid = program.child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .expect("ran")
+            .success()
+    );
+    let Some(Method::ConnectionClose(close)) = client.hear().await else {
+        panic!("a close")
+    };
+    assert_eq!(close.reply_code, 320);
+    assert!(
+        close.reply_text.starts_with(b"CONNECTION_FORCED"),
+        "{}",
+        close.reply_text
+    );
+    client.send(0, &ConnectionCloseOk {}).await;
+    assert!(client.hear().await.is_none());
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = program.child.try_wait().expect("asked") {
+            break status;
+        }
+        assert!(std::time::Instant::now() < deadline, "it does not stop");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(status.success());
+}
+
+#[test]
+fn a_start_that_fails_says_what_to_do() {
+    let data = tempfile::tempdir().expect("a folder");
+    let folder = data.path().display().to_string();
+    let program = Program::start(data.path());
+    let taken = program.addr.to_string();
+    let port = program.addr.port().to_string();
+    let file = data.path().join("file");
+    std::fs::write(&file, "not a folder").expect("written");
+    let file = file.display().to_string();
+    let check = |arguments: &[&str], says: &[&str]| {
+        let output = fails(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        for says in says {
+            assert!(
+                error.contains(says),
+                "{arguments:?}: `{error}` has `{says}`"
+            );
+        }
+    };
+    check(
+        &["--listen", &taken, "--ephemeral"],
+        &[&format!("port {port} is taken"), "`--listen`"],
+    );
+    check(
+        &["--listen", "127.0.0.1:0", "--data", &folder],
+        &["in use", "`--data`", &folder],
+    );
+    check(
+        &["--listen", "127.0.0.1:0", "--data", &file],
+        &["`--data`", &file],
+    );
+    check(&["--listen", "nonsense"], &["--listen"]);
+    check(&["--ephemeral", "--user", "nopassword"], &["NAME:PASSWORD"]);
+}
+
+#[test]
+fn help_has_examples() {
+    let output = command(&["--help"]).output().expect("ran");
+    assert!(output.status.success());
+    let help = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        help.contains("Examples:") && help.contains("--ephemeral"),
+        "{help}"
+    );
+}
