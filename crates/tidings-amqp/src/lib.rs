@@ -24,8 +24,8 @@
 //! # What it makes on the broker
 //!
 //! Topic `T` is the durable fanout exchange `T`. Queue `Q` is a durable queue bound to the exchanges
-//! of its topics, with dead letters in `Q.dead`. Retries delayed by `D` milliseconds wait in
-//! `Q.retry.D`. No plugin is needed. Metadata are CloudEvents in binary mode, as headers
+//! of its topics, with dead letters in `Q.dead`. Retries delayed by `D` milliseconds (rounded up to
+//! two digits) wait in `Q.retry.D`. No plugin is needed. Metadata are CloudEvents in binary mode, as headers
 //! `cloudEvents:...` and as properties.
 //!
 //! # Settling

@@ -2,7 +2,9 @@
 //!
 //! Topic `T` is the durable fanout exchange `T`. Queue `Q` is durable, bound to the exchanges of
 //! its topics, and dead-letters into the durable queue `Q.dead`. A retry of `Q` delayed by `D`
-//! waits in the durable queue `Q.retry.D` until its time to live ends, and goes back to `Q`.
+//! waits in the durable queue `Q.retry.D` until its time to live ends, and goes back to `Q`. Delays
+//! are rounded up to two digits (1 234 ms to 1 300 ms), so that a policy with jitter does not make a
+//! queue for every message.
 
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -15,17 +17,14 @@ use tokio::sync::oneshot;
 
 use crate::session::{Channel, Closed, Quiet, Session};
 
-/// RabbitMQ's limit on times to live.
-const TTL_MS_MAX: u128 = u32::MAX as u128;
-
 /// Everything that was declared, to declare it again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Declared {
     pub(crate) topics: BTreeSet<String>,
     /// Queues with their topics.
     pub(crate) queues: BTreeMap<String, BTreeSet<String>>,
-    /// Queues in which retries wait, with the queue they go back to and the delay.
-    pub(crate) retries: BTreeMap<String, (String, Duration)>,
+    /// Queues in which retries wait, with the queue they go back to and the delay in milliseconds.
+    pub(crate) retries: BTreeMap<String, (String, u32)>,
 }
 
 impl Declared {
@@ -52,9 +51,10 @@ impl Declared {
 
     /// The queue where retries of `queue` wait for `delay`.
     pub(crate) fn retry(queue: &str, delay: Duration) -> (String, Self) {
-        let name = format!("{queue}.retry.{}", delay.as_millis().min(TTL_MS_MAX));
+        let delay_ms = round_up(delay);
+        let name = format!("{queue}.retry.{delay_ms}");
         let declared = Self {
-            retries: [(name.clone(), (queue.to_owned(), delay))].into(),
+            retries: [(name.clone(), (queue.to_owned(), delay_ms))].into(),
             ..Self::default()
         };
         (name, declared)
@@ -110,10 +110,10 @@ impl Declared {
                 })?);
             }
         }
-        for (name, (back_to, delay)) in &self.retries {
+        for (name, (back_to, delay_ms)) in &self.retries {
             let mut arguments: Vec<_> = dead_letters_to(back_to).iter().collect();
-            let ttl_ms = delay.as_millis().min(TTL_MS_MAX) as i64;
-            arguments.push((ShortStr::from_static("x-message-ttl"), Value::I64(ttl_ms)));
+            let ttl = Value::I64((*delay_ms).into());
+            arguments.push((ShortStr::from_static("x-message-ttl"), ttl));
             let declare = queue(name, arguments.into_iter().collect())?;
             answers.push(ask(&channel, &declare, || format!("queue `{name}`"))?);
         }
@@ -126,6 +126,16 @@ impl Declared {
         }
         Ok(())
     }
+}
+
+/// Milliseconds with two digits, not less than `delay` (but for the broker's limit of 49 days).
+fn round_up(delay: Duration) -> u32 {
+    let mut step = 1;
+    let delay_ms = delay.as_micros().div_ceil(1000);
+    while delay_ms.div_ceil(step) >= 100 {
+        step *= 10;
+    }
+    u32::try_from(delay_ms.next_multiple_of(step)).unwrap_or(u32::MAX)
 }
 
 /// Looks whether there is an exchange for `topic`, of whatever type.
@@ -239,4 +249,30 @@ fn dead_letters_to(queue: &str) -> Table {
     .into_iter()
     .map(|(name, value)| (ShortStr::from_static(name), Value::from(value)))
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_have_two_digits_and_are_never_cut_short() {
+        let check = |delay_us: u64, expected: u32| {
+            assert_eq!(
+                round_up(Duration::from_micros(delay_us)),
+                expected,
+                "{delay_us}"
+            );
+        };
+        check(1, 1);
+        check(5_000, 5);
+        check(99_000, 99);
+        check(99_001, 100);
+        check(100_000, 100);
+        check(101_000, 110);
+        check(1_000_000, 1_000);
+        check(1_234_000, 1_300);
+        check(30_000_000, 30_000);
+        check(u64::MAX, u32::MAX);
+    }
 }

@@ -225,7 +225,7 @@ pub(crate) async fn a_large_body_comes_back_whole(url: String) {
     message.envelope.body = body.into();
     publish_all(&amqp, vec![message.clone(), to_queue(&queue, "small")]).await;
     let mut deliveries = subscribe(&amqp, &queue, 10).await;
-    assert_eq!(next(&mut deliveries).await.envelope, message.envelope);
+    assert_eq!(*next(&mut deliveries).await.envelope, message.envelope);
     assert_eq!(id(&next(&mut deliveries).await), "small");
 }
 
@@ -256,7 +256,7 @@ pub(crate) async fn a_retry_comes_back_with_its_history(url: String) {
         if failures == 2 {
             let delivery = next(&mut deliveries).await;
             assert!(started.elapsed() >= delay, "it came too early");
-            assert_eq!(delivery.envelope, message.envelope);
+            assert_eq!(*delivery.envelope, message.envelope);
             let reasons: Vec<_> = delivery.history.iter().map(|it| &*it.reason).collect();
             assert_eq!(reasons, ["failure 0", "failure 1", "failure 2"]);
             let defer = Settlement::Defer { delay };
@@ -279,7 +279,7 @@ pub(crate) async fn a_retry_comes_back_with_its_history(url: String) {
     assert_eq!(delivery.failures, 4);
     let last = delivery.history.last().map(|it| &*it.reason);
     assert_eq!(last, Some("for good"));
-    assert_eq!(delivery.envelope, message.envelope);
+    assert_eq!(*delivery.envelope, message.envelope);
     expect_nothing(&mut deliveries).await;
 }
 
