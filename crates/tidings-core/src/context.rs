@@ -28,7 +28,7 @@ pub struct Context {
 }
 
 struct Received {
-    envelope: Envelope,
+    envelope: Arc<Envelope>,
     message_id: MessageId,
     queue: Arc<str>,
     failures: u32,
@@ -44,7 +44,7 @@ impl Context {
         store: Option<Arc<dyn Store>>,
     ) -> Self {
         let message = Received {
-            envelope: delivery.envelope.clone(),
+            envelope: Arc::clone(&delivery.envelope),
             message_id,
             queue: Arc::clone(&delivery.queue),
             failures: delivery.failures,

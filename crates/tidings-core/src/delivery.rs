@@ -9,8 +9,8 @@ use crate::{BoxFuture, Envelope, TransportError};
 /// A message as a consumer got it. It must be settled; one that is dropped unsettled is delivered
 /// again when its connection closes.
 pub struct Delivery {
-    /// Metadata and body.
-    pub envelope: Envelope,
+    /// Metadata and body; shared, because handlers keep it while it is being settled.
+    pub envelope: Arc<Envelope>,
     /// The queue it came from.
     pub queue: Arc<str>,
     /// The broker has handed this out before, maybe to a consumer that crashed.
@@ -28,7 +28,7 @@ impl Delivery {
     /// For transports: a delivery that `settler` settles under `tag`.
     pub fn new(envelope: Envelope, queue: Arc<str>, tag: u64, settler: Arc<dyn Settler>) -> Self {
         Self {
-            envelope,
+            envelope: Arc::new(envelope),
             queue,
             redelivered: false,
             history: Vec::new(),

@@ -102,7 +102,7 @@ async fn a_message_comes_as_it_went(case: Case) {
     let mut deliveries = case.subscribe(10).await;
     for envelope in [&bare, &full, &bare, &full] {
         let delivery = next(&mut deliveries).await;
-        assert_eq!(delivery.envelope, *envelope);
+        assert_eq!(*delivery.envelope, *envelope);
         assert_eq!(*delivery.queue, *case.queue);
         assert_eq!((delivery.failures, delivery.history.len()), (0, 0));
         assert!(!delivery.redelivered);
@@ -364,7 +364,7 @@ async fn a_retry_comes_after_its_delay_with_its_history(case: Case) {
         }
     }
     let delivery = next(&mut deliveries).await;
-    assert_eq!(delivery.envelope, envelope, "it is the same message");
+    assert_eq!(*delivery.envelope, envelope, "it is the same message");
     assert_eq!(delivery.failures, 2);
     assert_eq!(delivery.history, attempts);
     settle(delivery, Settlement::Ack).await;
@@ -415,7 +415,7 @@ async fn a_deferred_message_has_not_failed(case: Case) {
     let delivery = next(&mut deliveries).await;
     assert_eq!(delivery.failures, 1);
     assert_eq!(delivery.history, [failed]);
-    assert_eq!(delivery.envelope, envelope);
+    assert_eq!(*delivery.envelope, envelope);
     settle(delivery, Settlement::Ack).await;
     none(&mut deliveries).await;
 }
@@ -486,7 +486,7 @@ async fn a_dead_letter_says_why(case: Case) {
     let mut deliveries = case.subscribe_to(&case.other, &dead, 10).await;
     let delivery = next(&mut deliveries).await;
     assert_eq!(
-        delivery.envelope, poison,
+        *delivery.envelope, poison,
         "it can be looked at and sent again as it was"
     );
     assert_eq!(*delivery.queue, *dead);

@@ -90,20 +90,20 @@ struct Job {
 
 /// Something to do in a task of its own.
 enum Work {
-    Handle(Job),
+    Handle(Box<Job>),
     Defer {
-        job: Job,
+        job: Box<Job>,
         delay: Duration,
         behind: MessageId,
     },
     /// It can never be handled.
-    Refuse(Delivery, BoxError),
+    Refuse(Box<Delivery>, BoxError),
     /// It is none of this consumer's business.
-    Skip(Delivery),
+    Skip(Box<Delivery>),
 }
 
-impl From<Next<Job>> for Work {
-    fn from(next: Next<Job>) -> Self {
+impl From<Next<Box<Job>>> for Work {
+    fn from(next: Next<Box<Job>>) -> Self {
         match next {
             Next::Handle(job) => Self::Handle(job),
             Next::Defer { job, delay, behind } => Self::Defer { job, delay, behind },
@@ -112,7 +112,7 @@ impl From<Next<Job>> for Work {
 }
 
 /// The end of a piece of work, for the lane of its key.
-type Finished = Option<(Box<str>, MessageId, End<Job>)>;
+type Finished = Option<(Box<str>, MessageId, End<Box<Job>>)>;
 
 impl Consumer {
     /// Runs until `stop`, then finishes what is in hand.
@@ -168,7 +168,7 @@ impl Consumer {
 /// The state of the loop.
 struct Running {
     consumer: Arc<Consumer>,
-    lanes: Lanes<Job>,
+    lanes: Lanes<Box<Job>>,
     ready: VecDeque<Work>,
     tasks: JoinSet<Finished>,
     skipped_names: HashSet<String>,
@@ -181,18 +181,23 @@ impl Running {
 
     fn arrive(&mut self, delivery: Delivery) {
         if self.is_foreign(&delivery) {
-            return self.ready.push_back(Work::Skip(delivery));
+            return self.ready.push_back(Work::Skip(Box::new(delivery)));
         }
         let consumer = &self.consumer;
         let accepted = (consumer.accept)(&delivery, &consumer.states, consumer.store.as_ref());
         let Accepted { context, key } = match accepted {
             Ok(accepted) => accepted,
-            Err(error) => return self.ready.push_back(Work::Refuse(delivery, error.into())),
+            Err(error) => {
+                let refused = Work::Refuse(Box::new(delivery), error.into());
+                return self.ready.push_back(refused);
+            }
         };
-        let job = |key| Job {
-            delivery,
-            context: context.clone(),
-            key,
+        let job = |key| {
+            Box::new(Job {
+                delivery,
+                context: context.clone(),
+                key,
+            })
         };
         let work = match key {
             None => Some(Work::Handle(job(None))),
@@ -257,23 +262,23 @@ impl Consumer {
             }
             Work::Defer { job, delay, behind } => self.defer(job, delay, behind).await,
             Work::Refuse(delivery, error) => {
-                self.dead_letter(delivery, &error).await;
+                self.dead_letter(*delivery, &error).await;
                 None
             }
             Work::Skip(delivery) => {
                 self.counts.skipped.increment(1);
-                self.settle(delivery, Settlement::Ack).await;
+                self.settle(*delivery, Settlement::Ack).await;
                 None
             }
         }
     }
 
-    async fn handle(&self, job: Job) -> Finished {
+    async fn handle(&self, job: Box<Job>) -> Finished {
         let Job {
             delivery,
             context,
             key,
-        } = job;
+        } = *job;
         let id = key.is_some().then(|| context.message_id().clone());
         let started = Instant::now();
         let outcome = AssertUnwindSafe(self.service.clone().call(context))
@@ -295,7 +300,7 @@ impl Consumer {
         Some((key?, id?, end))
     }
 
-    async fn failed(&self, delivery: Delivery, error: BoxError) -> End<Job> {
+    async fn failed(&self, delivery: Delivery, error: BoxError) -> End<Box<Job>> {
         // Every service ends in a retry policy; without its word (a panic in a layer) the message
         // is treated as one that cannot be handled.
         let verdict = error
@@ -323,7 +328,7 @@ impl Consumer {
         }
     }
 
-    async fn defer(&self, job: Job, delay: Duration, behind: MessageId) -> Finished {
+    async fn defer(&self, job: Box<Job>, delay: Duration, behind: MessageId) -> Finished {
         let key = job.key.clone()?;
         let id = job.context.message_id().clone();
         if self.was_handled(&behind).await {
