@@ -298,9 +298,10 @@ async fn concurrent_writers_and_a_relay_lose_nothing_and_keep_order_per_key(
         writers.spawn(async move {
             for number in 0..COMMITS {
                 let key = format!("key-{writer}");
-                let outbox = (0..2)
+                let mut outbox: Vec<Outgoing> = (0..2)
                     .map(|half| message(&(number * 2 + half).to_string(), &key))
                     .collect();
+                outbox.push(message("", "shared"));
                 let claim = Some(claim("c", &format!("{writer}-{number}")));
                 let commit = Commit { claim, outbox };
                 if number % 2 == 0 {
@@ -314,8 +315,9 @@ async fn concurrent_writers_and_a_relay_lose_nothing_and_keep_order_per_key(
         });
     }
     let mut seen: HashMap<String, Vec<usize>> = HashMap::new();
+    let mut shared = Vec::new();
     let mut count = 0;
-    while count < WRITERS * COMMITS * 2 {
+    while count < WRITERS * COMMITS * 3 {
         let rows = store.unsent(&lanes(), 50).await.expect("rows");
         if rows.is_empty() {
             let _ = timeout(Duration::from_millis(50), store.committed()).await;
@@ -324,9 +326,13 @@ async fn concurrent_writers_and_a_relay_lose_nothing_and_keep_order_per_key(
         store.sent(&positions).await.expect("they are removed");
         for row in &rows {
             let key = row.message.envelope.key.as_deref().unwrap_or_default();
+            count += 1;
+            if key == "shared" {
+                shared.push(row.position);
+                continue;
+            }
             let number = body(row).parse().expect("a number");
             seen.entry(key.to_owned()).or_default().push(number);
-            count += 1;
         }
     }
     writers.join_all().await;

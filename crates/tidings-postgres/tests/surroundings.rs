@@ -1,0 +1,177 @@
+//! Bad surroundings are one clear error, or a wait that says so.
+
+use std::{sync::Arc, time::Duration};
+
+use tidings_core::{Commit, Lane, Store, TransactionSlot};
+use tidings_postgres::{PostgresStore, Tx, sqlx};
+use tokio::{task::JoinSet, time::timeout};
+
+mod server;
+
+const ONE: (&str, &str) = ("0001", "create table a (x int)");
+const TWO: (&str, &str) = ("0002", "create table b (x int)");
+
+async fn check(url: &str, schema: &str, expected: &str) {
+    let connected = timeout(Duration::from_secs(20), PostgresStore::connect(url, schema));
+    let error = connected.await.expect("an answer at once").map(drop);
+    let error = error.expect_err("it must not connect").to_string();
+    assert!(error.contains(expected), "{error}");
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: run `cargo xtask test`"]
+async fn what_waiting_does_not_mend_is_an_error_at_once() {
+    let url = server::url();
+    check("mysql://localhost", "a", "the database URL cannot be read").await;
+    check(
+        &url,
+        "Robert'); drop table",
+        "cannot be the name of a schema",
+    )
+    .await;
+    let nobody = format!("nobody_{}@", server::fresh_schema());
+    let at = url.find('@').map_or("postgres://".len(), |at| at + 1);
+    check(
+        &format!("postgres://{nobody}{}", &url[at..]),
+        "a",
+        "nobody_",
+    )
+    .await;
+    let slash = url.rfind('/').expect("a database in the URL");
+    check(
+        &format!("{}/nowhere", &url[..slash]),
+        "a",
+        "\"nowhere\" does not exist",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_yet_is_waited_for() {
+    // Somebody has the port, so that no database can have it, and does not accept.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    let url = format!("postgres://a@{}/a", port.expect("a free port"));
+    let connecting = timeout(
+        Duration::from_millis(1200),
+        PostgresStore::connect(url, "a"),
+    );
+    assert!(connecting.await.is_err(), "it waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: run `cargo xtask test`"]
+async fn copies_of_a_service_that_start_at_once_make_its_schema_once() {
+    let name = server::fresh_schema();
+    let mut copies = JoinSet::new();
+    for _ in 0..8 {
+        let name = name.clone();
+        copies.spawn(async move {
+            let store = PostgresStore::connect(server::url(), name)
+                .await
+                .expect("a store");
+            store.migrate(&[ONE, TWO]).await.expect("tables");
+        });
+    }
+    copies.join_all().await;
+    let store = PostgresStore::connect(server::url(), name).await;
+    let store = store.expect("a store");
+    let leased = store.lease_lanes("relay", Duration::ZERO).await;
+    assert_eq!(leased.expect("lanes").len(), usize::from(Lane::COUNT));
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: run `cargo xtask test`"]
+async fn a_schema_of_a_newer_version_is_refused() {
+    let name = server::fresh_schema();
+    let store = PostgresStore::connect(server::url(), &*name)
+        .await
+        .expect("a store");
+    store.migrate(&[ONE]).await.expect("the first version");
+    store
+        .migrate(&[ONE, TWO])
+        .await
+        .expect("the second version");
+    let error = store
+        .migrate(&[ONE])
+        .await
+        .expect_err("the first version must not run now");
+    assert!(
+        error.to_string().contains("written by a newer version"),
+        "{error}"
+    );
+    let broken = [
+        ONE,
+        TWO,
+        ("0003", "create table c (x int); create nonsense"),
+    ];
+    let error = store.migrate(&broken).await.expect_err("it is no SQL");
+    assert!(
+        error.to_string().contains("run migration `0003`"),
+        "{error}"
+    );
+    store
+        .migrate(&[ONE, TWO])
+        .await
+        .expect("nothing of the broken one stayed");
+
+    sqlx::query("insert into tidings_migration values ('tidings', '9999')")
+        .execute(store.pool())
+        .await
+        .expect("the schema of a later day");
+    check(&server::url(), &name, "written by a newer version").await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: run `cargo xtask test`"]
+async fn a_connection_that_is_killed_is_an_error_and_the_next_transaction_works() {
+    let name = server::fresh_schema();
+    let store = PostgresStore::connect(server::url(), &*name)
+        .await
+        .expect("a store");
+    store.migrate(&[ONE]).await.expect("a table");
+    let slot = Arc::new(TransactionSlot::new(store.clone().into()));
+    let mut tx = Tx::from(slot.handle());
+    let backend: i32 = sqlx::query_scalar("select pg_backend_pid()")
+        .fetch_one(tx.conn().await.expect("a connection"))
+        .await
+        .expect("its number");
+    sqlx::query("select pg_terminate_backend($1)")
+        .bind(backend)
+        .execute(store.pool())
+        .await
+        .expect("it is killed");
+    sqlx::query("insert into a values (1)")
+        .execute(tx.conn().await.expect("the same connection"))
+        .await
+        .expect_err("it is dead");
+    drop(tx);
+    let transaction = slot
+        .take()
+        .expect("it was handed back")
+        .expect("it was begun");
+    transaction
+        .commit(Commit::default())
+        .await
+        .expect_err("nothing is committed");
+
+    let slot = Arc::new(TransactionSlot::new(store.clone().into()));
+    let mut tx = Tx::from(slot.handle());
+    sqlx::query("insert into a values (2)")
+        .execute(tx.conn().await.expect("another connection"))
+        .await
+        .expect("a write");
+    drop(tx);
+    let transaction = slot
+        .take()
+        .expect("it was handed back")
+        .expect("it was begun");
+    transaction
+        .commit(Commit::default())
+        .await
+        .expect("it commits");
+    let rows: Vec<i32> = sqlx::query_scalar("select x from a")
+        .fetch_all(store.pool())
+        .await
+        .expect("rows");
+    assert_eq!(rows, [2]);
+}
