@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
@@ -44,6 +44,8 @@ pub(crate) struct Consumer {
     pub(crate) name: &'static str,
     /// Whether the queue gets a topic's messages, some of which may be none of its business.
     pub(crate) is_subscribed: bool,
+    /// Whether messages with the same key wait for each other.
+    pub(crate) is_ordered: bool,
     pub(crate) accept: Accept,
     pub(crate) service: HandlerService,
     pub(crate) states: Arc<States>,
@@ -184,11 +186,11 @@ impl Running {
             return self.ready.push_back(Work::Skip(Box::new(delivery)));
         }
         let consumer = &self.consumer;
-        let accepted = (consumer.accept)(&delivery, &consumer.states, consumer.store.as_ref());
+        let accepted = consumer.accept(&delivery);
         let Accepted { context, key } = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                let refused = Work::Refuse(Box::new(delivery), error.into());
+                let refused = Work::Refuse(Box::new(delivery), error);
                 return self.ready.push_back(refused);
             }
         };
@@ -253,6 +255,15 @@ impl Running {
 }
 
 impl Consumer {
+    /// Decodes a delivery. This runs code of the user's message, so it may panic.
+    fn accept(&self, delivery: &Delivery) -> Result<Accepted, BoxError> {
+        let accept = || (self.accept)(delivery, &self.states, self.store.as_ref());
+        let mut accepted =
+            catch_unwind(AssertUnwindSafe(accept)).map_err(|panic| panicked(&*panic))??;
+        accepted.key = accepted.key.filter(|_| self.is_ordered);
+        Ok(accepted)
+    }
+
     async fn work(self: Arc<Self>, work: Work) -> Finished {
         match work {
             Work::Handle(job) => {
@@ -310,6 +321,16 @@ impl Consumer {
             Verdict::DeadLetter => {
                 self.dead_letter(delivery, &error).await;
                 End::Settled
+            }
+            Verdict::Postpone(delay) => {
+                let reason = reason(&*error);
+                debug!(
+                    queue = &*self.queue,
+                    "not tried, again in {delay:?}: {reason}"
+                );
+                self.counts.deferred.increment(1);
+                self.settle(delivery, Settlement::Defer { delay }).await;
+                End::Retried(delay)
             }
             Verdict::RetryAfter(delay) => {
                 let attempt = self.attempt(&error);

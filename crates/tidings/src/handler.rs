@@ -23,7 +23,7 @@ use tower::{Service, ServiceExt};
 use crate::{
     BoxError, BoxFuture, Claim, Commit, Committed, Context, Destination, Envelope, Error,
     FromContext, IntoMessages, Message, Outgoing, Permanent, Provided, Transport, publish,
-    publish::Sender,
+    publish::Sender, retry::NotAsked,
 };
 
 /// An async function that handles messages of type `M`: the message first, then up to eight
@@ -221,7 +221,7 @@ where
     };
     let transaction = context.transaction();
     if let Some(slot) = transaction
-        && slot.store().is_claimed(&claim).await?
+        && slot.store().is_claimed(&claim).await.map_err(NotAsked)?
     {
         return Ok(Handled::Duplicate);
     }

@@ -35,8 +35,23 @@
 //! - An error tries again, as the [`RetryPolicy`] says; a permanent one, and a body that cannot be
 //!   read, goes to the dead letters at once, with the reason.
 //! - Messages with the same key are handled one after the other in the order they came, through
-//!   retries too, *within one instance of a consumer*. Several instances compete for one queue, and
-//!   then two messages with one key may be handled by two of them in any order.
+//!   retries too, *within one instance of a consumer, while it runs*. Several instances compete for
+//!   one queue, and then two messages with one key may be handled by two of them in any order; and
+//!   an instance that is started again does not know which messages wait for a retry.
+//! - A message that is committed to the outbox is published at least once, under one id, in the
+//!   order of commits per key; when nobody listens it waits, visibly.
+//!
+//! # What is measured
+//!
+//! With the `metrics` crate, whatever recorder the program installs:
+//!
+//! | metric | labels | |
+//! | --- | --- | --- |
+//! | `tidings_messages_total` | `queue`, `end` | deliveries by how they ended: `handled`, `duplicate`, `retried`, `deferred`, `dead-lettered`, `skipped` |
+//! | `tidings_handler_duration_seconds` | `queue` | how long handlers took |
+//! | `tidings_outbox_unsent`, `tidings_outbox_oldest_age_seconds` | `service` | what waits to be published |
+//! | `tidings_outbox_sent_total` | `service` | what was published |
+//! | `tidings_circuit_breaker_state` | `breaker` | 0 closed, 1 trying, 2 open |
 
 // So that the derives work within this crate's own tests and examples.
 extern crate self as tidings;
@@ -52,6 +67,7 @@ mod relay;
 mod retry;
 mod router;
 mod serve;
+mod telemetry;
 mod throttle;
 mod upkeep;
 

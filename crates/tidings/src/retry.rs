@@ -4,6 +4,10 @@
 //! As a tower layer the policy makes the fast attempts itself, and ends with a [`Failed`] that
 //! tells the consumer what to do with the message. Delays are taken from a fixed ladder, because
 //! on AMQP every distinct delay is a queue.
+//!
+//! Only attempts count that tried something. When the database does not answer, a circuit breaker
+//! is open or a layer sheds load, the message is postponed, however often: an outage of an hour
+//! must not turn an hour of messages into dead letters.
 
 use std::{
     collections::hash_map::RandomState,
@@ -14,9 +18,9 @@ use std::{
     time::Duration,
 };
 
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, Service, ServiceExt, load_shed::error::Overloaded};
 
-use crate::{BoxError, BoxFuture, Context, Handled, is_permanent};
+use crate::{BoxError, BoxFuture, CircuitOpen, Context, Handled, StoreError, is_permanent};
 
 /// The delays there are, in milliseconds.
 const LADDER: [u64; 17] = [
@@ -25,6 +29,10 @@ const LADDER: [u64; 17] = [
 ];
 
 /// How often and when a message is tried, before it becomes a dead letter.
+///
+/// An attempt that tried nothing does not count: when the database does not answer, a
+/// [`CircuitBreaker`](crate::CircuitBreaker) is open or a layer sheds load, the message is
+/// postponed.
 ///
 /// The default is 12 attempts: three at once, then after 1, 2, 5, 10, 30 seconds and 1, 2, 5 and 10
 /// minutes; a failure that passes within a quarter of an hour needs nobody.
@@ -125,6 +133,9 @@ impl RetryPolicy {
 
     /// What happens to a message whose delivery failed, when `failures` had failed before it.
     fn verdict(&self, failures: u32, error: &(dyn StdError + 'static)) -> Verdict {
+        if is_untried(error) {
+            return Verdict::Postpone(self.delay(failures));
+        }
         let attempts = self.fast_attempts.saturating_add(failures);
         if is_permanent(error) || attempts >= self.attempts {
             Verdict::DeadLetter
@@ -146,8 +157,34 @@ impl RetryPolicy {
 pub enum Verdict {
     /// Deliver it again after this delay.
     RetryAfter(Duration),
+    /// The same, but nothing was tried, so that it does not count as a failure.
+    Postpone(Duration),
     /// It cannot be handled.
     DeadLetter,
+}
+
+/// The database did not say whether a message was handled before, so it was not handled now.
+#[derive(Debug)]
+pub(crate) struct NotAsked(pub(crate) StoreError);
+
+impl fmt::Display for NotAsked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl StdError for NotAsked {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}
+
+/// True if `error` or one of its sources says that nothing was tried.
+fn is_untried(error: &(dyn StdError + 'static)) -> bool {
+    error.is::<CircuitOpen>()
+        || error.is::<NotAsked>()
+        || error.is::<Overloaded>()
+        || error.source().is_some_and(is_untried)
 }
 
 /// The error of a [`RetryLayer`]: the last attempt's, and what to do now.
@@ -228,7 +265,7 @@ where
                 if error.is::<Failed>() {
                     return Err(error); // A policy nearer to the handler has decided.
                 }
-                if attempts >= attempts_max || is_permanent(&*error) {
+                if attempts >= attempts_max || is_permanent(&*error) || is_untried(&*error) {
                     return Err(Box::new(Failed {
                         verdict: policy.verdict(failures, &*error),
                         attempts,
@@ -329,6 +366,15 @@ mod tests {
         }
         let days = Duration::from_secs(2 * 24 * 3600);
         assert_eq!(RetryPolicy::exponential(days).delay(5), days);
+    }
+
+    #[test]
+    fn an_attempt_that_tried_nothing_does_not_count() {
+        let policy = RetryPolicy::exponential(Duration::from_millis(10)).attempts(2);
+        let expected = Verdict::Postpone(Duration::from_millis(10));
+        let silent = NotAsked(StoreError::new("the database does not answer"));
+        assert_eq!(policy.verdict(0, &silent), expected);
+        assert_eq!(policy.verdict(0, &Overloaded::new()), expected);
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub struct Router {
     pub(crate) states: States,
     pub(crate) retry: RetryPolicy,
     pub(crate) concurrency: NonZeroU16,
+    pub(crate) is_ordered: bool,
     pub(crate) limits: Limits,
     layers: Vec<Box<dyn Fn(HandlerService) -> HandlerService + Send + Sync>>,
     published: Vec<Destination>,
@@ -112,6 +113,7 @@ impl Router {
             states: States::new(),
             retry: RetryPolicy::default(),
             concurrency: const { NonZeroU16::new(64).unwrap() },
+            is_ordered: true,
             limits: Limits {
                 attempt_timeout: Duration::from_secs(15 * 60),
                 shutdown_timeout: Duration::from_secs(30),
@@ -231,6 +233,13 @@ impl Router {
         self.concurrency = NonZeroU16::new(handlers)
             .filter(|handlers| handlers.get() <= u16::MAX / 4)
             .expect("`concurrency` is between 1 and 16383");
+        self
+    }
+
+    /// Gives up order per key: messages with the same key may be handled at the same time and in
+    /// any order, and none waits for an earlier one that is tried again.
+    pub fn unordered(mut self) -> Self {
+        self.is_ordered = false;
         self
     }
 

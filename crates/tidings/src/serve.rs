@@ -21,7 +21,7 @@ use crate::{
     publish::Sender,
     relay::Relay,
     router::prefetch,
-    upkeep,
+    telemetry, upkeep,
 };
 
 /// What a shutdown leaves the relay at least, when the handlers took all the time there was.
@@ -102,6 +102,7 @@ impl Serve {
             started = subscribe(&*transport, &router) => started,
         };
         let deliveries = started.map_err(|error| ServeError::new(&name, error))?;
+        telemetry::describe();
         let mut service = Service::start(transport, router, deliveries);
         ready.cancel();
         info!("service `{name}` is ready");
@@ -182,6 +183,7 @@ impl Service {
                 queue: Arc::clone(&route.queue),
                 name: route.name,
                 is_subscribed: route.topic.is_some(),
+                is_ordered: router.is_ordered,
                 accept: route.accept,
                 service: router.service(route, &effects),
                 states: Arc::clone(&states),

@@ -354,3 +354,201 @@ async fn a_command_goes_to_its_target_and_a_consumer_without_a_store_sends_befor
     reader.stop().await;
     archive.stop().await;
 }
+
+#[tokio::test]
+async fn two_instances_share_the_work_and_the_effects_are_still_once() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let random = Random::new(7);
+    let flaky = |deposit: MoneyDeposited, State(random): State<Random>, mut tx: Tx| async move {
+        write(&mut tx, &deposit).await?;
+        match random.below(4) {
+            0 => Err(Error::msg("try again")),
+            _ => Ok(()),
+        }
+    };
+    let router = || {
+        Router::new("bank")
+            .on(flaky)
+            .transactional(database.store.clone())
+            .retry(
+                quick()
+                    .attempts(100)
+                    .fast_attempts(1)
+                    .delay_max(Duration::from_millis(50)),
+            )
+            .with_state(random.clone())
+    };
+    let banks = [
+        Running::start(&broker, router()).await,
+        Running::start(&broker, router()).await,
+    ];
+    for number in 0..200 {
+        broker.publish_raw(outgoing(&deposit(number % 5, number)));
+    }
+    until("all is settled", async || broker.is_settled()).await;
+    for bank in banks {
+        bank.stop().await;
+    }
+    let mut numbers: Vec<_> = database
+        .effects()
+        .await
+        .into_iter()
+        .map(|(_, n)| n)
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..200).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn layers_of_tower_work_unmodified_and_what_they_refuse_comes_again_uncounted() {
+    let broker = Broker::default();
+    let (running, most) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let handle =
+        |_: MoneyDeposited, State((running, most)): State<(Arc<AtomicU32>, Arc<AtomicU32>)>| async move {
+            most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            running.fetch_sub(1, Ordering::SeqCst);
+            Ok::<_, Error>(())
+        };
+    let layers = ServiceBuilder::new()
+        .layer(RetryLayer::exponential(Duration::from_millis(10)).attempts(2))
+        .load_shed()
+        .concurrency_limit(2)
+        .timeout(Duration::from_secs(5));
+    let router = Router::new("bank")
+        .on(handle)
+        .layer(layers)
+        .with_state((Arc::clone(&running), Arc::clone(&most)));
+    let bank = Running::start(&broker, router).await;
+    for number in 0..30 {
+        broker.publish_raw(outgoing(&deposit(number, number)));
+    }
+    until("all is settled", async || broker.is_settled()).await;
+    bank.stop().await;
+    assert!(broker.dead_letters(QUEUE).is_empty());
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn the_first_layer_is_the_outermost() {
+    let broker = Broker::default();
+    let (seen, mut order) = tokio::sync::mpsc::channel::<&'static str>(2);
+    let note = |name: &'static str| {
+        let seen = seen.clone();
+        tidings::tower::util::MapRequestLayer::new(move |context: Context| {
+            seen.try_send(name).expect("there is room");
+            context
+        })
+    };
+    let handle = |_: MoneyDeposited| async { Ok::<_, Error>(()) };
+    let router = Router::new("bank")
+        .layer(note("first"))
+        .on(handle)
+        .layer(note("second"));
+    let bank = Running::start(&broker, router).await;
+    broker.publish_raw(outgoing(&deposit("a", 1)));
+    assert_eq!(order.recv().await, Some("first"));
+    assert_eq!(order.recv().await, Some("second"));
+    bank.stop().await;
+}
+
+#[tokio::test]
+async fn an_open_circuit_breaker_postpones_messages_without_counting() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let down = Arc::new(AtomicU32::new(60));
+    let breaker = CircuitBreaker::new("outside")
+        .failures_max(1)
+        .open_for(Duration::from_millis(20));
+    let call = |deposit: MoneyDeposited,
+                State((breaker, down)): State<(CircuitBreaker, Arc<AtomicU32>)>,
+                mut tx: Tx| async move {
+        let outside = async {
+            let left = down.load(Ordering::SeqCst);
+            down.store(left.saturating_sub(1), Ordering::SeqCst);
+            if left == 0 { Ok(()) } else { Err("no answer") }
+        };
+        breaker.call(outside).await?;
+        write(&mut tx, &deposit).await?;
+        Ok::<_, Error>(())
+    };
+    let router = Router::new("bank")
+        .on(call)
+        .transactional(database.store.clone())
+        .retry(quick().delay_max(Duration::from_millis(10)))
+        .with_state((
+            breaker.open_for_max(Duration::from_millis(20)),
+            Arc::clone(&down),
+        ));
+    let bank = Running::start(&broker, router).await;
+    for number in 0..40 {
+        broker.publish_raw(outgoing(&deposit(number, number)));
+    }
+    until("all is settled", async || broker.is_settled()).await;
+    bank.stop().await;
+    let dead = broker.dead_letters(QUEUE).len();
+    assert_eq!(database.effects().await.len() + dead, 40);
+    assert!(
+        dead <= 60 / 4,
+        "only calls that were made and failed count: {dead}"
+    );
+}
+
+#[tokio::test]
+async fn a_message_whose_key_panics_is_a_dead_letter() {
+    #[derive(Serialize, Deserialize)]
+    struct Trap;
+    impl tidings::Message for Trap {
+        const NAME: &'static str = "trap-sprung.v1";
+        const DESTINATION: tidings::Destination = tidings::Destination::topic("trap-sprung.v1");
+        fn identity(&self) -> Option<std::borrow::Cow<'_, str>> {
+            panic!("a bug in a message")
+        }
+    }
+    let broker = Broker::default();
+    let handle = |_: Trap| async { Ok::<_, Error>(()) };
+    let service = Running::start(&broker, Router::new("mouse").on(handle)).await;
+    broker.publish_raw(Outgoing {
+        destination: tidings::Destination::topic("trap-sprung.v1"),
+        unrouted: tidings::Unrouted::Park,
+        envelope: tidings::Envelope::new("trap-sprung.v1", "null"),
+    });
+    until("all is settled", async || broker.is_settled()).await;
+    service.stop().await;
+    let dead = broker.dead_letters("mouse.trap-sprung.v1");
+    assert!(dead[0].history[0].reason.contains("a bug in a message"));
+}
+
+/// In simulated time: the memory transport's clock is tokio's.
+#[tokio::test(start_paused = true)]
+async fn the_default_policy_tries_for_a_quarter_of_an_hour() {
+    let transport = tidings_memory::MemoryTransport::new();
+    let attempts = Arc::new(AtomicU32::new(0));
+    let fail = |_: MoneyDeposited, State(attempts): State<Arc<AtomicU32>>| async move {
+        attempts.fetch_add(1, Ordering::SeqCst);
+        Err::<(), _>(Error::msg("no"))
+    };
+    let router = Router::new("bank")
+        .on(fail)
+        .with_state(Arc::clone(&attempts));
+    let began = tokio::time::Instant::now();
+    let dead = {
+        let transport = transport.clone();
+        async move {
+            while transport.dead_letters(QUEUE).is_empty() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    };
+    let service = tidings::serve(transport.clone(), router).with_graceful_shutdown(dead);
+    let ready = service.ready();
+    let publish = async {
+        ready.await;
+        let outcomes = tidings::Transport::publish(&transport, vec![outgoing(&deposit("a", 1))]);
+        assert!(outcomes.await[0].is_ok());
+    };
+    let (served, ()) = tokio::join!(service.into_future(), publish);
+    served.expect("no error");
+    assert_eq!(attempts.load(Ordering::SeqCst), 12);
+    let minutes = began.elapsed().as_secs() / 60;
+    assert!((15..25).contains(&minutes), "{minutes} minutes");
+}
