@@ -18,7 +18,9 @@ pub(crate) fn ready(services: &Names, http: SocketAddr, amqp: Option<SocketAddr>
 
 fn say(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
 }
 
 fn hints(services: &Names, http: SocketAddr, amqp: Option<SocketAddr>) -> String {

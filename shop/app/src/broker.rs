@@ -59,7 +59,10 @@ impl Messaging {
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         self.amqp.close().await;
         match self.embedded {
-            Some(broker) => broker.shutdown().await.context("the broker did not stop properly"),
+            Some(broker) => broker
+                .shutdown()
+                .await
+                .context("the broker did not stop properly"),
             None => Ok(()),
         }
     }

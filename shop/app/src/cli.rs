@@ -30,7 +30,13 @@ enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Where messages go: `embedded`, or `amqp://user:password@host:port/vhost`.
-    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_BROKER", default_value = "embedded")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "TIDINGS_BROKER",
+        default_value = "embedded"
+    )]
     pub(crate) broker: BrokerAt,
 
     /// Where services keep their data: `postgres://…` (one schema per service) or
@@ -40,24 +46,55 @@ pub(crate) struct Options {
 
     /// Which services run in this process, separated by commas: orders, payment, inventory,
     /// shipping, notification, loyalty, storefront, bank; or `all`.
-    #[arg(long, global = true, value_name = "LIST", env = "TIDINGS_SERVICES", default_value = "all")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "LIST",
+        env = "TIDINGS_SERVICES",
+        default_value = "all"
+    )]
     pub(crate) services: Names,
 
     /// Who decides what happens next: the services by each other's events (`choreography`), or a
     /// saga (`orchestration`).
-    #[arg(long, global = true, value_enum, value_name = "STYLE", env = "TIDINGS_CHECKOUT", default_value = "choreography")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "STYLE",
+        env = "TIDINGS_CHECKOUT",
+        default_value = "choreography"
+    )]
     pub(crate) checkout: Checkout,
 
     /// Where the services of this process answer HTTP; port 0 picks a free one and prints it.
-    #[arg(long, global = true, value_name = "ADDR", env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDR",
+        env = "TIDINGS_LISTEN",
+        default_value = "127.0.0.1:8080"
+    )]
     pub(crate) listen: SocketAddr,
 
     /// Where the embedded broker answers AMQP; port 0 picks a free one and prints it.
-    #[arg(long, global = true, value_name = "ADDR", env = "TIDINGS_AMQP_LISTEN", default_value = "127.0.0.1:5672")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDR",
+        env = "TIDINGS_AMQP_LISTEN",
+        default_value = "127.0.0.1:5672"
+    )]
     pub(crate) amqp_listen: SocketAddr,
 
     /// The folder for everything that must survive a restart.
-    #[arg(long, global = true, value_name = "DIR", env = "TIDINGS_DATA", default_value = "./data")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "TIDINGS_DATA",
+        default_value = "./data"
+    )]
     pub(crate) data: PathBuf,
 
     /// Keep everything in a temporary folder that is gone afterwards.
@@ -75,11 +112,24 @@ pub(crate) struct Options {
 
     /// Where the storefront finds services that do not run in this process: one URL for all, or
     /// `service=URL`, several separated by commas.
-    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_API", value_delimiter = ',')]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "TIDINGS_API",
+        value_delimiter = ','
+    )]
     pub(crate) api: Vec<Api>,
 
     /// How logs look.
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", env = "TIDINGS_LOG_FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        env = "TIDINGS_LOG_FORMAT",
+        default_value = "text"
+    )]
     pub(crate) log_format: LogFormat,
 }
 
@@ -133,7 +183,10 @@ impl FromStr for Api {
             Some((service, url)) => (Some(service.parse()?), url),
             None => (None, text),
         };
-        Ok(Self { service, url: url.parse()? })
+        Ok(Self {
+            service,
+            url: url.parse()?,
+        })
     }
 }
 
@@ -181,7 +234,10 @@ mod tests {
             let error = options(arguments).expect_err(arguments);
             assert!(error.contains(part), "{arguments}: {error}");
         };
-        check("--broker kafka://localhost:9092", "planned, but not there yet");
+        check(
+            "--broker kafka://localhost:9092",
+            "planned, but not there yet",
+        );
         check("--broker aws://eu-west-1", "planned, but not there yet");
         check("--broker rabbit", "use `embedded` or `amqp://");
         check("--database mysql://x", "`mysql` is not a database");
@@ -200,7 +256,10 @@ mod tests {
             .iter()
             .map(|api| (api.service.map(Name::as_str), api.url.to_string()))
             .collect();
-        let expected = [(None, "http://a".to_owned()), (Some("payment"), "http://b".to_owned())];
+        let expected = [
+            (None, "http://a".to_owned()),
+            (Some("payment"), "http://b".to_owned()),
+        ];
         assert_eq!(found, expected);
     }
 }

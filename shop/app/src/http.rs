@@ -35,7 +35,9 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 pub(crate) fn routes(services: &[Service], probes: Probes) -> Router {
     services
         .iter()
-        .fold(probes::routes(probes), |router, service| router.merge(service.http.clone()))
+        .fold(probes::routes(probes), |router, service| {
+            router.merge(service.http.clone())
+        })
         .fallback(nothing_here)
         .method_not_allowed_fallback(|| async {
             Problem::wrong_method("this path answers to other methods; see /openapi.json")
@@ -44,7 +46,9 @@ pub(crate) fn routes(services: &[Service], probes: Probes) -> Router {
 
 async fn nothing_here(uri: Uri) -> Problem {
     let path: String = uri.path().chars().take(200).collect();
-    Problem::no_route(format_args!("nothing answers at `{path}`; see /openapi.json"))
+    Problem::no_route(format_args!(
+        "nothing answers at `{path}`; see /openapi.json"
+    ))
 }
 
 /// Answers until `stop`, then lets requests under way finish.

@@ -18,7 +18,10 @@ use clap::Parser;
 fn main() -> ExitCode {
     let options = cli::Cli::parse().options;
     cli::start_logging(options.log_format);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::from(error).context("cannot start threads")),
     };

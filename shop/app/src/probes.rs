@@ -42,11 +42,7 @@ pub(crate) struct Probes {
 }
 
 impl Probes {
-    pub(crate) fn new(
-        services: &[Service],
-        amqp: &Arc<Amqp>,
-        metrics: PrometheusHandle,
-    ) -> Self {
+    pub(crate) fn new(services: &[Service], amqp: &Arc<Amqp>, metrics: PrometheusHandle) -> Self {
         let databases = services
             .iter()
             .filter_map(|service| Some((service.name, service.db.clone()?)))
@@ -86,7 +82,10 @@ pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
 
 pub(crate) fn routes(probes: Probes) -> Router {
     Router::new()
-        .route("/health/live", get(|| async { Json(Health::of([("process", UP)])) }))
+        .route(
+            "/health/live",
+            get(|| async { Json(Health::of([("process", UP)])) }),
+        )
         .route("/health/ready", get(ready))
         .route("/metrics", get(measured))
         .route("/openapi.json", get(description))
@@ -104,10 +103,15 @@ struct Health {
 
 impl Health {
     fn of<N: Into<String>>(checks: impl IntoIterator<Item = (N, &'static str)>) -> Self {
-        let checks: BTreeMap<_, _> =
-            checks.into_iter().map(|(name, state)| (name.into(), state)).collect();
+        let checks: BTreeMap<_, _> = checks
+            .into_iter()
+            .map(|(name, state)| (name.into(), state))
+            .collect();
         let up = checks.values().all(|state| *state == UP);
-        Self { status: if up { UP } else { DOWN }, checks }
+        Self {
+            status: if up { UP } else { DOWN },
+            checks,
+        }
     }
 }
 
@@ -134,10 +138,16 @@ async fn ready(State(probes): State<Probes>) -> impl IntoResponse {
 }
 
 async fn measured(State(probes): State<Probes>) -> impl IntoResponse {
-    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    let kind = [(
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )];
     (kind, probes.metrics.render())
 }
 
 async fn description() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json"))
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        include_str!("openapi.json"),
+    )
 }

@@ -125,7 +125,10 @@ impl Data {
         if options.ephemeral {
             let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
             let path = folder.path().to_owned();
-            return Ok(Self { path, _temporary: Some(folder) });
+            return Ok(Self {
+                path,
+                _temporary: Some(folder),
+            });
         }
         let path = options.data.clone();
         std::fs::create_dir_all(&path).with_context(|| {
@@ -140,7 +143,10 @@ impl Data {
                 path.display()
             )
         })?;
-        Ok(Self { path, _temporary: None })
+        Ok(Self {
+            path,
+            _temporary: None,
+        })
     }
 }
 
@@ -150,10 +156,16 @@ async fn open_services(
     address: SocketAddr,
 ) -> anyhow::Result<Vec<Service>> {
     let names = &options.services;
-    let database = options.database.clone().unwrap_or_else(|| Database::Sqlite(data.join("db")));
+    let database = options
+        .database
+        .clone()
+        .unwrap_or_else(|| Database::Sqlite(data.join("db")));
     if let Database::Sqlite(folder) = &database {
         std::fs::create_dir_all(folder).with_context(|| {
-            format!("cannot make the folder `{}` for databases", folder.display())
+            format!(
+                "cannot make the folder `{}` for databases",
+                folder.display()
+            )
         })?;
     }
     let bank = match &options.bank {
@@ -194,7 +206,10 @@ struct Running {
 
 impl Running {
     fn start(services: Vec<Service>, amqp: &Arc<Amqp>, stop: &CancellationToken) -> Self {
-        let mut running = Self { tasks: JoinSet::new(), ready: JoinSet::new() };
+        let mut running = Self {
+            tasks: JoinSet::new(),
+            ready: JoinSet::new(),
+        };
         for service in services {
             let Some(router) = service.messages else {
                 continue;

@@ -82,7 +82,10 @@ impl FromStr for Name {
         let named = Self::ALL.into_iter().find(|name| name.as_str() == text);
         named.ok_or_else(|| {
             let known: Vec<_> = Self::ALL.iter().map(|name| name.as_str()).collect();
-            format!("`{text}` is not a service; there are {}, or `all`", known.join(", "))
+            format!(
+                "`{text}` is not a service; there are {}, or `all`",
+                known.join(", ")
+            )
         })
     }
 }
@@ -102,7 +105,11 @@ impl FromStr for Names {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut names = Vec::new();
-        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        for part in text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
             match part {
                 "all" => names.extend(Name::ALL),
                 name => names.push(name.parse()?),
@@ -126,10 +133,7 @@ pub(crate) struct Surroundings<'a> {
 }
 
 /// Makes the services that run here.
-pub(crate) async fn open(
-    names: &Names,
-    around: &Surroundings<'_>,
-) -> anyhow::Result<Vec<Service>> {
+pub(crate) async fn open(names: &Names, around: &Surroundings<'_>) -> anyhow::Result<Vec<Service>> {
     let mut services = Vec::with_capacity(names.0.len());
     for &name in &names.0 {
         let service = one(name, names, around).await;
@@ -138,22 +142,24 @@ pub(crate) async fn open(
     Ok(services)
 }
 
-async fn one(
-    name: Name,
-    here: &Names,
-    around: &Surroundings<'_>,
-) -> anyhow::Result<Service> {
+async fn one(name: Name, here: &Names, around: &Surroundings<'_>) -> anyhow::Result<Service> {
     let database = around.database;
     Ok(match name {
         Name::Orders => shop_orders::service(database).await?,
         Name::Payment => {
-            let bank = around.bank.clone().context("it needs a bank; say where with `--bank URL`")?;
+            let bank = around
+                .bank
+                .clone()
+                .context("it needs a bank; say where with `--bank URL`")?;
             shop_payment::service(database, bank).await?
         }
         Name::Inventory => shop_inventory::service(database).await?,
         Name::Shipping => shop_shipping::service(database).await?,
         Name::Notification => {
-            let mailer = around.mailer.clone().context("it has no way to send mails")?;
+            let mailer = around
+                .mailer
+                .clone()
+                .context("it has no way to send mails")?;
             shop_notification::service(database, mailer).await?
         }
         Name::Loyalty => shop_loyalty::service(database).await?,

@@ -45,7 +45,10 @@ impl Settings {
             let detail = format!("must be 0 to {LATENCY_MS_MAX} milliseconds");
             errors.push(FieldError::new("/latencyMs", detail));
         }
-        if self.failure_rate.is_some_and(|rate| !(0.0..=1.0).contains(&rate)) {
+        if self
+            .failure_rate
+            .is_some_and(|rate| !(0.0..=1.0).contains(&rate))
+        {
             errors.push(FieldError::new("/failureRate", "must be 0 to 1"));
         }
         if errors.is_empty() {
@@ -95,7 +98,9 @@ pub(crate) struct Behaviour(Arc<RwLock<Settings>>);
 
 impl Behaviour {
     pub(crate) async fn load(db: &Db) -> Result<Self, StoreError> {
-        let rows = db.read(sql("select settings from behaviour where id = 1")).await?;
+        let rows = db
+            .read(sql("select settings from behaviour where id = 1"))
+            .await?;
         let settings = match rows.first() {
             // Settings of another version are not worth refusing to start.
             Some(row) => serde_json::from_str(&row.get::<String>(0)?).unwrap_or_default(),
@@ -108,10 +113,8 @@ impl Behaviour {
         settings.check()?;
         let text = serde_json::to_string(&settings)
             .map_err(|error| Problem::invalid(format_args!("cannot be remembered: {error}")))?;
-        let remember = sql(
-            "insert into behaviour (id, settings) values (1, $1)
-             on conflict (id) do update set settings = excluded.settings",
-        );
+        let remember = sql("insert into behaviour (id, settings) values (1, $1)
+             on conflict (id) do update set settings = excluded.settings");
         db.write(vec![remember.bind(text)]).await?;
         *self.0.write() = settings.clone();
         Ok(settings)

@@ -35,7 +35,8 @@ async fn charge(
     JsonBody(charge): JsonBody<Charge>,
 ) -> Result<Json<Answer>, Problem> {
     let key = required_key(&headers)?;
-    bank.behave(async |db| ledger::charge(db, &key, &charge).await).await
+    bank.behave(async |db| ledger::charge(db, &key, &charge).await)
+        .await
 }
 
 async fn refund(
@@ -44,7 +45,8 @@ async fn refund(
     JsonBody(refund): JsonBody<Refund>,
 ) -> Result<Json<Answer>, Problem> {
     let key = required_key(&headers)?;
-    bank.behave(async |db| ledger::refund(db, &key, &refund).await).await
+    bank.behave(async |db| ledger::refund(db, &key, &refund).await)
+        .await
 }
 
 impl Bank {
@@ -58,7 +60,9 @@ impl Bank {
             Fate::Fail => Err(Problem::bank_fault("the bank failed; try again")),
             Fate::LoseAnswer => {
                 work(&self.db).await?;
-                Err(Problem::bank_fault("the answer of the bank was lost; try again"))
+                Err(Problem::bank_fault(
+                    "the answer of the bank was lost; try again",
+                ))
             }
             Fate::Refuse => Err(Problem::unavailable("the bank is down; try again later")),
         }

@@ -35,11 +35,20 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    const CHARGED: Self = Self { status: "CHARGED", reason: None };
-    const REFUNDED: Self = Self { status: "REFUNDED", reason: None };
+    const CHARGED: Self = Self {
+        status: "CHARGED",
+        reason: None,
+    };
+    const REFUNDED: Self = Self {
+        status: "REFUNDED",
+        reason: None,
+    };
 
     fn declined(reason: &'static str) -> Self {
-        Self { status: "DECLINED", reason: Some(reason) }
+        Self {
+            status: "DECLINED",
+            reason: Some(reason),
+        }
     }
 }
 
@@ -70,13 +79,14 @@ pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer
     .bind(&charge.order_id)
     .bind(charge.amount.cents())
     .bind(Timestamp::now().as_microsecond());
-    let kept = sql(
-        "select order_id, amount from ledger where idempotency_key = $1 and kind = 'charge'",
-    );
+    let kept =
+        sql("select order_id, amount from ledger where idempotency_key = $1 and kind = 'charge'");
     let kept = db.write(vec![insert, kept.bind(key)]).await?.pop();
-    let row = kept.and_then(|outcome| outcome.into_first()).ok_or_else(lost)?;
-    let same = row.get::<String>(0)? == charge.order_id
-        && row.get::<i64>(1)? == charge.amount.cents();
+    let row = kept
+        .and_then(|outcome| outcome.into_first())
+        .ok_or_else(lost)?;
+    let same =
+        row.get::<String>(0)? == charge.order_id && row.get::<i64>(1)? == charge.amount.cents();
     if !same {
         return Err(Problem::key_reused(
             "this key has charged another order or amount; use a new key",
@@ -96,14 +106,14 @@ pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer
     .bind(key)
     .bind(&refund.order_id)
     .bind(Timestamp::now().as_microsecond());
-    let kept = sql(
-        "select amount from ledger
-         where idempotency_key = $1 and kind = 'refund' and order_id = $2",
-    );
+    let kept = sql("select amount from ledger
+         where idempotency_key = $1 and kind = 'refund' and order_id = $2");
     let kept = kept.bind(key).bind(&refund.order_id);
     match db.write(vec![insert, kept]).await?.pop() {
         Some(outcome) if !outcome.rows.is_empty() => Ok(Answer::REFUNDED),
-        _ => Err(Problem::not_found("nothing was charged with this key for this order")),
+        _ => Err(Problem::not_found(
+            "nothing was charged with this key for this order",
+        )),
     }
 }
 
@@ -135,7 +145,9 @@ async fn stumble(db: &Db, key: &str) -> Result<(), Problem> {
          returning requests",
     );
     let counted = db.write(vec![count.bind(key)]).await?.pop();
-    let row = counted.and_then(|outcome| outcome.into_first()).ok_or_else(lost)?;
+    let row = counted
+        .and_then(|outcome| outcome.into_first())
+        .ok_or_else(lost)?;
     if row.get::<i64>(0)? <= FLAKY_FAILURES {
         return Err(Problem::bank_fault("this card's network failed; try again"));
     }

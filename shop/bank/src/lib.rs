@@ -18,8 +18,7 @@ use shop_kit::{Database, Service, StoreError};
 
 pub use ledger::FLAKY_FAILURES;
 
-const MIGRATIONS: &[&str] = &[
-    "create table ledger (
+const MIGRATIONS: &[&str] = &["create table ledger (
         idempotency_key text not null,
         kind text not null,
         order_id text not null,
@@ -35,8 +34,7 @@ const MIGRATIONS: &[&str] = &[
     create table behaviour (
         id bigint primary key,
         settings text not null
-    )",
-];
+    )"];
 
 /// Opens the bank's database and makes the bank.
 ///

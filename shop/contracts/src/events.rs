@@ -48,7 +48,12 @@ pub struct OrderItem {
 /// four fields are what everyone sends; the others are `None` or empty in a foreign order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
 #[serde(rename_all = "camelCase")]
-#[event(name = "order-placed.v1", topic = "order_events", key = "order_id", id = "order_id")]
+#[event(
+    name = "order-placed.v1",
+    topic = "order_events",
+    key = "order_id",
+    id = "order_id"
+)]
 pub struct OrderPlaced {
     /// Names the order for ever. Whoever publishes it again means the same order.
     #[serde(deserialize_with = "order_id")]
@@ -254,7 +259,10 @@ mod tests {
             customer_id: Some("c-1".into()),
             email: None,
             card: None,
-            items: vec![OrderItem { sku: "mug".into(), quantity: 2 }],
+            items: vec![OrderItem {
+                sku: "mug".into(),
+                quantity: 2,
+            }],
         };
         assert_eq!(
             serde_json::to_string(&order).unwrap(),
@@ -264,7 +272,9 @@ mod tests {
 
     #[test]
     fn the_same_fact_told_twice_is_one_message() {
-        let fact = StockReserved { order_id: "o-1".into() };
+        let fact = StockReserved {
+            order_id: "o-1".into(),
+        };
         assert_eq!(fact.identity().as_deref(), Some("o-1"));
         assert_eq!(fact.key().as_deref(), Some("o-1"));
         assert_eq!(StockReserved::NAME, "stock-reserved.v1");

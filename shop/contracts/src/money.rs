@@ -253,7 +253,10 @@ mod tests {
 
     #[test]
     fn ten_cents_and_twenty_cents_are_thirty_cents() {
-        let sum: Money = ["0.10", "0.20"].map(|text| text.parse().unwrap()).into_iter().sum();
+        let sum: Money = ["0.10", "0.20"]
+            .map(|text| text.parse().unwrap())
+            .into_iter()
+            .sum();
         assert_eq!(sum.to_string(), "0.30");
     }
 

@@ -78,7 +78,9 @@ pub(crate) async fn ship(order: OrderConfirmed, mut tx: Tx) -> Result<()> {
 /// Orders cancels only after inventory has answered, so what there is to put back is known.
 pub(crate) async fn release(order: OrderCancelled, mut tx: Tx) -> Result<Option<StockReleased>> {
     let released = settle(&mut tx, &order.order_id, "RELEASED", put_back).await?;
-    Ok(released.then_some(StockReleased { order_id: order.order_id }))
+    Ok(released.then_some(StockReleased {
+        order_id: order.order_id,
+    }))
 }
 
 /// Ends a reservation. False if there is none (any more).

@@ -75,18 +75,22 @@ async fn restock(
         return Err(Problem::invalid("that much cannot arrive")
             .with_errors(vec![FieldError::new("/quantity", detail)]));
     }
-    let add = sql(
-        "update stock set available = available + $2 where sku = $1
-         returning sku, available, reserved, shipped",
-    );
+    let add = sql("update stock set available = available + $2 where sku = $1
+         returning sku, available, reserved, shipped");
     let add = add.bind(&sku).bind(i64::from(quantity));
-    let row = db.write(vec![add]).await?.pop().and_then(|outcome| outcome.into_first());
+    let row = db
+        .write(vec![add])
+        .await?
+        .pop()
+        .and_then(|outcome| outcome.into_first());
     one(row.as_ref(), &sku)
 }
 
 fn one(row: Option<&Row>, sku: &str) -> Result<Json<Stock>, Problem> {
     let row = row.ok_or_else(|| {
-        Problem::not_found(format_args!("no product has the code `{sku}`; see /products"))
+        Problem::not_found(format_args!(
+            "no product has the code `{sku}`; see /products"
+        ))
     })?;
     Ok(Json(Stock {
         sku: row.get(0)?,

@@ -12,8 +12,7 @@ use shop_contracts::CATALOGUE;
 use shop_kit::{Database, Service, StoreError, sql};
 use tidings::{RetryPolicy, Router, Topology};
 
-const MIGRATIONS: &[&str] = &[
-    "create table stock (
+const MIGRATIONS: &[&str] = &["create table stock (
         sku text primary key,
         available bigint not null check (available >= 0),
         reserved bigint not null check (reserved >= 0),
@@ -23,8 +22,7 @@ const MIGRATIONS: &[&str] = &[
         order_id text primary key,
         items text not null,
         status text not null
-    )",
-];
+    )"];
 
 /// Opens inventory's database, stocks it if it is new, and makes the service.
 ///

@@ -55,7 +55,9 @@ impl FromStr for BaseUrl {
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => {
-                return Err(problem("only `http://` is spoken here; put a TLS proxy between"));
+                return Err(problem(
+                    "only `http://` is spoken here; put a TLS proxy between",
+                ));
             }
             _ => return Err(problem("it must begin with `http://`")),
         }
@@ -165,9 +167,15 @@ mod tests {
 
     #[test]
     fn a_base_url_goes_in_front_of_every_path() {
-        check("http://127.0.0.1:8080", Ok("http://127.0.0.1:8080/bank/ledger?a=b"));
+        check(
+            "http://127.0.0.1:8080",
+            Ok("http://127.0.0.1:8080/bank/ledger?a=b"),
+        );
         check("http://bank/", Ok("http://bank/bank/ledger?a=b"));
-        check("http://host:1/api/", Ok("http://host:1/api/bank/ledger?a=b"));
+        check(
+            "http://host:1/api/",
+            Ok("http://host:1/api/bank/ledger?a=b"),
+        );
         check("https://bank", Err("TLS proxy"));
         check("bank:8080", Err("must begin with `http://`"));
         check("/bank", Err("must begin with `http://`"));

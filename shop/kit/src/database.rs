@@ -64,11 +64,7 @@ impl Database {
     /// # Errors
     ///
     /// When it cannot be opened, is not a database, or was written by a newer version.
-    pub async fn open(
-        &self,
-        service: &'static str,
-        migrations: &[&str],
-    ) -> Result<Db, StoreError> {
+    pub async fn open(&self, service: &'static str, migrations: &[&str]) -> Result<Db, StoreError> {
         let names: Vec<String> = (1..=migrations.len())
             .map(|number| format!("{number:04}"))
             .collect();
@@ -267,7 +263,10 @@ mod tests {
         };
         check("sqlite://data", Ok("sqlite://data"));
         check("sqlite:///var/shop", Ok("sqlite:///var/shop"));
-        check("postgres://me:secret@host:1/shop", Ok("postgres://…@host:1/shop"));
+        check(
+            "postgres://me:secret@host:1/shop",
+            Ok("postgres://…@host:1/shop"),
+        );
         check("sqlite://", Err("followed by a folder"));
         check("mysql://me:secret@host", Err("`mysql` is not a database"));
     }

@@ -2,17 +2,26 @@
 //! status: 413 too large, 415 not JSON by its own account, 400 not JSON in fact, 422 JSON that
 //! makes no sense here.
 
+use std::time::Duration;
+
 use axum::{
-    body::{Body, to_bytes},
+    body::Body,
     extract::{FromRequest, FromRequestParts, Query, Request},
     http::{HeaderMap, header, request::Parts},
 };
+use http_body_util::BodyExt;
 use serde::{de::DeserializeOwned, de::IgnoredAny};
 
 use crate::Problem;
 
 /// The largest body that any call of the shop takes.
 pub const REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+/// How much of a body that is too large is read and thrown away before it is refused.
+const DISCARDED_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How long a body may take to arrive.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A body of JSON.
 #[derive(Debug)]
@@ -29,14 +38,38 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 }
 
 async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
-    let bytes = to_bytes(body, REQUEST_BYTES_MAX).await.map_err(|error| {
-        if is_too_large(&error) {
-            Problem::too_large(format_args!("a body may have {REQUEST_BYTES_MAX} bytes"))
-        } else {
-            Problem::malformed("the body ended before it was complete")
+    match tokio::time::timeout(REQUEST_TIMEOUT, collect(body)).await {
+        Ok(bytes) => parse(&bytes?),
+        Err(_) => Err(Problem::malformed(format_args!(
+            "the body did not arrive within {REQUEST_TIMEOUT:?}"
+        ))),
+    }
+}
+
+/// Reads on past the limit for a while: a client that is still sending would not see the answer.
+async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|_| Problem::malformed("the body ended before it was complete"))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        length += data.len();
+        if length <= REQUEST_BYTES_MAX {
+            bytes.extend_from_slice(&data);
         }
-    })?;
-    parse(&bytes)
+        if length > DISCARDED_BYTES_MAX {
+            break;
+        }
+    }
+    if length > REQUEST_BYTES_MAX {
+        return Err(Problem::too_large(format_args!(
+            "a body may have {REQUEST_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(bytes)
 }
 
 /// The syntax first: a body that is not JSON is 400 even if its first field already makes no
@@ -62,17 +95,6 @@ fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::not_json(format_args!(
         "send `content-type: application/json`, not `{essence}`"
     )))
-}
-
-fn is_too_large(error: &axum::Error) -> bool {
-    let mut next = std::error::Error::source(error);
-    while let Some(error) = next {
-        if error.is::<http_body_util::LengthLimitError>() {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 /// The parameters after the `?`, or a [`Problem`].
@@ -125,7 +147,12 @@ mod tests {
         check("application/json", [0xff, 0xfe].to_vec(), 400).await;
         check("application/json", r#"{"quantity": -1}"#, 422).await;
         check("application/json", r#"{"quantity": 1e30}"#, 422).await;
-        check("application/json", r#"{"quantity": 1, "colour": "red"}"#, 422).await;
+        check(
+            "application/json",
+            r#"{"quantity": 1, "colour": "red"}"#,
+            422,
+        )
+        .await;
         check("application/json", "[]", 422).await;
         check("text/plain", r#"{"quantity": 1}"#, 415).await;
         check("", r#"{"quantity": 1}"#, 415).await;

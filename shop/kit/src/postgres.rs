@@ -39,7 +39,11 @@ fn from_postgres(row: &PgRow) -> Result<Row, sqlx::Error> {
         })
     };
     Ok(Row {
-        values: row.columns().iter().map(value).collect::<Result<_, sqlx::Error>>()?,
+        values: row
+            .columns()
+            .iter()
+            .map(value)
+            .collect::<Result<_, sqlx::Error>>()?,
     })
 }
 

@@ -147,15 +147,21 @@ mod tests {
 
     #[test]
     fn a_problem_says_what_is_wrong_and_where() {
-        let problem = Problem::invalid("1 part of the order is wrong")
-            .with_errors(vec![FieldError::new("/items/0/quantity", "must be at least 1")]);
+        let problem =
+            Problem::invalid("1 part of the order is wrong").with_errors(vec![FieldError::new(
+                "/items/0/quantity",
+                "must be at least 1",
+            )]);
         assert_eq!(
             serde_json::to_string(&problem).unwrap(),
             r#"{"type":"/problems/invalid","title":"The request makes no sense","status":422,"detail":"1 part of the order is wrong","errors":[{"pointer":"/items/0/quantity","detail":"must be at least 1"}]}"#
         );
         let response = problem.into_response();
         assert_eq!(response.status(), 422);
-        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/problem+json"
+        );
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 ///
 /// When it is out of the range of time.
 pub fn timestamp(microseconds: i64) -> Result<Timestamp, StoreError> {
-    Timestamp::from_microsecond(microseconds)
-        .map_err(|error| StoreError::new("a time in the database is out of range").with_source(error))
+    Timestamp::from_microsecond(microseconds).map_err(|error| {
+        StoreError::new("a time in the database is out of range").with_source(error)
+    })
 }

@@ -173,7 +173,11 @@ pub(crate) fn run_on_sqlite(
         });
     }
     drop(answer);
-    let affected = if prepared.readonly() { 0 } else { connection.changes() };
+    let affected = if prepared.readonly() {
+        0
+    } else {
+        connection.changes()
+    };
     Ok(Outcome { affected, rows })
 }
 
@@ -184,7 +188,11 @@ fn from_sqlite(value: ValueRef<'_>, column: usize) -> rusqlite::Result<Value> {
         ValueRef::Text(_) => Ok(Value::Text(Some(value.as_str()?.to_owned()))),
         ValueRef::Real(_) | ValueRef::Blob(_) => {
             let name = "a `bigint` or `text`".into();
-            Err(rusqlite::Error::InvalidColumnType(column, name, value.data_type()))
+            Err(rusqlite::Error::InvalidColumnType(
+                column,
+                name,
+                value.data_type(),
+            ))
         }
     }
 }

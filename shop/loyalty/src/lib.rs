@@ -13,14 +13,12 @@ use shop_contracts::{OrderConfirmed, PointsAwarded};
 use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
 use tidings::prelude::*;
 
-const MIGRATIONS: &[&str] = &[
-    "create table award (
+const MIGRATIONS: &[&str] = &["create table award (
         order_id text primary key,
         customer_id text not null,
         points bigint not null
     );
-    create index award_by_customer on award (customer_id)",
-];
+    create index award_by_customer on award (customer_id)"];
 
 /// Opens loyalty's database and makes the service.
 ///
@@ -55,8 +53,13 @@ async fn award(order: OrderConfirmed, mut tx: Tx) -> Result<Option<PointsAwarded
         "insert into award (order_id, customer_id, points) values ($1, $2, $3)
          on conflict (order_id) do nothing",
     );
-    tx.run(insert.bind(&order.order_id).bind(&customer_id).bind(points)).await?;
-    Ok(Some(PointsAwarded { order_id: order.order_id, customer_id, points }))
+    tx.run(insert.bind(&order.order_id).bind(&customer_id).bind(points))
+        .await?;
+    Ok(Some(PointsAwarded {
+        order_id: order.order_id,
+        customer_id,
+        points,
+    }))
 }
 
 #[derive(Serialize)]
@@ -71,10 +74,12 @@ async fn points(
     HttpState(db): HttpState<Db>,
     Path(customer_id): Path<String>,
 ) -> Result<Json<Points>, Problem> {
-    let query = sql(
-        "select cast(coalesce(sum(points), 0) as bigint) from award where customer_id = $1",
-    );
+    let query =
+        sql("select cast(coalesce(sum(points), 0) as bigint) from award where customer_id = $1");
     let rows = db.read(query.bind(&customer_id)).await?;
     let points = rows.first().map_or(Ok(0), |row| row.get(0))?;
-    Ok(Json(Points { customer_id, points }))
+    Ok(Json(Points {
+        customer_id,
+        points,
+    }))
 }

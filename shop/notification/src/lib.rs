@@ -13,19 +13,17 @@ use shop_contracts::{EmailSent, OrderCancelled, OrderConfirmed};
 use shop_kit::{Database, Db, Problem, QueryOf, Service, StoreError, Tx, sql};
 use tidings::prelude::*;
 
-pub use mail::{Mailer, MailerError};
 use mail::Letter;
+pub use mail::{Mailer, MailerError};
 
-const MIGRATIONS: &[&str] = &[
-    "create table email (
+const MIGRATIONS: &[&str] = &["create table email (
         message_id text primary key,
         order_id text not null,
         recipient text not null,
         subject text not null,
         sent_at bigint not null
     );
-    create index email_by_order on email (order_id)",
-];
+    create index email_by_order on email (order_id)"];
 
 /// The mails under way at the same time; mail servers do not like to be hurried.
 const MAILS_AT_ONCE_MAX: u16 = 16;
@@ -80,7 +78,9 @@ async fn confirmed(
         ),
         to: email,
     };
-    write_to(letter, order.order_id, id, &mailer, tx).await.map(Some)
+    write_to(letter, order.order_id, id, &mailer, tx)
+        .await
+        .map(Some)
 }
 
 async fn cancelled(
@@ -100,7 +100,9 @@ async fn cancelled(
         ),
         to: email,
     };
-    write_to(letter, order.order_id, id, &mailer, tx).await.map(Some)
+    write_to(letter, order.order_id, id, &mailer, tx)
+        .await
+        .map(Some)
 }
 
 async fn write_to(
@@ -121,7 +123,10 @@ async fn write_to(
     .bind(&letter.subject)
     .bind(Timestamp::now().as_microsecond());
     tx.run(note).await?;
-    Ok(EmailSent { order_id, subject: letter.subject })
+    Ok(EmailSent {
+        order_id,
+        subject: letter.subject,
+    })
 }
 
 #[derive(Deserialize)]
@@ -142,9 +147,8 @@ async fn emails(
     HttpState(db): HttpState<Db>,
     QueryOf(of): QueryOf<OfOrder>,
 ) -> Result<Json<Vec<Email>>, Problem> {
-    let query = sql(
-        "select recipient, subject, sent_at from email where order_id = $1 order by sent_at",
-    );
+    let query =
+        sql("select recipient, subject, sent_at from email where order_id = $1 order by sent_at");
     let rows = db.read(query.bind(&of.order_id)).await?;
     let emails = rows.iter().map(|row| {
         Ok(Email {

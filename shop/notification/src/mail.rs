@@ -66,7 +66,9 @@ impl Mailer {
     /// When that is not such a URL.
     pub fn smtp(url: &str) -> Result<Self, MailerError> {
         let wrong = |why: &str| {
-            MailerError(format!("`--smtp` names no mail server: {why}; use `smtp://host:port`"))
+            MailerError(format!(
+                "`--smtp` names no mail server: {why}; use `smtp://host:port`"
+            ))
         };
         let uri: Uri = url.parse().map_err(|_| wrong("it is not a URL"))?;
         match uri.scheme_str() {
@@ -91,8 +93,9 @@ impl Mailer {
         match &self.0 {
             Way::Folder(folder) => {
                 let (folder, name) = (folder.clone(), file_name(id));
-                let written =
-                    tokio::task::spawn_blocking(move || write(&folder, &name, &message.formatted()));
+                let written = tokio::task::spawn_blocking(move || {
+                    write(&folder, &name, &message.formatted())
+                });
                 written.await??;
             }
             Way::Smtp(server) => {
@@ -117,15 +120,17 @@ impl std::error::Error for MailerError {}
 
 /// An address that is none does not become one by trying again.
 fn compose(letter: &Letter, id: &MessageId) -> Result<Message, Error> {
-    let not_an_address =
-        |error| format!("`{}` is not an address to write to: {error}", letter.to);
+    let not_an_address = |error| format!("`{}` is not an address to write to: {error}", letter.to);
     let to: Mailbox = letter.to.parse().map_err(not_an_address).permanent()?;
     let from: Mailbox = FROM.parse()?;
     Message::builder()
         .from(from)
         .to(to)
         .subject(&letter.subject)
-        .message_id(Some(format!("<{}@{MESSAGE_ID_DOMAIN}>", plain(id.as_str()))))
+        .message_id(Some(format!(
+            "<{}@{MESSAGE_ID_DOMAIN}>",
+            plain(id.as_str())
+        )))
         .date_now()
         .header(ContentType::TEXT_PLAIN)
         .body(letter.text.clone())
@@ -173,7 +178,10 @@ mod tests {
 
     #[test]
     fn a_mail_has_what_mail_programs_ask_for() {
-        let mail = compose(&letter("ada@example.org"), &MessageId::new("order-confirmed.v1/o-1"));
+        let mail = compose(
+            &letter("ada@example.org"),
+            &MessageId::new("order-confirmed.v1/o-1"),
+        );
         let text = String::from_utf8(mail.unwrap().formatted()).unwrap();
         for part in [
             "From: \"Tidings shop\" <orders@shop.example>",
@@ -191,7 +199,10 @@ mod tests {
     fn an_address_that_is_none_is_a_permanent_error() {
         let error = compose(&letter("nobody"), &MessageId::new("1")).unwrap_err();
         assert!(error.is_permanent());
-        assert!(error.to_string().contains("`nobody` is not an address"), "{error}");
+        assert!(
+            error.to_string().contains("`nobody` is not an address"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
@@ -202,8 +213,13 @@ mod tests {
         let id = MessageId::new("order-confirmed.v1/../../x");
         mailer.send(&letter("ada@example.org"), &id).await.unwrap();
         mailer.send(&letter("ada@example.org"), &id).await.unwrap();
-        let files = std::fs::read_dir(&mails).unwrap().map(|file| file.unwrap().file_name());
-        assert_eq!(files.collect::<Vec<_>>(), ["order-confirmed.v1%2F..%2F..%2Fx.eml"]);
+        let files = std::fs::read_dir(&mails)
+            .unwrap()
+            .map(|file| file.unwrap().file_name());
+        assert_eq!(
+            files.collect::<Vec<_>>(),
+            ["order-confirmed.v1%2F..%2F..%2Fx.eml"]
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

@@ -20,7 +20,12 @@ pub(crate) async fn adopt(order: OrderPlaced, mut tx: Tx) -> Result<Decided> {
     let Some(row) = adopted else {
         return Ok((None, None));
     };
-    tx.run(orders::happened(&order.order_id, "OrderPlaced", Timestamp::now())).await?;
+    tx.run(orders::happened(
+        &order.order_id,
+        "OrderPlaced",
+        Timestamp::now(),
+    ))
+    .await?;
     decide(order.order_id, Known::from_row(&row)?, &mut tx).await
 }
 
@@ -38,7 +43,9 @@ pub(crate) async fn payment_declined(
     metadata: Metadata,
     tx: Tx,
 ) -> Result<Decided> {
-    let answer = Answer::Payment { refused: Some(event.reason) };
+    let answer = Answer::Payment {
+        refused: Some(event.reason),
+    };
     answered(event.order_id, "PaymentDeclined", &answer, &metadata, tx).await
 }
 
@@ -56,7 +63,9 @@ pub(crate) async fn stock_rejected(
     metadata: Metadata,
     tx: Tx,
 ) -> Result<Decided> {
-    let answer = Answer::Stock { refused: Some(event.reason) };
+    let answer = Answer::Stock {
+        refused: Some(event.reason),
+    };
     answered(event.order_id, "StockRejected", &answer, &metadata, tx).await
 }
 
@@ -95,11 +104,26 @@ async fn decide(order_id: String, known: Known, tx: &mut Tx) -> Result<Decided> 
     Ok(match decision {
         Decision::Confirm { amount } => {
             let (customer_id, email) = (known.customer_id, known.email);
-            (Some(OrderConfirmed { order_id, amount, customer_id, email }), None)
+            (
+                Some(OrderConfirmed {
+                    order_id,
+                    amount,
+                    customer_id,
+                    email,
+                }),
+                None,
+            )
         }
         Decision::Cancel { reason } => {
             let email = known.email;
-            (None, Some(OrderCancelled { order_id, reason, email }))
+            (
+                None,
+                Some(OrderCancelled {
+                    order_id,
+                    reason,
+                    email,
+                }),
+            )
         }
     })
 }

@@ -9,9 +9,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shop_contracts::{Money, OrderPlaced, OrderStatus};
-use shop_kit::{
-    Db, FieldError, JsonBody, Problem, QueryOf, StoreError, idempotency_key, sql,
-};
+use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, StoreError, idempotency_key, sql};
 use tidings::Producer;
 
 use crate::{
@@ -37,7 +35,11 @@ pub(crate) fn routes(db: Db, producer: Producer) -> Router {
         .route("/orders", post(place).get(list))
         .route("/orders/{order_id}", get(find))
         .route("/orders/{order_id}/events", get(live::events))
-        .with_state(Orders { db, streams, producer })
+        .with_state(Orders {
+            db,
+            streams,
+            producer,
+        })
 }
 
 #[derive(Debug, Serialize)]
@@ -51,7 +53,12 @@ struct Placed {
 impl IntoResponse for Placed {
     fn into_response(self) -> Response {
         let location = format!("/orders/{}", self.order_id);
-        (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(self)).into_response()
+        (
+            StatusCode::ACCEPTED,
+            [(header::LOCATION, location)],
+            Json(self),
+        )
+            .into_response()
     }
 }
 
@@ -111,11 +118,7 @@ fn not_stored(error: tidings::Error) -> Problem {
 }
 
 /// The same key and the same request have the same answer; another request is a mistake.
-async fn placed_before(
-    db: &Db,
-    key: Option<&str>,
-    asked: Option<&str>,
-) -> Result<Placed, Problem> {
+async fn placed_before(db: &Db, key: Option<&str>, asked: Option<&str>) -> Result<Placed, Problem> {
     let query = sql("select order_id, amount, request from orders where idempotency_key = $1");
     let rows = db.read(query.bind(key)).await?;
     let row = rows.first().ok_or_else(|| {
@@ -163,7 +166,10 @@ async fn list(
     let mut found = orders::of_customer(&orders.db, &page.customer_id, limit + 1, before).await?;
     let more = found.len() > limit as usize;
     found.truncate(limit as usize);
-    let next = found.last().filter(|_| more).map(|last| next_page(&page.customer_id, limit, last));
+    let next = found
+        .last()
+        .filter(|_| more)
+        .map(|last| next_page(&page.customer_id, limit, last));
     let mut response = Json(found).into_response();
     if let Some(next) = next.and_then(|link| link.parse().ok()) {
         response.headers_mut().insert(header::LINK, next);

@@ -19,8 +19,7 @@ use shop_kit::{Database, Service, StoreError};
 use tidings::{Producer, RetryPolicy, Router};
 
 /// Of an order that was answered but not placed (yet), only the answers are known.
-const MIGRATIONS: &[&str] = &[
-    "create table orders (
+const MIGRATIONS: &[&str] = &["create table orders (
         order_id text primary key,
         status text not null,
         amount bigint,
@@ -39,8 +38,7 @@ const MIGRATIONS: &[&str] = &[
         event text not null,
         at bigint not null,
         primary key (order_id, event)
-    )",
-];
+    )"];
 
 /// Opens the orders' database and makes the service.
 ///

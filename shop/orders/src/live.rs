@@ -47,9 +47,13 @@ pub(crate) async fn events(
     State(orders): State<Orders>,
     Path(order_id): Path<String>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    let place = Arc::clone(&orders.streams.0).try_acquire_owned().map_err(|_| {
-        Problem::busy(format_args!("{STREAMS_MAX} orders are watched already; try again later"))
-    })?;
+    let place = Arc::clone(&orders.streams.0)
+        .try_acquire_owned()
+        .map_err(|_| {
+            Problem::busy(format_args!(
+                "{STREAMS_MAX} orders are watched already; try again later"
+            ))
+        })?;
     let first = orders::find(&orders.db, &order_id).await?;
     let begun = Instant::now();
     let watch = Watch {

@@ -51,12 +51,18 @@ impl Known {
         if self.status != OrderStatus::Created.as_str() {
             return None;
         }
-        let (amount, payment, stock) =
-            (self.amount?, self.payment.as_deref()?, self.stock.as_deref()?);
+        let (amount, payment, stock) = (
+            self.amount?,
+            self.payment.as_deref()?,
+            self.stock.as_deref()?,
+        );
         Some(if payment == ACCEPTED && stock == ACCEPTED {
             Decision::Confirm { amount }
         } else {
-            let reason = self.reason.clone().unwrap_or_else(|| "it was refused".to_owned());
+            let reason = self
+                .reason
+                .clone()
+                .unwrap_or_else(|| "it was refused".to_owned());
             Decision::Cancel { reason }
         })
     }
@@ -77,13 +83,11 @@ pub(crate) fn place(
     idempotency_key: Option<&str>,
     request: Option<&str>,
 ) -> Statement {
-    sql(
-        "insert into orders
+    sql("insert into orders
          (order_id, status, amount, customer_id, email, placed_at, idempotency_key, request)
          values ($1, 'CREATED', $2, $3, $4, $5, $6, $7)
          on conflict (idempotency_key) do nothing
-         returning order_id",
-    )
+         returning order_id")
     .bind(&order.order_id)
     .bind(order.amount.cents())
     .bind(order.customer_id.as_deref())
@@ -116,29 +120,25 @@ pub(crate) fn adopt(order: &OrderPlaced) -> Statement {
 pub(crate) fn answered(order_id: &str, answer: &Answer) -> Statement {
     let (statement, refused) = match answer {
         Answer::Payment { refused } => (
-            sql(
-                "insert into orders (order_id, status, payment, reason)
+            sql("insert into orders (order_id, status, payment, reason)
                  values ($1, 'CREATED', $2, $3)
                  on conflict (order_id) do update
                  set payment = excluded.payment,
                      reason = coalesce(orders.reason || '; ' || excluded.reason,
                                        orders.reason, excluded.reason)
                  where orders.payment is null
-                 returning status, amount, customer_id, email, payment, stock, reason",
-            ),
+                 returning status, amount, customer_id, email, payment, stock, reason"),
             refused,
         ),
         Answer::Stock { refused } => (
-            sql(
-                "insert into orders (order_id, status, stock, reason)
+            sql("insert into orders (order_id, status, stock, reason)
                  values ($1, 'CREATED', $2, $3)
                  on conflict (order_id) do update
                  set stock = excluded.stock,
                      reason = coalesce(orders.reason || '; ' || excluded.reason,
                                        orders.reason, excluded.reason)
                  where orders.stock is null
-                 returning status, amount, customer_id, email, payment, stock, reason",
-            ),
+                 returning status, amount, customer_id, email, payment, stock, reason"),
             refused,
         ),
     };
@@ -212,7 +212,10 @@ pub(crate) async fn find(db: &Db, order_id: &str) -> Result<Order, Problem> {
     let mut timeline = Vec::with_capacity(rows.len());
     for row in &rows {
         if let (Some(at), Some(event)) = (row.get(5)?, row.get(6)?) {
-            timeline.push(Happening { at: shop_kit::timestamp(at)?, event });
+            timeline.push(Happening {
+                at: shop_kit::timestamp(at)?,
+                event,
+            });
         }
     }
     let status: String = row.get(0)?;

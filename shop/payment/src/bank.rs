@@ -76,7 +76,11 @@ impl Bank {
         amount: Money,
         card: Option<&str>,
     ) -> Result<Decision, BankError> {
-        let charge = Charge { order_id, amount, card };
+        let charge = Charge {
+            order_id,
+            amount,
+            card,
+        };
         match self.ask("/bank/charges", order_id, &charge).await? {
             Answer::Charged => Ok(Decision::Charged),
             Answer::Declined { reason } => Ok(Decision::Declined(reason)),
@@ -86,11 +90,14 @@ impl Bank {
 
     /// Gives back what was taken for an order, once.
     pub(crate) async fn refund(&self, order_id: &str) -> Result<(), BankError> {
-        match self.ask("/bank/refunds", order_id, &Refund { order_id }).await? {
+        match self
+            .ask("/bank/refunds", order_id, &Refund { order_id })
+            .await?
+        {
             Answer::Refunded => Ok(()),
-            Answer::Charged | Answer::Declined { .. } => {
-                Err(BankError::new("the bank did not answer a refund with a refund"))
-            }
+            Answer::Charged | Answer::Declined { .. } => Err(BankError::new(
+                "the bank did not answer a refund with a refund",
+            )),
         }
     }
 
@@ -105,7 +112,10 @@ impl Bank {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
                 permit.failed();
-                return Err(BankError::new(format_args!("no answer from {}: {error}", self.url)));
+                return Err(BankError::new(format_args!(
+                    "no answer from {}: {error}",
+                    self.url
+                )));
             }
             Err(_) => {
                 permit.failed();
@@ -171,7 +181,10 @@ pub(crate) struct BankError {
 
 impl BankError {
     fn new(why: impl fmt::Display) -> Self {
-        Self { asked: true, why: why.to_string() }
+        Self {
+            asked: true,
+            why: why.to_string(),
+        }
     }
 }
 
@@ -196,8 +209,14 @@ mod tests {
     #[test]
     fn the_answers_of_the_bank_are_understood() {
         let read = |text| serde_json::from_str::<Answer>(text);
-        assert!(matches!(read(r#"{"status":"CHARGED"}"#), Ok(Answer::Charged)));
-        assert!(matches!(read(r#"{"status":"REFUNDED"}"#), Ok(Answer::Refunded)));
+        assert!(matches!(
+            read(r#"{"status":"CHARGED"}"#),
+            Ok(Answer::Charged)
+        ));
+        assert!(matches!(
+            read(r#"{"status":"REFUNDED"}"#),
+            Ok(Answer::Refunded)
+        ));
         let declined = read(r#"{"status":"DECLINED","reason":"no money"}"#);
         assert!(matches!(declined, Ok(Answer::Declined { reason }) if reason == "no money"));
         assert!(read(r#"{"status":"MAYBE"}"#).is_err());

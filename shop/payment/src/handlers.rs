@@ -15,7 +15,9 @@ pub(crate) async fn settle(
     State(db): State<Db>,
     mut tx: Tx,
 ) -> Result<(Option<PaymentAuthorized>, Option<PaymentDeclined>)> {
-    let asked = bank.charge(&order.order_id, order.amount, order.card.as_deref()).await;
+    let asked = bank
+        .charge(&order.order_id, order.amount, order.card.as_deref())
+        .await;
     let decision = match asked {
         Ok(decision) => decision,
         Err(error) => {
@@ -30,7 +32,13 @@ pub(crate) async fn settle(
     tx.run(attempt(&order, status)).await?;
     let order_id = order.order_id;
     Ok(match decision {
-        Decision::Charged => (Some(PaymentAuthorized { order_id, amount: order.amount }), None),
+        Decision::Charged => (
+            Some(PaymentAuthorized {
+                order_id,
+                amount: order.amount,
+            }),
+            None,
+        ),
         Decision::Declined(reason) => (None, Some(PaymentDeclined { order_id, reason })),
     })
 }
@@ -77,5 +85,8 @@ pub(crate) async fn give_back(
         return Ok(None);
     };
     let amount = shop_contracts::Money::from_cents(row.get(0)?);
-    Ok(Some(PaymentRefunded { order_id: order.order_id, amount }))
+    Ok(Some(PaymentRefunded {
+        order_id: order.order_id,
+        amount,
+    }))
 }

@@ -13,14 +13,12 @@ use std::time::Duration;
 use shop_kit::{BaseUrl, Database, Service, StoreError};
 use tidings::{RetryPolicy, Router, Topology};
 
-const MIGRATIONS: &[&str] = &[
-    "create table payment (
+const MIGRATIONS: &[&str] = &["create table payment (
         order_id text primary key,
         amount bigint not null,
         status text not null,
         attempts bigint not null
-    )",
-];
+    )"];
 
 /// A bank may be down for days: an order waits for it rather than becoming a dead letter. With
 /// delays of at most ten seconds this is about two weeks.

@@ -12,13 +12,11 @@ use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
 use tidings::prelude::*;
 use uuid::Uuid;
 
-const MIGRATIONS: &[&str] = &[
-    "create table shipment (
+const MIGRATIONS: &[&str] = &["create table shipment (
         order_id text primary key,
         tracking text not null,
         status text not null
-    )",
-];
+    )"];
 
 /// Opens shipping's database and makes the service.
 ///
@@ -55,7 +53,10 @@ async fn book(order: OrderConfirmed, mut tx: Tx) -> Result<ShipmentBooked> {
     let row = booked
         .into_first()
         .ok_or_else(|| StoreError::new("the booking was not kept"))?;
-    Ok(ShipmentBooked { order_id: order.order_id, tracking: row.get(0)? })
+    Ok(ShipmentBooked {
+        order_id: order.order_id,
+        tracking: row.get(0)?,
+    })
 }
 
 #[derive(Serialize)]
@@ -73,7 +74,13 @@ async fn shipment(
     let query = sql("select tracking, status from shipment where order_id = $1");
     let rows = db.read(query.bind(&order_id)).await?;
     let row = rows.first().ok_or_else(|| {
-        Problem::not_found(format_args!("no parcel is booked for the order `{order_id}` (yet)"))
+        Problem::not_found(format_args!(
+            "no parcel is booked for the order `{order_id}` (yet)"
+        ))
     })?;
-    Ok(Json(Shipment { tracking: row.get(0)?, status: row.get(1)?, order_id }))
+    Ok(Json(Shipment {
+        tracking: row.get(0)?,
+        status: row.get(1)?,
+        order_id,
+    }))
 }

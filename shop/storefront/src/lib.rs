@@ -24,10 +24,22 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 /// this process.
 pub fn service(elsewhere: Vec<Elsewhere>) -> Service {
     let page = Router::new()
-        .route("/", get(|| file("text/html", include_str!("../page/index.html"))))
-        .route("/style.css", get(|| file("text/css", include_str!("../page/style.css"))))
-        .route("/shop.js", get(|| file("text/javascript", include_str!("../page/shop.js"))))
-        .route("/favicon.svg", get(|| file("image/svg+xml", include_str!("../page/favicon.svg"))));
+        .route(
+            "/",
+            get(|| file("text/html", include_str!("../page/index.html"))),
+        )
+        .route(
+            "/style.css",
+            get(|| file("text/css", include_str!("../page/style.css"))),
+        )
+        .route(
+            "/shop.js",
+            get(|| file("text/javascript", include_str!("../page/shop.js"))),
+        )
+        .route(
+            "/favicon.svg",
+            get(|| file("image/svg+xml", include_str!("../page/favicon.svg"))),
+        );
     Service {
         name: "storefront",
         http: page.merge(proxy::routes(elsewhere)),
@@ -40,10 +52,16 @@ async fn file(kind: &'static str, content: &'static str) -> impl IntoResponse {
     let headers = [
         (header::CONTENT_TYPE, format!("{kind}; charset=utf-8")),
         (header::CACHE_CONTROL, "no-cache".to_owned()),
-        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY.to_owned()),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            CONTENT_SECURITY_POLICY.to_owned(),
+        ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
         (header::REFERRER_POLICY, "no-referrer".to_owned()),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin".to_owned()),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin".to_owned(),
+        ),
     ];
     (headers, content)
 }

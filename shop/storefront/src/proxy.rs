@@ -48,15 +48,21 @@ struct Proxy {
 
 pub(crate) fn routes(elsewhere: Vec<Elsewhere>) -> Router {
     let http = HttpClient::default();
-    elsewhere.into_iter().fold(Router::new(), |router, Elsewhere { service, paths, at }| {
-        let proxy = Proxy { service, at, http: http.clone() };
-        let routes = paths.iter().fold(Router::new(), |routes, path| {
-            routes
-                .route(path, any(pass_on))
-                .route(&format!("{path}/{{*rest}}"), any(pass_on))
-        });
-        router.merge(routes.with_state(proxy))
-    })
+    elsewhere
+        .into_iter()
+        .fold(Router::new(), |router, Elsewhere { service, paths, at }| {
+            let proxy = Proxy {
+                service,
+                at,
+                http: http.clone(),
+            };
+            let routes = paths.iter().fold(Router::new(), |routes, path| {
+                routes
+                    .route(path, any(pass_on))
+                    .route(&format!("{path}/{{*rest}}"), any(pass_on))
+            });
+            router.merge(routes.with_state(proxy))
+        })
 }
 
 async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Result<Response, Problem> {
@@ -81,7 +87,9 @@ async fn pass_on(State(proxy): State<Proxy>, request: Request) -> Result<Respons
         }
         Ok(Err(error)) => {
             tracing::warn!(%error, service, url = %at, "a service does not answer");
-            Err(Problem::bad_gateway(format_args!("`{service}` does not answer at {at}")))
+            Err(Problem::bad_gateway(format_args!(
+                "`{service}` does not answer at {at}"
+            )))
         }
         Err(_) => Err(Problem::bad_gateway(format_args!(
             "`{service}` at {at} took longer than {ANSWER_TIMEOUT:?}"

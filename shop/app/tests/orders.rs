@@ -1,0 +1,328 @@
+//! What becomes of an order, on the embedded broker and SQLite.
+
+mod common;
+
+use axum::http::Method;
+use common::{SOON, Shop, eventually, order, timeline};
+use serde_json::{Value, json};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_order_is_paid_reserved_shipped_written_and_rewarded() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let [available, ..] = shop.stock("LAMP-BRASS").await;
+
+    let placed = shop
+        .post("/orders", &order("c-1", "tok_ok", &[("LAMP-BRASS", 2)]))
+        .await;
+    assert_eq!(placed.status, 202);
+    assert!(
+        placed
+            .text
+            .contains(r#""amount":199.98,"status":"CREATED""#),
+        "{}",
+        placed.text
+    );
+    let id = placed.json["orderId"].as_str().unwrap();
+    assert_eq!(placed.header("location"), format!("/orders/{id}"));
+
+    let all = ["ShipmentBooked", "EmailSent", "PointsAwarded"];
+    let order = shop.happened(id, &all).await;
+    assert_eq!(order["status"], "CONFIRMED");
+    assert_eq!(order.get("reason"), None);
+    let happened = timeline(&order);
+    assert_eq!(happened.len(), 7, "{happened:?}");
+    assert_eq!(happened[0], "OrderPlaced");
+    assert_eq!(happened[3], "OrderConfirmed");
+
+    let payment = shop.get(&format!("/payments/{id}")).await;
+    assert_eq!(payment.json["status"], "AUTHORIZED");
+    assert!(
+        payment.text.contains(r#""amount":199.98"#),
+        "{}",
+        payment.text
+    );
+    assert_eq!(shop.ledger(id).await, ["charge 199.98"]);
+    shop.until("/stock/LAMP-BRASS", |stock| stock["shipped"] == 2)
+        .await;
+    assert_eq!(shop.stock("LAMP-BRASS").await, [available - 2, 0, 2]);
+    let shipment = shop.get(&format!("/shipments/{id}")).await.json;
+    assert!(shipment["tracking"].as_str().unwrap().starts_with("TRK-"));
+    let emails = shop.get(&format!("/emails?orderId={id}")).await.json;
+    assert_eq!(emails.as_array().unwrap().len(), 1);
+    assert_eq!(emails[0]["to"], "ada@example.org");
+    let mails: Vec<_> = std::fs::read_dir(data.path().join("mail"))
+        .unwrap()
+        .collect();
+    assert_eq!(mails.len(), 1);
+    assert_eq!(shop.points("c-1").await, 199);
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_cannot_be_had_is_cancelled_and_undone() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+
+    let declined = shop.order("tok_declined", &[("MUG-ENAMEL", 3)]).await;
+    let events = [
+        "PaymentDeclined",
+        "OrderCancelled",
+        "StockReleased",
+        "EmailSent",
+    ];
+    let order = shop.happened(&declined, &events).await;
+    assert_eq!(order["status"], "CANCELLED");
+    assert_eq!(order["reason"], "the card was declined");
+    assert_eq!(shop.ledger(&declined).await, [""; 0]);
+    assert_eq!(shop.stock("MUG-ENAMEL").await, [100_000, 0, 0]);
+
+    // One of the two is there, the other is not: neither is kept.
+    let scarce = shop
+        .order("tok_ok", &[("MUG-ENAMEL", 1), ("TELESCOPE-BRASS", 4)])
+        .await;
+    let events = [
+        "StockRejected",
+        "OrderCancelled",
+        "PaymentRefunded",
+        "EmailSent",
+    ];
+    let order = shop.happened(&scarce, &events).await;
+    assert_eq!(order["status"], "CANCELLED");
+    assert_eq!(order["reason"], "not enough Pocket telescope in stock");
+    assert_eq!(
+        shop.ledger(&scarce).await,
+        ["charge 888.90", "refund 888.90"]
+    );
+    let payment = shop.get(&format!("/payments/{scarce}")).await.json;
+    assert_eq!(payment["status"], "REFUNDED");
+    assert_eq!(shop.stock("MUG-ENAMEL").await, [100_000, 0, 0]);
+    assert_eq!(shop.stock("TELESCOPE-BRASS").await, [3, 0, 0]);
+
+    let both = shop.order("tok_declined", &[("GLOBE-ANTIQUE", 1)]).await;
+    let reason = shop.ended(&both).await["reason"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        reason.contains("declined") && reason.contains("Antique globe"),
+        "{reason}"
+    );
+    assert_eq!(shop.points("c-1").await, 0);
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restocked_goods_can_be_sold() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let stock = shop
+        .post("/stock/GLOBE-ANTIQUE/restock", &json!({"quantity": 2}))
+        .await;
+    assert_eq!(stock.json["available"], 2);
+    let order = shop.order("tok_ok", &[("GLOBE-ANTIQUE", 2)]).await;
+    assert_eq!(shop.ended(&order).await["status"], "CONFIRMED");
+    shop.until("/stock/GLOBE-ANTIQUE", |stock| stock["shipped"] == 2)
+        .await;
+    assert_eq!(shop.stock("GLOBE-ANTIQUE").await, [0, 0, 2]);
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bank_that_fails_charges_once() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let flaky = shop.order("tok_flaky", &[("PEN-FOUNTAIN", 1)]).await;
+    assert_eq!(shop.ended(&flaky).await["status"], "CONFIRMED");
+    assert_eq!(shop.ledger(&flaky).await, ["charge 49.90"]);
+    let payment = shop.get(&format!("/payments/{flaky}")).await.json;
+    assert_eq!(payment["attempts"], 3);
+
+    // Half of the answers are lost, some after the money was taken.
+    shop.put(
+        "/bank/behaviour",
+        &json!({"mode": "flaky", "failureRate": 0.5}),
+    )
+    .await;
+    let mut orders = Vec::new();
+    for _ in 0..20 {
+        orders.push(shop.order("tok_ok", &[("PEN-FOUNTAIN", 1)]).await);
+    }
+    for order in &orders {
+        assert_eq!(shop.ended(order).await["status"], "CONFIRMED");
+        assert_eq!(shop.ledger(order).await, ["charge 49.90"]);
+    }
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_wait_for_a_bank_that_is_down() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    shop.put("/bank/behaviour", &json!({"mode": "down"})).await;
+    let order = shop.order("tok_ok", &[("PEN-FOUNTAIN", 1)]).await;
+    let path = format!("/payments/{order}");
+    let payment = shop
+        .until(&path, |payment| payment["attempts"].as_i64() > Some(1))
+        .await;
+    assert_eq!(payment["status"], "PENDING");
+    assert_eq!(
+        shop.get(&format!("/orders/{order}")).await.json["status"],
+        "CREATED"
+    );
+    shop.put("/bank/behaviour", &json!({"mode": "ok"})).await;
+    assert_eq!(shop.ended(&order).await["status"], "CONFIRMED");
+    assert_eq!(shop.ledger(&order).await, ["charge 49.90"]);
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_idempotency_key_places_one_order() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let place = async |key: &str, body: Value| {
+        let headers = [
+            ("content-type", "application/json"),
+            ("idempotency-key", key),
+        ];
+        shop.call(Method::POST, "/orders", &headers, body.to_string())
+            .await
+    };
+    let body = || order("c-key", "tok_ok", &[("MUG-ENAMEL", 1)]);
+    let (first, second) = tokio::join!(place("k-1", body()), place("k-1", body()));
+    assert_eq!((first.status, second.status), (202, 202));
+    assert_eq!(first.text, second.text);
+    let id = first.json["orderId"].as_str().unwrap();
+    shop.ended(id).await;
+    // Also when the order has moved on.
+    assert_eq!(place("k-1", body()).await.text, first.text);
+
+    let other = place("k-1", order("c-key", "tok_ok", &[("MUG-ENAMEL", 2)])).await;
+    assert_eq!(other.status, 422);
+    assert_eq!(other.json["type"], "/problems/key-reused");
+    assert_ne!(place("k-2", body()).await.json["orderId"], id);
+    let orders = shop.get("/orders?customerId=c-key").await.json;
+    assert_eq!(orders.as_array().unwrap().len(), 2);
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_are_listed_newest_first_in_pages() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let mut placed = Vec::new();
+    for _ in 0..5 {
+        placed.push(shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await);
+    }
+    placed.reverse();
+    let mut path = "/orders?customerId=c-1&limit=2".to_owned();
+    let mut listed = Vec::new();
+    loop {
+        let page = shop.get(&path).await;
+        let orders = page.json.as_array().unwrap();
+        listed.extend(
+            orders
+                .iter()
+                .map(|order| order["orderId"].as_str().unwrap().to_owned()),
+        );
+        match page.header("link").split_once(">; rel=\"next\"") {
+            Some((next, "")) => path = next[1..].to_owned(),
+            _ => break,
+        }
+    }
+    assert_eq!(listed, placed);
+    assert_eq!(shop.get("/orders?customerId=nobody").await.text, "[]");
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_can_be_watched_as_it_moves() {
+    use std::io::{BufRead, BufReader, Write};
+
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let id = shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await;
+    let mut stream = std::net::TcpStream::connect(shop.http).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(
+        stream,
+        "GET /orders/{id}/events HTTP/1.1\r\nhost: shop\r\n\r\n"
+    )
+    .unwrap();
+    let told = BufReader::new(stream).lines().map(Result::unwrap);
+    let confirmed = told
+        .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok())
+        .find(|order| timeline(order).len() == 7)
+        .unwrap();
+    assert_eq!(confirmed["status"], "CONFIRMED");
+    // A stream that is open does not keep the shop from stopping.
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_description_of_the_api_is_true() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let described = shop.get("/openapi.json").await.json;
+    for (path, operations) in described["paths"].as_object().unwrap() {
+        let filled = path
+            .replace("{orderId}", "x")
+            .replace("{sku}", "x")
+            .replace("{customerId}", "x");
+        for method in operations.as_object().unwrap().keys() {
+            let method = method.to_uppercase().parse().unwrap();
+            let answer = shop.call(method, &filled, &[], "").await;
+            let kind = answer.json["type"].as_str().unwrap_or_default();
+            assert!(
+                !["/problems/no-route", "/problems/wrong-method"].contains(&kind),
+                "{path}: {}",
+                answer.text
+            );
+            let status = answer.status.to_string();
+            let responses = operations
+                .as_object()
+                .unwrap()
+                .values()
+                .map(|o| &o["responses"]);
+            assert!(
+                responses
+                    .into_iter()
+                    .any(|responses| responses.get(&status).is_some()),
+                "{path} answers {status}, which is not described"
+            );
+        }
+        let answer = shop.call(Method::DELETE, &filled, &[], "").await;
+        assert_eq!(answer.status, 405, "{path}");
+    }
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_is_served_with_a_strict_policy() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/style.css", "text/css"),
+        ("/shop.js", "text/javascript"),
+        ("/favicon.svg", "image/svg+xml"),
+    ] {
+        let file = shop.get(path).await;
+        assert_eq!(file.status, 200, "{path}");
+        assert!(file.header("content-type").starts_with(kind), "{path}");
+        assert!(
+            file.header("content-security-policy")
+                .starts_with("default-src 'none';")
+        );
+    }
+    let products = shop.get("/products").await.json;
+    assert!(products.as_array().unwrap().len() >= 12);
+    let metrics = eventually(SOON, async || {
+        let metrics = shop.get("/metrics").await.text;
+        metrics.contains("tidings_").then_some(metrics)
+    });
+    assert!(metrics.await.is_some());
+    assert_eq!(shop.get("/health/live").await.status, 200);
+    assert_eq!(shop.get("/health/ready").await.status, 200);
+    shop.stop();
+}
