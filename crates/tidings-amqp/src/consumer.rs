@@ -169,7 +169,7 @@ impl Keeper {
             Err(closed) => closed,
         };
         let queue = &self.queue;
-        if closed.is_connection {
+        if closed.passes() {
             return Err(TransportError::temporary(&*closed.reason));
         }
         if closed.code == reply::NOT_FOUND
@@ -304,7 +304,11 @@ impl Inbound for Incoming {
         }
     }
 
-    fn closed(&mut self, _: &Closed) {
+    fn closed(&mut self, closed: &Closed) {
+        if !closed.is_connection {
+            let queue = &self.consumer.queue;
+            warn!(%queue, reason = %closed.reason, "the broker closed a subscription's channel");
+        }
         self.raws = None;
         self.consumer.ended.cancel();
     }

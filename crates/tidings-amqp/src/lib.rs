@@ -68,11 +68,11 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::{
     address::Address,
-    link::{Link, Role, Surroundings},
+    link::{Backoff, Link, Role, Surroundings},
     publisher::{Item, Outcome, Publisher},
     session::{Closed, Session},
     topology::{DeclareError, Declared},
@@ -239,18 +239,22 @@ impl Shared {
 
     /// Declares, and remembers it for the next connection.
     async fn declare(&self, wanted: Declared) -> Result<(), TransportError> {
+        let mut backoff = Backoff::default();
         loop {
             let up = self.publishing.up().await?;
-            match wanted.declare(&up.session).await {
+            let error = match wanted.declare(&up.session).await {
                 Ok(()) => {
                     up.known.lock().extend(wanted.topics.iter().cloned());
                     self.declared.lock().merge(wanted);
                     return Ok(());
                 }
-                // The link notices too, and connects again.
-                Err(error) if error.is_connection() => up.session.ended().await,
-                Err(error) => return Err(error.into_transport()),
+                Err(error) => error.into_transport(),
+            };
+            if !error.is_temporary() {
+                return Err(error);
             }
+            debug!("{error}; declaring again");
+            backoff.pause().await;
         }
     }
 

@@ -69,6 +69,15 @@ impl Closed {
             is_connection,
         }
     }
+
+    /// True if it passes by itself: the connection comes back, and so does the queue's node in a
+    /// cluster.
+    pub(crate) fn passes(&self) -> bool {
+        let of_cluster = ["home node", "is down", "is stopped", "timed out"];
+        self.is_connection
+            || (self.code == reply::NOT_FOUND
+                && of_cluster.iter().any(|it| self.reason.contains(it)))
+    }
 }
 
 /// What a channel is for: called by the reading task, must not block.

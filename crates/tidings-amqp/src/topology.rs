@@ -165,9 +165,10 @@ impl DeclareError {
     pub(crate) fn into_transport(self) -> TransportError {
         match self {
             Self::Name(error) => TransportError::fatal(error.to_string()),
-            Self::Closed { what, closed } if closed.is_connection => TransportError::temporary(
-                format!("{what} could not be declared: {}", closed.reason),
-            ),
+            Self::Closed { what, closed } if closed.passes() => TransportError::temporary(format!(
+                "{what} could not be declared: {}",
+                closed.reason
+            )),
             Self::Closed { what, closed } => {
                 let advice = match closed.code {
                     reply::PRECONDITION_FAILED => {
