@@ -136,16 +136,14 @@ pub(crate) async fn a_cut_connection_is_mended_and_nothing_is_lost(url: String) 
             Err(PublishErrorKind::Unavailable)
         );
     }
-    let error = first
-        .settle(Settlement::Ack)
-        .await
-        .expect_err("it is too late");
-    assert!(error.is_temporary(), "{error}");
 
     wire.mend().await;
     let again = next(&mut deliveries).await;
     assert_eq!(id(&again), "1");
     assert!(again.redelivered);
+    let settling = first.settle(Settlement::Ack).await;
+    let error = settling.expect_err("its connection is gone");
+    assert!(error.is_temporary(), "{error}");
     again.settle(Settlement::Ack).await.expect("settled");
     publish_at_last(&amqp, to_topic(&topic, "2")).await;
     let delivery = next(&mut deliveries).await;
