@@ -5,6 +5,7 @@
 //! when records are durable; replies and confirms that need it wait in their connection.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,7 +89,7 @@ impl Shared {
         let meter = Arc::new(Meter::default());
         let mut core = core::Broker::new(core::Options {
             decode_headers,
-            names_seed: now() ^ u64::from(std::process::id()) << 40,
+            names_seed: RandomState::new().hash_one(now()),
             ..core::Options::default()
         });
         let log = match &options.data {

@@ -518,3 +518,64 @@ async fn a_slow_reader_costs_no_memory_and_loses_nothing() {
         assert_eq!(content.body[..4], index.to_be_bytes());
     }
 }
+
+#[tokio::test]
+async fn direct_replies_need_no_queue() {
+    const REPLIES: &str = "amq.rabbitmq.reply-to";
+    let broker = broker().await;
+    let mut server = Client::connect(broker.amqp_addr()).await;
+    let mut client = Client::connect(broker.amqp_addr()).await;
+    server.declare(queue("rpc")).await;
+    server.consume(1, "rpc", true).await;
+
+    let asking = BasicProperties {
+        reply_to: Some(short(REPLIES)),
+        correlation_id: Some(short("1")),
+        ..Default::default()
+    };
+    client.consume(1, REPLIES, true).await;
+    client
+        .publish_with(1, "", "rpc", false, &asking, b"question")
+        .await;
+    let (_, question) = server.delivery().await;
+    let reply_to = question.properties.reply_to().expect("where to answer");
+    assert!(
+        reply_to.starts_with(b"amq.rabbitmq.reply-to."),
+        "{reply_to}"
+    );
+    assert_eq!(question.properties.correlation_id(), Some(short("1")));
+    let reply_to = reply_to.as_str().expect("text");
+    let consumed = server
+        .declare(QueueDeclare {
+            passive: true,
+            ..queue(reply_to)
+        })
+        .await;
+    assert_eq!(consumed.consumer_count, 1);
+    server.publish(1, "", reply_to, b"answer").await;
+    assert_eq!(client.delivery().await.1.body, "answer");
+
+    let reply_to = reply_to.to_owned();
+    client.close().await;
+    server
+        .publish_with(
+            1,
+            "",
+            &reply_to,
+            true,
+            &BasicProperties::default(),
+            b"too late",
+        )
+        .await;
+    assert!(matches!(server.hear().await, Some(Method::BasicReturn(_))));
+
+    server
+        .publish_with(1, "", "rpc", false, &asking, b"nobody listens")
+        .await;
+    let Some(Method::ChannelClose(close)) = server.hear().await else {
+        panic!("closed")
+    };
+    assert_eq!(close.reply_code, 406);
+    let text = "PRECONDITION_FAILED - fast reply consumer does not exist";
+    assert_eq!(close.reply_text, text);
+}

@@ -1,5 +1,7 @@
 //! Declaring, deleting and purging queues.
 
+use bytes::Bytes;
+
 use super::topology::refuse_reserved;
 use super::{Broker, locked};
 use crate::exchange::Target;
@@ -46,6 +48,27 @@ impl Broker {
         self.channel_mut(channel)?.last_queue = Some(declared.name.clone());
         self.arm(key);
         Ok(declared)
+    }
+
+    /// Makes a queue for direct replies, exclusive and gone with its consumer, under a name that
+    /// only whoever is told can know; gives the name.
+    pub fn declare_reply_queue(
+        &mut self,
+        channel: ChannelId,
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) -> Result<Bytes, Refusal> {
+        let connection = self.channel_mut(channel)?.connection;
+        let name = self.names.generate("amq.rabbitmq.reply-to.");
+        let declare = QueueDeclare {
+            name: name.clone(),
+            exclusive: true,
+            auto_delete: true,
+            ..QueueDeclare::default()
+        };
+        let rules = Rules::of(&declare, &self.options.vhost)?;
+        self.create_queue(declare, connection, rules, now, out);
+        Ok(name)
     }
 
     fn check_redeclared(

@@ -6,6 +6,7 @@ use tidings_broker_core::ChannelId;
 use tidings_broker_log::Lsn;
 
 use super::confirm::Confirms;
+use super::reply_to::Replies;
 use super::tx::Transaction;
 use crate::options::Limits;
 use crate::outbound::Outbound;
@@ -17,6 +18,8 @@ pub(super) struct Channel {
     /// `channel.close` was sent; everything but its answer is ignored.
     pub(super) closing: bool,
     pub(super) mode: Mode,
+    /// Its consumer of direct replies.
+    pub(super) replies: Option<Replies>,
     pub(super) tx_operations_max: usize,
 }
 
@@ -35,6 +38,7 @@ impl Channel {
             number,
             closing: false,
             mode: Mode::Plain,
+            replies: None,
             tx_operations_max,
         }
     }

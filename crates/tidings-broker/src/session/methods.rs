@@ -17,15 +17,16 @@ use tidings_wire::{
 use super::Fail;
 use super::channel::{Channel, Mode};
 use super::confirm::Confirms;
+use super::reply_to::{REPLY_TO, declared, is_reply_name};
 use super::tx::{Settlement, Transaction};
 use crate::engine::{Locked, now};
 use crate::outbound::{Item, Outbound, content};
 use crate::translate::{delivered_properties, table};
 
-type Out = Vec<Effect>;
+pub(super) type Out = Vec<Effect>;
 
 /// One method's surroundings.
-struct Turn<'a, 'e> {
+pub(super) struct Turn<'a, 'e> {
     engine: &'a mut Locked<'e>,
     outbound: &'a Arc<Outbound>,
     number: u16,
@@ -33,7 +34,7 @@ struct Turn<'a, 'e> {
 
 impl Turn<'_, '_> {
     /// Runs a command and answers with `answer`, unless the peer does not wait for one.
-    fn run<T, M: Into<Method>>(
+    pub(super) fn run<T, M: Into<Method>>(
         &mut self,
         no_wait: bool,
         command: impl FnOnce(&mut core::Broker, &mut Out) -> Result<T, Refusal>,
@@ -77,7 +78,7 @@ fn own(name: &ShortStr) -> Bytes {
 }
 
 /// A name as the wire has it. The core makes none that is too long.
-fn short(name: Bytes) -> ShortStr {
+pub(super) fn short(name: Bytes) -> ShortStr {
     ShortStr::try_from(name).unwrap_or_default()
 }
 
@@ -227,6 +228,14 @@ impl Channel {
         mut turn: Turn<'_, '_>,
         declare: &QueueDeclare,
     ) -> Result<(), Fail> {
+        if is_reply_name(&declare.queue) {
+            let declared = declared(turn.engine.core(), &declare.queue)?;
+            return if declare.no_wait {
+                Ok(())
+            } else {
+                turn.reply(declared)
+            };
+        }
         let id = self.id;
         let wanted = core::QueueDeclare {
             name: own(&declare.queue),
@@ -313,6 +322,9 @@ impl Channel {
     }
 
     fn consume(&mut self, mut turn: Turn<'_, '_>, consume: &BasicConsume) -> Result<(), Fail> {
+        if consume.queue == REPLY_TO {
+            return self.consume_replies(&mut turn, consume);
+        }
         let id = self.id;
         let wanted = core::Consume {
             queue: own(&consume.queue),
@@ -336,6 +348,8 @@ impl Channel {
             consumer_tag,
             no_wait,
         } = cancel;
+        self.replies
+            .take_if(|replies| *replies.consumer_tag == *consumer_tag);
         turn.run(
             no_wait,
             |core, out| core.cancel(id, &consumer_tag, now(), out),

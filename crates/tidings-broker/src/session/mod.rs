@@ -8,6 +8,7 @@ mod channel;
 mod confirm;
 mod methods;
 mod publish;
+mod reply_to;
 mod tx;
 
 use std::sync::Arc;

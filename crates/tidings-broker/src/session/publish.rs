@@ -9,6 +9,7 @@ use tidings_wire::{BasicPublish, BasicReturn, Content, ShortStr, reply};
 
 use super::Fail;
 use super::channel::{Channel, Mode};
+use super::reply_to::REPLY_TO;
 use crate::engine::{Locked, Trouble, now};
 use crate::meter::Meter;
 use crate::outbound::{Outbound, content};
@@ -19,6 +20,8 @@ pub(super) struct Publication {
     pub(super) exchange: ShortStr,
     pub(super) routing_key: ShortStr,
     pub(super) mandatory: bool,
+    /// Replies to it are to come to the channel's own consumer of replies.
+    pub(super) wants_replies: bool,
     /// What is wrong with it comes to light after its exchange was looked up.
     pub(super) message: Result<(Message, Vec<Bytes>), Fail>,
 }
@@ -50,6 +53,8 @@ impl Publication {
     ) -> Publication {
         let exchange = Names::keep(&mut names.exchange, &publish.exchange);
         let routing_key = Names::keep(&mut names.routing_key, &publish.routing_key);
+        let reply_to = content.properties.reply_to();
+        let wants_replies = reply_to.is_some_and(|reply_to| reply_to == REPLY_TO);
         let message = if publish.immediate {
             Err(Fail::new(reply::NOT_IMPLEMENTED, "immediate=true"))
         } else if content.is_too_large() {
@@ -70,6 +75,7 @@ impl Publication {
             exchange,
             routing_key,
             mandatory: publish.mandatory,
+            wants_replies,
             message,
         }
     }
@@ -143,12 +149,15 @@ impl Channel {
         &mut self,
         engine: &mut Locked<'_>,
         outbound: &Arc<Outbound>,
-        publication: Publication,
+        mut publication: Publication,
     ) -> Result<(), Fail> {
         if publication.message.is_err() || matches!(self.mode, Mode::Tx(_)) {
             engine
                 .core()
                 .check_publish(publication.exchange.as_bytes())?;
+        }
+        if let (true, Ok((message, _))) = (publication.wants_replies, &mut publication.message) {
+            message.properties = self.with_reply_queue(message.properties.clone())?;
         }
         if let Mode::Tx(transaction) = &mut self.mode {
             return transaction.publish(publication);
