@@ -8,8 +8,8 @@ use tidings_core::StoreError;
 use crate::LOCK_WAIT_MAX;
 
 /// `attempted` on the database at `path` failed with `error`.
-pub(crate) fn explain(path: &Path, attempted: &str, error: Error) -> StoreError {
-    StoreError::new(text(path, attempted, &error)).with_source(error)
+pub(crate) fn explain(path: &Path, attempted: &str, error: &Error) -> StoreError {
+    StoreError::new(text(path, attempted, error))
 }
 
 /// The text alone, for a failure that has to be told to many.
@@ -29,7 +29,7 @@ pub(crate) fn text(path: &Path, attempted: &str, error: &Error) -> String {
                 .into()
         }
         Some(ErrorCode::SystemIoFailure) => {
-            "the disk failed to read or write; see the system's log".into()
+            format!("the disk failed to read or write ({error}); see the system's log")
         }
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             "it is not an intact SQLite database; restore a backup or name another file".into()

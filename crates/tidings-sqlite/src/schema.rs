@@ -55,7 +55,7 @@ pub(crate) const MIGRATIONS: &[(&str, &str)] = &[(
 /// Opens a connection for the writer and makes the file a database that is safe to write.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     let connection = open(path)?;
-    let failed = |error| error::explain(path, "prepare the database", error);
+    let failed = |error| error::explain(path, "prepare the database", &error);
     let mode = journal_in_wal(&connection).map_err(failed)?;
     if mode != "wal" {
         return Err(StoreError::new(format!(
@@ -93,7 +93,7 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let connection = open(path)?;
     connection
         .execute_batch("pragma query_only = on")
-        .map_err(|error| error::explain(path, "prepare a reader", error))?;
+        .map_err(|error| error::explain(path, "prepare a reader", &error))?;
     Ok(connection)
 }
 
@@ -105,7 +105,7 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
         connection.execute_batch("pragma foreign_keys = on; pragma temp_store = memory;")?;
         Ok(connection)
     };
-    prepare().map_err(|error| error::explain(path, "open the database", error))
+    prepare().map_err(|error| error::explain(path, "open the database", &error))
 }
 
 fn wait_for_lock(waits: i32) -> bool {
@@ -122,14 +122,14 @@ pub(crate) fn migrate(
     owner: &str,
     migrations: &[(impl AsRef<str>, impl AsRef<str>)],
 ) -> Result<(), StoreError> {
-    let failed = |error| error::explain(path, "begin a migration", error);
+    let failed = |error| error::explain(path, "begin a migration", &error);
     connection
         .execute_batch("begin immediate")
         .map_err(failed)?;
     let outcome = migrate_inside(connection, path, owner, migrations).and_then(|()| {
         connection
             .execute_batch("commit")
-            .map_err(|error| error::explain(path, "commit a migration", error))
+            .map_err(|error| error::explain(path, "commit a migration", &error))
     });
     if outcome.is_err() && !connection.is_autocommit() {
         connection.execute_batch("rollback").map_err(failed)?;
@@ -144,7 +144,7 @@ pub(crate) fn migrate_inside(
     owner: &str,
     migrations: &[(impl AsRef<str>, impl AsRef<str>)],
 ) -> Result<(), StoreError> {
-    let failed = |error| error::explain(path, "read which migrations have run", error);
+    let failed = |error| error::explain(path, "read which migrations have run", &error);
     connection
         .execute_batch(
             "create table if not exists tidings_migration (
@@ -177,7 +177,7 @@ pub(crate) fn migrate_inside(
                     (owner, name, now_ms()),
                 )
             })
-            .map_err(|error| error::explain(path, &format!("run migration `{name}`"), error))?;
+            .map_err(|error| error::explain(path, &format!("run migration `{name}`"), &error))?;
     }
     Ok(())
 }
@@ -194,7 +194,7 @@ fn refuse_newer(
             (owner,),
             |row| row.get(0),
         )
-        .map_err(|error| error::explain(path, "read which migrations have run", error))?;
+        .map_err(|error| error::explain(path, "read which migrations have run", &error))?;
     let Some(newest) = newest else {
         return Ok(());
     };

@@ -174,7 +174,7 @@ fn run<T>(
     let connection = ready?;
     match catch_unwind(AssertUnwindSafe(|| work(connection))) {
         Ok(outcome) => {
-            outcome.map_err(|error| error::explain(&shared.path, "run a statement", error))
+            outcome.map_err(|error| error::explain(&shared.path, "run a statement", &error))
         }
         Err(_) => Err(StoreError::new(
             "a closure given to the database panicked; see the log for where",
@@ -191,7 +191,7 @@ pub(crate) fn commit_work(
     Box::new(move |ready| {
         let outcome = ready.and_then(|connection| {
             outbox::write(connection, &commit)
-                .map_err(|error| error::explain(&shared.path, "write claim and outbox", error))
+                .map_err(|error| error::explain(&shared.path, "write claim and outbox", &error))
         });
         let keep = matches!(outcome, Ok(Committed::Done));
         let done = move |durable: Result<(), StoreError>| {

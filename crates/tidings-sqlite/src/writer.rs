@@ -6,6 +6,10 @@
 //! savepoint alone. Nobody hears the outcome of a transaction, be it `Done` or `Duplicate`, before
 //! the outer commit: until then its neighbours' writes, on which it may rest, are not durable.
 //!
+//! What SQLite finds only at the outer commit (a deferred foreign key) fails all that share it. Then
+//! transactions are committed one by one for a while, so that when they are tried again only the
+//! guilty one fails.
+//!
 //! A transaction that an async handler holds open (a [`Job::Session`]) keeps the writer to itself
 //! until it ends or stays idle for too long.
 
@@ -35,6 +39,10 @@ const UNITS_PER_COMMIT_MAX: usize = 1024;
 /// The longest that a finished transaction waits for others to share its commit, as long as
 /// others keep coming.
 const COMMIT_DELAY_MAX: Duration = Duration::from_millis(10);
+
+/// How many transactions are committed alone for each that failed in a shared commit: as many as
+/// try again, and as many that come in between.
+const ALONE_PER_FAILURE: usize = 2;
 
 /// The savepoint of the transaction that runs.
 const SAVEPOINT: &str = "tidings";
@@ -90,12 +98,13 @@ pub(crate) fn spawn(
 ) -> Result<(), StoreError> {
     let own = Arc::new(AtomicBool::new(false));
     guard_transactions(&connection, Arc::clone(&own))
-        .map_err(|error| error::explain(&path, "guard transactions", error))?;
+        .map_err(|error| error::explain(&path, "guard transactions", &error))?;
     let writer = Writer {
         connection,
         path,
         idle_max,
         own,
+        alone: 0,
     };
     std::thread::Builder::new()
         .name("tidings-sqlite-writer".into())
@@ -129,10 +138,12 @@ struct Writer {
     idle_max: Duration,
     /// True while the writer's own statements are prepared, which alone may begin and commit.
     own: Arc<AtomicBool>,
+    /// How many transactions are to be committed alone.
+    alone: usize,
 }
 
 impl Writer {
-    fn run(self, mut jobs: mpsc::Receiver<Job>) {
+    fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         while let Some(job) = jobs.blocking_recv() {
             match job {
                 Job::Look(look) => look(Ok(&self.connection)),
@@ -142,7 +153,7 @@ impl Writer {
     }
 
     /// Runs `first` and whatever waits behind it, and commits them together.
-    fn transaction(&self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
+    fn transaction(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
         if let Err(error) = self.own("begin immediate /* own */") {
             let why = error::text(&self.path, "begin to write", &error);
             refuse(first, &why);
@@ -159,12 +170,20 @@ impl Writer {
             if self.connection.is_autocommit() {
                 return self.fail(waiting, "SQLite gave up the transaction after an error");
             }
-            let full = waiting.len() >= UNITS_PER_COMMIT_MAX || begun.elapsed() >= COMMIT_DELAY_MAX;
+            let full = self.alone > 0
+                || waiting.len() >= UNITS_PER_COMMIT_MAX
+                || begun.elapsed() >= COMMIT_DELAY_MAX;
             next = if full { None } else { jobs.try_recv().ok() };
         }
+        self.alone = self.alone.saturating_sub(1);
         match self.own("commit /* own */") {
             Ok(()) => waiting.into_iter().for_each(|unit| (unit.done)(Ok(()))),
-            Err(error) => self.fail(waiting, &error::text(&self.path, "commit", &error)),
+            Err(error) => {
+                if waiting.len() > 1 {
+                    self.alone = waiting.len() * ALONE_PER_FAILURE;
+                }
+                self.fail(waiting, &error::text(&self.path, "commit", &error));
+            }
         }
     }
 

@@ -238,3 +238,51 @@ async fn processes_that_share_a_file_take_turns_and_wake_each_other() {
     there.commit(work(1000)).await.expect("a commit");
     woken.await.expect("a commit elsewhere wakes");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_only_at_the_commit_soon_fails_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder).await;
+    let tables = [
+        TABLES[0],
+        (
+            "0002",
+            "create table reply (
+                 number integer primary key,
+                 note text references note deferrable initially deferred
+             )",
+        ),
+    ];
+    store.migrate(&tables).await.expect("tables");
+    let guilty = tokio::spawn({
+        let store = store.clone();
+        async move {
+            loop {
+                let insert = "insert into reply (note) values ('there is none')";
+                let written = store.write(move |connection| connection.execute(insert, ()));
+                let error = written.await.expect_err("it must not be committed");
+                assert!(error.to_string().contains("FOREIGN KEY"), "{error}");
+            }
+        }
+    });
+    let innocents: Vec<_> = (0..50)
+        .map(|number| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let insert = "insert into reply (number) values (?1)";
+                for _ in 0..3 {
+                    let written =
+                        store.write(move |connection| connection.execute(insert, (number,)));
+                    if written.await.is_ok() {
+                        return;
+                    }
+                }
+                panic!("{number} failed again and again for another's fault");
+            })
+        })
+        .collect();
+    for innocent in innocents {
+        innocent.await.expect("it is committed");
+    }
+    guilty.abort();
+}
