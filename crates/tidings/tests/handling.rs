@@ -11,8 +11,8 @@ use std::{
 };
 
 use support::{
-    BalanceChanged, Broker, Database, LetterWritten, MoneyDeposited, Random, Running, StoreLetter,
-    deposit, outgoing, until, write,
+    BalanceChanged, Database, LetterWritten, MoneyDeposited, Random, Running, StoreLetter,
+    broker::Broker, deposit, outgoing, until, write,
 };
 use tidings::{Error, Metadata, Outgoing, prelude::*};
 use tidings_sqlite::Tx;

@@ -5,8 +5,8 @@ mod support;
 use std::{collections::HashSet, time::Duration};
 
 use support::{
-    BalanceChanged, Broker, Database, LetterWritten, MoneyDeposited, Random, Running, StoreLetter,
-    deposit, until, write,
+    BalanceChanged, Database, LetterWritten, MoneyDeposited, Random, Running, StoreLetter,
+    broker::Broker, deposit, until, write,
 };
 use tidings::{Error, Outgoing, PublishErrorKind, Store, prelude::*};
 

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use support::{Broker, MoneyDeposited, StoreLetter};
+use support::{MoneyDeposited, StoreLetter, broker::Broker};
 use tidings::{prelude::*, serve};
 use tidings_sqlite::Tx;
 
@@ -113,4 +113,24 @@ fn what_a_service_needs_is_known_before_it_starts() {
     assert_eq!(topology.topics, ["letter-written.v1"]);
     assert_eq!(topology.queues[0].name, "bank.money-deposited.v1");
     assert_eq!(topology.queues[0].topics, ["money-deposited.v1"]);
+}
+
+#[tokio::test]
+async fn a_service_that_asks_for_what_its_engine_lacks_does_not_start() {
+    let broker = Broker::default();
+    broker.set_cannot_delay();
+    let error = serve(broker.clone(), Router::new("bank").on(plain))
+        .await
+        .unwrap_err();
+    let expected = "the service `bank` cannot run: `a scripted broker` cannot delay a retry";
+    assert!(error.to_string().starts_with(expected), "{error}");
+
+    let at_once = RetryPolicy::default().attempts(3).fast_attempts(3);
+    let router = Router::new("bank").on(plain).retry(at_once);
+    let serving = serve(broker, router);
+    let ready = serving.ready();
+    serving
+        .with_graceful_shutdown(ready)
+        .await
+        .expect("it starts");
 }

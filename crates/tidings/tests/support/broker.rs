@@ -35,6 +35,7 @@ struct State {
     delayed: HashMap<(String, Duration), VecDeque<(Instant, Stored)>>,
     down: bool,
     mute: bool,
+    cannot_delay: bool,
     /// Counts connections: a delivery of an earlier one cannot be settled.
     connection: u64,
     next_tag: u64,
@@ -83,6 +84,11 @@ impl Broker {
         self.0.state.lock().mute = mute;
     }
 
+    /// Becomes an engine that cannot delay retries.
+    pub(crate) fn set_cannot_delay(&self) {
+        self.0.state.lock().cannot_delay = true;
+    }
+
     /// Decides over each message that is published from now on: `Some` is the error it gets.
     pub(crate) fn judge(
         &self,
@@ -129,7 +135,9 @@ impl Broker {
 
 impl Transport for Broker {
     fn features(&self) -> Features {
-        Features::all("a scripted broker").in_memory()
+        let mut features = Features::all("a scripted broker").in_memory();
+        features.delayed_retry = !self.0.state.lock().cannot_delay;
+        features
     }
 
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {

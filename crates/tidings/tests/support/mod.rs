@@ -7,11 +7,9 @@ pub(crate) mod broker;
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tidings::{Command, Event, Outgoing, Router, serve};
+use tidings::{Command, Event, Outgoing, Router, Transport, serve};
 use tidings_sqlite::SqliteStore;
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
-
-pub(crate) use broker::Broker;
 
 /// How long a test waits for what must happen.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -109,12 +107,12 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts a service and waits until it has subscribed.
-    pub(crate) async fn start(broker: &Broker, router: Router) -> Self {
+    pub(crate) async fn start<T: Transport + Clone>(transport: &T, router: Router) -> Self {
         let log = tracing_subscriber::fmt().with_test_writer();
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = log.with_env_filter(filter).try_init();
         let (stop, stopped) = oneshot::channel::<()>();
-        let service = serve(broker.clone(), router).with_graceful_shutdown(stopped);
+        let service = serve(transport.clone(), router).with_graceful_shutdown(stopped);
         let ready = service.ready();
         let service = tokio::spawn(service.into_future());
         tokio::time::timeout(DEADLINE, ready)
