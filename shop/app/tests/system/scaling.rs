@@ -8,10 +8,10 @@ use crate::smtp::SlowMail;
 use crate::world::{BrokerKind, DatabaseKind, SERVICES, World, good_order};
 
 /// What the mail server takes for one mail. Everything else should be little beside it.
-const DELAY: Duration = Duration::from_millis(400);
+const DELAY: Duration = Duration::from_secs(1);
 
-/// Orders whose mails wait when the copies start.
-const ORDERS: usize = 120;
+/// Orders whose mails wait when the copies start. A copy sends 16 at once.
+const ORDERS: usize = 256;
 
 #[test]
 #[ignore = "needs PostgreSQL"]
@@ -48,6 +48,7 @@ fn time_to_drain(copies: usize) -> Duration {
     for _ in 1..copies {
         world.start("notification");
     }
+    mail.open();
     wait_until("all mails", Duration::from_secs(120), || {
         mail.count() >= ORDERS
     })

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Result, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct SlowMail {
     port: u16,
     received: Arc<Mutex<Received>>,
+    closed: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -21,20 +23,33 @@ struct Received {
 }
 
 impl SlowMail {
-    /// Listens on a port of its own and takes `delay` for each mail.
+    /// Listens on a port of its own and will take `delay` for each mail, once it is open.
     pub(crate) fn start(delay: Duration) -> SlowMail {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let received = Arc::new(Mutex::new(Received::default()));
-        let shared = Arc::clone(&received);
+        let closed = Arc::new(AtomicBool::new(true));
+        let (shared, waits) = (Arc::clone(&received), Arc::clone(&closed));
         thread::spawn(move || {
+            while waits.load(Ordering::Acquire) {
+                thread::sleep(Duration::from_millis(10));
+            }
             for stream in listener.incoming().flatten() {
                 let received = Arc::clone(&shared);
                 // A client that goes away in the middle is no concern of a mail server.
                 thread::spawn(move || converse(&stream, delay, &received));
             }
         });
-        SlowMail { port, received }
+        SlowMail {
+            port,
+            received,
+            closed,
+        }
+    }
+
+    /// Lets those in who wait, and from now on everybody.
+    pub(crate) fn open(&self) {
+        self.closed.store(false, Ordering::Release);
     }
 
     pub(crate) fn url(&self) -> String {
