@@ -54,7 +54,7 @@ fn hints(services: &Names, http: SocketAddr, amqp: Option<SocketAddr>) -> String
     }
     text += &format!("  All calls: http://{http}/openapi.json");
     if let Some(amqp) = amqp {
-        text += &format!("   Any AMQP client: amqp://guest:guest@{amqp}/");
+        text += &format!("   Any AMQP client: amqp://guest:guest@{amqp}");
     }
     text + "\n  Ctrl-C stops the shop; so does anything worse, and nothing is lost.\n\n"
 }

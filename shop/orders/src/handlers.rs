@@ -8,14 +8,20 @@ use shop_contracts::{
 use shop_kit::Tx;
 use tidings::prelude::*;
 
-use crate::orders::{self, Answer, Decision, Known};
+use crate::{
+    NAME,
+    orders::{self, Answer, Decision, Known},
+};
 
 /// At most one of the two.
 type Decided = (Option<OrderConfirmed>, Option<OrderCancelled>);
 
-/// An order of this shop is known already; one that a foreign program placed becomes known, and
-/// may have been answered before.
-pub(crate) async fn adopt(order: OrderPlaced, mut tx: Tx) -> Result<Decided> {
+/// An order of this shop was stored together with the event; one that a foreign program placed
+/// becomes known now, and may have been answered before.
+pub(crate) async fn adopt(order: OrderPlaced, metadata: Metadata, mut tx: Tx) -> Result<Decided> {
+    if metadata.source == NAME {
+        return Ok((None, None));
+    }
     let adopted = tx.run(orders::adopt(&order)).await?.into_first();
     let Some(row) = adopted else {
         return Ok((None, None));

@@ -9,7 +9,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shop_contracts::{Money, OrderPlaced, OrderStatus};
-use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, StoreError, idempotency_key, sql};
+use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, idempotency_key};
 use tidings::Producer;
 
 use crate::{
@@ -76,39 +76,49 @@ async fn place(
         None => None,
     };
     let order = request.into_order()?;
-    if commit(&orders, &order, key.as_deref(), asked.as_deref()).await? {
-        metrics::counter!("shop_orders_placed_total").increment(1);
-        return Ok(Placed {
-            order_id: order.order_id,
-            amount: order.amount,
-            status: OrderStatus::Created,
-        });
+    match commit(&orders, &order, key.as_deref(), asked.as_deref()).await? {
+        None => {
+            metrics::counter!("shop_orders_placed_total").increment(1);
+            Ok(Placed {
+                order_id: order.order_id,
+                amount: order.amount,
+                status: OrderStatus::Created,
+            })
+        }
+        Some(before) => placed_before(&before, asked.as_deref()),
     }
-    placed_before(&orders.db, key.as_deref(), asked.as_deref()).await
 }
 
-/// The order and its event, together. False if the idempotency key was used before.
+/// The order and its event, together. If the idempotency key was used before, nothing is stored
+/// and the order that it placed is the answer; that is read in the same transaction, and told
+/// after its commit, because the other request may have been here a moment ago.
 async fn commit(
     orders: &Orders,
     order: &OrderPlaced,
     key: Option<&str>,
     asked: Option<&str>,
-) -> Result<bool, Problem> {
+) -> Result<Option<Row>, Problem> {
     let mut transaction = orders.producer.transaction();
-    let statements = vec![
+    let mut statements = vec![
         orders::place(order, key, asked),
-        orders::happened(&order.order_id, "OrderPlaced", order.timestamp),
+        orders::placed(&order.order_id),
     ];
+    statements.extend(key.map(orders::with_key));
     let mut tx = orders.db.lend(transaction.handle());
-    let outcomes = tx.run_all(statements).await?;
+    let mut outcomes = tx.run_all(statements).await?;
     drop(tx);
-    if outcomes.first().is_none_or(|placed| placed.rows.is_empty()) {
-        transaction.rollback().await;
-        return Ok(false);
+    let placed = outcomes.first().is_some_and(|outcome| outcome.affected > 0);
+    let before = match placed {
+        true => None,
+        false => outcomes.pop().and_then(|outcome| outcome.into_first()),
+    };
+    if placed {
+        transaction.publish(order).map_err(not_stored)?;
+    } else if before.is_none() {
+        return Err(StoreError::new("an order was not stored, and none was there before").into());
     }
-    transaction.publish(order).map_err(not_stored)?;
     transaction.commit().await.map_err(not_stored)?;
-    Ok(true)
+    Ok(before)
 }
 
 fn not_stored(error: tidings::Error) -> Problem {
@@ -118,20 +128,15 @@ fn not_stored(error: tidings::Error) -> Problem {
 }
 
 /// The same key and the same request have the same answer; another request is a mistake.
-async fn placed_before(db: &Db, key: Option<&str>, asked: Option<&str>) -> Result<Placed, Problem> {
-    let query = sql("select order_id, amount, request from orders where idempotency_key = $1");
-    let rows = db.read(query.bind(key)).await?;
-    let row = rows.first().ok_or_else(|| {
-        StoreError::new("an order was refused for its idempotency key, which nobody used")
-    })?;
-    if row.get::<Option<String>>(2)?.as_deref() != asked {
+fn placed_before(before: &Row, asked: Option<&str>) -> Result<Placed, Problem> {
+    if before.get::<Option<String>>(2)?.as_deref() != asked {
         return Err(Problem::key_reused(
             "this `Idempotency-Key` has placed another order; use a new key for a new order",
         ));
     }
     Ok(Placed {
-        order_id: row.get(0)?,
-        amount: Money::from_cents(row.get(1)?),
+        order_id: before.get(0)?,
+        amount: Money::from_cents(before.get(1)?),
         status: OrderStatus::Created,
     })
 }

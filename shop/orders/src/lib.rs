@@ -18,6 +18,9 @@ use shop_contracts::OrderPlaced;
 use shop_kit::{Database, Service, StoreError};
 use tidings::{Producer, RetryPolicy, Router};
 
+/// Its name: who sends its events.
+const NAME: &str = "orders";
+
 /// Of an order that was answered but not placed (yet), only the answers are known.
 const MIGRATIONS: &[&str] = &["create table orders (
         order_id text primary key,
@@ -46,8 +49,8 @@ const MIGRATIONS: &[&str] = &["create table orders (
 ///
 /// When its database cannot be opened.
 pub async fn service(database: &Database) -> Result<Service, StoreError> {
-    let db = database.open("orders", MIGRATIONS).await?;
-    let messages = Router::new("orders")
+    let db = database.open(NAME, MIGRATIONS).await?;
+    let messages = Router::new(NAME)
         .on(handlers::adopt)
         .on(handlers::payment_authorized)
         .on(handlers::payment_declined)
@@ -62,9 +65,9 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         .transactional(db.store())
         .retry(RetryPolicy::exponential(Duration::from_millis(200)).attempts(50))
         .with_state(db.clone());
-    let producer = Producer::new("orders", db.store());
+    let producer = Producer::new(NAME, db.store());
     Ok(Service {
-        name: "orders",
+        name: NAME,
         http: http::routes(db.clone(), producer),
         messages: Some(messages),
         db: Some(db),

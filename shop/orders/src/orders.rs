@@ -77,7 +77,7 @@ impl Decision {
     }
 }
 
-/// Stores an order of this shop. Returns no row if its idempotency key was used before.
+/// Stores an order of this shop, unless its idempotency key was used before.
 pub(crate) fn place(
     order: &OrderPlaced,
     idempotency_key: Option<&str>,
@@ -95,6 +95,19 @@ pub(crate) fn place(
     .bind(order.timestamp.as_microsecond())
     .bind(idempotency_key)
     .bind(request)
+}
+
+/// Begins the timeline of an order, if it was stored.
+pub(crate) fn placed(order_id: &str) -> Statement {
+    sql("insert into happening (order_id, event, at)
+         select order_id, 'OrderPlaced', placed_at from orders where order_id = $1
+         on conflict (order_id, event) do nothing")
+    .bind(order_id)
+}
+
+/// The order that was placed with this idempotency key.
+pub(crate) fn with_key(key: &str) -> Statement {
+    sql("select order_id, amount, request from orders where idempotency_key = $1").bind(key)
 }
 
 /// Stores an order that somebody else published, unless it is known. Its time is when it was
