@@ -15,6 +15,9 @@ pub(crate) fn explain(attempted: &str, error: &Error) -> StoreError {
         Error::Database(refused) => {
             let advice = match refused.code().as_deref() {
                 Some("40001" | "40P01") => "; it ran into another transaction, try again",
+                Some("25P03") => {
+                    "; it was held open without a statement for longer than `transaction_idle_max`"
+                }
                 Some("53100") => "; free some space on the database's disk",
                 Some("25006") => "; this server only reads, connect to the primary",
                 Some("42501") => "; grant this user what is missing",

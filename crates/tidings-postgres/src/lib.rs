@@ -61,6 +61,7 @@ pub struct PostgresOptions {
     url: String,
     schema: String,
     connections_max: u32,
+    transaction_idle_max: Duration,
 }
 
 impl PostgresOptions {
@@ -69,12 +70,14 @@ impl PostgresOptions {
         Self {
             url: url.into(),
             schema: schema.into(),
-            connections_max: 16,
+            connections_max: 10,
+            transaction_idle_max: Duration::from_secs(60),
         }
     }
 
-    /// How many connections there are at most (default: 16): as many transactions run side by
-    /// side, and one connection listens.
+    /// How many connections there are at most (default: 10, since a server takes 100 by default
+    /// and is often shared by all services): one listens, on the others transactions run side by
+    /// side.
     ///
     /// # Panics
     ///
@@ -89,6 +92,13 @@ impl PostgresOptions {
         self
     }
 
+    /// The longest that a handler may hold its transaction open between two statements before the
+    /// server ends it (default: 60 seconds), with all the locks it holds.
+    pub fn transaction_idle_max(mut self, idle: Duration) -> Self {
+        self.transaction_idle_max = idle;
+        self
+    }
+
     /// Connects; makes the schema and the toolkit's tables if they are not there. Waits, and says
     /// so in the log, while there is no database yet.
     ///
@@ -99,9 +109,14 @@ impl PostgresOptions {
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let schema = self.schema;
         schema::check_name(&schema)?;
+        // 0 would mean for ever.
+        let idle_max = self.transaction_idle_max.as_millis().max(1).to_string();
         let options = read_url(&self.url)?
             .application_name(&format!("tidings {schema}"))
-            .options([("search_path", schema.as_str())]);
+            .options([
+                ("search_path", schema.as_str()),
+                ("idle_in_transaction_session_timeout", &idle_max),
+            ]);
         wait_for(&options).await?;
         let pool = PgPoolOptions::new()
             .max_connections(self.connections_max)

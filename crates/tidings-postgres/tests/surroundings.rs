@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tidings_core::{Commit, Lane, Store, TransactionSlot};
-use tidings_postgres::{PostgresStore, Tx, sqlx};
+use tidings_postgres::{PostgresOptions, PostgresStore, Tx, sqlx};
 use tokio::{task::JoinSet, time::timeout};
 
 mod server;
@@ -174,4 +174,29 @@ async fn a_connection_that_is_killed_is_an_error_and_the_next_transaction_works(
         .await
         .expect("rows");
     assert_eq!(rows, [2]);
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: run `cargo xtask test`"]
+async fn a_handler_that_holds_its_transaction_too_long_loses_it_and_its_locks() {
+    let options = PostgresOptions::new(server::url(), server::fresh_schema());
+    let options = options.transaction_idle_max(Duration::from_millis(200));
+    let store = options.connect().await.expect("a store");
+    store.migrate(&[ONE]).await.expect("a table");
+    let slot = Arc::new(TransactionSlot::new(store.clone().into()));
+    let mut tx = Tx::from(slot.handle());
+    let lock = "lock table a in exclusive mode";
+    let connection = tx.conn().await.expect("a connection");
+    sqlx::query(lock).execute(connection).await.expect("a lock");
+
+    let next = sqlx::query("insert into a values (2)").execute(store.pool());
+    let next = timeout(Duration::from_secs(10), next).await;
+    next.expect("the lock is free").expect("a write");
+    drop(tx);
+    let transaction = slot
+        .take()
+        .expect("it was handed back")
+        .expect("it was begun");
+    let outcome = transaction.commit(Commit::default()).await;
+    outcome.expect_err("there is nothing to commit");
 }
