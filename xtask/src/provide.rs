@@ -112,12 +112,15 @@ fn debian(
     }
 }
 
-fn is_debian_root() -> bool {
-    let root = Command::new("id")
+fn is_root() -> bool {
+    Command::new("id")
         .arg("-u")
         .output()
-        .is_ok_and(|id| id.stdout.trim_ascii() == b"0");
-    root && Path::new("/etc/debian_version").exists() && answers("apt-get", "--version")
+        .is_ok_and(|id| id.stdout.trim_ascii() == b"0")
+}
+
+fn is_debian_root() -> bool {
+    is_root() && Path::new("/etc/debian_version").exists() && answers("apt-get", "--version")
 }
 
 fn apt_get(name: &str, package: &str) -> Result<()> {
