@@ -3,7 +3,7 @@
 //! A test that needs one is marked `#[ignore = "needs RabbitMQ"]`, so that plain `cargo test`
 //! stays quick and runs anywhere. Here they all run. What cannot be had is named at the end with
 //! the tests that were left out for it, and under `CI=true` that is a failure: a test that is
-//! silently skipped is a promise that nobody checks.
+//! silently skipped is a promise that nobody checks. Tests that only measure are not run here.
 
 use std::path::Path;
 
@@ -46,10 +46,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.quick {
         step("servers", || provide::start(&mut provided))?;
     }
-    let skipped = if args.quick {
+    let missing = provided.missing_names();
+    let ignored = if args.quick {
         Vec::new()
     } else {
-        without(&provided.missing_names())?
+        ignored_tests()?
     };
     step("test", || {
         let mut test = cargo_test(args)?;
@@ -57,12 +58,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if !args.quick {
             test.arg("--include-ignored");
         }
-        for name in &skipped {
-            test.args(["--skip", name]);
+        for test_in_need in ignored.iter().filter(|test| !test.can_run(&missing)) {
+            test.args(["--skip", &test_in_need.name]);
         }
         succeed(&mut test)
     })?;
-    report(&provided, &skipped)
+    let skipped = ignored
+        .iter()
+        .filter(|test| test.is_in_need() && !test.can_run(&missing));
+    report(
+        &provided,
+        &skipped.map(|test| test.name.as_str()).collect::<Vec<_>>(),
+    )
 }
 
 fn cargo_test(args: &Args) -> Result<std::process::Command> {
@@ -76,7 +83,7 @@ fn cargo_test(args: &Args) -> Result<std::process::Command> {
     Ok(test)
 }
 
-fn report(provided: &Provided, skipped: &[String]) -> Result<()> {
+fn report(provided: &Provided, skipped: &[&str]) -> Result<()> {
     if provided.missing.is_empty() {
         return Ok(());
     }
@@ -97,15 +104,28 @@ fn report(provided: &Provided, skipped: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The names of the tests that need something of `missing`.
-fn without(missing: &[&str]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    if !missing.is_empty() {
-        visit(&root()?, &mut |text| {
-            names.extend(tests_in_need(text, missing))
-        })?;
+/// A test that `cargo test` leaves out, and why.
+#[derive(Debug, PartialEq)]
+struct Ignored {
+    name: String,
+    reason: String,
+}
+
+impl Ignored {
+    /// Whether it waits for something to be there, and not for somebody to want a measurement.
+    fn is_in_need(&self) -> bool {
+        self.reason.starts_with("needs ")
     }
-    Ok(names)
+
+    fn can_run(&self, missing: &[&str]) -> bool {
+        self.is_in_need() && !missing.iter().any(|name| self.reason.contains(name))
+    }
+}
+
+fn ignored_tests() -> Result<Vec<Ignored>> {
+    let mut tests = Vec::new();
+    visit(&root()?, &mut |text| tests.extend(ignored_in(text)))?;
+    Ok(tests)
 }
 
 fn visit(folder: &Path, source: &mut impl FnMut(&str)) -> Result<()> {
@@ -125,19 +145,21 @@ fn visit(folder: &Path, source: &mut impl FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-/// The functions under an `#[ignore = "needs ..."]` that names something of `missing`.
-fn tests_in_need(source: &str, missing: &[&str]) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut in_need = false;
+/// The functions under an `#[ignore = "..."]`.
+fn ignored_in(source: &str) -> Vec<Ignored> {
+    let mut tests = Vec::new();
+    let mut reason = None;
     for line in source.lines().map(str::trim_start) {
-        if let Some(reason) = line.strip_prefix("#[ignore = \"needs ") {
-            in_need = missing.iter().any(|name| reason.contains(name));
-        } else if let Some((_, rest)) = line.split_once("fn ").filter(|_| in_need) {
-            names.extend(rest.split('(').next().map(str::to_owned));
-            in_need = false;
+        if let Some(rest) = line.strip_prefix("#[ignore = \"") {
+            reason = Some(rest.trim_end_matches("\"]").to_owned());
+        } else if let Some((_, rest)) = line.split_once("fn ")
+            && let Some(reason) = reason.take()
+        {
+            let name = rest.split('(').next().unwrap_or_default().to_owned();
+            tests.push(Ignored { name, reason });
         }
     }
-    names
+    tests
 }
 
 #[cfg(test)]
@@ -145,28 +167,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_are_left_out_only_for_what_is_missing() {
+    fn ignored_tests_run_when_what_they_need_is_there() {
         // Put together so that this file holds no such test itself.
-        let source = ["RabbitMQ", "RabbitMQ and Node", "PostgreSQL"]
-            .map(|need| {
-                format!(
-                    "#[{} = \"needs {need}\"]\nasync fn with_{need}() {{}}",
-                    "ignore"
-                )
-            })
-            .join("\n")
-            .replace("with_RabbitMQ and Node", "with_both");
-        let check = |missing: &[&str], expected: &[&str]| {
-            assert_eq!(
-                tests_in_need(&source, missing),
-                expected,
-                "without {missing:?}"
-            );
+        let test = |name: &str, reason: &str| {
+            format!(
+                "#[test]\n#[{} = \"{reason}\"]\nasync fn {name}() {{}}\nfn helper() {{}}",
+                "ignore"
+            )
         };
-        check(&[], &[]);
-        check(&["RabbitMQ"], &["with_RabbitMQ", "with_both"]);
-        check(&["Node"], &["with_both"]);
-        check(&["PostgreSQL", "Node"], &["with_both", "with_PostgreSQL"]);
-        check(&["Chromium"], &[]);
+        let source = [
+            test("rabbit", "needs RabbitMQ"),
+            test("both", "needs RabbitMQ and Node"),
+            test("postgres", "needs PostgreSQL"),
+            test("figures", "measures; run it in release"),
+        ];
+        let tests = ignored_in(&source.join("\n"));
+        let check = |missing: &[&str], expected: &[&str]| {
+            let run = tests.iter().filter(|test| test.can_run(missing));
+            let run: Vec<&str> = run.map(|test| test.name.as_str()).collect();
+            assert_eq!(run, expected, "without {missing:?}");
+        };
+        check(&[], &["rabbit", "both", "postgres"]);
+        check(&["Node"], &["rabbit", "postgres"]);
+        check(&["RabbitMQ"], &["postgres"]);
+        check(&["RabbitMQ", "PostgreSQL"], &[]);
+        check(&["Chromium"], &["rabbit", "both", "postgres"]);
     }
 }
