@@ -112,13 +112,14 @@ struct Ignored {
 }
 
 impl Ignored {
-    /// Whether it waits for something to be there, and not for somebody to want a measurement.
+    /// Whether it needs something that may be missing.
     fn is_in_need(&self) -> bool {
         self.reason.starts_with("needs ")
     }
 
     fn can_run(&self, missing: &[&str]) -> bool {
-        self.is_in_need() && !missing.iter().any(|name| self.reason.contains(name))
+        let measures = self.reason.starts_with("measures");
+        !measures && !(self.is_in_need() && missing.iter().any(|n| self.reason.contains(n)))
     }
 }
 

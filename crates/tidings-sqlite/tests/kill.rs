@@ -28,7 +28,7 @@ fn claim(number: &str) -> Claim {
 
 /// The process that will be killed: many writers, each of which reports what is committed.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it is started, and killed, by the test below"]
+#[ignore = "run by the test below, which kills it"]
 async fn writer() {
     let Some(file) = std::env::var_os(FILE) else {
         return;

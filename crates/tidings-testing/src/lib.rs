@@ -1,4 +1,7 @@
-//! TBD.
+//! What tests of services need: one conformance suite for each port, real servers to take away and
+//! bring back, and programs in other languages.
+//!
+//! It is a dev-dependency only: nothing that ships depends on it.
 
 pub mod foreign;
 pub mod servers;
