@@ -118,8 +118,8 @@ impl Ignored {
     }
 
     fn can_run(&self, missing: &[&str]) -> bool {
-        let measures = self.reason.starts_with("measures");
-        !measures && !(self.is_in_need() && missing.iter().any(|n| self.reason.contains(n)))
+        let lacks = self.is_in_need() && missing.iter().any(|name| self.reason.contains(name));
+        !lacks && !self.reason.starts_with("measures")
     }
 }
 
