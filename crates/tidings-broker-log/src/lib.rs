@@ -143,7 +143,23 @@ impl Log {
     ///
     /// When the log has failed, or the disk is full and this record is not one that frees space.
     pub fn append(&self, record: &Record) -> Result<Lsn, AppendError> {
-        self.shared.append(record)
+        self.shared.append(std::iter::once(record))
+    }
+
+    /// Adds the records of one command: all of them, or none. A message that moves from one queue to
+    /// another is a record that adds and one that removes; were only the second one taken, because
+    /// the disk is full, the message would be lost.
+    ///
+    /// Gives the position of the last; without any, the position 0, which is always durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::append`].
+    pub fn append_all<'a>(
+        &self,
+        records: impl IntoIterator<Item = &'a Record>,
+    ) -> Result<Lsn, AppendError> {
+        self.shared.append(records.into_iter())
     }
 
     /// Everything up to here is on stable storage.

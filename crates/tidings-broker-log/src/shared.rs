@@ -57,7 +57,11 @@ impl Shared {
         }
     }
 
-    pub(crate) fn append(&self, record: &Record) -> Result<Lsn, AppendError> {
+    /// Adds all of the records, or none.
+    pub(crate) fn append<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Record>,
+    ) -> Result<Lsn, AppendError> {
         let mut buffer = self.buffer.lock();
         while buffer.bytes.len() >= self.bytes_max && self.failure.get().is_none() {
             self.emptied.wait(&mut buffer);
@@ -66,16 +70,26 @@ impl Shared {
             return Err(AppendError::Failed(failure));
         }
         let before = buffer.bytes.len();
-        batch::add(&mut buffer.bytes, |out| codec::encode(record, out));
-        if self.is_full() && !frees_space(record) {
-            let taken = buffer.bytes.len() - before;
-            if taken > buffer.room {
+        let (mut count, mut new_bytes) = (0, 0);
+        for record in records {
+            let start = buffer.bytes.len();
+            batch::add(&mut buffer.bytes, |out| codec::encode(record, out));
+            count += 1;
+            if !frees_space(record) {
+                new_bytes += buffer.bytes.len() - start;
+            }
+        }
+        if self.is_full() && new_bytes > 0 {
+            if new_bytes > buffer.room {
                 buffer.bytes.truncate(before);
                 return Err(AppendError::DiskFull);
             }
-            buffer.room -= taken;
+            buffer.room -= new_bytes;
         }
-        buffer.appended += 1;
+        if count == 0 {
+            return Ok(Lsn::default());
+        }
+        buffer.appended += count;
         let lsn = Lsn(buffer.appended);
         if buffer.waiting {
             buffer.waiting = false;

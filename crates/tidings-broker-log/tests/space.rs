@@ -186,6 +186,9 @@ fn a_full_disk_refuses_messages_takes_removals_and_recovers_by_itself() {
     fill(&mut model);
     assert!(log.is_full());
     let kept: Vec<u64> = model.messages.keys().copied().collect();
+    // A move to another queue needs space: it is refused as a whole, so the message stays.
+    let moved = [message(1_000_000, &[1], 1000), removed(1, kept[0])];
+    assert!(matches!(log.append_all(&moved), Err(AppendError::DiskFull)));
     assert!(kept.len() > 1000, "{} messages fit on 2 MB", kept.len());
     // Consumers take everything but the very first; that frees space without anybody's help.
     for id in &kept[1..] {
