@@ -1,4 +1,5 @@
-//! Publishes as fast as a broker confirms, and optionally consumes, with a client that costs next to nothing.
+//! Publishes as fast as a broker confirms, and optionally consumes, with a client that costs next
+//! to nothing.
 //!
 //! `cargo run --release --example flood -- ADDR [MESSAGES] [BODY_BYTES] [WINDOW] [consume]`
 //!
@@ -192,7 +193,7 @@ fn main() -> Result<(), Error> {
     )?;
 
     let consumes = arguments.get(4).is_some_and(|word| word == "consume");
-    let (done, finished) = mpsc::channel();
+    let (done, finished) = mpsc::sync_channel(2);
     let start = Instant::now();
     if consumes {
         let (addr, done) = (addr.clone(), done.clone());

@@ -1,8 +1,9 @@
 //! One connection's task: bytes between the socket and the session, heartbeats, deadlines.
 //!
-//! It is one task, not a reader and a writer, so that an idle connection costs little. Everything that concerns it
-//! wakes it in one way; it then looks around. It stops reading while the peer has to wait (alarms, a log that cannot
-//! keep up, replies that are not fetched) and never waits for one direction before it serves the other.
+//! It is one task, not a reader and a writer, so that an idle connection costs little. Everything
+//! that concerns it wakes it in one way; it then looks around. It stops reading while the peer has
+//! to wait (alarms, a log that cannot keep up, replies that are not fetched) and never waits for
+//! one direction before it serves the other.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -174,7 +175,8 @@ impl Connection {
         }
     }
 
-    /// Confirms, encodes and writes until the socket is full. Gives whether there is more to write at once.
+    /// Confirms, encodes and writes until the socket is full. Gives whether there is more to write
+    /// at once.
     fn write(&mut self) -> Result<bool, Over> {
         let signals = self.shared.signals();
         let durable = signals.durable();

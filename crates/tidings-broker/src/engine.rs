@@ -1,8 +1,10 @@
-//! The one place where things happen: the core and the log behind one lock, and everybody who waits for them.
+//! The one place where things happen: the core and the log behind one lock, and everybody who waits
+//! for them.
 //!
-//! A command runs under the lock: the core changes, its records are appended to the log in the same order, and its
-//! deliveries go to the connections' outbound queues. Nobody waits for the disk there. The log's own thread says
-//! when records are durable; replies and confirms that need it wait in their connection.
+//! A command runs under the lock: the core changes, its records are appended to the log in the same
+//! order, and its deliveries go to the connections' outbound queues. Nobody waits for the disk
+//! there. The log's own thread says when records are durable; replies and confirms that need it
+//! wait in their connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -192,8 +194,11 @@ impl Signals {
             Event::Durable(lsn) => {
                 self.durable.store(lsn.0, Ordering::Release);
                 let mut checkpoints = self.checkpoints.lock();
-                while let Some((_, bytes)) = checkpoints.pop_front_if(|(at, _)| *at <= lsn) {
+                while let Some((at, bytes)) = checkpoints.front().copied()
+                    && at <= lsn
+                {
                     self.synced_bytes.store(bytes, Ordering::Relaxed);
+                    checkpoints.pop_front();
                 }
                 drop(checkpoints);
                 for outbound in self.waiting.lock().drain(..) {
@@ -277,7 +282,8 @@ impl Signals {
         }
     }
 
-    /// Wakes `outbound` at the log's next progress. Look at [`Signals::durable`] once more afterwards.
+    /// Wakes `outbound` at the log's next progress. Look at [`Signals::durable`] once more
+    /// afterwards.
     pub(crate) fn wake_when_durable(&self, outbound: &Arc<Outbound>) {
         let mut waiting = self.waiting.lock();
         if !waiting.iter().any(|other| other.id == outbound.id) {
@@ -366,27 +372,27 @@ impl Locked<'_> {
 }
 
 impl Engine {
-    /// Appends the records among the effects. Gives the position of the last, or zero.
+    /// Appends the records among the effects, all or none. Gives the position of the last, or zero.
     fn store(&mut self, signals: &Signals) -> Result<Lsn, AppendError> {
-        let mut stored = Ok(Lsn(0));
-        let Some(log) = &self.log else { return stored };
-        let mut bytes = 0;
-        for effect in &self.effects {
-            let Effect::Store(record) = effect else {
-                continue;
-            };
-            if let Record::Enqueued { message, .. } = record {
-                bytes += (message.properties.len() + message.body.len()) as u64;
-            }
-            match log.append(record) {
-                Ok(lsn) => stored = stored.map(|_| lsn),
-                Err(error) => stored = Err(error),
-            }
+        let Some(log) = &self.log else {
+            return Ok(Lsn(0));
+        };
+        let records = self.effects.iter().filter_map(|effect| match effect {
+            Effect::Store(record) => Some(record),
+            _ => None,
+        });
+        let bytes: usize = records
+            .clone()
+            .map(|record| match record {
+                Record::Enqueued { message, .. } => message.properties.len() + message.body.len(),
+                _ => 0,
+            })
+            .sum();
+        let lsn = log.append_all(records)?;
+        if bytes > 0 {
+            signals.appended(bytes as u64, lsn);
         }
-        if let (Ok(lsn), 1..) = (&stored, bytes) {
-            signals.appended(bytes, *lsn);
-        }
-        stored
+        Ok(lsn)
     }
 
     /// Hands deliveries to their connections, run by run.

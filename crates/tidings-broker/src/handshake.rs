@@ -1,6 +1,8 @@
-//! From the first byte of a peer to `connection.open-ok`: the version, who it is, the limits, the virtual host.
+//! From the first byte of a peer to `connection.open-ok`: the version, who it is, the limits, the
+//! virtual host.
 //!
-//! The peer is a stranger here, so that everything it sends is small and all of it together has one deadline.
+//! The peer is a stranger here, so that everything it sends is small and all of it together has one
+//! deadline.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -209,7 +211,8 @@ impl Client {
     }
 }
 
-/// What the server says of itself. `product` and `version` are ours; the capabilities are RabbitMQ's words.
+/// What the server says of itself. `product` and `version` are ours; the capabilities are
+/// RabbitMQ's words.
 fn server_properties() -> Table {
     const CAPABILITIES: [&str; 9] = [
         "publisher_confirms",

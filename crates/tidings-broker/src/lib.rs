@@ -1,6 +1,8 @@
-//! A durable message broker that speaks AMQP 0-9-1 as RabbitMQ does: a server, and a library to embed.
+//! A durable message broker that speaks AMQP 0-9-1 as RabbitMQ does: a server, and a library to
+//! embed.
 //!
-//! It never clusters, and never confirms a persistent message in a durable queue before it is on stable storage.
+//! It never clusters, and never confirms a persistent message in a durable queue before it is on
+//! stable storage.
 //!
 //! ```
 //! # #[tokio::main] async fn main() -> Result<(), tidings_broker::Error> {
@@ -15,10 +17,11 @@
 //!
 //! # How it works
 //!
-//! One task per connection turns bytes into commands ([`tidings_wire`]). Commands run one after the other under one
-//! lock (`engine`): the core ([`tidings_broker_core`]) decides, its records go to the log
-//! ([`tidings_broker_log`]), its deliveries to the connections' outbound queues. Nobody waits for the disk under
-//! the lock: the log syncs many records at once and then wakes the connections that owe a confirm.
+//! One task per connection turns bytes into commands ([`tidings_wire`]). Commands run one after the
+//! other under one lock (`engine`): the core ([`tidings_broker_core`]) decides, its records go to
+//! the log ([`tidings_broker_log`]), its deliveries to the connections' outbound queues. Nobody
+//! waits for the disk under the lock: the log syncs many records at once and then wakes the
+//! connections that owe a confirm.
 
 mod connection;
 mod engine;

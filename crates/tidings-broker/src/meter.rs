@@ -1,5 +1,5 @@
-//! How much memory messages hold, exactly: each payload is counted when it is taken in and when its last owner lets
-//! it go, wherever that is: in queues, in outbound buffers, in transactions.
+//! How much memory messages hold, exactly: each payload is counted when it is taken in and when its
+//! last owner lets it go, wherever that is: in queues, in outbound buffers, in transactions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,10 +13,12 @@ pub(crate) struct Meter {
     bytes: AtomicU64,
 }
 
-/// What a message costs besides its bytes: its place in a queue, its shared parts. Measured roughly.
+/// What a message costs besides its bytes: its place in a queue, its shared parts. Measured
+/// roughly.
 const OVERHEAD_BYTES: u64 = 256;
 
-/// A body from here on stays in the buffer it was read into; a smaller one could keep a large buffer alive.
+/// A body from here on stays in the buffer it was read into; a smaller one could keep a large
+/// buffer alive.
 const COPY_BYTES_MAX: usize = 16 * 1024;
 
 impl Meter {
@@ -71,6 +73,41 @@ impl Meter {
     }
 }
 
+/// The part of a body that has arrived, while the rest has not.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    meter: Arc<Meter>,
+    bytes: u64,
+}
+
+impl Partial {
+    pub(crate) fn new(meter: &Arc<Meter>) -> Partial {
+        Partial {
+            meter: meter.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// More of it came. What is over `bytes_max` is not kept, and not counted.
+    pub(crate) fn grow(&mut self, bytes: usize, bytes_max: u64) {
+        let bytes = (bytes as u64).min(bytes_max.saturating_sub(self.bytes));
+        self.bytes += bytes;
+        self.meter.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// It is a whole now, which is counted by itself.
+    pub(crate) fn clear(&mut self) {
+        self.meter.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 struct Weighed<B> {
     bytes: B,
     weight: u64,
@@ -110,6 +147,13 @@ mod tests {
             2 + COPY_BYTES_MAX as u64 + 2 * OVERHEAD_BYTES
         );
         drop(large);
+        assert_eq!(meter.bytes(), 0);
+
+        let mut partial = Partial::new(&meter);
+        partial.grow(7, 10);
+        partial.grow(7, 10);
+        assert_eq!(meter.bytes(), 10);
+        drop(partial);
         assert_eq!(meter.bytes(), 0);
     }
 }

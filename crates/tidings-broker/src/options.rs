@@ -1,4 +1,5 @@
-//! How a broker is set up. Every limit has a name and a unit, and a default that somebody can defend.
+//! How a broker is set up. Every limit has a name and a unit, and a default that somebody can
+//! defend.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -46,13 +47,15 @@ impl Options {
         }
     }
 
-    /// Listens here. Port 0 picks a free one; [`Handle::amqp_addr`](crate::Handle::amqp_addr) says which.
+    /// Listens here. Port 0 picks a free one; [`Handle::amqp_addr`](crate::Handle::amqp_addr) says
+    /// which.
     pub fn listen(mut self, addr: impl Into<SocketAddr>) -> Options {
         self.listen = addr.into();
         self
     }
 
-    /// Lets these users in, and nobody else: the default user `guest` goes when it is not among them.
+    /// Lets these users in, and nobody else: the default user `guest` goes when it is not among
+    /// them.
     pub fn users(mut self, users: impl IntoIterator<Item = User>) -> Options {
         self.users = users.into_iter().collect();
         self
@@ -93,7 +96,8 @@ impl Options {
 /// The smallest `frame_max` a peer may ask for: RabbitMQ 4's, so that its clients agree.
 pub(crate) const FRAME_MIN_SIZE: u32 = 8192;
 
-/// What one broker allows. Change a field of the default: `Limits { channel_max: 16, ..Limits::default() }`.
+/// What one broker allows. Change a field of the default: `Limits { channel_max: 16,
+/// ..Limits::default() }`.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections at once; a further one is closed when it arrives. Default 8192.
@@ -108,13 +112,17 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// The heartbeat proposed to clients; zero proposes none. Default 60 s.
     pub heartbeat: Duration,
-    /// Bytes of messages held in memory above which publishers are not read any more. Default 1 GiB.
+    /// Bytes of messages held in memory above which publishers are not read any more. Default 1
+    /// GiB.
     pub memory_bytes_max: u64,
-    /// Bytes waiting for one connection's peer to read them, above which its consumers pause. Default 1 MiB.
+    /// Bytes waiting for one connection's peer to read them, above which its consumers pause.
+    /// Default 1 MiB.
     pub outbound_bytes_max: usize,
-    /// Bytes appended to the log and not yet synced, above which publishers are not read. Default 16 MiB.
+    /// Bytes appended to the log and not yet synced, above which publishers are not read. Default
+    /// 16 MiB.
     pub unsynced_bytes_max: u64,
-    /// How long a peer may leave written bytes unread before its connection is dropped. Default 60 s.
+    /// How long a peer may leave written bytes unread before its connection is dropped. Default 60
+    /// s.
     pub write_timeout: Duration,
     /// Messages and settlements that one transaction may hold before `tx.commit`. Default 100000.
     pub tx_operations_max: usize,

@@ -1,7 +1,8 @@
-//! What waits to be written to one peer: items in order, turned into bytes only when the socket has room.
+//! What waits to be written to one peer: items in order, turned into bytes only when the socket has
+//! room.
 //!
-//! Anyone may add items, under the engine's lock, so that the order of the items is the order of events. Only the
-//! connection's own task takes them out.
+//! Anyone may add items, under the engine's lock, so that the order of the items is the order of
+//! events. Only the connection's own task takes them out.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -191,8 +192,8 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    /// Encodes until `out` has `bytes_max`, nothing is left, or an item has to wait for the log: gives whether it
-    /// is that. When the log has failed, what waits for it is never sent.
+    /// Encodes until `out` has `bytes_max`, nothing is left, or an item has to wait for the log:
+    /// gives whether it is that. When the log has failed, what waits for it is never sent.
     pub(crate) fn fill(
         &mut self,
         outbound: &Outbound,

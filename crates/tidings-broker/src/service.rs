@@ -92,8 +92,8 @@ impl Handle {
         self.shared.signals().failed().await
     }
 
-    /// Tells clients to go (`320 CONNECTION_FORCED`), waits for them for a few seconds, and syncs and closes the
-    /// log.
+    /// Tells clients to go (`320 CONNECTION_FORCED`), waits for them for a few seconds, and syncs
+    /// and closes the log.
     ///
     /// # Errors
     ///

@@ -1,7 +1,8 @@
-//! Between the wire's words and the core's: tables, messages, and the headers that tell of a message's deaths.
+//! Between the wire's words and the core's: tables, messages, and the headers that tell of a
+//! message's deaths.
 //!
-//! What a client put into properties and headers comes out byte for byte, unless the broker itself has something
-//! to add (`x-death`) or to hide (`BCC`).
+//! What a client put into properties and headers comes out byte for byte, unless the broker itself
+//! has something to add (`x-death`) or to hide (`BCC`).
 
 use bytes::Bytes;
 use tidings_broker_core as core;

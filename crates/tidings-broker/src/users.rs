@@ -1,4 +1,5 @@
-//! Who may log in. A user has a password; the default one, `guest`, may come from this machine only.
+//! Who may log in. A user has a password; the default one, `guest`, may come from this machine
+//! only.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -43,14 +44,16 @@ impl fmt::Debug for User {
     }
 }
 
-/// Why somebody was not let in. Only the broker's log may say which; the peer learns no more than "refused".
+/// Why somebody was not let in. Only the broker's log may say which; the peer learns no more than
+/// "refused".
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     Credentials,
     NotLoopback,
 }
 
-/// Looks the user up and compares the password, in a time that does not depend on where they differ.
+/// Looks the user up and compares the password, in a time that does not depend on where they
+/// differ.
 pub(crate) fn login(
     users: &[User],
     name: &[u8],

@@ -1,5 +1,6 @@
-//! What a client is told when it does something wrong: the code, the text, and whether the channel or the whole
-//! connection closes. The texts are RabbitMQ's, because people and programs look for them.
+//! What a client is told when it does something wrong: the code, the text, and whether the channel
+//! or the whole connection closes. The texts are RabbitMQ's, because people and programs look for
+//! them.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! What becomes of messages: confirmed, returned, delivered, settled, expired, dead-lettered, counted.
+//! What becomes of messages: confirmed, returned, delivered, settled, expired, dead-lettered,
+//! counted.
 
 mod support;
 
@@ -454,6 +455,15 @@ async fn a_transaction_does_everything_or_nothing() {
     client.call(1, TxRollback {}).await;
     client.send(1, &ack).await;
     client.call(1, TxCommit {}).await;
+    client.open(2).await;
+    client.call(2, TxSelect {}).await;
+    let Method::ChannelClose(close) = client.call(2, ack).await else {
+        panic!("closed")
+    };
+    assert_eq!(
+        close.reply_text,
+        "PRECONDITION_FAILED - unknown delivery tag 1"
+    );
     client.close().await;
     assert_eq!(other.ready("q").await, 0, "acknowledged for good");
 }

@@ -180,6 +180,19 @@ impl Broker {
             .map_or(0, |channel| channel.unacked.len())
     }
 
+    /// Whether the delivery is out on the channel and not settled.
+    pub fn is_unacked(&self, channel: ChannelId, delivery_tag: u64) -> bool {
+        let session = self.channels.get(channel.0);
+        session.is_some_and(|session| session.unacked.contains(delivery_tag))
+    }
+
+    /// The tag of the latest delivery on the channel; 0 before the first.
+    pub fn last_delivery_tag(&self, channel: ChannelId) -> u64 {
+        self.channels
+            .get(channel.0)
+            .map_or(0, |session| session.last_tag)
+    }
+
     fn target_name(&self, target: Target) -> Bytes {
         let name = match target {
             Target::Queue(key) => self.queues.get(key).map(|queue| &queue.name),

@@ -1,4 +1,5 @@
-//! Publisher confirms: in order, and as few as possible, because one sync of the log makes many messages durable.
+//! Publisher confirms: in order, and as few as possible, because one sync of the log makes many
+//! messages durable.
 
 use std::collections::VecDeque;
 
@@ -24,17 +25,17 @@ struct Run {
     up_to: u64,
     after: Lsn,
     accepted: bool,
+    /// It stops growing with the turn it began in, so that the first of many need not wait for the
+    /// last of them.
+    grows: bool,
 }
-
-/// A run stops growing here, so that the first of many need not wait for the last of them.
-const RUN_MAX: u64 = 64;
 
 impl Confirms {
     /// One more publication, to be told once the log is durable up to `after`.
     pub(super) fn push(&mut self, after: Lsn, accepted: bool) {
         self.last += 1;
         match self.pending.back_mut() {
-            Some(run) if run.accepted == accepted && self.last % RUN_MAX != 0 => {
+            Some(run) if run.accepted == accepted && run.grows => {
                 run.up_to = self.last;
                 run.after = run.after.max(after);
             }
@@ -42,6 +43,7 @@ impl Confirms {
                 up_to: self.last,
                 after,
                 accepted,
+                grows: true,
             }),
         }
     }
@@ -49,7 +51,10 @@ impl Confirms {
     /// Tells what can be told. Gives whether something still waits.
     pub(super) fn settle(&mut self, outbound: &Outbound, channel: u16, durable: Lsn) -> bool {
         let mut told: Option<Run> = None;
-        while let Some(run) = self.pending.pop_front_if(|run| run.after <= durable) {
+        while self.pending.front().is_some_and(|run| run.after <= durable) {
+            let Some(run) = self.pending.pop_front() else {
+                break;
+            };
             if let Some(before) = told.take_if(|before| before.accepted != run.accepted) {
                 self.tell(outbound, channel, &before);
             }
@@ -57,6 +62,9 @@ impl Confirms {
         }
         if let Some(run) = told {
             self.tell(outbound, channel, &run);
+        }
+        if let Some(run) = self.pending.back_mut() {
+            run.grows = false;
         }
         !self.pending.is_empty()
     }

@@ -64,8 +64,8 @@ fn binding(source: ShortStr, destination: ShortStr, key: ShortStr, arguments: &T
     }
 }
 
-/// A name of its own, not a slice of what was read. Line ends are no part of a name: they are dropped, as RabbitMQ
-/// does.
+/// A name of its own, not a slice of what was read. Line ends are no part of a name: they are
+/// dropped, as RabbitMQ does.
 fn own(name: &ShortStr) -> Bytes {
     if name.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         return name
@@ -290,7 +290,7 @@ impl Channel {
             requeue,
         };
         if let Mode::Tx(transaction) = &mut self.mode {
-            return transaction.settle(settlement);
+            return transaction.settle(turn.engine.core(), self.id, settlement);
         }
         let id = self.id;
         Ok(turn

@@ -1,8 +1,9 @@
-//! One connection's side of the protocol: frames in, commands to the engine, replies and errors out. No I/O.
+//! One connection's side of the protocol: frames in, commands to the engine, replies and errors
+//! out. No I/O.
 //!
-//! A turn takes what was read, decodes a bounded number of commands without the engine's lock, and then carries
-//! them out under it. An error closes the channel or the whole connection, as its code says; what follows on a
-//! closed channel is ignored until the peer has agreed.
+//! A turn takes what was read, decodes a bounded number of commands without the engine's lock, and
+//! then carries them out under it. An error closes the channel or the whole connection, as its code
+//! says; what follows on a closed channel is ignored until the peer has agreed.
 
 mod channel;
 mod confirm;
@@ -19,13 +20,14 @@ use tidings_broker_log::{AppendError, Lsn};
 use tidings_wire::{
     Assembler, ChannelClose, ChannelCloseOk, ChannelOpenOk, Command, ConnectionBlocked,
     ConnectionClose, ConnectionCloseOk, ConnectionUnblocked, ConnectionUpdateSecretOk,
-    EncodeMethod, FRAME_OVERHEAD_BYTES, Method, ShortStr, WireError, decode_frame, reply,
+    EncodeMethod, FRAME_OVERHEAD_BYTES, Method, Payload, ShortStr, WireError, decode_frame, reply,
 };
 
 use self::channel::Channel;
 use self::publish::Publication;
 use crate::engine::{Locked, Shared, Trouble};
 use crate::handshake::{Agreed, close_method};
+use crate::meter::Partial;
 use crate::outbound::Outbound;
 
 /// Commands carried out in one go, so that nobody waits long for the engine.
@@ -39,6 +41,10 @@ pub(crate) struct Session {
     channels: Vec<Option<Box<Slot>>>,
     state: State,
     turn: Vec<(u16, Operation)>,
+    /// Something was published, or is about to be: a part of its content came.
+    publishes: bool,
+    /// Some confirm may not have been sent.
+    owes_confirms: bool,
     blocked: bool,
 }
 
@@ -58,6 +64,7 @@ pub(crate) enum State {
 /// What there is for a channel's number: open or not, frames may arrive.
 struct Slot {
     assembler: Assembler,
+    partial: Partial,
     names: publish::Names,
     channel: Option<Channel>,
 }
@@ -84,6 +91,8 @@ impl Session {
             channels: Vec::new(),
             state: State::Running,
             turn: Vec::new(),
+            publishes: false,
+            owes_confirms: false,
             blocked: false,
         }
     }
@@ -92,7 +101,8 @@ impl Session {
         self.state
     }
 
-    /// Whether the peer was found to publish while it must not: it is not to be read until the alarm ends.
+    /// Whether the peer was found to publish while it must not: it is not to be read until the
+    /// alarm ends.
     pub(crate) fn is_blocked(&self) -> bool {
         self.blocked
     }
@@ -106,9 +116,6 @@ impl Session {
         let decoded = self.decode(input);
         let more = self.turn.len() == TURN_COMMANDS_MAX;
         let mut turn = std::mem::take(&mut self.turn);
-        let published = turn
-            .iter()
-            .any(|(_, op)| matches!(op, Operation::Publish(_)));
         if !turn.is_empty() {
             let shared = self.shared.clone();
             let mut engine = shared.lock();
@@ -122,7 +129,8 @@ impl Session {
             self.state = State::Deaf;
             input.clear();
         }
-        if published && self.state == State::Running {
+        if std::mem::take(&mut self.publishes) && self.state == State::Running {
+            self.owes_confirms = true;
             self.block_if_alarmed();
         }
         more
@@ -147,11 +155,17 @@ impl Session {
                 return Err(WireError::new(reply::NOT_ALLOWED, text));
             }
             let body_bytes_max = self.shared.options.limits.body_bytes_max;
-            let slot = slot(&mut self.channels, number, body_bytes_max);
+            let slot = slot(&mut self.channels, number, &self.shared);
+            if let Payload::Body(part) = &frame.payload {
+                slot.partial.grow(part.len(), body_bytes_max);
+                self.publishes = true;
+            }
             let command = slot.assembler.push(frame.payload)?;
             let Some(Command { method, content }) = command else {
                 continue;
             };
+            slot.partial.clear();
+            self.publishes |= content.is_some();
             let operation = match (method, content) {
                 (Method::BasicPublish(publish), Some(content)) => {
                     let meter = &self.shared.meter;
@@ -341,13 +355,16 @@ impl Session {
 
     /// Confirms what has become durable. Gives whether something still waits for the log.
     pub(crate) fn confirm(&mut self, durable: Lsn) -> bool {
-        let mut waits = false;
+        if !self.owes_confirms {
+            return false;
+        }
+        self.owes_confirms = false;
         for slot in self.channels.iter_mut().flatten() {
             if let Some(channel) = &mut slot.channel {
-                waits |= channel.confirm(&self.outbound, durable);
+                self.owes_confirms |= channel.confirm(&self.outbound, durable);
             }
         }
-        waits
+        self.owes_confirms
     }
 }
 
@@ -357,14 +374,19 @@ impl Drop for Session {
     }
 }
 
-fn slot(channels: &mut Vec<Option<Box<Slot>>>, number: u16, body_bytes_max: u64) -> &mut Slot {
+fn slot<'a>(
+    channels: &'a mut Vec<Option<Box<Slot>>>,
+    number: u16,
+    shared: &Shared,
+) -> &'a mut Slot {
     let index = usize::from(number);
     if index >= channels.len() {
         channels.resize_with(index + 1, || None);
     }
     channels[index].get_or_insert_with(|| {
         Box::new(Slot {
-            assembler: Assembler::new(body_bytes_max),
+            assembler: Assembler::new(shared.options.limits.body_bytes_max),
+            partial: Partial::new(&shared.meter),
             names: publish::Names::default(),
             channel: None,
         })

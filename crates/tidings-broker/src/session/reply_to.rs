@@ -1,7 +1,8 @@
 //! Direct reply-to: answers without a queue that the client would have to declare.
 //!
-//! A client consumes from [`REPLY_TO`] and publishes requests with that as their `reply_to`; whoever answers finds
-//! the name of a queue there that lives as long as the consumer. To everybody else it is an ordinary queue.
+//! A client consumes from [`REPLY_TO`] and publishes requests with that as their `reply_to`;
+//! whoever answers finds the name of a queue there that lives as long as the consumer. To everybody
+//! else it is an ordinary queue.
 
 use bytes::Bytes;
 use tidings_broker_core as core;
@@ -74,7 +75,8 @@ impl Channel {
     }
 }
 
-/// Whether a name stands for somebody's replies: declaring it only asks whether they are still consumed.
+/// Whether a name stands for somebody's replies: declaring it only asks whether they are still
+/// consumed.
 pub(super) fn is_reply_name(queue: &ShortStr) -> bool {
     queue.starts_with(REPLY_TO.as_bytes())
 }

@@ -1,5 +1,6 @@
 //! `tx`: publications and settlements that wait for their commit.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidings_broker_core::{self as core, ChannelId, Effect, Refusal};
@@ -15,6 +16,9 @@ pub(super) struct Transaction {
     operations_max: usize,
     publications: Vec<Publication>,
     settlements: Vec<Settlement>,
+    /// Deliveries that the settlements are about: all up to the first, and each of the second.
+    settled_through: u64,
+    settled: BTreeSet<u64>,
 }
 
 /// An ack, nack or reject.
@@ -51,6 +55,8 @@ impl Transaction {
             operations_max,
             publications: Vec::new(),
             settlements: Vec::new(),
+            settled_through: 0,
+            settled: BTreeSet::new(),
         }
     }
 
@@ -64,8 +70,33 @@ impl Transaction {
         Ok(())
     }
 
-    pub(super) fn settle(&mut self, settlement: Settlement) -> Result<(), Fail> {
+    /// Takes note of a settlement. What was settled before, or never delivered, is known at once.
+    pub(super) fn settle(
+        &mut self,
+        core: &core::Broker,
+        channel: ChannelId,
+        mut settlement: Settlement,
+    ) -> Result<(), Fail> {
         self.check_room()?;
+        let Settlement {
+            delivery_tag: tag,
+            multiple,
+            ..
+        } = settlement;
+        let is_all = multiple && tag == 0;
+        let is_settled = tag <= self.settled_through || self.settled.contains(&tag);
+        if !is_all && (is_settled || !core.is_unacked(channel, tag)) {
+            return Err(Fail::precondition(format!("unknown delivery tag {tag}")));
+        }
+        if is_all {
+            // What is delivered from now on is not meant.
+            settlement.delivery_tag = core.last_delivery_tag(channel);
+        }
+        if multiple {
+            self.settled_through = settlement.delivery_tag;
+        } else {
+            self.settled.insert(tag);
+        }
         self.settlements.push(settlement);
         Ok(())
     }

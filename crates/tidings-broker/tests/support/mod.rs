@@ -208,7 +208,8 @@ impl Client {
             .expect("the broker reads");
     }
 
-    /// Writes as much as the broker takes; gives how much that was when it took no more for a while.
+    /// Writes as much as the broker takes; gives how much that was when it took no more for a
+    /// while.
     pub async fn write_until_stuck(&mut self, bytes: &[u8]) -> usize {
         let mut written = 0;
         while written < bytes.len() {
