@@ -106,6 +106,10 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
                 _ = terminate.recv() => {}
             }
             if token.is_cancelled() {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the second signal means: at once"
+                )]
                 std::process::exit(130);
             }
             token.cancel();

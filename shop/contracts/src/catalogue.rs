@@ -16,6 +16,7 @@ pub struct Product {
 }
 
 /// Everything the shop sells. Two of them are scarce on purpose: try to buy them.
+#[allow(clippy::inconsistent_digit_grouping, reason = "units_cents")]
 pub const CATALOGUE: [Product; 15] = [
     item("TEA-EARL-GREY", "Earl Grey tea", 8_90, 100_000),
     item("TEA-SENCHA", "Sencha tea", 12_50, 100_000),
