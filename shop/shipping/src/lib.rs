@@ -47,7 +47,7 @@ async fn book(order: OrderConfirmed, mut tx: Tx) -> Result<ShipmentBooked> {
          on conflict (order_id) do update set status = shipment.status
          returning tracking",
     );
-    let tracking = format!("TRK-{}", Uuid::now_v7().simple()).to_uppercase();
+    let tracking = format!("TRK-{:016X}", Uuid::new_v4().as_u64_pair().1);
     let booked = tx.run(insert.bind(&order.order_id).bind(tracking)).await?;
     // A parcel that was booked before keeps its number.
     let row = booked

@@ -248,9 +248,13 @@ function showOrder(order) {
 /** What the other services know about the order; each may not know it (yet), and that is fine. */
 async function showFacts(order) {
   const id = encodeURIComponent(order.orderId);
-  const ask = (path) => call(path).then(({ body }) => body, () => null);
-  const [payment, shipment, emails] = await Promise.all(
-    [`/payments/${id}`, `/shipments/${id}`, `/emails?orderId=${id}`].map(ask));
+  const said = new Set(order.timeline.map(({ event }) => event));
+  const ask = (path, when) => (when ? call(path).then(({ body }) => body, () => null) : null);
+  const [payment, shipment, emails] = await Promise.all([
+    ask(`/payments/${id}`, said.has("PaymentAuthorized") || said.has("PaymentDeclined")),
+    ask(`/shipments/${id}`, said.has("ShipmentBooked")),
+    ask(`/emails?orderId=${id}`, said.has("EmailSent")),
+  ]);
   if (order.orderId !== shown.id) return;
   const facts = [];
   const fact = (name, value) => facts.push(h("dt", {}, name), h("dd", {}, value));

@@ -117,7 +117,7 @@ impl Shop {
     /// For `--broker` of other processes.
     pub fn amqp_url(&self) -> String {
         format!(
-            "amqp://guest:guest@{}/",
+            "amqp://guest:guest@{}/%2f",
             self.amqp.expect("its broker runs elsewhere")
         )
     }
