@@ -137,7 +137,8 @@ impl Log {
         ))
     }
 
-    /// Adds a record. It is durable when [`Log::durable`] reaches the position given back.
+    /// Adds a record. It is durable when [`Log::durable`] reaches the position given back. Blocks
+    /// while more waits for the disk than there may.
     ///
     /// # Errors
     ///
@@ -157,7 +158,7 @@ impl Log {
     /// As [`Log::append`].
     pub fn append_all<'a>(
         &self,
-        records: impl IntoIterator<Item = &'a Record>,
+        records: impl IntoIterator<Item = &'a Record, IntoIter: Clone>,
     ) -> Result<Lsn, AppendError> {
         self.shared.append(records.into_iter())
     }

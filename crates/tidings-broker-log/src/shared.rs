@@ -27,8 +27,12 @@ struct Buffer {
     /// Records as the payload of a batch has them.
     bytes: Vec<u8>,
     appended: u64,
-    /// While the disk is full: bytes that records of new things may still take.
+    /// Bytes that records of new things may take, so that all that was accepted fits on the disk.
     room: usize,
+    /// Bytes that somebody waits for room for.
+    wanted: usize,
+    /// The writer has not seen yet that there is something to do besides writing.
+    poked: bool,
     closing: bool,
     waiting: bool,
 }
@@ -60,42 +64,31 @@ impl Shared {
     /// Adds all of the records, or none.
     pub(crate) fn append<'a>(
         &self,
-        records: impl Iterator<Item = &'a Record>,
+        records: impl Iterator<Item = &'a Record> + Clone,
     ) -> Result<Lsn, AppendError> {
         let mut buffer = self.buffer.lock();
-        while buffer.bytes.len() >= self.bytes_max && self.failure.get().is_none() {
+        loop {
+            if let Some(failure) = self.failure() {
+                return Err(AppendError::Failed(failure));
+            }
+            if buffer.bytes.len() < self.bytes_max {
+                match buffer.add(records.clone()) {
+                    Ok(lsn) => {
+                        if std::mem::take(&mut buffer.waiting) {
+                            self.filled.notify_one();
+                        }
+                        return Ok(lsn);
+                    }
+                    Err(_) if self.is_full() => return Err(AppendError::DiskFull),
+                    Err(wanted) => {
+                        buffer.wanted = buffer.wanted.max(wanted);
+                        buffer.poked = true;
+                        self.filled.notify_one();
+                    }
+                }
+            }
             self.emptied.wait(&mut buffer);
         }
-        if let Some(failure) = self.failure() {
-            return Err(AppendError::Failed(failure));
-        }
-        let before = buffer.bytes.len();
-        let (mut count, mut new_bytes) = (0, 0);
-        for record in records {
-            let start = buffer.bytes.len();
-            batch::add(&mut buffer.bytes, |out| codec::encode(record, out));
-            count += 1;
-            if !frees_space(record) {
-                new_bytes += buffer.bytes.len() - start;
-            }
-        }
-        if self.is_full() && new_bytes > 0 {
-            if new_bytes > buffer.room {
-                buffer.bytes.truncate(before);
-                return Err(AppendError::DiskFull);
-            }
-            buffer.room -= new_bytes;
-        }
-        if count == 0 {
-            return Ok(Lsn::default());
-        }
-        buffer.appended += count;
-        let lsn = Lsn(buffer.appended);
-        if buffer.waiting {
-            buffer.waiting = false;
-            self.filled.notify_one();
-        }
-        Ok(lsn)
     }
 
     /// Waits for records; with a time, not longer than that. `spent` is an empty buffer to fill next.
@@ -110,6 +103,9 @@ impl Shared {
             }
             if buffer.closing {
                 return Work::Close;
+            }
+            if std::mem::take(&mut buffer.poked) {
+                return Work::Nothing;
             }
             buffer.waiting = true;
             match timeout {
@@ -136,11 +132,22 @@ impl Shared {
         self.full.load(Ordering::Acquire)
     }
 
-    /// Says how many bytes of new things may still come, or that there is no need to count.
-    pub(crate) fn set_room(&self, room: Option<usize>) {
+    /// Says how many bytes may come, those included that wait already; gives the bytes that
+    /// somebody waits for nevertheless.
+    pub(crate) fn set_room(&self, room: usize, full: bool) -> usize {
         let mut buffer = self.buffer.lock();
-        buffer.room = room.unwrap_or(0).saturating_sub(buffer.bytes.len());
-        self.full.store(room.is_some(), Ordering::Release);
+        buffer.room = room.saturating_sub(buffer.bytes.len());
+        self.full.store(full, Ordering::Release);
+        if buffer.wanted <= buffer.room || full {
+            buffer.wanted = 0;
+            self.emptied.notify_all();
+        }
+        buffer.wanted
+    }
+
+    /// Bytes that were accepted and wait to be written.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.buffer.lock().bytes.len()
     }
 
     pub(crate) fn failure(&self) -> Option<Arc<LogError>> {
@@ -159,13 +166,34 @@ impl Shared {
         self.filled.notify_one();
     }
 
-    /// Whether nothing waits to be written.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.buffer.lock().bytes.is_empty()
-    }
-
     pub(crate) fn is_closing(&self) -> bool {
         self.buffer.lock().closing
+    }
+}
+
+impl Buffer {
+    /// Adds all of the records, or none: then gives the bytes that there must be room for.
+    fn add<'a>(&mut self, records: impl Iterator<Item = &'a Record>) -> Result<Lsn, usize> {
+        let before = self.bytes.len();
+        let (mut count, mut new_bytes) = (0, 0);
+        for record in records {
+            let start = self.bytes.len();
+            batch::add(&mut self.bytes, |out| codec::encode(record, out));
+            count += 1;
+            if !frees_space(record) {
+                new_bytes += self.bytes.len() - start;
+            }
+        }
+        if new_bytes > self.room {
+            self.bytes.truncate(before);
+            return Err(new_bytes);
+        }
+        if count == 0 {
+            return Ok(Lsn::default());
+        }
+        self.room -= new_bytes;
+        self.appended += count;
+        Ok(Lsn(self.appended))
     }
 }
 

@@ -5,7 +5,7 @@
 //! its own, long before it is needed.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -13,26 +13,26 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tidings_broker_core::{MessageId, QueueId, Record};
-
 use crate::batch::{self, BATCH_BYTES_MAX};
-use crate::codec;
-use crate::dir::{Dir, SEGMENT_HEADER_BYTES, SegmentHeader, Spare};
+use crate::dir::{Dir, SegmentHeader, Spare};
 use crate::live::Live;
 use crate::recovery::{State, place};
 use crate::shared::{Shared, Work};
 use crate::{Event, LogError, Options};
 
 mod compaction;
+mod space;
+
+use space::start_segment;
 
 /// The size of the first segment of a log: small, so that starting is quick.
 const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
-/// Of a segment, at most this is kept for removals when the disk is full.
-const RESERVE_BYTES_MAX: u64 = 1 << 20;
 /// A larger buffer is given back to the system after use.
 const SPENT_BYTES_MAX: usize = 4 << 20;
-/// How soon a full disk is tried again, and the making of a segment looked after.
+/// How soon a full disk is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// How often to see whether the next segment is made.
+const MAKING_POLL: Duration = Duration::from_millis(10);
 
 pub(crate) struct Writer {
     dir: Dir,
@@ -51,7 +51,9 @@ pub(crate) struct Writer {
     witnessed: u64,
     next: Next,
     /// When making a segment failed for want of space: not again before then.
-    retry_at: Option<Instant>,
+    retry_at: Instant,
+    /// The last attempt to make a segment failed for want of space.
+    full: bool,
     /// How far the oldest segment has been compacted.
     compacted: u64,
     /// The batch being put together.
@@ -130,7 +132,7 @@ impl Writer {
             size: found.size,
             end: found.end,
         });
-        Ok(Self {
+        let mut writer = Self {
             closed: closed.collect(),
             dir,
             options,
@@ -143,10 +145,13 @@ impl Writer {
             last_filled: sequence - 1,
             witnessed: sequence - 1,
             next: Next::None,
-            retry_at: None,
+            retry_at: Instant::now(),
+            full: false,
             compacted: 0,
             batch: Vec::new(),
-        })
+        };
+        writer.tell_room();
+        Ok(writer)
     }
 
     /// Works until the log is closed or fails.
@@ -174,8 +179,8 @@ impl Writer {
         loop {
             let timeout = match self.next {
                 _ if compacting => Some(Duration::ZERO),
-                Next::Making(_) => Some(RETRY_DELAY),
-                Next::None if self.shared.is_full() => Some(RETRY_DELAY),
+                Next::Making(_) => Some(MAKING_POLL),
+                Next::None if self.full => Some(RETRY_DELAY),
                 Next::None | Next::Ready(_) => None,
             };
             match self.shared.take(&mut spent, timeout) {
@@ -200,7 +205,7 @@ impl Writer {
             }
             self.release_dead()?;
             self.look_after_next()?;
-            if self.shared.is_idle() {
+            if self.shared.waiting_bytes() == 0 {
                 self.bear_witness()?;
             }
         }
@@ -208,16 +213,17 @@ impl Writer {
 
     /// Cuts the records into batches and writes them.
     fn write_records(&mut self, records: &[u8]) -> Result<(), LogError> {
-        let small = usize::try_from(self.options.segment_bytes_max / 4).unwrap_or(usize::MAX);
-        let batch_bytes_max = BATCH_BYTES_MAX.min(small);
+        let whole = usize::try_from(self.options.segment_bytes_max / 4).unwrap_or(usize::MAX);
         let mut start = 0;
         let mut end = 0;
+        let mut bytes_max = BATCH_BYTES_MAX.min(whole).min(self.fitting());
         for record in batch::records(records) {
             let (offset, record) = record.map_err(|_| unreadable())?;
             let record_end = offset + record.len();
-            if record_end - start > batch_bytes_max && end > start {
+            if record_end - start > bytes_max && end > start {
                 self.write_batch(&records[start..end])?;
                 start = end;
+                bytes_max = BATCH_BYTES_MAX.min(whole).min(self.fitting());
             }
             end = record_end;
         }
@@ -225,6 +231,16 @@ impl Writer {
             self.write_batch(&records[start..end])
         } else {
             Ok(())
+        }
+    }
+
+    /// The largest payload that fits into this segment; in one that is full, anything.
+    fn fitting(&self) -> usize {
+        let left = self.current.size - self.current.end;
+        let framing = (batch::stride(0) + batch::ALIGNMENT) as u64;
+        match left.checked_sub(framing) {
+            None | Some(0) => usize::MAX,
+            Some(fitting) => usize::try_from(fitting).unwrap_or(usize::MAX),
         }
     }
 
@@ -278,180 +294,8 @@ impl Writer {
         }
         Ok(())
     }
-
-    /// Goes on in a new segment with room for at least `bytes`.
-    fn roll(&mut self, bytes: u64) -> Result<(), LogError> {
-        self.sync()?;
-        let (message, queue) = self.live.next_ids();
-        let record = Record::Ids {
-            next_message: MessageId(message),
-            next_queue: QueueId(queue),
-        };
-        let mut ids = Vec::new();
-        batch::add(&mut ids, |out| codec::encode(&record, out));
-        let overhead = (SEGMENT_HEADER_BYTES + batch::stride(ids.len())) as u64;
-        let spare = self.take_next(bytes + overhead)?;
-        let header = SegmentHeader {
-            number: self.current.number + 1,
-            first: self.sequence,
-        };
-        let started = start_segment(&self.dir, spare, header)?;
-        let full = std::mem::replace(&mut self.current, started);
-        let (number, path, size, end) = (full.number, full.path, full.size, full.end);
-        self.closed.push_back(Closed {
-            number,
-            path,
-            size,
-            end,
-        });
-        self.write_batch(&ids)
-    }
-
-    /// The next segment, when it must be there: waits until it is made, and on a full disk until
-    /// there is room for it.
-    fn take_next(&mut self, bytes: u64) -> Result<Spare, LogError> {
-        loop {
-            match std::mem::replace(&mut self.next, Next::None) {
-                Next::Ready(spare) if spare.size >= bytes => return Ok(spare),
-                Next::Ready(_) | Next::None => self.make_next(bytes)?,
-                Next::Making(thread) => match self.made(thread) {
-                    Err(error) if error.is_disk_full() && !self.shared.is_closing() => {
-                        std::thread::sleep(RETRY_DELAY);
-                    }
-                    made => self.next = Next::Ready(made?),
-                },
-            }
-        }
-    }
-
-    /// Starts to make the next segment, twice as large as this one until they are large enough.
-    fn make_next(&mut self, bytes_min: u64) -> Result<(), LogError> {
-        let size = match self.shared.is_full() {
-            true => FIRST_SEGMENT_BYTES.min(self.options.segment_bytes_max),
-            false => (self.current.size * 2).min(self.options.segment_bytes_max),
-        };
-        let (path, size) = (self.dir.spare_path(), size.max(bytes_min));
-        let thread = std::thread::Builder::new().name("broker-log-segment".to_owned());
-        let thread = thread.spawn(move || Spare::create(&path, size));
-        let thread =
-            thread.map_err(|e| LogError::io("make a segment in", &self.current.path, e))?;
-        self.next = Next::Making(thread);
-        Ok(())
-    }
-
-    /// What became of making a segment; notes whether the disk is full.
-    fn made(&mut self, thread: JoinHandle<Result<Spare, LogError>>) -> Result<Spare, LogError> {
-        let panicked = |_| Err(LogError::internal("making a segment panicked"));
-        let made = thread.join().unwrap_or_else(panicked);
-        match &made {
-            Ok(_) => self.note_full(false),
-            Err(error) if error.is_disk_full() => {
-                self.retry_at = Some(Instant::now() + RETRY_DELAY);
-                self.note_full(true);
-            }
-            Err(_) => {}
-        }
-        made
-    }
-
-    fn note_full(&mut self, full: bool) {
-        let before = self.shared.is_full();
-        self.shared.set_room(full.then(|| self.room()));
-        match (before, full) {
-            (false, true) => (self.on_event)(Event::DiskFull),
-            (true, false) => (self.on_event)(Event::DiskRoomy),
-            _ => {}
-        }
-    }
-
-    /// Bytes that new things may take in this segment when there is no other: a part is kept for
-    /// removals, which free space in the end.
-    fn room(&self) -> usize {
-        let reserve = RESERVE_BYTES_MAX.min(self.current.size / 4);
-        let room = self.current.size.saturating_sub(self.current.end + reserve);
-        usize::try_from(room).unwrap_or(usize::MAX)
-    }
-
-    /// Sees to it that there is a next segment before this one is full.
-    fn look_after_next(&mut self) -> Result<(), LogError> {
-        if let Next::Making(thread) = &self.next
-            && thread.is_finished()
-            && let Next::Making(thread) = std::mem::replace(&mut self.next, Next::None)
-        {
-            match self.made(thread) {
-                Ok(spare) => self.next = Next::Ready(spare),
-                Err(error) if error.is_disk_full() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if let Next::Ready(_) = self.next {
-            return Ok(());
-        }
-        if self.shared.is_full() {
-            self.shared.set_room(Some(self.room()));
-        }
-        let due = self.retry_at.is_none_or(|at| at <= Instant::now());
-        let needed = self.shared.is_full() || self.current.end > self.current.size / 2;
-        match self.next {
-            Next::None if due && needed => self.make_next(0),
-            _ => Ok(()),
-        }
-    }
-
-    /// Lets go of the oldest segments as far as nothing in them is alive. One becomes the next
-    /// segment, if none is there and it has the right size.
-    fn release_dead(&mut self) -> Result<(), LogError> {
-        while let Some(oldest) = self.closed.front()
-            && self.live.usage(oldest.number).records == 0
-        {
-            let reusable = oldest.size == self.options.segment_bytes_max || self.shared.is_full();
-            match self.next {
-                Next::None if reusable => {
-                    let spare = self.dir.spare_path();
-                    let reuse = || {
-                        fs::rename(&oldest.path, &spare)?;
-                        OpenOptions::new().read(true).write(true).open(&spare)
-                    };
-                    let file = reuse().map_err(|e| LogError::io("reuse", &oldest.path, e))?;
-                    self.next = Next::Ready(Spare {
-                        file,
-                        size: oldest.size,
-                    });
-                    self.note_full(false);
-                }
-                _ => fs::remove_file(&oldest.path)
-                    .map_err(|e| LogError::io("remove", &oldest.path, e))?,
-            }
-            // Before the next one goes: a power cut must not leave a gap in the numbers.
-            self.dir.sync()?;
-            self.closed.pop_front();
-            self.compacted = 0;
-        }
-        Ok(())
-    }
 }
 
 fn unreadable() -> LogError {
     LogError::internal("a record that was just written cannot be read")
-}
-
-/// Makes the spare file the segment `header` says. It gets its name when its start is on stable
-/// storage, and the name is on stable storage when this returns.
-fn start_segment(dir: &Dir, spare: Spare, header: SegmentHeader) -> Result<Current, LogError> {
-    let path = dir.segment_path(header.number);
-    let start = || {
-        spare.file.write_all_at(&header.encode(dir.salt), 0)?;
-        spare.file.sync_data()?;
-        fs::rename(dir.spare_path(), &path)
-    };
-    start().map_err(|e| LogError::io("start the segment", &path, e))?;
-    dir.sync()?;
-    let end = SEGMENT_HEADER_BYTES as u64;
-    Ok(Current {
-        number: header.number,
-        path,
-        file: spare.file,
-        size: spare.size,
-        end,
-    })
 }

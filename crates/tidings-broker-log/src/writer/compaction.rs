@@ -24,7 +24,11 @@ impl Writer {
     /// bytes wait to be written in this round: compaction keeps up with them.
     pub(super) fn compact(&mut self, appended: u64) -> Result<bool, LogError> {
         let budget = COMPACTED_BYTES_MAX.max(2 * appended);
-        let Some(oldest) = self.closed.front().filter(|_| self.should_compact()) else {
+        let Some(oldest) = self
+            .closed
+            .front()
+            .filter(|_| self.should_compact(appended))
+        else {
             return Ok(false);
         };
         let (number, path, end) = (oldest.number, oldest.path.clone(), oldest.end);
@@ -55,7 +59,7 @@ impl Writer {
         Ok(at < end || self.closed.len() > 1)
     }
 
-    fn should_compact(&self) -> bool {
+    fn should_compact(&self, appended: u64) -> bool {
         let Some(oldest) = self.closed.front() else {
             return false;
         };
@@ -63,10 +67,12 @@ impl Writer {
         if in_oldest.records == 0 {
             return false;
         }
-        if self.shared.is_full() {
-            // Freeing this segment is worth what is left of the current one, if that suffices.
-            let slack = batch::stride(0) as u64 * (in_oldest.records + 1);
-            return in_oldest.bytes + slack < self.current.size - self.current.end;
+        if self.full {
+            // Freeing this segment is worth what is left of the current one, if that suffices
+            // beside what was accepted already.
+            let moved = in_oldest.bytes + batch::stride(0) as u64 * (in_oldest.records + 1);
+            let accepted = appended + self.shared.waiting_bytes() as u64;
+            return moved + accepted < self.current.size - self.current.end;
         }
         let old: u64 = self.closed.iter().map(|closed| closed.end).sum();
         let alive = self.live.bytes() - self.live.usage(self.current.number).bytes;
