@@ -381,18 +381,19 @@ impl Engine {
             Effect::Store(record) => Some(record),
             _ => None,
         });
-        let bytes: usize = records
-            .clone()
-            .map(|record| match record {
-                Record::Enqueued { message, .. } => message.properties.len() + message.body.len(),
-                _ => 0,
-            })
-            .sum();
-        let lsn = log.append_all(records)?;
-        if bytes > 0 {
-            signals.appended(bytes as u64, lsn);
+        if records.clone().next().is_none() {
+            return Ok(Lsn(0));
         }
-        Ok(lsn)
+        let payload = |record: &Record| match record {
+            Record::Enqueued { message, .. } => message.properties.len() + message.body.len(),
+            _ => 0,
+        };
+        let bytes = records.clone().map(payload).sum::<usize>() as u64;
+        let stored = log.append_all(records);
+        if let (Ok(lsn), 1..) = (&stored, bytes) {
+            signals.appended(bytes, *lsn);
+        }
+        stored
     }
 
     /// Hands deliveries to their connections, run by run.
