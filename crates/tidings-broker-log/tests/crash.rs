@@ -1,11 +1,12 @@
-//! Killing the writer at any moment loses nothing that was confirmed and invents nothing.
+//! Killing the writer, or cutting the power, at any moment loses nothing that was confirmed and
+//! invents nothing.
 
 mod common;
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -111,57 +112,63 @@ fn the_writer() {
     }
 }
 
-#[test]
-fn killing_the_writer_leaves_a_prefix_with_everything_that_was_confirmed() {
-    let dir = tempfile::tempdir().expect("a folder");
+/// Several lives of one log, each ended by `end` in the middle; in between, what is there is checked.
+/// Gives how many records were confirmed in all.
+fn survive(dir: &Path, lives: usize, end: impl Fn(&mut Child)) -> usize {
     let mut state = Model::default();
     {
-        let (log, _) = open(dir.path());
+        let (log, _) = open(dir);
         for queue_id in QUEUES {
             log.append(&queue(queue_id)).expect("taken");
             state.apply(&queue(queue_id));
         }
+        let (next_message, next_queue) = (MessageId(1), QueueId(4));
         log.append(&Record::Ids {
-            next_message: MessageId(1),
-            next_queue: QueueId(4),
+            next_message,
+            next_queue,
         })
         .expect("taken");
         log.close().expect("closed");
     }
     let mut random = Random(20_261_123);
-    let (mut confirmed_in_all, mut unconfirmed_kept) = (0, 0);
-    for round in 0..25 {
-        let said = run_and_kill(dir.path(), Duration::from_millis(5 + random.below(120)));
+    let mut confirmed_in_all = 0;
+    for life in 0..lives {
+        let said = run_and_end(dir, Duration::from_millis(5 + random.below(120)), &end);
         let confirmed = said.iter().rev().find_map(|line| match line {
             Line::Durable(count) => Some(*count),
             _ => None,
         });
         let confirmed = confirmed.unwrap_or(0);
         let appended: Vec<Record> = said.iter().filter_map(|line| line.record()).collect();
-        let (log, recovered) = open(dir.path());
+        let (log, recovered) = open(dir);
         drop(log);
         let found = Model::of(&recovered.records);
         let mut candidate = state.clone();
         appended[..confirmed]
             .iter()
             .for_each(|record| candidate.apply(record));
-        let mut prefix = confirmed;
+        let mut rest = appended[confirmed..].iter();
         while candidate != found {
-            assert!(
-                prefix < appended.len(),
-                "round {round}: no prefix gives what was found"
-            );
-            candidate.apply(&appended[prefix]);
-            prefix += 1;
+            let Some(record) = rest.next() else {
+                panic!("life {life}: no prefix with all that was confirmed gives what was found");
+            };
+            candidate.apply(record);
         }
         confirmed_in_all += confirmed;
-        unconfirmed_kept += prefix - confirmed;
         state = found;
     }
-    println!("{confirmed_in_all} confirmed, {unconfirmed_kept} more found");
+    confirmed_in_all
+}
+
+#[test]
+fn killing_the_writer_leaves_a_prefix_with_everything_that_was_confirmed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let confirmed = survive(dir.path(), 20, |writer| {
+        writer.kill().expect("it is killed")
+    });
     assert!(
-        confirmed_in_all > 1000,
-        "the writer got something done: {confirmed_in_all}"
+        confirmed > 1000,
+        "the writer got something done: {confirmed}"
     );
     assert!(
         disk_bytes(dir.path()) < 40 << 20,
@@ -170,11 +177,95 @@ fn killing_the_writer_leaves_a_prefix_with_everything_that_was_confirmed() {
     );
 }
 
-fn run_and_kill(dir: &Path, after: Duration) -> Vec<Line> {
+#[test]
+fn cutting_the_power_leaves_a_prefix_with_everything_that_was_confirmed() {
+    let Some(disk) = Disk::create() else {
+        let ci = std::env::var("CI").is_ok_and(|value| value == "true");
+        assert!(
+            !ci,
+            "this test needs root, loop devices, mkfs.ext4 and python3 in CI"
+        );
+        eprintln!("skipped: this user may not mount a file system in a file");
+        return;
+    };
+    let confirmed = survive(&disk.mounted(), 8, |writer| disk.cut_power(writer));
+    assert!(
+        confirmed > 200,
+        "the writer got something done: {confirmed}"
+    );
+}
+
+/// A file system in a file, whose power can be cut: everything that was not synced is gone.
+struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    fn create() -> Option<Self> {
+        let disk = Self {
+            dir: tempfile::tempdir().expect("a folder"),
+        };
+        let image = disk.dir.path().join("image");
+        std::fs::create_dir(disk.mounted()).expect("created");
+        let file = std::fs::File::create(&image).expect("created");
+        file.set_len(64 << 20).expect("it is sparse");
+        let made = run("mkfs.ext4", &["-q", image.to_str()?]) && disk.mount();
+        (made && run("python3", &["-c", ""])).then_some(disk)
+    }
+
+    fn mounted(&self) -> PathBuf {
+        self.dir.path().join("mounted")
+    }
+
+    fn mount(&self) -> bool {
+        let (image, mounted) = (self.dir.path().join("image"), self.mounted());
+        let paths = [&image, &mounted].map(|path| path.to_str().expect("text"));
+        run("mount", &["-o", "loop", paths[0], paths[1]])
+    }
+
+    fn unmount(&self) -> bool {
+        run("umount", &[self.mounted().to_str().expect("text")])
+    }
+
+    /// Stops the file system without writing anything back (`FS_IOC_SHUTDOWN`, no log flush), ends
+    /// the writer and mounts what is on the disk.
+    fn cut_power(&self, writer: &mut Child) {
+        const CUT: &str = "import fcntl, os, struct, sys\n\
+            fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
+        assert!(
+            run(
+                "python3",
+                &["-c", CUT, self.mounted().to_str().expect("text")]
+            ),
+            "it is cut"
+        );
+        writer.kill().expect("it is killed");
+        writer.wait().expect("it is gone");
+        assert!(self.unmount() && self.mount(), "it comes back");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn run_and_end(dir: &Path, after: Duration, end: impl Fn(&mut Child)) -> Vec<Line> {
     let mut writer = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "the_writer", "--ignored", "--nocapture"])
         .env(FOLDER, dir)
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .expect("it starts");
     let mut lines = BufReader::new(writer.stdout.take().expect("piped")).lines();
@@ -193,7 +284,7 @@ fn run_and_kill(dir: &Path, after: Duration) -> Vec<Line> {
             break;
         }
     }
-    writer.kill().expect("it is killed");
+    end(&mut writer);
     writer.wait().expect("it is gone");
     said.extend(lines.map_while(|text| Line::parse(&text.ok()?)));
     said
