@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tidings_wire::{WireError, encode_heartbeat, reply};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -52,6 +53,23 @@ pub(crate) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<S
     let mut connection = Connection::new(stream, input, shared, outbound, agreed);
     let over = connection.run().await;
     tracing::debug!(connection = id, over, "disconnected");
+    if connection.session.state() == State::Closed {
+        let Connection { mut stream, .. } = connection;
+        linger(&mut stream).await;
+    }
+}
+
+/// Lets a peer finish that goes on writing after both sides have said goodbye. A socket closed with
+/// unread input would reset the connection, and the goodbye could be lost.
+async fn linger(stream: &mut TcpStream) {
+    let mut rest = vec![0; 4096];
+    let drain = async {
+        stream.shutdown().await?;
+        while stream.read(&mut rest).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    // The connection is over in any case.
+    let _ = timeout(CLOSE_TIMEOUT, drain).await;
 }
 
 async fn refuse(stream: &mut TcpStream, peer: SocketAddr, failed: Failed) {

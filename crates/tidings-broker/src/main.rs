@@ -76,6 +76,10 @@ Examples:
 Stdout says `listening amqp ADDR` and then `ready`; logs go to stderr (RUST_LOG filters them).
 Ctrl-C or SIGTERM stops it: connections are closed, the log is synced, the exit code is 0.";
 
+/// Many small messages, freed by other threads than made them: what mimalloc is good at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     init_logs(args.log_format);

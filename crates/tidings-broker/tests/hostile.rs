@@ -484,3 +484,20 @@ async fn bodies_that_are_never_finished_count_as_memory() {
     other.publish(1, "", "q", b"there is room again").await;
     other.wait_ready("q", 1).await;
 }
+
+#[tokio::test]
+async fn a_goodbye_arrives_even_if_the_peer_goes_on_writing() {
+    let broker = broker().await;
+    for _ in 0..20 {
+        let mut client = Client::connect(broker.amqp_addr()).await;
+        let mut out = BytesMut::from(&encoded(0, &ConnectionClose::default())[..]);
+        out.extend_from_slice(&encoded(1, &BasicQos::default()).repeat(10_000));
+        client.write(&out).await;
+        assert!(matches!(
+            client.hear().await,
+            Some(Method::ConnectionCloseOk(_))
+        ));
+        client.write(&encoded(1, &BasicQos::default())).await;
+        assert!(client.next().await.is_none());
+    }
+}
