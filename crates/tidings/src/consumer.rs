@@ -14,6 +14,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use metrics::{Counter, Histogram, counter, histogram};
+use parking_lot::Mutex;
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval},
@@ -27,12 +28,20 @@ use crate::{
     MessageId, Settlement, States, Store, TransportError, Verdict,
     handler::panicked,
     lanes::{End, Lanes, Next},
-    retry::reason,
+    retry::{is_silent_store, reason},
     router::{Accept, Accepted},
+    throttle::Throttle,
 };
 
 /// How often lanes that are no longer needed are forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// How long a place for a handler stays taken when the database does not answer, so that its
+/// messages do not go round as fast as the broker can.
+const SILENT_STORE_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often the log says that messages are postponed.
+pub(crate) const POSTPONED_LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// How many foreign message names are remembered, to be named in the log once each.
 const SKIPPED_NAMES_MAX: usize = 100;
@@ -54,6 +63,7 @@ pub(crate) struct Consumer {
     /// Who is trying, for the history of a message.
     pub(crate) instance: Arc<str>,
     pub(crate) counts: Counts,
+    pub(crate) postponed: Mutex<Throttle>,
 }
 
 /// What is counted for each queue.
@@ -271,9 +281,9 @@ impl Consumer {
                     debug_span!("handle", queue = &*self.queue, id = %job.context.message_id());
                 self.handle(job).instrument(span).await
             }
-            Work::Defer { job, delay, behind } => self.defer(job, delay, behind).await,
+            Work::Defer { job, delay, behind } => Box::pin(self.defer(job, delay, behind)).await,
             Work::Refuse(delivery, error) => {
-                self.dead_letter(*delivery, &error).await;
+                Box::pin(self.dead_letter(*delivery, &error)).await;
                 None
             }
             Work::Skip(delivery) => {
@@ -306,7 +316,8 @@ impl Consumer {
                 self.settle(delivery, Settlement::Ack).await;
                 End::Settled
             }
-            Err(error) => self.failed(delivery, error).await,
+            // Boxed, so that a task has only the size that its usual way needs.
+            Err(error) => Box::pin(self.failed(delivery, error)).await,
         };
         Some((key?, id?, end))
     }
@@ -323,11 +334,16 @@ impl Consumer {
                 End::Settled
             }
             Verdict::Postpone(delay) => {
-                let reason = reason(&*error);
-                debug!(
-                    queue = &*self.queue,
-                    "not tried, again in {delay:?}: {reason}"
-                );
+                if self.postponed.lock().allows() {
+                    let reason = reason(&*error);
+                    warn!(
+                        queue = &*self.queue,
+                        "messages are postponed, nothing is lost: {reason}"
+                    );
+                }
+                if is_silent_store(&*error) {
+                    tokio::time::sleep(SILENT_STORE_PAUSE).await;
+                }
                 self.counts.deferred.increment(1);
                 self.settle(delivery, Settlement::Defer { delay }).await;
                 End::Retried(delay)

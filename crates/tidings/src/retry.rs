@@ -187,6 +187,14 @@ fn is_untried(error: &(dyn StdError + 'static)) -> bool {
         || error.source().is_some_and(is_untried)
 }
 
+/// True if nothing was tried because the database does not answer.
+pub(crate) fn is_silent_store(error: &(dyn StdError + 'static)) -> bool {
+    match error.downcast_ref::<Failed>() {
+        Some(failed) => is_silent_store(&*failed.error),
+        None => error.is::<NotAsked>() || error.source().is_some_and(is_silent_store),
+    }
+}
+
 /// The error of a [`RetryLayer`]: the last attempt's, and what to do now.
 #[derive(Debug)]
 pub struct Failed {

@@ -6,6 +6,7 @@
 
 use std::{error::Error as StdError, fmt, future::IntoFuture, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout_at},
@@ -16,12 +17,14 @@ use uuid::Uuid;
 
 use crate::{
     BoxError, BoxFuture, Deliveries, Router, Store, Subscription, Transport, TransportError,
-    consumer::{Consumer, Counts},
+    consumer::{Consumer, Counts, POSTPONED_LOG_EVERY},
     handler::Effects,
     publish::Sender,
     relay::Relay,
     router::prefetch,
-    telemetry, upkeep,
+    telemetry,
+    throttle::Throttle,
+    upkeep,
 };
 
 /// What a shutdown leaves the relay at least, when the handlers took all the time there was.
@@ -191,6 +194,7 @@ impl Service {
                 concurrency: router.concurrency.get().into(),
                 instance: instance.as_str().into(),
                 counts: Counts::new(&route.queue),
+                postponed: Mutex::new(Throttle::new(POSTPONED_LOG_EVERY)),
             };
             let stop = service.stop_consumers.clone();
             service.consumers.spawn(consumer.run(deliveries, stop));

@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -12,7 +13,7 @@ use std::{
 
 use support::{
     BalanceChanged, Database, LetterWritten, MoneyDeposited, Random, Running, StoreLetter,
-    broker::Broker, deposit, outgoing, until, write,
+    broker::Broker, deposit, outage::Outage, outgoing, until, write,
 };
 use tidings::{Error, Metadata, Outgoing, prelude::*};
 use tidings_sqlite::Tx;
@@ -491,6 +492,45 @@ async fn an_open_circuit_breaker_postpones_messages_without_counting() {
         dead <= 60 / 4,
         "only calls that were made and failed count: {dead}"
     );
+}
+
+#[tokio::test]
+async fn an_outage_of_the_database_makes_no_dead_letters_and_loses_nothing() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let store = Outage::of(database.store.clone());
+    let router = Router::new("bank")
+        .on(book)
+        .transactional(store.clone())
+        .retry(quick());
+    let bank = Running::start(&broker, router).await;
+    for number in 0..30 {
+        broker.publish_raw(outgoing(&deposit(number % 3, number)));
+        if number == 10 {
+            until("some are handled", async || {
+                !database.effects().await.is_empty()
+            })
+            .await;
+            store.set_down(true);
+        }
+    }
+    // Longer than all attempts of the policy take.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(database.effects().await.len() < 30);
+    store.set_down(false);
+    until("all is settled", async || broker.is_settled()).await;
+    // What was published when the outage began may be published again, under the same id.
+    let sent = || {
+        let published = broker.published();
+        let ids = published.iter().map(|message| message.envelope.id.clone());
+        ids.collect::<HashSet<_>>().len()
+    };
+    until("all is sent", async || sent() == 30).await;
+    bank.stop().await;
+    listener.stop().await;
+    assert_eq!(database.effects().await.len(), 30);
+    // An attempt that the outage caught in its middle counts, like any other that failed.
+    assert!(broker.dead_letters(QUEUE).is_empty());
 }
 
 #[tokio::test]

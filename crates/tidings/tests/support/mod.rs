@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 pub(crate) mod broker;
+pub(crate) mod outage;
 
 use std::{sync::Arc, time::Duration};
 
