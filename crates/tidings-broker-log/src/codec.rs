@@ -93,14 +93,8 @@ pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) {
             out.put_u8(QUEUE_DELETED);
             out.put_u64_le(queue.0);
         }
-        Record::Bound(binding) => {
-            out.put_u8(BOUND);
-            put_binding(binding, out);
-        }
-        Record::Unbound(binding) => {
-            out.put_u8(UNBOUND);
-            put_binding(binding, out);
-        }
+        Record::Bound(binding) => put_binding(BOUND, binding, out),
+        Record::Unbound(binding) => put_binding(UNBOUND, binding, out),
         Record::Enqueued {
             id,
             at,
@@ -265,7 +259,8 @@ fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
-fn put_binding(binding: &BindingRecord, out: &mut Vec<u8>) {
+fn put_binding(kind: u8, binding: &BindingRecord, out: &mut Vec<u8>) {
+    out.put_u8(kind);
     put_bytes(&binding.source, out);
     match &binding.destination {
         BindingEnd::Queue(queue) => {

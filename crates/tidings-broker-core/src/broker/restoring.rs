@@ -23,29 +23,20 @@ impl Broker {
                 internal,
                 arguments,
             } => {
-                if let Some(index) = Index::new(&kind)
-                    && !self.exchange_names.contains_key(&name)
-                {
-                    let durable = true;
-                    let passive = false;
-                    self.create_exchange(
-                        ExchangeDeclare {
-                            name,
-                            kind,
-                            passive,
-                            durable,
-                            auto_delete,
-                            internal,
-                            arguments,
-                        },
-                        index,
-                    );
-                }
+                let (passive, durable) = (false, true);
+                self.restore_exchange(ExchangeDeclare {
+                    name,
+                    kind,
+                    passive,
+                    durable,
+                    auto_delete,
+                    internal,
+                    arguments,
+                });
             }
             Record::ExchangeDeleted { name } => {
-                if let Some(&key) = self.exchange_names.get(&name) {
-                    self.remove_exchanges(vec![key], &mut Vec::new());
-                }
+                let key = self.exchange_names.get(&name).copied();
+                self.remove_exchanges(key.into_iter().collect(), &mut Vec::new());
             }
             Record::QueueDeclared {
                 queue,
@@ -53,12 +44,15 @@ impl Broker {
                 auto_delete,
                 arguments,
             } => {
-                let declare = QueueDeclare {
+                let plain = QueueDeclare {
                     name,
                     durable: true,
+                    ..QueueDeclare::default()
+                };
+                let declare = QueueDeclare {
                     auto_delete,
                     arguments,
-                    ..Default::default()
+                    ..plain
                 };
                 self.restore_queue(queue, declare, now);
             }
@@ -67,19 +61,8 @@ impl Broker {
                     self.remove_queue(key, &mut Vec::new());
                 }
             }
-            Record::Bound(binding) => {
-                if let Some((source, target)) = self.ends(&binding) {
-                    let (key, arguments) = (&binding.routing_key, &binding.arguments);
-                    // It was accepted once; should it be refused now, it could never match.
-                    let _ = self.bind(source, target, key, arguments, &mut Vec::new());
-                }
-            }
-            Record::Unbound(binding) => {
-                if let Some((source, target)) = self.ends(&binding) {
-                    let (key, arguments) = (&binding.routing_key, &binding.arguments);
-                    self.remove_binding(source, target, key, arguments, &mut Vec::new());
-                }
-            }
+            Record::Bound(binding) => self.restore_binding(&binding),
+            Record::Unbound(binding) => self.unrestore_binding(&binding),
             Record::Enqueued {
                 id,
                 at,
@@ -103,6 +86,30 @@ impl Broker {
                 self.next_message = self.next_message.max(next_message.0);
                 self.next_queue = self.next_queue.max(next_queue.0);
             }
+        }
+    }
+
+    fn restore_exchange(&mut self, declare: ExchangeDeclare) {
+        // A type that is not known cannot have been stored by this version or an older one.
+        if let Some(index) = Index::new(&declare.kind)
+            && !self.exchange_names.contains_key(&declare.name)
+        {
+            self.create_exchange(declare, index);
+        }
+    }
+
+    fn restore_binding(&mut self, binding: &BindingRecord) {
+        if let Some((source, target)) = self.ends(binding) {
+            let (key, arguments) = (&binding.routing_key, &binding.arguments);
+            // It was accepted once; should it be refused now, it could never match.
+            let _ = self.bind(source, target, key, arguments, &mut Vec::new());
+        }
+    }
+
+    fn unrestore_binding(&mut self, binding: &BindingRecord) {
+        if let Some((source, target)) = self.ends(binding) {
+            let (key, arguments) = (&binding.routing_key, &binding.arguments);
+            self.remove_binding(source, target, key, arguments, &mut Vec::new());
         }
     }
 
