@@ -23,16 +23,20 @@ impl Broker {
                 internal,
                 arguments,
             } => {
-                let (passive, durable) = (false, true);
-                self.restore_exchange(ExchangeDeclare {
+                let durable = true;
+                let plain = ExchangeDeclare {
                     name,
                     kind,
-                    passive,
                     durable,
+                    ..Default::default()
+                };
+                let declare = ExchangeDeclare {
                     auto_delete,
                     internal,
                     arguments,
-                });
+                    ..plain
+                };
+                self.restore_exchange(declare);
             }
             Record::ExchangeDeleted { name } => {
                 let key = self.exchange_names.get(&name).copied();
