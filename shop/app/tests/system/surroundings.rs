@@ -10,14 +10,14 @@ use tempfile::TempDir;
 use tidings_testing::servers::{Postgres, Process, free_port, wait_until};
 
 use crate::http::{self, Answer};
-use crate::world::good_order;
+use crate::world::{good_order, program};
 
 /// Generous, for machines that are busy.
 const SOON: Duration = Duration::from_secs(60);
 
 /// Starts the shop in `folder` with these flags, and with ports of its own unless they say which.
 fn shop(folder: &Path, flags: &[&str]) -> Process {
-    let mut command = Process::command(env!("CARGO_BIN_EXE_shop"));
+    let mut command = program();
     for (flag, value) in [
         ("--listen", "127.0.0.1:0"),
         ("--amqp-listen", "127.0.0.1:0"),

@@ -2,6 +2,7 @@
 //! all of which a test can stop, kill and start again at the same address.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -307,7 +308,7 @@ impl Instance {
 
     fn start(&mut self) -> Result<()> {
         self.kill9();
-        let mut command = Process::command(env!("CARGO_BIN_EXE_shop"));
+        let mut command = program();
         command.args(["--services", &self.services]);
         command
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
@@ -336,6 +337,17 @@ impl Instance {
             self.services
         );
     }
+}
+
+/// The shop, without what the environment of the test may say about another one.
+pub(crate) fn program() -> Command {
+    let mut command = Process::command(env!("CARGO_BIN_EXE_shop"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TIDINGS_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// An order of one customer for some of one thing, paid by a card.
