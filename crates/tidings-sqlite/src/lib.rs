@@ -52,7 +52,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use rusqlite;
 pub use transaction::{SqliteTransaction, Tx};
 
-use transaction::{commit_work, gone, statement, unit};
+use transaction::{Deferred, commit_work, gone, statement, unit};
 use writer::{Job, Statement};
 
 /// How long a write waits for another process that holds the file's lock.
@@ -238,9 +238,13 @@ impl Shared {
         self.writer.send(job).await.map_err(|_| gone())
     }
 
-    async fn commit(self: Arc<Self>, commit: Commit) -> Result<Committed, StoreError> {
+    async fn commit(
+        self: Arc<Self>,
+        deferred: Vec<Deferred>,
+        commit: Commit,
+    ) -> Result<Committed, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let work = commit_work(Arc::clone(&self), commit, reply);
+        let work = commit_work(Arc::clone(&self), deferred, commit, reply);
         self.send(Job::Unit(work)).await?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
@@ -271,7 +275,7 @@ impl Store for SqliteStore {
     }
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Committed, StoreError>> {
-        Box::pin(Arc::clone(&self.0).commit(commit))
+        Box::pin(Arc::clone(&self.0).commit(Vec::new(), commit))
     }
 
     fn is_claimed<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<bool, StoreError>> {

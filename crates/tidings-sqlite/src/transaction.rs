@@ -27,7 +27,11 @@ const STATEMENTS_WAITING_MAX: usize = 8;
 pub struct SqliteTransaction {
     shared: Arc<Shared>,
     begun: Option<Begun>,
+    deferred: Vec<Deferred>,
 }
+
+/// Statements whose outcome nobody waits for: they run with the next step, or with the commit.
+pub(crate) type Deferred = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 
 struct Begun {
     steps: std_mpsc::SyncSender<Step>,
@@ -39,7 +43,18 @@ impl SqliteTransaction {
         Self {
             shared,
             begun: None,
+            deferred: Vec::new(),
         }
+    }
+
+    /// Runs `work` later in this transaction: before the next [`call`](Self::call), or as a part
+    /// of the commit. A transaction that only defers never holds the writer while its handler
+    /// thinks. If `work` fails, so does that call or the commit.
+    pub fn defer<F>(&mut self, work: F)
+    where
+        F: FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
+    {
+        self.deferred.push(Box::new(work));
     }
 
     /// Runs `work` on the writer's thread, inside this transaction.
@@ -53,6 +68,11 @@ impl SqliteTransaction {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
+        let deferred = std::mem::take(&mut self.deferred);
+        let work = move |connection: &Connection| {
+            run_deferred(deferred, connection)?;
+            work(connection)
+        };
         let statement = statement(&self.shared, reply, work);
         match &self.begun {
             Some(begun) => begun.send(Step::Statement(statement))?,
@@ -82,10 +102,10 @@ impl Transaction for SqliteTransaction {
     ) -> BoxFuture<'static, Result<Committed, StoreError>> {
         Box::pin(async move {
             let Some(begun) = self.begun else {
-                return self.shared.commit(commit).await;
+                return self.shared.commit(self.deferred, commit).await;
             };
             let (reply, answer) = oneshot::channel();
-            let work = commit_work(Arc::clone(&self.shared), commit, reply);
+            let work = commit_work(Arc::clone(&self.shared), self.deferred, commit, reply);
             begun.send(Step::Commit(work))?;
             answer.await.unwrap_or_else(|_| Err(begun.error()))
         })
@@ -182,14 +202,22 @@ fn run<T>(
     }
 }
 
-/// The claim and the outbox rows as the last step of a transaction.
+fn run_deferred(deferred: Vec<Deferred>, connection: &Connection) -> rusqlite::Result<()> {
+    deferred.into_iter().try_for_each(|work| work(connection))
+}
+
+/// What was deferred, the claim and the outbox rows as the last step of a transaction.
 pub(crate) fn commit_work(
     shared: Arc<Shared>,
+    deferred: Vec<Deferred>,
     commit: Commit,
     reply: oneshot::Sender<Result<Committed, StoreError>>,
 ) -> Work {
     Box::new(move |ready| {
         let outcome = ready.and_then(|connection| {
+            run(&shared, Ok(connection), |connection| {
+                run_deferred(deferred, connection)
+            })?;
             outbox::write(connection, &commit)
                 .map_err(|error| error::explain(&shared.path, "write claim and outbox", &error))
         });
@@ -239,6 +267,21 @@ impl Tx {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         self.0.get::<SqliteTransaction>().await?.call(work).await
+    }
+
+    /// Runs `work` later in the transaction: before the next [`call`](Self::call), or as a part of
+    /// the commit. Cheaper than [`call`](Self::call) where the outcome is not needed: the writer
+    /// never waits for the handler. If `work` fails, so does that call or the attempt.
+    ///
+    /// # Errors
+    ///
+    /// When the transaction is in use by another argument of the handler.
+    pub async fn defer<F>(&mut self, work: F) -> Result<(), StoreError>
+    where
+        F: FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
+    {
+        self.0.get::<SqliteTransaction>().await?.defer(work);
+        Ok(())
     }
 
     /// Runs one statement and says how many rows it changed.

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use tempfile::TempDir;
 use tidings_core::{Claim, Commit, Committed, Lane, Store, StoreError, TransactionSlot};
-use tidings_sqlite::{SqliteOptions, SqliteStore, SqliteTransaction, Tx};
+use tidings_sqlite::{
+    SqliteOptions, SqliteStore, SqliteTransaction, Tx,
+    rusqlite::{self, Connection},
+};
 
 const TABLES: &[(&str, &str)] = &[("0001", "create table note (text text primary key)")];
 
@@ -285,4 +288,42 @@ async fn what_fails_only_at_the_commit_soon_fails_alone() {
         innocent.await.expect("it is committed");
     }
     guilty.abort();
+}
+
+fn later(text: &'static str) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
+    move |connection| {
+        connection
+            .execute("insert into note values (?1)", (text,))
+            .map(drop)
+    }
+}
+
+#[tokio::test]
+async fn what_is_deferred_runs_before_the_next_step_or_with_the_commit_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder).await;
+
+    let kept = slot(&store);
+    let mut tx = Tx::from(kept.handle());
+    tx.defer(later("a")).await.expect("deferred");
+    // The writer is free: nothing has begun.
+    store.write(later("b")).await.expect("another transaction");
+    let seen: i64 = tx
+        .call(|connection| connection.query_one("select count(*) from note", (), |row| row.get(0)))
+        .await
+        .expect("a step");
+    assert_eq!(seen, 2);
+    tx.defer(later("c")).await.expect("deferred");
+    drop(tx);
+    assert_eq!(commit(&kept).await.expect("a commit"), Committed::Done);
+    assert_eq!(notes(&store).await, ["a", "b", "c"]);
+
+    let undone = slot(&store);
+    let mut tx = Tx::from(undone.handle());
+    tx.defer(later("d")).await.expect("deferred");
+    tx.defer(later("a")).await.expect("deferred");
+    drop(tx);
+    let error = commit(&undone).await.expect_err("`a` is there already");
+    assert!(error.to_string().contains("run a statement"), "{error}");
+    assert_eq!(notes(&store).await, ["a", "b", "c"]);
 }
