@@ -6,7 +6,7 @@ use shop_contracts::{
     OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, StockRejected, StockReleased,
     StockReserved, product,
 };
-use shop_kit::{Statement, Tx, sql};
+use shop_kit::{Db, Statement, Tx, sql};
 use tidings::prelude::*;
 
 /// Quantities by product. The order of products is the same in every transaction, so that two of
@@ -56,7 +56,7 @@ pub(crate) async fn reserve(
     undo.push(
         sql("update reservation set status = 'REJECTED' where order_id = $1").bind(&order_id),
     );
-    tx.run_all(undo).await?;
+    tx.later(undo).await?;
     let reason = reason(&short);
     Ok((None, Some(StockRejected { order_id, reason })))
 }
@@ -70,37 +70,51 @@ fn reason(short: &[&String]) -> String {
 }
 
 /// What is paid for leaves the house.
-pub(crate) async fn ship(order: OrderConfirmed, mut tx: Tx) -> Result<()> {
-    settle(&mut tx, &order.order_id, "SHIPPED", send).await?;
+pub(crate) async fn ship(order: OrderConfirmed, State(db): State<Db>, mut tx: Tx) -> Result<()> {
+    settle(&db, &mut tx, &order.order_id, "SHIPPED", SEND).await?;
     Ok(())
 }
 
 /// Orders cancels only after inventory has answered, so what there is to put back is known.
-pub(crate) async fn release(order: OrderCancelled, mut tx: Tx) -> Result<Option<StockReleased>> {
-    let released = settle(&mut tx, &order.order_id, "RELEASED", put_back).await?;
+pub(crate) async fn release(
+    order: OrderCancelled,
+    State(db): State<Db>,
+    mut tx: Tx,
+) -> Result<Option<StockReleased>> {
+    let released = settle(&db, &mut tx, &order.order_id, "RELEASED", RELEASE).await?;
     Ok(released.then_some(StockReleased {
         order_id: order.order_id,
     }))
 }
 
+/// Both do nothing if the reservation has ended before.
+const SEND: &str = "update stock set reserved = reserved - $2, shipped = shipped + $2
+     where sku = $1 and exists
+         (select 1 from reservation where order_id = $3 and status = 'RESERVED')";
+const RELEASE: &str = "update stock set reserved = reserved - $2, available = available + $2
+     where sku = $1 and exists
+         (select 1 from reservation where order_id = $3 and status = 'RESERVED')";
+
 /// Ends a reservation. False if there is none (any more).
 async fn settle(
+    db: &Db,
     tx: &mut Tx,
     order_id: &str,
     status: &'static str,
-    step: fn((&String, &i64)) -> Statement,
+    step: &'static str,
 ) -> Result<bool> {
-    let end = sql(
-        "update reservation set status = $2 where order_id = $1 and status = 'RESERVED'
-         returning items",
-    );
-    let Some(row) = tx.run(end.bind(order_id).bind(status)).await?.into_first() else {
+    let reserved = sql("select items from reservation where order_id = $1 and status = 'RESERVED'");
+    let rows = db.read(reserved.bind(order_id)).await?;
+    let Some(row) = rows.first() else {
         return Ok(false);
     };
     let lines: Lines = serde_json::from_str(&row.get::<String>(0)?).permanent()?;
-    if !lines.is_empty() {
-        tx.run_all(lines.iter().map(step).collect()).await?;
-    }
+    let steps = lines
+        .iter()
+        .map(|(sku, quantity)| sql(step).bind(sku).bind(*quantity).bind(order_id));
+    let end = sql("update reservation set status = $2 where order_id = $1");
+    let end = end.bind(order_id).bind(status);
+    tx.later(steps.chain([end]).collect()).await?;
     Ok(true)
 }
 
@@ -125,15 +139,6 @@ fn take((sku, quantity): (&String, &i64)) -> Statement {
 fn put_back((sku, quantity): (&String, &i64)) -> Statement {
     sql(
         "update stock set available = available + $2, reserved = reserved - $2
-         where sku = $1",
-    )
-    .bind(sku)
-    .bind(*quantity)
-}
-
-fn send((sku, quantity): (&String, &i64)) -> Statement {
-    sql(
-        "update stock set reserved = reserved - $2, shipped = shipped + $2
          where sku = $1",
     )
     .bind(sku)

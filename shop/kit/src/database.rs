@@ -189,7 +189,29 @@ enum TxKind {
 }
 
 impl Tx {
-    /// Runs one statement.
+    /// Runs statements whose outcome does not matter to the handler, some time before the commit.
+    ///
+    /// On SQLite that is within the commit itself: the file's one writer never waits for the
+    /// handler. A statement that fails undoes the attempt.
+    ///
+    /// # Errors
+    ///
+    /// When one of them fails before the commit.
+    pub async fn later(&mut self, statements: Vec<Statement>) -> Result<(), StoreError> {
+        match &mut self.0 {
+            TxKind::Sqlite(tx) => {
+                let work = move |connection: &rusqlite::Connection| {
+                    let mut run = statements.iter();
+                    run.try_for_each(|statement| run_on_sqlite(connection, statement).map(drop))
+                };
+                tx.defer(work).await
+            }
+            #[cfg(feature = "postgres")]
+            TxKind::Postgres(_) => self.run_all(statements).await.map(drop),
+        }
+    }
+
+    /// Runs one statement and tells what it did.
     ///
     /// # Errors
     ///

@@ -53,8 +53,8 @@ async fn award(order: OrderConfirmed, mut tx: Tx) -> Result<Option<PointsAwarded
         "insert into award (order_id, customer_id, points) values ($1, $2, $3)
          on conflict (order_id) do nothing",
     );
-    tx.run(insert.bind(&order.order_id).bind(&customer_id).bind(points))
-        .await?;
+    let insert = insert.bind(&order.order_id).bind(&customer_id).bind(points);
+    tx.later(vec![insert]).await?;
     Ok(Some(PointsAwarded {
         order_id: order.order_id,
         customer_id,

@@ -122,7 +122,7 @@ async fn write_to(
     .bind(&letter.to)
     .bind(&letter.subject)
     .bind(Timestamp::now().as_microsecond());
-    tx.run(note).await?;
+    tx.later(vec![note]).await?;
     Ok(EmailSent {
         order_id,
         subject: letter.subject,

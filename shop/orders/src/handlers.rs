@@ -26,12 +26,8 @@ pub(crate) async fn adopt(order: OrderPlaced, metadata: Metadata, mut tx: Tx) ->
     let Some(row) = adopted else {
         return Ok((None, None));
     };
-    tx.run(orders::happened(
-        &order.order_id,
-        "OrderPlaced",
-        Timestamp::now(),
-    ))
-    .await?;
+    let placed = orders::happened(&order.order_id, "OrderPlaced", Timestamp::now());
+    tx.later(vec![placed]).await?;
     decide(order.order_id, Known::from_row(&row)?, &mut tx).await
 }
 
@@ -82,12 +78,10 @@ async fn answered(
     metadata: &Metadata,
     mut tx: Tx,
 ) -> Result<Decided> {
-    let statements = vec![
-        orders::answered(&order_id, answer),
-        orders::happened(&order_id, event, time(metadata)),
-    ];
-    let outcome = tx.run_all(statements).await?.into_iter().next();
-    match outcome.and_then(|outcome| outcome.into_first()) {
+    let outcome = tx.run(orders::answered(&order_id, answer)).await?;
+    let happened = orders::happened(&order_id, event, time(metadata));
+    tx.later(vec![happened]).await?;
+    match outcome.into_first() {
         Some(row) => decide(order_id, Known::from_row(&row)?, &mut tx).await,
         None => Ok((None, None)),
     }
@@ -106,7 +100,7 @@ async fn decide(order_id: String, known: Known, tx: &mut Tx) -> Result<Decided> 
         orders::decided(&order_id, decision.status()),
         orders::happened(&order_id, event, Timestamp::now()),
     ];
-    tx.run_all(statements).await?;
+    tx.later(statements).await?;
     Ok(match decision {
         Decision::Confirm { amount } => {
             let (customer_id, email) = (known.customer_id, known.email);
@@ -139,7 +133,7 @@ macro_rules! noted {
     ($($handler:ident: $event:ident;)*) => {$(
         pub(crate) async fn $handler(event: $event, metadata: Metadata, mut tx: Tx) -> Result<()> {
             let at = time(&metadata);
-            tx.run(orders::happened(&event.order_id, stringify!($event), at)).await?;
+            tx.later(vec![orders::happened(&event.order_id, stringify!($event), at)]).await?;
             Ok(())
         }
     )*};

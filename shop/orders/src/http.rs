@@ -99,23 +99,28 @@ async fn commit(
     asked: Option<&str>,
 ) -> Result<Option<Row>, Problem> {
     let mut transaction = orders.producer.transaction();
-    let mut statements = vec![
+    let mut tx = orders.db.lend(transaction.handle());
+    let statements = vec![
         orders::place(order, key, asked),
         orders::placed(&order.order_id),
     ];
-    statements.extend(key.map(orders::with_key));
-    let mut tx = orders.db.lend(transaction.handle());
-    let mut outcomes = tx.run_all(statements).await?;
-    drop(tx);
-    let placed = outcomes.first().is_some_and(|outcome| outcome.affected > 0);
-    let before = match placed {
-        true => None,
-        false => outcomes.pop().and_then(|outcome| outcome.into_first()),
+    let before = match key {
+        // Nothing can be in the way of a new order, so nothing needs to be waited for.
+        None => {
+            tx.later(statements).await?;
+            None
+        }
+        Some(key) => {
+            let statements = statements.into_iter().chain([orders::with_key(key)]);
+            let placed = tx.run_all(statements.collect()).await?.pop();
+            placed
+                .and_then(|outcome| outcome.into_first())
+                .filter(|row| row.get::<String>(0).is_ok_and(|id| id != order.order_id))
+        }
     };
-    if placed {
+    drop(tx);
+    if before.is_none() {
         transaction.publish(order).map_err(not_stored)?;
-    } else if before.is_none() {
-        return Err(StoreError::new("an order was not stored, and none was there before").into());
     }
     transaction.commit().await.map_err(not_stored)?;
     Ok(before)

@@ -1,7 +1,7 @@
 //! What payment does when something happens.
 
 use shop_contracts::{
-    OrderCancelled, OrderPlaced, PaymentAuthorized, PaymentDeclined, PaymentRefunded,
+    Money, OrderCancelled, OrderPlaced, PaymentAuthorized, PaymentDeclined, PaymentRefunded,
 };
 use shop_kit::{Db, Statement, StoreError, Tx, sql};
 use tidings::prelude::*;
@@ -29,7 +29,7 @@ pub(crate) async fn settle(
         Decision::Charged => "AUTHORIZED",
         Decision::Declined(_) => "DECLINED",
     };
-    tx.run(attempt(&order, status)).await?;
+    tx.later(vec![attempt(&order, status)]).await?;
     let order_id = order.order_id;
     Ok(match decision {
         Decision::Charged => (
@@ -71,20 +71,16 @@ pub(crate) async fn give_back(
     State(db): State<Db>,
     mut tx: Tx,
 ) -> Result<Option<PaymentRefunded>> {
-    let authorized = sql("select 1 from payment where order_id = $1 and status = 'AUTHORIZED'");
-    if db.read(authorized.bind(&order.order_id)).await?.is_empty() {
-        return Ok(None);
-    }
-    bank.refund(&order.order_id).await?;
-    let refund = sql(
-        "update payment set status = 'REFUNDED' where order_id = $1 and status = 'AUTHORIZED'
-         returning amount",
-    );
-    let refunded = tx.run(refund.bind(&order.order_id)).await?.into_first();
-    let Some(row) = refunded else {
+    let authorized =
+        sql("select amount from payment where order_id = $1 and status = 'AUTHORIZED'");
+    let rows = db.read(authorized.bind(&order.order_id)).await?;
+    let Some(row) = rows.first() else {
         return Ok(None);
     };
-    let amount = shop_contracts::Money::from_cents(row.get(0)?);
+    let amount = Money::from_cents(row.get(0)?);
+    bank.refund(&order.order_id).await?;
+    let refund = sql("update payment set status = 'REFUNDED' where order_id = $1");
+    tx.later(vec![refund.bind(&order.order_id)]).await?;
     Ok(Some(PaymentRefunded {
         order_id: order.order_id,
         amount,
