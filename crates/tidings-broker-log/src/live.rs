@@ -179,6 +179,11 @@ impl Live {
         })
     }
 
+    /// How many records are alive.
+    pub(crate) fn len(&self) -> usize {
+        self.messages.len() + self.topology.len()
+    }
+
     /// Whether the record at `place` is what keeps this part of the topology.
     pub(crate) fn keeps(&self, topic: &Topic, place: Place) -> bool {
         self.topology.get(topic) == Some(&place)

@@ -1,7 +1,8 @@
 //! Opening a log: every segment is read once to learn what is alive, and those that hold something
 //! alive a second time to get it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -42,10 +43,12 @@ pub(crate) fn recover(dir: &Dir) -> Result<(State, Recovered), LogError> {
         sequence: 1,
     };
     let mut torn = None;
+    // One buffer for all files: fresh memory costs as much as reading.
+    let mut data = Vec::new();
     let listed = dir.segments()?;
     let last = listed.last().map(|(number, _)| *number);
     for (number, path) in listed {
-        let data = fs::read(&path).map_err(|e| LogError::io("read", &path, e))?;
+        read_into(&mut data, &path)?;
         let damaged = |offset, what| Err(LogError::damaged(path.clone(), offset, what));
         let header = match SegmentHeader::decode(&data, dir.salt) {
             Some(header) if header.number == number => header,
@@ -79,7 +82,7 @@ pub(crate) fn recover(dir: &Dir) -> Result<(State, Recovered), LogError> {
         });
     }
     state.live.forget_lost_queues();
-    let records = read_live(&state, dir.salt)?;
+    let records = read_live(&state, dir.salt, &mut data)?;
     Ok((state, Recovered { records, torn }))
 }
 
@@ -159,25 +162,30 @@ fn cut_off(
     Ok(torn)
 }
 
+fn read_into(data: &mut Vec<u8>, path: &Path) -> Result<(), LogError> {
+    data.clear();
+    let read = File::open(path).and_then(|mut file| file.read_to_end(data));
+    read.map(drop).map_err(|e| LogError::io("read", path, e))
+}
+
 /// The records that are alive: ids, exchanges, queues, bindings, messages by id.
-fn read_live(state: &State, salt: u64) -> Result<Vec<Record>, LogError> {
+fn read_live(state: &State, salt: u64, data: &mut Vec<u8>) -> Result<Vec<Record>, LogError> {
     let live = &state.live;
-    let mut topology = Vec::new();
-    let mut messages = Vec::new();
+    let (next_message, next_queue) = live.next_ids();
+    let mut records = Vec::with_capacity(live.len() + 1);
+    records.push(Record::Ids {
+        next_message: MessageId(next_message),
+        next_queue: QueueId(next_queue),
+    });
     for segment in &state.segments {
         if live.usage(segment.number).records == 0 {
             continue;
         }
-        let data = fs::read(&segment.path).map_err(|e| LogError::io("read", &segment.path, e))?;
+        read_into(data, &segment.path)?;
         let mut at = SEGMENT_HEADER_BYTES;
         while at < segment.end as usize {
-            let damaged = || {
-                LogError::damaged(
-                    segment.path.clone(),
-                    at as u64,
-                    "it changes while it is read",
-                )
-            };
+            let changed = "it changes while it is read";
+            let damaged = || LogError::damaged(segment.path.clone(), at as u64, changed);
             let (header, payload) = batch::read(&data[at..], salt).ok_or_else(damaged)?;
             for record in batch::records(payload) {
                 let (offset, encoded) = record.map_err(|_| damaged())?;
@@ -192,10 +200,10 @@ fn read_live(state: &State, salt: u64) -> Result<Vec<Record>, LogError> {
                         if let Record::Enqueued { queues, .. } = &mut record {
                             *queues = remaining;
                         }
-                        messages.push((id, record));
+                        records.push(record);
                     }
                     Fact::Declared(topic) if live.keeps(&topic, place) => {
-                        topology.push((topic, decoded()?));
+                        records.push(decoded()?);
                     }
                     _ => {}
                 }
@@ -203,18 +211,17 @@ fn read_live(state: &State, salt: u64) -> Result<Vec<Record>, LogError> {
             at += header.stride();
         }
     }
-    // `Topic` sorts exchanges before queues before bindings.
-    topology.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-    messages.sort_unstable_by_key(|(id, _)| *id);
-    let (next_message, next_queue) = live.next_ids();
-    let ids = Record::Ids {
-        next_message: MessageId(next_message),
-        next_queue: QueueId(next_queue),
-    };
-    let topology = topology.into_iter().map(|(_, record)| record);
-    let messages = messages.into_iter().map(|(_, record)| record);
-    Ok(std::iter::once(ids)
-        .chain(topology)
-        .chain(messages)
-        .collect())
+    records.sort_unstable_by_key(rank);
+    Ok(records)
+}
+
+/// Where a record stands among those that are given back.
+fn rank(record: &Record) -> (u8, u64) {
+    match record {
+        Record::ExchangeDeclared { .. } => (1, 0),
+        Record::QueueDeclared { queue, .. } => (2, queue.0),
+        Record::Bound(_) => (3, 0),
+        Record::Enqueued { id, .. } => (4, id.0),
+        _ => (0, 0),
+    }
 }
