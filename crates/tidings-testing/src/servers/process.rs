@@ -348,14 +348,40 @@ mod tests {
 
     #[test]
     fn dropped_it_is_gone() {
-        let mut inner = shell("echo $$; exec sleep 600");
-        let id: u32 = inner
-            .wait_for_line(SOON, |_| true)
-            .unwrap()
-            .parse()
+        let process = shell("sleep 600");
+        let id = process.id();
+        assert!(exists(id));
+        drop(process);
+        assert!(!exists(id));
+    }
+
+    /// Says in a test process that it is the one to be killed.
+    const OWNER: &str = "TIDINGS_TEST_OWNER";
+
+    #[test]
+    #[ignore = "run by the test below, which kills it"]
+    fn owner_of_a_process() {
+        if std::env::var_os(OWNER).is_some() {
+            let process = shell("sleep 600");
+            println!("started {}", process.id());
+            std::thread::sleep(SOON);
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn it_dies_with_a_test_that_is_killed() {
+        let mut command = Process::command(std::env::current_exe().unwrap());
+        command
+            .args(["--ignored", "--nocapture", "owner_of_a_process"])
+            .env(OWNER, "");
+        let mut owner = Process::start(command).unwrap();
+        let line = owner
+            .wait_for_line(SOON, |line| line.contains("started "))
             .unwrap();
-        assert_eq!(id, inner.id());
-        drop(inner);
-        super::super::wait_until("its end", SOON, || !exists(id)).unwrap();
+        let id: u32 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
+        assert!(exists(id));
+        owner.kill9();
+        super::super::wait_until("the process to die too", SOON, || !exists(id)).unwrap();
     }
 }
