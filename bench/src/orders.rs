@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -60,11 +60,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         ("shop", options.shop_args.join(" ")),
     ]);
     let mut report = Report::new(Machine::look()?, settings);
+    // The rounds' folders stay until the end: a file system that has just deleted thousands of mails
+    // is slow to make new ones.
+    let mut folders = Vec::new();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     for round in 1..=options.rounds {
-        let shop = Shop::start(options)?;
+        let data = tempfile::tempdir_in(std::env::current_dir()?)?;
+        let shop = Shop::start(options, data.path())?;
+        folders.push(data);
         let figures = runtime.block_on(place_and_wait(&shop.address, options))?;
         eprintln!("round {round}: {figures}");
         report.add("orders accepted", "shop", "D2", figures.accepted_per_second);
@@ -267,16 +272,14 @@ impl Http {
     }
 }
 
-/// A shop of its own in a folder of its own; ended with the round.
+/// A shop of its own; ended with the round.
 struct Shop {
     process: Child,
     address: String,
-    _data: tempfile::TempDir,
 }
 
 impl Shop {
-    fn start(options: &Options) -> anyhow::Result<Self> {
-        let data = tempfile::tempdir_in(std::env::current_dir()?)?;
+    fn start(options: &Options, data: &Path) -> anyhow::Result<Self> {
         let mut process = Command::new(&options.shop)
             .args([
                 "--listen",
@@ -285,7 +288,7 @@ impl Shop {
                 "127.0.0.1:0",
                 "--data",
             ])
-            .arg(data.path())
+            .arg(data)
             .args(&options.shop_args)
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
@@ -304,17 +307,13 @@ impl Shop {
         }
         std::thread::spawn(move || lines.for_each(drop));
         let address = address.context("the shop ended before it was ready")?;
-        Ok(Self {
-            process,
-            address,
-            _data: data,
-        })
+        Ok(Self { process, address })
     }
 }
 
 impl Drop for Shop {
     fn drop(&mut self) {
-        // The round is over and its folder goes with it: nothing is left to shut down in order.
+        // The round is over and its folder will go: nothing is left to shut down in order.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
