@@ -33,9 +33,9 @@ pub(crate) struct Options {
     /// Drive with RabbitMQ's PerfTest, whose jars are in this folder, instead of our raw client.
     #[arg(long)]
     perftest: Option<PathBuf>,
-    /// The program of the broker in the box.
-    #[arg(long, default_value = "target/release/tidings-broker")]
-    tidings: PathBuf,
+    /// The program of the broker in the box; by default the one beside this program.
+    #[arg(long)]
+    tidings: Option<PathBuf>,
     /// Where to write the figures as JSON.
     #[arg(long, default_value = "bench/broker.json")]
     json: PathBuf,
@@ -89,7 +89,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     ]);
     let mut report = Report::new(Machine::look()?, settings);
 
-    let tidings = Tidings::start(&options.tidings)?;
+    let tidings = Tidings::start(&peers::sibling(
+        options.tidings.as_deref(),
+        "tidings-broker",
+    )?)?;
     let mut rabbitmq_server = None;
     let rabbitmq = match &options.rabbitmq {
         Some(url) => Some(url.clone()),

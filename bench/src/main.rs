@@ -21,10 +21,7 @@ use clap::{Parser, Subcommand};
 
 /// Side-by-side benchmarks of Tidings.
 #[derive(Parser)]
-#[command(
-    after_help = "Build what is measured first: `cargo build --release`, or run `cargo xtask \
-                        bench`, which does both."
-)]
+#[command(after_help = "`cargo xtask bench` builds what is measured first, in release mode.")]
 struct Args {
     #[command(subcommand)]
     command: Command,

@@ -24,10 +24,12 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::{machine::Machine, report::Report};
+use crate::{machine::Machine, peers::sibling, report::Report};
 
 /// The facts that a confirmed order ends with.
 const LAST_FACTS: [&str; 3] = ["ShipmentBooked", "EmailSent", "PointsAwarded"];
+/// A product that orders knows even while inventory is away.
+const ALWAYS_THERE: &str = "TEA-EARL-GREY";
 const DRAIN_MAX: Duration = Duration::from_secs(300);
 
 /// Orders per second through the whole shop.
@@ -42,9 +44,14 @@ pub(crate) struct Options {
     /// Rounds, each with a fresh shop.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// The shop's program.
-    #[arg(long, default_value = "target/release/shop")]
-    shop: PathBuf,
+    /// Only place orders, and do not wait for what becomes of them: how long do customers wait for
+    /// their answer while the broker or every other service is away? For example
+    /// `--answers-only -- --services orders --broker amqp://127.0.0.1:1/`.
+    #[arg(long)]
+    answers_only: bool,
+    /// The shop's program; by default the one beside this program.
+    #[arg(long)]
+    shop: Option<PathBuf>,
     /// Where to write the figures as JSON.
     #[arg(long, default_value = "bench/orders.json")]
     json: PathBuf,
@@ -73,12 +80,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let figures = runtime.block_on(place_and_wait(&shop.address, options))?;
         eprintln!("round {round}: {figures}");
         report.add("orders accepted", "shop", "D2", figures.accepted_per_second);
-        report.add(
-            "orders completed",
-            "shop",
-            "D2",
-            figures.completed_per_second,
-        );
+        if let Some(completed) = figures.completed_per_second {
+            report.add("orders completed", "shop", "D2", completed);
+        }
         report.add(
             "answer p50 (us)",
             "shop",
@@ -98,23 +102,28 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 struct Figures {
     accepted_per_second: f64,
-    completed_per_second: f64,
+    /// Unless nobody was there to complete them.
+    completed_per_second: Option<f64>,
     p50: Duration,
     p99: Duration,
 }
 
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{:.0} accepted/s, {:.0} completed/s, answer p50 {:?} p99 {:?}",
-            self.accepted_per_second, self.completed_per_second, self.p50, self.p99
-        )
+        write!(f, "{:.0} accepted/s, ", self.accepted_per_second)?;
+        if let Some(completed) = self.completed_per_second {
+            write!(f, "{completed:.0} completed/s, ")?;
+        }
+        write!(f, "answer p50 {:?} p99 {:?}", self.p50, self.p99)
     }
 }
 
 async fn place_and_wait(address: &str, options: &Options) -> anyhow::Result<Figures> {
-    let skus = Arc::new(skus_in_stock(address, options.orders as u64).await?);
+    let skus = match options.answers_only {
+        true => vec![ALWAYS_THERE.to_owned()],
+        false => skus_in_stock(address, options.orders as u64).await?,
+    };
+    let skus = Arc::new(skus);
     let begun = SystemTime::now();
     let clock = Instant::now();
     let next = Arc::new(AtomicUsize::new(0));
@@ -143,13 +152,35 @@ async fn place_and_wait(address: &str, options: &Options) -> anyhow::Result<Figu
     }
     let accepted = clock.elapsed();
 
+    let count = orders.len() as f64;
+    let completed_per_second = match options.answers_only {
+        true => None,
+        false => Some(count / completion(address, begun, &orders).await?.as_secs_f64()),
+    };
+    let mut answers: Vec<Duration> = orders.iter().map(|(_, answer)| *answer).collect();
+    answers.sort_unstable();
+    Ok(Figures {
+        accepted_per_second: count / accepted.as_secs_f64(),
+        completed_per_second,
+        p50: answers[answers.len() / 2],
+        p99: answers[answers.len() * 99 / 100],
+    })
+}
+
+/// Waits for the last fact of every order and checks what the bank says; returns how long after
+/// `begun` that last fact was.
+async fn completion(
+    address: &str,
+    begun: SystemTime,
+    orders: &[(String, Duration)],
+) -> anyhow::Result<Duration> {
     let mut http = Http::connect(address).await?;
     let deadline = Instant::now() + DRAIN_MAX;
     let mut last_fact = begun;
-    for (id, _) in &orders {
+    for (id, _) in orders {
         last_fact = last_fact.max(wait_until_complete(&mut http, id, deadline).await?);
     }
-    for (id, _) in &orders {
+    for (id, _) in orders {
         let ledger = http.get(&format!("/bank/ledger?orderId={id}")).await?;
         let charges = ledger.as_array().map_or(0, Vec::len);
         ensure!(
@@ -157,16 +188,7 @@ async fn place_and_wait(address: &str, options: &Options) -> anyhow::Result<Figu
             "order {id} has {charges} entries in the bank's ledger, not 1"
         );
     }
-
-    let mut answers: Vec<Duration> = orders.iter().map(|(_, answer)| *answer).collect();
-    answers.sort_unstable();
-    let count = orders.len() as f64;
-    Ok(Figures {
-        accepted_per_second: count / accepted.as_secs_f64(),
-        completed_per_second: count / last_fact.duration_since(begun)?.as_secs_f64(),
-        p50: answers[answers.len() / 2],
-        p99: answers[answers.len() * 99 / 100],
-    })
+    Ok(last_fact.duration_since(begun)?)
 }
 
 /// The products that every order of a round could take one of.
@@ -280,7 +302,8 @@ struct Shop {
 
 impl Shop {
     fn start(options: &Options, data: &Path) -> anyhow::Result<Self> {
-        let mut process = Command::new(&options.shop)
+        let program = sibling(options.shop.as_deref(), "shop")?;
+        let mut process = Command::new(&program)
             .args([
                 "--listen",
                 "127.0.0.1:0",
@@ -293,7 +316,7 @@ impl Shop {
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start `{}`", options.shop.display()))?;
+            .with_context(|| format!("cannot start `{}`", program.display()))?;
         let mut address = None;
         let stdout = process.stdout.take().context("no stdout")?;
         let mut lines = BufReader::new(stdout).lines();
@@ -301,6 +324,9 @@ impl Shop {
             let line = line?;
             if let Some(listening) = line.strip_prefix("listening http ") {
                 address = Some(listening.to_owned());
+                if options.answers_only {
+                    break; // Ready it is only when the broker is there.
+                }
             } else if line == "ready" {
                 break;
             }

@@ -2,11 +2,19 @@
 
 use std::{
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::Context as _;
+
+/// The program at `path`, or the one called `name` that was built beside this program.
+pub(crate) fn sibling(path: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
+    match path {
+        Some(path) => Ok(path.to_owned()),
+        None => Ok(std::env::current_exe()?.with_file_name(name)),
+    }
+}
 
 /// A broker and a kind of queue on it.
 pub(crate) struct Peer {
@@ -46,6 +54,7 @@ impl Tidings {
         let mut process = Command::new(program)
             .args(["--listen", "127.0.0.1:0", "--data"])
             .arg(data.path())
+            .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start `{}`", program.display()))?;

@@ -39,8 +39,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Tidy => tidy::run(),
-        Command::Bench { args } => run::cargo(["run", "--release", "--package", "bench", "--"])
-            .and_then(|mut bench| run::succeed(bench.args(args))),
+        Command::Bench { args } => bench(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -49,4 +48,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Builds what is measured and what measures, and measures.
+fn bench(args: &[String]) -> anyhow::Result<()> {
+    let measured = ["-p", "bench", "-p", "shop", "-p", "tidings-broker"];
+    run::succeed(run::cargo(["build", "--release"])?.args(measured))?;
+    run::succeed(run::cargo(["run", "--release", "-p", "bench", "--"])?.args(args))
 }
