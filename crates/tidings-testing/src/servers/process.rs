@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -126,10 +127,15 @@ impl Process {
         self.status().is_none()
     }
 
-    /// How it ended, when it has.
+    /// How it ended, when it has; then all that it printed is there.
     pub fn status(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().ok().flatten();
+            if self.status.is_some() {
+                // Bounded, because its own children may hold the streams open.
+                self.stdout.wait_for_end(LAST_WORDS_MAX);
+                self.stderr.wait_for_end(LAST_WORDS_MAX);
+            }
         }
         self.status
     }
@@ -212,6 +218,9 @@ pub(super) fn state_and_parent(id: u32) -> Option<(char, u32)> {
     Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
 
+/// How long to read on when a program has ended.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+
 /// How long to wait for a line before asking whether the program still runs.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -238,10 +247,11 @@ fn name(command: &Command) -> String {
     words.join(" ")
 }
 
-/// The lines of one stream, and a bell that rings at each.
+/// The lines of one stream, and a bell that rings at each, and at the end.
 #[derive(Default)]
 struct Lines {
     kept: Mutex<Vec<String>>,
+    ended: AtomicBool,
     bell: Condvar,
 }
 
@@ -265,6 +275,16 @@ impl Lines {
             self.bell.notify_all();
             line.clear();
         }
+        let _kept = self.lock();
+        self.ended.store(true, Ordering::Release);
+        self.bell.notify_all();
+    }
+
+    /// Waits until the stream has ended: a process is gone before its last words are read.
+    fn wait_for_end(&self, patience: Duration) {
+        let lines = self.lock();
+        let goes_on = |_: &mut Vec<String>| !self.ended.load(Ordering::Acquire);
+        drop(self.bell.wait_timeout_while(lines, patience, goes_on));
     }
 
     fn wait_for(&self, patience: Duration, wanted: impl Fn(&str) -> bool) -> Option<String> {
@@ -317,6 +337,18 @@ mod tests {
             error.contains("exit status: 3") && error.contains("no such port"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_program_that_has_ended_has_said_everything() {
+        for _ in 0..50 {
+            let mut process = shell("echo out; echo error >&2; exit 1");
+            assert!(!process.wait(SOON).unwrap().success());
+            assert_eq!(
+                (process.stdout(), process.stderr()),
+                (vec!["out".into()], vec!["error".into()])
+            );
+        }
     }
 
     #[test]
