@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, str::FromStr};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use shop_kit::{BaseUrl, Database};
 use tracing_subscriber::EnvFilter;
 
@@ -98,7 +98,7 @@ pub(crate) struct Options {
     pub(crate) data: PathBuf,
 
     /// Keep everything in a temporary folder that is gone afterwards.
-    #[arg(long, global = true, env = "TIDINGS_EPHEMERAL")]
+    #[arg(long, global = true, env = "TIDINGS_EPHEMERAL", value_parser = FalseyValueParser::new())]
     pub(crate) ephemeral: bool,
 
     /// Where the bank is, if it does not run in this process.
@@ -190,9 +190,13 @@ impl FromStr for Api {
     }
 }
 
-/// Logs go to stderr. `RUST_LOG` chooses which; without it, nothing is logged per message.
+/// What is logged if `RUST_LOG` does not say: nothing per message, and not that a busy pool of
+/// connections is waited for.
+const LOG_FILTER: &str = "info,sqlx::pool=error";
+
+/// Logs go to stderr.
 pub(crate) fn start_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -29,40 +29,34 @@ pub(crate) async fn reserve(
 ) -> Result<(Option<StockReserved>, Option<StockRejected>)> {
     let lines = lines(&order.items);
     let order_id = order.order_id;
-    let mut statements: Vec<Statement> = lines.iter().map(take).collect();
-    statements.push(reservation(&order_id, &lines, "RESERVED")?);
+    // The stock comes last: on PostgreSQL everybody who wants the same product waits for whoever
+    // has just taken some, until that is committed.
+    let mut statements = vec![reservation(&order_id, &lines, "RESERVED")?];
+    statements.extend(lines.iter().map(take));
     let mut outcomes = tx.run_all(statements).await?;
-    if outcomes.pop().is_some_and(|outcome| outcome.affected == 0) {
-        // Another copy of this service handled the order at the same time: its answer stands, and
-        // this transaction ends as a duplicate.
-        return Ok((None, None));
-    }
-    let taken = |outcome: &shop_kit::Outcome| outcome.affected > 0;
-    let short: Vec<&String> = lines
-        .keys()
-        .zip(&outcomes)
-        .filter(|(_, outcome)| !taken(outcome))
-        .map(|(sku, _)| sku)
-        .collect();
-    if short.is_empty() {
-        return Ok((Some(StockReserved { order_id }), None));
-    }
-    let mut undo: Vec<Statement> = lines
+    let is_new = outcomes.remove(0).affected > 0;
+    let (taken, short): (Vec<_>, Vec<_>) = lines
         .iter()
         .zip(&outcomes)
-        .filter(|(_, outcome)| taken(outcome))
-        .map(|(line, _)| put_back(line))
-        .collect();
-    undo.push(
-        sql("update reservation set status = 'REJECTED' where order_id = $1").bind(&order_id),
-    );
-    tx.later(undo).await?;
-    let reason = reason(&short);
+        .partition(|(_, outcome)| outcome.affected > 0);
+    if is_new && short.is_empty() {
+        return Ok((Some(StockReserved { order_id }), None));
+    }
+    let undo = taken.into_iter().map(|(line, _)| put_back(line));
+    if !is_new {
+        // The order was answered before, so long ago that it is not known as a duplicate.
+        tx.later(undo.collect()).await?;
+        return Ok((None, None));
+    }
+    let reject = sql("update reservation set status = 'REJECTED' where order_id = $1");
+    tx.later(undo.chain([reject.bind(&order_id)]).collect())
+        .await?;
+    let reason = reason(short.into_iter().map(|((sku, _), _)| sku));
     Ok((None, Some(StockRejected { order_id, reason })))
 }
 
-fn reason(short: &[&String]) -> String {
-    let names = short.iter().map(|sku| match product(sku) {
+fn reason<'a>(short: impl Iterator<Item = &'a String>) -> String {
+    let names = short.map(|sku| match product(sku) {
         Some(product) => format!("not enough {} in stock", product.name),
         None => format!("`{sku}` is not in the catalogue"),
     });
