@@ -35,13 +35,20 @@ pub(crate) struct Options {
         global = true,
         value_name = "URL",
         env = "TIDINGS_BROKER",
+        hide_env_values = true,
         default_value = "embedded"
     )]
     pub(crate) broker: BrokerAt,
 
     /// Where services keep their data: `postgres://…` (one schema per service) or
     /// `sqlite://folder` (one file per service). Default: SQLite files under the data folder.
-    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_DATABASE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "TIDINGS_DATABASE",
+        hide_env_values = true
+    )]
     pub(crate) database: Option<Database>,
 
     /// Which services run in this process, separated by commas: orders, payment, inventory,
@@ -107,7 +114,13 @@ pub(crate) struct Options {
 
     /// The mail server, as `smtp://host:port`. Default: mails are `.eml` files under the data
     /// folder.
-    #[arg(long, global = true, value_name = "URL", env = "TIDINGS_SMTP")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "TIDINGS_SMTP",
+        hide_env_values = true
+    )]
     pub(crate) smtp: Option<String>,
 
     /// Where the storefront finds services that do not run in this process: one URL for all, or
