@@ -7,7 +7,7 @@ use tidings::Transport;
 use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Handle, Options};
 
-use crate::cli::BrokerAt;
+use crate::cli::{self, BrokerAt};
 
 /// A connection, shared by all services of the process, and the broker itself if it runs here.
 pub(crate) struct Messaging {
@@ -18,21 +18,16 @@ pub(crate) struct Messaging {
 impl Messaging {
     /// Starts the embedded broker, if that is what to use, and begins to connect. It does not wait
     /// for a broker elsewhere: orders are taken without one.
-    pub(crate) async fn start(
-        at: &BrokerAt,
-        listen: SocketAddr,
-        data: &Path,
-        ephemeral: bool,
-    ) -> anyhow::Result<Self> {
-        let (url, embedded) = match at {
+    pub(crate) async fn start(options: &cli::Options, data: &Path) -> anyhow::Result<Self> {
+        let (url, embedded) = match &options.broker {
             BrokerAt::Amqp(url) => (url.clone(), None),
             BrokerAt::Embedded => {
-                let options = if ephemeral {
-                    Options::ephemeral()
-                } else {
-                    Options::durable(data.join("broker"))
+                let listen = options.amqp_listen;
+                let kept = match options.ephemeral {
+                    true => Options::ephemeral(),
+                    false => Options::durable(data.join("broker")),
                 };
-                let broker = Broker::start(options.listen(listen)).await;
+                let broker = Broker::start(kept.listen(listen)).await;
                 let broker = broker.map_err(|error| explain(error, listen, data))?;
                 (broker.amqp_url(), Some(broker))
             }

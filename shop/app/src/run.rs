@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use shop_kit::{BaseUrl, Database, Service};
 use shop_notification::Mailer;
 use tidings::{Topology, Transport};
@@ -49,8 +49,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let listener = http::bind(options.listen).await?;
     let address = listener.local_addr()?;
     let data = Data::open(&options)?;
-    let broker = (&options.broker, options.amqp_listen);
-    let messaging = Messaging::start(broker.0, broker.1, &data.path, options.ephemeral).await?;
+    let messaging = Messaging::start(&options, &data.path).await?;
     let opened = tokio::select! {
         opened = open_services(&options, &data.path, address) => opened?,
         () = stop.cancelled() => return messaging.close().await,
@@ -66,19 +65,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     }
 
     let mut running = Running::start(opened, &messaging.amqp, &stop);
+    let ready = || {
+        probes.set_subscribed();
+        announce::ready(&options.services, address, messaging.amqp_addr());
+    };
     let ended = tokio::select! {
-        ended = running.until_ready() => match ended {
-            Ok(()) => {
-                probes.set_subscribed();
-                announce::ready(&options.services, address, messaging.amqp_addr());
-                tokio::select! {
-                    ended = running.until_ended(&stop) => ended,
-                    why = messaging.failed() => Err(anyhow::anyhow!("the broker stores nothing more: {why}")),
-                    ended = &mut http => ended.context("the HTTP server failed").flatten(),
-                }
-            }
-            Err(error) => Err(error),
-        },
+        ended = running.run(ready) => ended,
+        ended = &mut http => ended.context("the HTTP server failed").flatten(),
+        why = messaging.failed() => Err(anyhow!("the broker stores nothing more: {why}")),
         () = stop.cancelled() => Ok(()),
     };
     stop.cancel();
@@ -237,23 +231,21 @@ impl Running {
         running
     }
 
-    /// Until all receive.
-    async fn until_ready(&mut self) -> anyhow::Result<()> {
+    /// Calls `ready` when all receive, and ends when one has stopped by itself.
+    async fn run(&mut self, ready: impl FnOnce()) -> anyhow::Result<()> {
         loop {
             tokio::select! {
-                ready = self.ready.join_next() => if ready.is_none() {
-                    return Ok(());
+                received = self.ready.join_next() => if received.is_none() {
+                    break;
                 },
-                Some(ended) = self.tasks.join_next() => ended??,
+                Some(ended) = self.tasks.join_next() => return ended?,
             }
         }
-    }
-
-    /// Until one stops by itself or all are told to.
-    async fn until_ended(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
-        tokio::select! {
-            Some(ended) = self.tasks.join_next() => ended?,
-            () = stop.cancelled() => Ok(()),
+        ready();
+        match self.tasks.join_next().await {
+            Some(ended) => ended?,
+            // No service of this process handles messages.
+            None => std::future::pending().await,
         }
     }
 
