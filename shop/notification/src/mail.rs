@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,6 +14,7 @@ use lettre::{
     transport::smtp::authentication::Credentials,
 };
 use tidings::{Error, MessageId, PermanentExt};
+use tokio::sync::Mutex;
 
 /// Who writes.
 const FROM: &str = "Tidings shop <orders@shop.example>";
@@ -37,7 +39,9 @@ pub struct Mailer(Way);
 
 #[derive(Clone)]
 enum Way {
-    Folder(PathBuf),
+    /// One mail at a time: threads that make files in one folder at once only spin for each other
+    /// in the kernel.
+    Folder(Arc<Mutex<PathBuf>>),
     Smtp(AsyncSmtpTransport<Tokio1Executor>),
 }
 
@@ -56,7 +60,7 @@ impl Mailer {
                 folder.display()
             ))
         })?;
-        Ok(Self(Way::Folder(folder)))
+        Ok(Self(Way::Folder(Arc::new(Mutex::new(folder)))))
     }
 
     /// Sends each mail by the server at this URL: `smtp://user:password@host:port`.
@@ -92,7 +96,7 @@ impl Mailer {
         let message = compose(letter, id)?;
         match &self.0 {
             Way::Folder(folder) => {
-                let (folder, name) = (folder.clone(), file_name(id));
+                let (folder, name) = (Arc::clone(folder).lock_owned().await, file_name(id));
                 let written = tokio::task::spawn_blocking(move || {
                     write(&folder, &name, &message.formatted())
                 });
