@@ -278,6 +278,15 @@ impl Writer {
         if self.synced >= self.last_filled {
             return Ok(());
         }
+        self.sync_witness_too()
+    }
+
+    /// The same before another segment begins: it says with which sequence number this one ended, so
+    /// that an empty batch that is lost from here would look like damage.
+    fn sync_witness_too(&mut self) -> Result<(), LogError> {
+        if self.synced == self.sequence - 1 {
+            return Ok(());
+        }
         let sync = self.current.file.sync_data();
         sync.map_err(|e| LogError::io("sync", &self.current.path, e))?;
         self.synced = self.sequence - 1;

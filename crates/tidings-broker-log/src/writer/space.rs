@@ -26,7 +26,7 @@ const OVERHEAD_BYTES: u64 = 512;
 impl Writer {
     /// Goes on in a new segment with room for at least `bytes`.
     pub(super) fn roll(&mut self, bytes: u64) -> Result<(), LogError> {
-        self.sync()?;
+        self.sync_witness_too()?;
         let (message, queue) = self.live.next_ids();
         let record = Record::Ids {
             next_message: MessageId(message),
