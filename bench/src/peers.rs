@@ -59,11 +59,11 @@ impl Tidings {
             .spawn()
             .with_context(|| format!("cannot start `{}`", program.display()))?;
         let stdout = process.stdout.take().context("no stdout")?;
-        let line = BufReader::new(stdout)
-            .lines()
-            .map_while(Result::ok)
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        let line = lines
             .find_map(|line| line.strip_prefix("listening amqp ").map(str::to_owned))
             .context("the broker ended before it listened")?;
+        std::thread::spawn(move || lines.for_each(drop));
         let peer = Peer {
             name: "Tidings",
             durability: "D2",

@@ -2,6 +2,7 @@
 //!
 //! Data on stdout (`listening amqp ADDR`, then `ready`), everything else on stderr.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -100,8 +101,9 @@ fn run(args: Args) -> anyhow::Result<()> {
     runtime.block_on(async {
         let stopped = stop_signal()?;
         let broker = Broker::start(options).await?;
-        println!("listening amqp {}", broker.amqp_addr());
-        println!("ready");
+        // A script that has stopped reading is no reason to stop.
+        let lines = format!("listening amqp {}\nready\n", broker.amqp_addr());
+        let _ = std::io::stdout().write_all(lines.as_bytes());
         let failure = tokio::select! {
             () = stopped => None,
             failure = broker.failed() => Some(failure),
