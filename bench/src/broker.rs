@@ -120,7 +120,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                     None => amqp::run(peer, &queue, job, &load)?,
                 };
                 amqp::delete_queue(peer, &queue)?;
-                eprintln!("round {round}: {name:18} {:17} {rate:>9.0}/s", peer.name);
+                eprintln!("round {round}: {name:20} {:17} {rate:>9.0}", peer.name);
                 report.add(name, peer.name, peer.durability, rate);
             }
         }

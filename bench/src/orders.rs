@@ -79,18 +79,23 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         folders.push(data);
         let figures = runtime.block_on(place_and_wait(&shop.address, options))?;
         eprintln!("round {round}: {figures}");
-        report.add("orders accepted", "shop", "D2", figures.accepted_per_second);
+        report.add(
+            "orders accepted /s",
+            "shop",
+            "D2",
+            figures.accepted_per_second,
+        );
         if let Some(completed) = figures.completed_per_second {
-            report.add("orders completed", "shop", "D2", completed);
+            report.add("orders completed /s", "shop", "D2", completed);
         }
         report.add(
-            "answer p50 (us)",
+            "answer p50, us",
             "shop",
             "D2",
             figures.p50.as_micros() as f64,
         );
         report.add(
-            "answer p99 (us)",
+            "answer p99, us",
             "shop",
             "D2",
             figures.p99.as_micros() as f64,

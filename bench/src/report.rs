@@ -67,7 +67,7 @@ impl Report {
         for (name, value) in &self.settings {
             println!("{name}: {value}");
         }
-        println!("\n| job | peer | class | median /s | min to max /s | ours is |");
+        println!("\n| job | peer | class | median | min to max | ours is |");
         println!("| --- | --- | --- | ---: | ---: | ---: |");
         for row in &self.rows {
             let ours = self
