@@ -1,4 +1,4 @@
-//! How much the toolkit itself costs per message: `cargo run --release --example throughput`.
+//! How much the toolkit itself costs per message: `cargo run --release -p tidings --example handler_cost`.
 //!
 //! The broker is in the process, so what is left is routing, decoding, the layers, order per key
 //! and settlement; then the same with a store, and with the outbox and its relay.

@@ -1,6 +1,6 @@
 //! How many small durable transactions a second one file takes: claim, one write, one outbox row.
 //!
-//! `cargo run --release -p tidings-sqlite --example throughput -- [tasks] [seconds] [folder]`
+//! `cargo run --release -p tidings-sqlite --example store_cost -- [tasks] [seconds] [folder]`
 //!
 //! Prints three ways to do the same: in one step, as a handler does (one statement through its
 //! transaction, then the commit), and as a handler after the toolkit's look for a duplicate.

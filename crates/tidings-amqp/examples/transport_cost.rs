@@ -1,5 +1,5 @@
 //! How fast the transport publishes with confirms and receives with acknowledgements, and what it
-//! costs this process: `cargo run --release -p tidings-amqp --example throughput -- amqp://...`
+//! costs this process: `cargo run --release -p tidings-amqp --example transport_cost -- amqp://...`
 //!
 //! 256-byte bodies, persistent, mandatory, confirmed; batches of 256 by 8 callers, prefetch 500.
 
