@@ -300,15 +300,20 @@ pub(crate) async fn a_foreign_message_is_copied_as_it_came(url: String) {
 
 /// A broker that can be stopped and started again on its data.
 pub(crate) trait Server {
+    /// A delayed retry survives that this broker is killed while it moves the message back from the
+    /// queue of the delay. RabbitMQ's classic queues dead-letter *at most once*: they do not wait
+    /// until the target has stored the message.
+    const MOVES_EXPIRED_SAFELY: bool;
+
     fn url(&self) -> String;
     async fn stop(&mut self);
     async fn start(&mut self);
 }
 
-/// One publishes, one receives (and has every tenth tried again later); meanwhile the broker goes
-/// away twice.
-pub(crate) async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody(
-    mut server: impl Server,
+/// One publishes, one receives (and has every tenth tried again later, where that is safe); meanwhile
+/// the broker goes away twice.
+pub(crate) async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody<S: Server>(
+    mut server: S,
 ) {
     const COUNT: usize = 3_000;
     let amqp = Arc::new(connect(&server.url()).await);
@@ -325,7 +330,7 @@ pub(crate) async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody(
         }
         amqp
     });
-    let receiving = tokio::spawn(receive(deliveries, COUNT));
+    let receiving = tokio::spawn(receive(deliveries, COUNT, S::MOVES_EXPIRED_SAFELY));
     // Here and not in a task, because the thread that starts a server must stay.
     for share in [3, 2] {
         within("progress", at.wait_for(|at| *at > COUNT / share))
@@ -340,12 +345,12 @@ pub(crate) async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody(
     amqp.close().await;
 }
 
-async fn receive(mut deliveries: Deliveries, count: usize) {
+async fn receive(mut deliveries: Deliveries, count: usize, retries: bool) {
     let mut seen = HashSet::new();
     while seen.len() < count {
         let delivery = next(&mut deliveries).await;
         let id = id(&delivery);
-        let again = delivery.failures == 0 && id.ends_with('7');
+        let again = retries && delivery.failures == 0 && id.ends_with('7');
         let settlement = if again {
             let (delay, attempt) = (Duration::from_millis(100), attempt("once"));
             Settlement::Retry { delay, attempt }
