@@ -220,6 +220,22 @@ impl Drop for TransactionHandle {
     }
 }
 
+/// What the `Tx` of every store is made from.
+impl FromContext for TransactionHandle {
+    fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
+        Box::pin(async move {
+            let slot = context.transaction().ok_or_else(|| {
+                Error::msg("the handler takes a `Tx` but has no store; add `.transactional(store)`")
+            })?;
+            Ok(slot.handle())
+        })
+    }
+
+    fn check(provided: &Provided<'_>) -> Result<(), String> {
+        provided.needs_store()
+    }
+}
+
 /// Something a handler can take as an argument after its message.
 ///
 /// ```

@@ -97,15 +97,10 @@ impl From<TransactionHandle> for Tx {
 
 impl FromContext for Tx {
     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
-        Box::pin(async move {
-            let slot = context.transaction().ok_or_else(|| {
-                Error::msg("the handler takes a `Tx` but has no store; add `.transactional(store)`")
-            })?;
-            Ok(Self(slot.handle()))
-        })
+        Box::pin(async move { TransactionHandle::from_context(context).await.map(Self) })
     }
 
     fn check(provided: &Provided<'_>) -> Result<(), String> {
-        provided.needs_store()
+        TransactionHandle::check(provided)
     }
 }
