@@ -35,6 +35,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         queues: vec![Queue {
             name: QUEUE.into(),
             topics: Vec::new(),
+            delays: Vec::new(),
         }],
         ..Topology::default()
     };

@@ -2,8 +2,9 @@
 //!
 //! Topic `T` is the durable fanout exchange `T`. Queue `Q` is durable, bound to the exchanges of
 //! its topics, and dead-letters into the durable queue `Q.dead`. A retry of `Q` delayed by `D`
-//! waits in the durable queue `Q.retry.D` until its time to live ends, and goes back to `Q`. Delays
-//! are rounded up to two digits (1 234 ms to 1 300 ms), so that a policy with jitter does not make a
+//! waits in the durable queue `Q.retry.D` until its time to live ends, and goes back to `Q`. That is
+//! a quorum queue which dead-letters at least once: a classic one on RabbitMQ forgets the message
+//! before `Q` has stored it, so that a crash in between loses it. Delays are rounded up to two digits (1 234 ms to 1 300 ms), so that a policy with jitter does not make a
 //! queue for every message.
 
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
@@ -38,6 +39,9 @@ impl Declared {
         for queue in queues {
             let topics = queue.topics.iter().map(ToString::to_string).collect();
             declared.queues.insert(queue.name.to_string(), topics);
+            for &delay in &queue.delays {
+                declared.merge(Self::retry(&queue.name, delay).1);
+            }
         }
         declared
     }
@@ -111,10 +115,7 @@ impl Declared {
             }
         }
         for (name, (back_to, delay_ms)) in &self.retries {
-            let mut arguments: Vec<_> = dead_letters_to(back_to).iter().collect();
-            let ttl = Value::I64((*delay_ms).into());
-            arguments.push((ShortStr::from_static("x-message-ttl"), ttl));
-            let declare = queue(name, arguments.into_iter().collect())?;
+            let declare = queue(name, waits_before(back_to, *delay_ms))?;
             answers.push(ask(&channel, &declare, || format!("queue `{name}`"))?);
         }
         for asked in answers {
@@ -250,6 +251,18 @@ fn dead_letters_to(queue: &str) -> Table {
     .into_iter()
     .map(|(name, value)| (ShortStr::from_static(name), Value::from(value)))
     .collect()
+}
+
+/// At least once needs `reject-publish`, which says what happens if the queue is limited in length.
+fn waits_before(queue: &str, delay_ms: u32) -> Table {
+    let safely = [
+        ("x-queue-type", Value::from("quorum")),
+        ("x-dead-letter-strategy", Value::from("at-least-once")),
+        ("x-overflow", Value::from("reject-publish")),
+        ("x-message-ttl", Value::I64(delay_ms.into())),
+    ];
+    let safely = safely.map(|(name, value)| (ShortStr::from_static(name), value));
+    dead_letters_to(queue).iter().chain(safely).collect()
 }
 
 #[cfg(test)]

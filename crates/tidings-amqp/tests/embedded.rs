@@ -60,8 +60,6 @@ struct Stopped {
 }
 
 impl failures::Server for Stopped {
-    const MOVES_EXPIRED_SAFELY: bool = true;
-
     fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}", self.port)
     }

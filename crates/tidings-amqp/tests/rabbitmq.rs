@@ -35,8 +35,6 @@ behaviours! {
 struct Killed(RabbitMq);
 
 impl failures::Server for Killed {
-    const MOVES_EXPIRED_SAFELY: bool = false;
-
     fn url(&self) -> String {
         self.0.url()
     }

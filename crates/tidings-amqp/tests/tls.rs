@@ -79,6 +79,7 @@ async fn a_broker_with_a_certificate_of_a_known_authority_is_trusted() {
         let queue = Queue {
             name: "secure".into(),
             topics: Vec::new(),
+            delays: Vec::new(),
         };
         let topology = Topology {
             queues: vec![queue],

@@ -127,6 +127,9 @@ pub struct Queue {
     pub name: Cow<'static, str>,
     /// The topics whose messages it wants; none for a queue that takes commands.
     pub topics: Vec<Cow<'static, str>>,
+    /// How long retries of its messages are going to wait, so that what they wait in is there before
+    /// anything fails. A retry may ask for other delays too.
+    pub delays: Vec<std::time::Duration>,
 }
 
 /// The name of the dead letters beside `queue`.

@@ -118,6 +118,7 @@ async fn every_queue_of_a_topic_gets_each_message(case: Case) {
         queues: vec![Queue {
             name: second.clone().into(),
             topics: vec![case.topic.clone().into()],
+            delays: Vec::new(),
         }],
     };
     case.other.declare(&topology).await.expect("it declares");
@@ -535,6 +536,7 @@ impl Case {
             queues: vec![Queue {
                 name: self.queue.clone().into(),
                 topics: vec![self.topic.clone().into()],
+                delays: Vec::new(),
             }],
         }
     }

@@ -118,9 +118,13 @@ impl RetryPolicy {
         Duration::from_millis(LADDER[at])
     }
 
-    /// True if some attempts come through the broker.
-    pub(crate) fn is_delayed(&self) -> bool {
-        self.attempts > self.fast_attempts
+    /// The delays of the attempts that come through the broker.
+    pub(crate) fn delays(&self) -> Vec<Duration> {
+        let delayed = self.attempts.saturating_sub(self.fast_attempts);
+        let steps = delayed.min(LADDER.len() as u32);
+        let mut delays: Vec<_> = (0..steps).map(|failures| self.delay(failures)).collect();
+        delays.dedup();
+        delays
     }
 
     /// How many attempts one delivery gets, after `failures` deliveries.

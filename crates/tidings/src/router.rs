@@ -308,6 +308,7 @@ impl Router {
             .map(|route| Queue {
                 name: Cow::Owned(route.queue.to_string()),
                 topics: route.topic.clone().into_iter().collect(),
+                delays: self.retry.delays(),
             })
             .collect();
         topology

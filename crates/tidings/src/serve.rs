@@ -127,7 +127,7 @@ async fn subscribe(
     router: &Router,
 ) -> Result<Vec<Deliveries>, BoxError> {
     let features = transport.features();
-    if !features.delayed_retry && router.retry.is_delayed() && !router.routes.is_empty() {
+    if !features.delayed_retry && !router.retry.delays().is_empty() && !router.routes.is_empty() {
         let engine = features.engine;
         return Err(format!(
             "`{engine}` cannot delay a retry, but the retry policy asks for it; let all attempts \

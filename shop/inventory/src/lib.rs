@@ -6,11 +6,9 @@
 mod handlers;
 mod http;
 
-use std::time::Duration;
-
 use shop_contracts::CATALOGUE;
 use shop_kit::{Database, Service, StoreError, sql};
-use tidings::{RetryPolicy, Router, Topology};
+use tidings::{Router, Topology};
 
 const MIGRATIONS: &[&str] = &["create table stock (
         sku text primary key,
@@ -42,7 +40,7 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
     db.write(first_stock.collect()).await?;
     let messages = messages()
         .transactional(db.store())
-        .retry(RetryPolicy::exponential(Duration::from_millis(200)).attempts(50))
+        .retry(shop_kit::retry())
         .with_state(db.clone());
     Ok(Service {
         name: "inventory",

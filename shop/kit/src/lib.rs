@@ -16,6 +16,6 @@ pub use client::{BaseUrl, HttpClient, HttpError};
 pub use database::{Database, Db, Tx};
 pub use json::{JsonBody, QueryOf, REQUEST_BYTES_MAX};
 pub use problem::{FieldError, Problem};
-pub use service::{Service, idempotency_key, timestamp};
+pub use service::{Service, idempotency_key, retry, timestamp};
 pub use sql::{FromValue, Outcome, Row, Statement, Value, sql};
 pub use tidings_core::StoreError;

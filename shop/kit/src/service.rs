@@ -1,7 +1,10 @@
 //! A service as the program sees it, and small things that every service's HTTP has in common.
 
+use std::time::Duration;
+
 use axum::{Router, http::HeaderMap};
 use jiff::Timestamp;
+use tidings::RetryPolicy;
 use tidings_core::StoreError;
 
 use crate::{Db, Problem};
@@ -19,6 +22,14 @@ pub struct Service {
     pub messages: Option<tidings::Router>,
     /// Its database, if any.
     pub db: Option<Db>,
+}
+
+/// How a service retries whose handlers need nothing but its own database: what fails for longer
+/// than some minutes is a fault of the program, for a person to look at.
+pub fn retry() -> RetryPolicy {
+    RetryPolicy::exponential(Duration::from_millis(200))
+        .delay_max(Duration::from_secs(10))
+        .attempts(50)
 }
 
 /// What stands in the header `Idempotency-Key`.

@@ -2,8 +2,6 @@
 //!
 //! It can be left out of a shop, or added to one that runs: nobody else knows of it.
 
-use std::time::Duration;
-
 use axum::{
     Json,
     extract::{Path, State as HttpState},
@@ -30,7 +28,7 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
     let messages = Router::new("loyalty")
         .on(award)
         .transactional(db.store())
-        .retry(RetryPolicy::exponential(Duration::from_millis(200)).attempts(50))
+        .retry(shop_kit::retry())
         .with_state(db.clone());
     let http = axum::Router::new()
         .route("/loyalty/{customer_id}", get(points))

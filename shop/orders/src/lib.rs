@@ -12,11 +12,9 @@ mod live;
 mod orders;
 mod request;
 
-use std::time::Duration;
-
 use shop_contracts::OrderPlaced;
 use shop_kit::{Database, Service, StoreError};
-use tidings::{Producer, RetryPolicy, Router};
+use tidings::{Producer, Router};
 
 /// Its name: who sends its events.
 const NAME: &str = "orders";
@@ -63,7 +61,7 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         .on(handlers::points_awarded)
         .publishes::<OrderPlaced>()
         .transactional(db.store())
-        .retry(RetryPolicy::exponential(Duration::from_millis(200)).attempts(50))
+        .retry(shop_kit::retry())
         .with_state(db.clone());
     let producer = Producer::new(NAME, db.store());
     Ok(Service {

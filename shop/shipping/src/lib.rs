@@ -1,7 +1,5 @@
 //! Shipping: books a parcel for every confirmed order, once.
 
-use std::time::Duration;
-
 use axum::{
     Json,
     extract::{Path, State as HttpState},
@@ -28,7 +26,7 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
     let messages = Router::new("shipping")
         .on(book)
         .transactional(db.store())
-        .retry(RetryPolicy::exponential(Duration::from_millis(200)).attempts(50))
+        .retry(shop_kit::retry())
         .with_state(db.clone());
     let http = axum::Router::new()
         .route("/shipments/{order_id}", get(shipment))

@@ -73,6 +73,7 @@ pub(crate) fn topology(queue: &str, topics: &[&str]) -> Topology {
         queues: vec![Queue {
             name: queue.to_owned().into(),
             topics: topics.iter().map(|it| it.to_string().into()).collect(),
+            delays: Vec::new(),
         }],
     }
 }
