@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, config::DbConfig};
 use tidings_core::StoreError;
 
 use crate::{LOCK_WAIT_MAX, error, outbox::now_ms};
@@ -102,6 +102,9 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
         let connection = Connection::open(path)?;
         connection.busy_handler(Some(wait_for_lock))?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        // Otherwise every new value of a parameter that partial indexes were compared with makes
+        // SQLite prepare the statement again.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.execute_batch("pragma foreign_keys = on; pragma temp_store = memory;")?;
         Ok(connection)
     };
