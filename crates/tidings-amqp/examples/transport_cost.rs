@@ -32,11 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let count = rounds * CALLERS * BATCH;
     let amqp = Arc::new(Amqp::connect(&url).await?);
     let topology = Topology {
-        queues: vec![Queue {
-            name: QUEUE.into(),
-            topics: Vec::new(),
-            delays: Vec::new(),
-        }],
+        queues: vec![Queue::new(QUEUE, Vec::new())],
         ..Topology::default()
     };
     amqp.declare(&topology).await?;

@@ -76,11 +76,7 @@ async fn a_broker_with_a_certificate_of_a_known_authority_is_trusted() {
         let port = address.port();
         let url = format!("amqps://guest:guest@{host}:{port}?cacertfile={authority}");
         let amqp = connect(url).await.expect("it is trusted");
-        let queue = Queue {
-            name: "secure".into(),
-            topics: Vec::new(),
-            delays: Vec::new(),
-        };
+        let queue = Queue::new("secure", Vec::new());
         let topology = Topology {
             queues: vec![queue],
             ..Topology::default()

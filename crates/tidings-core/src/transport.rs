@@ -132,6 +132,17 @@ pub struct Queue {
     pub delays: Vec<std::time::Duration>,
 }
 
+impl Queue {
+    /// A queue whose retries ask for what they need when they need it.
+    pub fn new(name: impl Into<Cow<'static, str>>, topics: Vec<Cow<'static, str>>) -> Self {
+        Self {
+            name: name.into(),
+            topics,
+            delays: Vec::new(),
+        }
+    }
+}
+
 /// The name of the dead letters beside `queue`.
 pub fn dead_letter_queue(queue: &str) -> String {
     format!("{queue}.dead")

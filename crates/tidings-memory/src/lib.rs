@@ -12,7 +12,7 @@
 //! use tidings_memory::MemoryTransport;
 //!
 //! let transport = MemoryTransport::new();
-//! let queue = Queue { name: "mail.order-placed.v1".into(), topics: vec!["orders".into()], delays: vec![] };
+//! let queue = Queue::new("mail.order-placed.v1", vec!["orders".into()]);
 //! let topology = Topology { topics: vec![], queues: vec![queue] };
 //! transport.declare(&topology).await.unwrap();
 //!

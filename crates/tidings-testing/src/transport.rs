@@ -115,11 +115,7 @@ async fn every_queue_of_a_topic_gets_each_message(case: Case) {
     case.declare().await;
     let topology = Topology {
         topics: vec![case.topic.clone().into()],
-        queues: vec![Queue {
-            name: second.clone().into(),
-            topics: vec![case.topic.clone().into()],
-            delays: Vec::new(),
-        }],
+        queues: vec![Queue::new(second.clone(), vec![case.topic.clone().into()])],
     };
     case.other.declare(&topology).await.expect("it declares");
     case.publish(&["to all"]).await;
@@ -533,11 +529,10 @@ impl Case {
     fn topology(&self) -> Topology {
         Topology {
             topics: vec![self.topic.clone().into()],
-            queues: vec![Queue {
-                name: self.queue.clone().into(),
-                topics: vec![self.topic.clone().into()],
-                delays: Vec::new(),
-            }],
+            queues: vec![Queue::new(
+                self.queue.clone(),
+                vec![self.topic.clone().into()],
+            )],
         }
     }
 

@@ -67,20 +67,15 @@ async fn confirmed(
     State(mailer): State<Mailer>,
     tx: Tx,
 ) -> Result<Option<EmailSent>> {
-    let Some(email) = order.email else {
-        return Ok(None);
-    };
-    let letter = Letter {
+    let letter = order.email.map(|to| Letter {
+        to,
         subject: format!("Your order {} is confirmed", order.order_id),
         text: format!(
             "Thank you. Your order {} over {} is paid, and will be sent to you.\n",
             order.order_id, order.amount
         ),
-        to: email,
-    };
-    write_to(letter, order.order_id, id, &mailer, tx)
-        .await
-        .map(Some)
+    });
+    send(letter, order.order_id, id, &mailer, tx).await
 }
 
 async fn cancelled(
@@ -89,29 +84,28 @@ async fn cancelled(
     State(mailer): State<Mailer>,
     tx: Tx,
 ) -> Result<Option<EmailSent>> {
-    let Some(email) = order.email else {
-        return Ok(None);
-    };
-    let letter = Letter {
+    let letter = order.email.map(|to| Letter {
+        to,
         subject: format!("Your order {} is cancelled", order.order_id),
         text: format!(
             "We are sorry. Your order {} is cancelled: {}.\n\nYou pay nothing for it.\n",
             order.order_id, order.reason
         ),
-        to: email,
-    };
-    write_to(letter, order.order_id, id, &mailer, tx)
-        .await
-        .map(Some)
+    });
+    send(letter, order.order_id, id, &mailer, tx).await
 }
 
-async fn write_to(
-    letter: Letter,
+/// Nothing happens for a customer without an address.
+async fn send(
+    letter: Option<Letter>,
     order_id: String,
     id: MessageId,
     mailer: &Mailer,
     mut tx: Tx,
-) -> Result<EmailSent> {
+) -> Result<Option<EmailSent>> {
+    let Some(letter) = letter else {
+        return Ok(None);
+    };
     mailer.send(&letter, &id).await?;
     let note = sql(
         "insert into email (message_id, order_id, recipient, subject, sent_at)
@@ -123,10 +117,10 @@ async fn write_to(
     .bind(&letter.subject)
     .bind(Timestamp::now().as_microsecond());
     tx.later(vec![note]).await?;
-    Ok(EmailSent {
+    Ok(Some(EmailSent {
         order_id,
         subject: letter.subject,
-    })
+    }))
 }
 
 #[derive(Deserialize)]

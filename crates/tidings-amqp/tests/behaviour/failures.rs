@@ -324,7 +324,7 @@ pub(crate) async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody(
     wanted.queues[0].delays = vec![DELAY];
     amqp.declare(&wanted).await.expect("declared");
     let deliveries = subscribe(&amqp, &queue, 50).await;
-    // RabbitMQ writes down the names of new quorum queues half a second late (decision 0012).
+    // RabbitMQ writes down the names of new quorum queues half a second late (decision 0013).
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (progress, mut at) = watch::channel(0);
     let publishing = tokio::spawn({

@@ -68,13 +68,10 @@ pub(crate) fn to_queue(queue: &str, id: impl Into<String>) -> Outgoing {
 }
 
 pub(crate) fn topology(queue: &str, topics: &[&str]) -> Topology {
+    let topics = topics.iter().map(|it| it.to_string().into()).collect();
     Topology {
         topics: Vec::new(),
-        queues: vec![Queue {
-            name: queue.to_owned().into(),
-            topics: topics.iter().map(|it| it.to_string().into()).collect(),
-            delays: Vec::new(),
-        }],
+        queues: vec![Queue::new(queue.to_owned(), topics)],
     }
 }
 
