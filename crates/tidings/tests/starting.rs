@@ -5,6 +5,7 @@ mod support;
 use std::{
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use support::{MoneyDeposited, StoreLetter, broker::Broker};
@@ -108,11 +109,14 @@ fn misuse_panics_at_the_users_line_and_says_what_to_do() {
 fn what_a_service_needs_is_known_before_it_starts() {
     let router = Router::new("bank")
         .on(plain)
-        .publishes::<support::LetterWritten>();
+        .publishes::<support::LetterWritten>()
+        .retry(RetryPolicy::exponential(Duration::from_secs(1)).attempts(6));
     let topology = router.topology();
     assert_eq!(topology.topics, ["letter-written.v1"]);
     assert_eq!(topology.queues[0].name, "bank.money-deposited.v1");
     assert_eq!(topology.queues[0].topics, ["money-deposited.v1"]);
+    let delays = [1, 2, 5].map(Duration::from_secs);
+    assert_eq!(topology.queues[0].delays, delays);
 }
 
 #[tokio::test]
