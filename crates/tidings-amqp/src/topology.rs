@@ -4,8 +4,9 @@
 //! its topics, and dead-letters into the durable queue `Q.dead`. A retry of `Q` delayed by `D`
 //! waits in the durable queue `Q.retry.D` until its time to live ends, and goes back to `Q`. That is
 //! a quorum queue which dead-letters at least once: a classic one on RabbitMQ forgets the message
-//! before `Q` has stored it, so that a crash in between loses it. Delays are rounded up to two digits (1 234 ms to 1 300 ms), so that a policy with jitter does not make a
-//! queue for every message.
+//! before `Q` has stored it, so that a crash in between loses it. Delays are rounded up to two
+//! digits (1 234 ms to 1 300 ms), so that a policy with jitter does not make a queue for every
+//! message.
 
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
 
