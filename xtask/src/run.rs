@@ -8,10 +8,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-/// The root of the repository.
+/// The root of the repository that runs this, which need not be the one that built it: clones may
+/// share a folder of build output.
 pub(crate) fn root() -> Result<PathBuf> {
-    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    package
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .context("`CARGO_MANIFEST_DIR` is not set; run it as `cargo xtask`")?;
+    PathBuf::from(package)
         .parent()
         .map(PathBuf::from)
         .ok_or_else(|| anyhow!("the package has no parent folder"))
