@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{BoxFuture, Delivery, Envelope, Error, MessageId, Store, StoreError, Transaction};
+use crate::{BoxFuture, Envelope, Error, MessageId, Store, StoreError, Transaction};
 
 /// Values that were given to a router with `with_state`, by type.
 pub type States = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
@@ -27,27 +27,34 @@ pub struct Context {
     transaction: Option<Arc<TransactionSlot>>,
 }
 
+/// A message that is to be handled, from the broker or from the store.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// Metadata and body.
+    pub envelope: Arc<Envelope>,
+    /// The consumer's queue for it.
+    pub queue: Arc<str>,
+    /// How many deliveries or attempts failed before.
+    pub failures: u32,
+}
+
 struct Received {
-    envelope: Arc<Envelope>,
+    incoming: Incoming,
     message_id: MessageId,
-    queue: Arc<str>,
-    failures: u32,
     decoded: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 impl Context {
-    /// For the toolkit: the first attempt at a delivery.
+    /// For the toolkit: the first attempt at a message.
     pub fn new(
-        delivery: &Delivery,
+        incoming: Incoming,
         message_id: MessageId,
         states: Arc<States>,
         store: Option<Arc<dyn Store>>,
     ) -> Self {
         let message = Received {
-            envelope: Arc::clone(&delivery.envelope),
+            incoming,
             message_id,
-            queue: Arc::clone(&delivery.queue),
-            failures: delivery.failures,
             decoded: Mutex::new(None),
         };
         Self {
@@ -84,7 +91,7 @@ impl Context {
 
     /// Metadata and body of the message.
     pub fn envelope(&self) -> &Envelope {
-        &self.message.envelope
+        &self.message.incoming.envelope
     }
 
     /// The id that identifies the message for ever.
@@ -94,12 +101,12 @@ impl Context {
 
     /// The queue the message came from.
     pub fn queue(&self) -> &str {
-        &self.message.queue
+        &self.message.incoming.queue
     }
 
-    /// How many deliveries of this message failed before this one.
+    /// How many deliveries or attempts of this message failed before this one.
     pub fn failures(&self) -> u32 {
-        self.message.failures
+        self.message.incoming.failures
     }
 
     /// The value of type `T` that was given with `with_state`.
@@ -138,6 +145,16 @@ impl TransactionSlot {
     /// The store that transactions come from.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// For stores: the transaction to use, begun already.
+    pub fn put(&self, transaction: Box<dyn Transaction>) {
+        self.replace(SlotState::Begun(transaction));
+    }
+
+    /// True if the transaction was used, or is being used.
+    pub fn is_used(&self) -> bool {
+        !matches!(*self.state.lock(), SlotState::NotBegun)
     }
 
     /// A handle through which the transaction is used.

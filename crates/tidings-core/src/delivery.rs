@@ -4,24 +4,31 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::{BoxFuture, Envelope, TransportError};
+use crate::{
+    BoxFuture, Destination, Envelope, Outgoing, TransportError, Unrouted, dead_letter_queue,
+};
 
-/// A message as a consumer got it. It must be settled; one that is dropped unsettled is delivered
-/// again when its connection closes.
+/// A message as a consumer got it. It must be settled; one that is dropped unsettled is given back
+/// to its queue at once.
 pub struct Delivery {
     /// Metadata and body; shared, because handlers keep it while it is being settled.
     pub envelope: Arc<Envelope>,
     /// The queue it came from.
     pub queue: Arc<str>,
-    /// The broker has handed this out before, maybe to a consumer that crashed.
+    /// The broker has handed this out before, maybe to a consumer that crashed, or that gave it
+    /// back.
     pub redelivered: bool,
-    /// The deliveries that failed before this one, oldest first (bounded: the transport keeps the
-    /// first and the latest ones). Empty on the first delivery.
+    /// How often the broker has handed it out before, where the engine counts
+    /// ([`Features::counts_deliveries`](crate::Features::counts_deliveries)).
+    pub delivered_before: Option<u32>,
+    /// The deliveries that failed before this one, oldest first (bounded: [`Attempt::add_to`]).
+    /// Empty on the first delivery.
     pub history: Vec<Attempt>,
     /// How many deliveries failed before this one.
     pub failures: u32,
     tag: u64,
-    settler: Arc<dyn Settler>,
+    /// `None` once it is settled.
+    settler: Option<Arc<dyn Settler>>,
 }
 
 impl Delivery {
@@ -31,10 +38,11 @@ impl Delivery {
             envelope: Arc::new(envelope),
             queue,
             redelivered: false,
+            delivered_before: None,
             history: Vec::new(),
             failures: 0,
             tag,
-            settler,
+            settler: Some(settler),
         }
     }
 
@@ -45,14 +53,33 @@ impl Delivery {
     ///
     /// When the connection is gone. The broker will deliver the message again, so there is nothing
     /// to do but to go on.
-    pub async fn settle(self, settlement: Settlement) -> Result<(), TransportError> {
-        let settler = Arc::clone(&self.settler);
-        settler.settle(self, settlement).await
+    pub async fn settle(mut self, settlement: Settlement) -> Result<(), TransportError> {
+        match self.settler.take() {
+            Some(settler) => settler.settle(self, settlement).await,
+            // Only `settle` takes it, and it takes the delivery too.
+            None => Ok(()),
+        }
+    }
+
+    /// True if it cannot be settled any more (its connection is gone, its partition was taken
+    /// away), so that somebody else gets it, or has it already: better not to begin with it.
+    pub fn is_stale(&self) -> bool {
+        self.settler
+            .as_ref()
+            .is_some_and(|settler| settler.is_stale(self.tag))
     }
 
     /// For transports: the tag given to [`new`](Self::new).
     pub fn tag(&self) -> u64 {
         self.tag
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(settler) = self.settler.take() {
+            settler.dropped(self.tag);
+        }
     }
 }
 
@@ -79,13 +106,16 @@ pub enum Settlement {
         /// What went wrong this time.
         attempt: Attempt,
     },
-    /// Deliver it again after `delay` with its history and its count of failures unchanged: it did
-    /// not fail, an earlier message with its key did, and it waits behind that one. Messages that
-    /// are sent to the same `delay` (by this or by [`Retry`](Self::Retry)) come back in order.
+    /// Deliver it again after `delay` with its history and its count of failures unchanged: nothing
+    /// was tried. Messages that are sent to the same `delay` (by this or by
+    /// [`Retry`](Self::Retry)) come back in order.
     Defer {
         /// How long to wait.
         delay: Duration,
     },
+    /// Put it back where it was, at once and for whoever receives next: nothing was tried. It comes
+    /// again [`redelivered`](Delivery::redelivered).
+    Requeue,
     /// Move it to the dead letters beside its queue, with `attempt` added to its history.
     DeadLetter {
         /// What went wrong this time.
@@ -105,6 +135,57 @@ pub struct Attempt {
     pub by: Option<String>,
 }
 
+/// How many failed attempts are remembered of a message, of however many there were.
+const HISTORY_ATTEMPTS_MAX: usize = 10;
+
+impl Attempt {
+    /// Adds this attempt to a history, which keeps the first and the latest nine.
+    pub fn add_to(self, history: &mut Vec<Self>) {
+        history.push(self);
+        while history.len() > HISTORY_ATTEMPTS_MAX {
+            history.remove(1);
+        }
+    }
+}
+
+/// The header that says how many attempts failed.
+pub const FAILURES_HEADER: &str = "tidings-failures";
+/// The header that lists failed attempts, as JSON.
+pub const HISTORY_HEADER: &str = "tidings-history";
+/// The header of a dead letter that says why it is one.
+pub const REASON_HEADER: &str = "tidings-reason";
+/// The header of a dead letter that names the queue it came from.
+pub const QUEUE_HEADER: &str = "tidings-queue";
+/// The header that numbers the redrives of a dead letter.
+pub const REDRIVE_HEADER: &str = "tidings-redrive";
+
+/// The dead letter of a message: what a consumer with a store sends, through its outbox, to the
+/// [`dead_letter_queue`] beside `queue`. `history` ends with the attempt that was the last.
+pub fn dead_letter(
+    envelope: &Envelope,
+    queue: &str,
+    failures: u32,
+    history: &[Attempt],
+) -> Outgoing {
+    let mut envelope = envelope.clone();
+    let ours = [FAILURES_HEADER, HISTORY_HEADER, REASON_HEADER, QUEUE_HEADER];
+    envelope
+        .headers
+        .retain(|(name, _)| !ours.contains(&&**name));
+    // Times, texts and nothing else: this cannot fail.
+    let as_json = serde_json::to_string(history).unwrap_or_default();
+    let reason = history.last().map_or("", |attempt| &attempt.reason);
+    let values: [&str; 4] = [&failures.to_string(), &as_json, reason, queue];
+    for (name, value) in ours.into_iter().zip(values) {
+        envelope.headers.push((name.into(), value.into()));
+    }
+    Outgoing {
+        destination: Destination::Queue(dead_letter_queue(queue).into()),
+        unrouted: Unrouted::Hold,
+        envelope,
+    }
+}
+
 /// What a transport implements to settle its deliveries.
 pub trait Settler: Send + Sync {
     /// Settles `delivery`. A delivery whose connection is gone is an error, never a settlement of
@@ -114,4 +195,10 @@ pub trait Settler: Send + Sync {
         delivery: Delivery,
         settlement: Settlement,
     ) -> BoxFuture<'static, Result<(), TransportError>>;
+
+    /// A delivery was dropped without a settlement: gives it back to its queue. Must not block.
+    fn dropped(&self, tag: u64);
+
+    /// True if the delivery `tag` cannot be settled any more.
+    fn is_stale(&self, tag: u64) -> bool;
 }

@@ -12,21 +12,35 @@ mod context;
 mod delivery;
 mod envelope;
 mod error;
+mod inbox;
 mod message;
-mod record;
+mod metadata;
+mod outbox;
+mod records;
 mod store;
 mod transport;
 
-pub use context::{Context, FromContext, Provided, States, TransactionHandle, TransactionSlot};
-pub use delivery::{Attempt, Delivery, Settlement, Settler};
+pub use context::{
+    Context, FromContext, Incoming, Provided, States, TransactionHandle, TransactionSlot,
+};
+pub use delivery::{
+    Attempt, Delivery, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER,
+    REDRIVE_HEADER, Settlement, Settler, dead_letter,
+};
 pub use envelope::{Envelope, MessageId};
 pub use error::{BoxError, Error, Permanent, PermanentExt, is_permanent};
+pub use inbox::{
+    Ask, Claim, Deferred, Due, Fate, InboxEntry, InboxQuery, InboxRow, InboxState, Lease, OrderKey,
+    Over, Refusal, Seen, Waiting,
+};
 pub use message::{
     Command, Destination, Event, IntoMessages, Message, Outgoing, Unrouted, identity_of,
 };
-pub use store::{
-    Claim, Commit, Committed, Lane, OutboxRow, OutboxStats, Store, StoreError, Transaction,
+pub use outbox::{
+    Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, hash_of_key,
 };
+pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records};
+pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError};
 pub use transport::{
     Deliveries, Features, PublishError, PublishErrorKind, Queue, Subscription, Topology, Transport,
     TransportError, dead_letter_queue,

@@ -23,7 +23,7 @@ pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
     const BODY_BYTES_MAX: usize = 64 * 1024;
 
     /// What happens when nobody listens (default: it waits in the outbox, visibly).
-    const UNROUTED: Unrouted = Unrouted::Park;
+    const UNROUTED: Unrouted = Unrouted::Hold;
 
     /// The key that order is kept by: messages with the same key, sent by one service, are handled
     /// in commit order by each consumer. `None`: no order is promised.
@@ -93,7 +93,7 @@ pub enum Unrouted {
     /// It stays in the outbox, is counted and named in the log, and is tried again until somebody
     /// subscribes. Nothing is lost.
     #[default]
-    Park,
+    Hold,
     /// It counts as sent. Whoever chooses this writes it down in code.
     Drop,
 }

@@ -1,12 +1,17 @@
-//! The port to a database: one transaction per attempt, which holds the inbox claim, the handler's
-//! writes and the outbox rows; and the relay's side of the outbox.
+//! The port to a database: one transaction per attempt, which holds the inbox row, the handler's
+//! writes, the outbox rows and the records.
 //!
-//! The promises P1 (no lost event) and P2 (effects once) rest on [`Transaction::commit`] being
-//! atomic, and on outbox rows being removed only after the broker confirmed them.
+//! The port has four parts, each small enough to keep in the head: [`Store`] (transactions and what
+//! is known of a message), [`Outbox`] (the relay's side), [`Deferred`] (messages that wait) and
+//! [`Records`]. The promises P1 (no lost event) and P2 (effects once) rest on commits being atomic,
+//! and on outbox rows being removed only after the broker confirmed them.
 
-use std::{any::Any, error::Error as StdError, fmt, time::Duration};
+use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use crate::{BoxError, BoxFuture, MessageId, Outgoing};
+use crate::{
+    Ask, BoxError, BoxFuture, Deferred, InboxEntry, Outbox, Outgoing, Record, RecordChange,
+    RecordId, Records, Refusal, Seen, TransactionSlot,
+};
 
 /// A database that belongs to one service.
 pub trait Store: Send + Sync + 'static {
@@ -17,62 +22,63 @@ pub trait Store: Send + Sync + 'static {
     /// [`begin`](Self::begin) and [`Transaction::commit`], in one step.
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Committed, StoreError>>;
 
-    /// True if this claim has been committed: the message was handled before. Only a read, to save
-    /// the work of a handler; the claim inside the transaction decides.
-    fn is_claimed<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<bool, StoreError>>;
-
-    /// Leases, or renews, as many outbox lanes for `relay` as are free or already its own, for
-    /// `lease`. A relay that stops renewing loses its lanes when the lease ends, no human needed.
-    /// Returns the lanes that are now its own.
-    fn lease_lanes<'a>(
-        &'a self,
-        relay: &'a str,
-        lease: Duration,
-    ) -> BoxFuture<'a, Result<Vec<Lane>, StoreError>>;
-
-    /// Gives up the lanes of `relay` at once (shutdown).
-    fn release_lanes<'a>(&'a self, relay: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
-
-    /// The oldest unsent outbox rows of `lanes` that are not deferred, at most `limit`, in order of
-    /// position. Rows with the same key are in the same lane.
+    /// Runs pieces of work, each of which may use a transaction, and commits those that succeed.
+    /// One outcome each, in their order, told after what it reports is durable. One that fails,
+    /// panics or is refused harms no other.
     ///
-    /// There is no watermark on purpose: a transaction may commit later than one with greater
-    /// positions, and its rows must not be skipped.
-    fn unsent<'a>(
+    /// A store may let all of them share one transaction (each in a savepoint) and one disk sync;
+    /// the default runs one after the other.
+    fn run(&self, batch: Vec<Work>) -> BoxFuture<'_, Vec<Result<Committed, WorkError>>> {
+        Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(batch.len());
+            for work in batch {
+                outcomes.push(work.run_on(self).await);
+            }
+            outcomes
+        })
+    }
+
+    /// What is known of messages, in the order they are asked for. Only a read, to save the work
+    /// of handlers: the commit decides.
+    fn look<'a>(&'a self, asked: &'a [Ask]) -> BoxFuture<'a, Result<Vec<Seen>, StoreError>>;
+
+    /// Deletes rows of messages that `consumer` has handled longer ago than `age`, at most `limit`.
+    /// Rows of messages that wait or are dead stay. Returns how many were deleted.
+    fn forget<'a>(
         &'a self,
-        lanes: &'a [Lane],
+        consumer: &'a str,
+        age: Duration,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>>;
+    ) -> BoxFuture<'a, Result<u64, StoreError>>;
 
-    /// Hides rows from [`unsent`](Self::unsent) for `delay`: nobody listens to them yet, or the
-    /// broker refused them.
-    fn defer<'a>(
-        &'a self,
-        positions: &'a [i64],
-        delay: Duration,
-    ) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// The relay's side of the outbox.
+    fn outbox(&self) -> &dyn Outbox;
 
-    /// Removes rows that the broker confirmed, by their positions.
-    fn sent<'a>(&'a self, positions: &'a [i64]) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// Messages that wait.
+    fn deferred(&self) -> &dyn Deferred;
 
-    /// Resolves when a transaction with outbox rows has committed (in this process, or in another
-    /// as far as the database tells) since this was last called. May resolve without cause.
-    fn committed(&self) -> BoxFuture<'_, ()>;
-
-    /// How full the outbox is.
-    fn outbox_stats(&self) -> BoxFuture<'_, Result<OutboxStats, StoreError>>;
-
-    /// Deletes inbox claims older than `age`, at most `limit`. Returns how many.
-    fn forget_claims(&self, age: Duration, limit: usize) -> BoxFuture<'_, Result<u64, StoreError>>;
+    /// What the toolkit keeps between messages.
+    fn records(&self) -> &dyn Records;
 }
 
 /// One attempt's transaction. Dropping it rolls it back.
 pub trait Transaction: Any + Send {
-    /// Writes the claim and the outbox rows, and commits them together with everything that was
-    /// written through this transaction. Resolves when it is durable.
+    /// The records with these names, in their order, locked until the transaction ends.
+    fn read<'a>(
+        &'a mut self,
+        ids: &'a [RecordId],
+    ) -> BoxFuture<'a, Result<Vec<Option<Record>>, StoreError>>;
+
+    /// Writes what is in `commit`, and commits it together with everything that was written
+    /// through this transaction. Resolves when it is durable.
     ///
-    /// If the claim was taken already, nothing is written and the answer is
-    /// [`Committed::Duplicate`].
+    /// If the inbox refuses an entry, nothing is written and the answer is
+    /// [`Committed::Refused`].
+    ///
+    /// # Errors
+    ///
+    /// With [`is_conflict`](StoreError::is_conflict) if a record is not as expected: nothing was
+    /// written. Any other error may leave the outcome unknown: look before trying again.
     fn commit(self: Box<Self>, commit: Commit)
     -> BoxFuture<'static, Result<Committed, StoreError>>;
 
@@ -81,82 +87,134 @@ pub trait Transaction: Any + Send {
 }
 
 /// What the toolkit adds to a transaction before it commits.
-#[derive(Debug, Clone, Default)]
+///
+/// Within one commit, entries of the inbox name different messages, and changes different records.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Commit {
-    /// The claim on the message that is being handled; `None` outside of handlers.
-    pub claim: Option<Claim>,
+    /// What becomes of the messages that are being handled; empty outside of handlers.
+    pub inbox: Vec<InboxEntry>,
     /// The messages to send.
     pub outbox: Vec<Outgoing>,
+    /// The records to write.
+    pub records: Vec<RecordChange>,
 }
 
-/// A row of the inbox: this consumer has handled this message.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Claim {
-    /// The consumer and the message's name, as the queue's name: each handler claims for itself.
-    pub consumer: Box<str>,
-    /// The message.
-    pub message: MessageId,
+impl Commit {
+    /// True if there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.inbox.is_empty() && self.outbox.is_empty() && self.records.is_empty()
+    }
 }
 
 /// How a commit ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
     /// Everything is durable.
     Done,
-    /// The claim was taken: the message had been handled before. Nothing was written.
-    Duplicate,
+    /// Nothing was written, because of this entry of [`Commit::inbox`] (there may be more).
+    Refused {
+        /// Its place in [`Commit::inbox`].
+        entry: usize,
+        /// Why.
+        why: Refusal,
+    },
 }
 
-/// A part of the outbox that one relay at a time drains: rows with the same key share a lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Lane(pub u16);
-
-impl Lane {
-    /// How many lanes there are.
-    pub const COUNT: u16 = 16;
-
-    /// The lane of a key (FNV-1a over its bytes, so that every version of every store agrees).
-    pub fn of(key: &str) -> Self {
-        let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        Self((hash % u64::from(Self::COUNT)) as u16)
-    }
-
-    /// The lane of a message: by its key, or by its id if it has none.
-    pub fn of_message(message: &Outgoing) -> Self {
-        let envelope = &message.envelope;
-        let key = envelope
-            .key
-            .as_deref()
-            .or(envelope.id.as_ref().map(MessageId::as_str));
-        Self::of(key.unwrap_or_default())
+impl Committed {
+    /// An entry of a message that is known already was refused.
+    pub const fn is_known(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                why: Refusal::Known,
+                ..
+            }
+        )
     }
 }
 
-/// An unsent message.
-#[derive(Debug, Clone)]
-pub struct OutboxRow {
-    /// Its place: greater for whatever was committed later with the same key.
-    pub position: i64,
-    /// The message.
-    pub message: Outgoing,
+/// Something that may use a transaction and says what to commit with it.
+pub struct Work {
+    slot: Arc<TransactionSlot>,
+    future: BoxFuture<'static, Result<Commit, BoxError>>,
 }
 
-/// How full an outbox is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct OutboxStats {
-    /// Messages not yet confirmed by the broker.
-    pub unsent: u64,
-    /// The age of the oldest of them; zero if there is none.
-    pub oldest_age: Duration,
+impl Work {
+    /// Work that uses the transaction of `slot`, if it needs one, and resolves to what is committed
+    /// with it. An error undoes it.
+    pub fn new(
+        slot: Arc<TransactionSlot>,
+        future: impl Future<Output = Result<Commit, BoxError>> + Send + 'static,
+    ) -> Self {
+        Self {
+            slot,
+            future: Box::pin(future),
+        }
+    }
+
+    /// Runs it alone, in a transaction of its own that `store` begins when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// The work's own, or the store's.
+    pub async fn run_on<S: Store + ?Sized>(self, store: &S) -> Result<Committed, WorkError> {
+        let commit = match self.future.await {
+            Ok(commit) => commit,
+            Err(error) => {
+                if let Ok(Some(transaction)) = self.slot.take() {
+                    transaction.rollback().await;
+                }
+                return Err(WorkError::Failed(error));
+            }
+        };
+        let committed = match self.slot.take() {
+            Ok(Some(transaction)) => transaction.commit(commit).await,
+            Ok(None) => store.commit(commit).await,
+            Err(error) => Err(error),
+        };
+        committed.map_err(WorkError::Store)
+    }
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work").finish_non_exhaustive()
+    }
+}
+
+/// Why a piece of [`Work`] was not committed.
+#[derive(Debug)]
+pub enum WorkError {
+    /// It failed by itself; everything was undone.
+    Failed(BoxError),
+    /// The store did not commit it.
+    Store(StoreError),
+}
+
+impl WorkError {
+    /// The error inside.
+    pub fn into_inner(self) -> BoxError {
+        match self {
+            Self::Failed(error) => error,
+            Self::Store(error) => Box::new(error),
+        }
+    }
 }
 
 /// A failure of the database.
 #[derive(Debug)]
 pub struct StoreError {
     message: String,
+    kind: StoreErrorKind,
     source: Option<BoxError>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StoreErrorKind {
+    Other,
+    Unavailable,
+    Conflict,
+    Invalid,
 }
 
 impl StoreError {
@@ -164,7 +222,34 @@ impl StoreError {
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
+            kind: StoreErrorKind::Other,
             source: None,
+        }
+    }
+
+    /// The database cannot be reached, or can do nothing for now: nothing is known of whatever was
+    /// asked.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self {
+            kind: StoreErrorKind::Unavailable,
+            ..Self::new(message)
+        }
+    }
+
+    /// Another transaction was in the way; nothing was written, and trying again may succeed.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self {
+            kind: StoreErrorKind::Conflict,
+            ..Self::new(message)
+        }
+    }
+
+    /// The database cannot hold what it was given (a NUL in a text, for example), however often it
+    /// is tried.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self {
+            kind: StoreErrorKind::Invalid,
+            ..Self::new(message)
         }
     }
 
@@ -172,6 +257,21 @@ impl StoreError {
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// The database cannot be reached, or can do nothing for now.
+    pub fn is_unavailable(&self) -> bool {
+        self.kind == StoreErrorKind::Unavailable
+    }
+
+    /// Another transaction was in the way; nothing was written.
+    pub fn is_conflict(&self) -> bool {
+        self.kind == StoreErrorKind::Conflict
+    }
+
+    /// The database cannot hold what it was given.
+    pub fn is_invalid(&self) -> bool {
+        self.kind == StoreErrorKind::Invalid
     }
 }
 

@@ -3,7 +3,10 @@
 //! The doc comments are the contract; the conformance suite in `tidings-testing` runs against
 //! every implementation. What an engine can do beyond it, or cannot do, is data: [`Features`].
 
-use std::{borrow::Cow, error::Error as StdError, fmt, num::NonZeroU16, pin::Pin, sync::Arc};
+use std::{
+    borrow::Cow, error::Error as StdError, fmt, num::NonZeroU16, pin::Pin, sync::Arc,
+    time::Duration,
+};
 
 use futures_core::Stream;
 
@@ -28,7 +31,9 @@ pub trait Transport: Send + Sync + 'static {
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>>;
 
     /// Publishes `batch` in order and resolves when the broker has confirmed or refused each
-    /// message: one outcome per message, in the order of the batch.
+    /// message: one outcome per message, in the order of the batch. A message that was not confirmed
+    /// within a time that the adapter chooses is [`PublishErrorKind::Unavailable`]; the outcomes
+    /// that did come stay.
     ///
     /// `Ok` means: stored by the broker in every queue that wants it (durable, persistent).
     /// An error means the message may or may not be there; publishing it again is safe because
@@ -40,7 +45,8 @@ pub trait Transport: Send + Sync + 'static {
     ///
     /// At most `prefetch` deliveries are out unsettled. The stream goes on through reconnections
     /// and ends only when it is dropped, or after an `Err` that no reconnection mends. Dropping it
-    /// stops further deliveries; those that are out can still be settled.
+    /// stops further deliveries; those that are out can still be settled. What it had received and
+    /// not handed out goes back to the queue.
     fn subscribe(
         &self,
         subscription: Subscription,
@@ -79,8 +85,8 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 /// The deliveries of a subscription.
 pub type Deliveries = Pin<Box<dyn Stream<Item = Result<Delivery, TransportError>> + Send>>;
 
-/// What an engine can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an engine can do. An adapter claims nothing that the conformance suite has not shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
     /// The engine's name, for people: `AMQP 0-9-1`.
@@ -89,30 +95,45 @@ pub struct Features {
     pub durable: bool,
     /// An unroutable publish is reported ([`PublishErrorKind::Unroutable`]).
     pub reports_unroutable: bool,
-    /// Retries can be delayed through the broker.
-    pub delayed_retry: bool,
+    /// The longest delay of a [`Settlement::Retry`](crate::Settlement::Retry); zero if the engine
+    /// cannot delay.
+    pub delay_max: Duration,
+    /// The engine says how often it handed a message out
+    /// ([`Delivery::delivered_before`](crate::Delivery::delivered_before)), at least of some queues.
+    pub counts_deliveries: bool,
+    /// The longest name of a queue or topic, in bytes, with everything the adapter adds to it.
+    pub name_bytes_max: usize,
+    /// The largest body, in bytes; `None` if only the broker's own limit holds.
+    pub body_bytes_max: Option<usize>,
 }
 
 impl Features {
-    /// An engine with every feature.
-    pub const fn all(engine: &'static str) -> Self {
+    /// An engine that can do nothing beyond the contract; the adapter adds what it can.
+    pub const fn new(engine: &'static str) -> Self {
         Self {
             engine,
-            durable: true,
-            reports_unroutable: true,
-            delayed_retry: true,
+            durable: false,
+            reports_unroutable: false,
+            delay_max: Duration::ZERO,
+            counts_deliveries: false,
+            name_bytes_max: 64,
+            body_bytes_max: None,
         }
-    }
-
-    /// The same, with messages that live only as long as the process.
-    pub const fn in_memory(mut self) -> Self {
-        self.durable = false;
-        self
     }
 }
 
 /// The topics and queues a service needs.
+///
+/// ```
+/// use tidings_core::{Queue, Topology};
+///
+/// let topology = Topology::new()
+///     .topic("order_events")
+///     .queue(Queue::new("payment.order-placed.v1").topic("order_events"));
+/// assert_eq!(topology.queues.len(), 1);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Topology {
     /// Topics it publishes to (those it subscribes to are named by its queues).
     pub topics: Vec<Cow<'static, str>>,
@@ -120,26 +141,69 @@ pub struct Topology {
     pub queues: Vec<Queue>,
 }
 
+impl Topology {
+    /// Nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a topic to publish to, if it is not there yet.
+    pub fn topic(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        let name = name.into();
+        if !self.topics.contains(&name) {
+            self.topics.push(name);
+        }
+        self
+    }
+
+    /// Adds a queue to receive from, if it is not there yet.
+    pub fn queue(mut self, queue: Queue) -> Self {
+        if !self.queues.contains(&queue) {
+            self.queues.push(queue);
+        }
+        self
+    }
+
+    /// Adds everything of another topology.
+    pub fn merge(self, other: Self) -> Self {
+        let with_topics = other.topics.into_iter().fold(self, Self::topic);
+        other.queues.into_iter().fold(with_topics, Self::queue)
+    }
+}
+
 /// A queue and what it subscribes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Queue {
     /// Its name: `consumer.message-name`, for example `payment.order-placed.v1`.
     pub name: Cow<'static, str>,
     /// The topics whose messages it wants; none for a queue that takes commands.
     pub topics: Vec<Cow<'static, str>>,
-    /// How long retries of its messages are going to wait, so that what they wait in is there before
-    /// anything fails. A retry may ask for other delays too.
-    pub delays: Vec<std::time::Duration>,
+    /// How long retries of its messages are going to wait in the broker, so that what they wait in
+    /// is there before anything fails. Empty for a consumer whose messages wait in its store.
+    pub delays: Vec<Duration>,
 }
 
 impl Queue {
-    /// A queue whose retries ask for what they need when they need it.
-    pub fn new(name: impl Into<Cow<'static, str>>, topics: Vec<Cow<'static, str>>) -> Self {
+    /// A queue that takes what is sent to it by name.
+    pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
         Self {
             name: name.into(),
-            topics,
+            topics: Vec::new(),
             delays: Vec::new(),
         }
+    }
+
+    /// Subscribes it to a topic.
+    pub fn topic(mut self, topic: impl Into<Cow<'static, str>>) -> Self {
+        self.topics.push(topic.into());
+        self
+    }
+
+    /// Says that retries of its messages are going to wait in the broker for so long.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delays.push(delay);
+        self
     }
 }
 
@@ -150,11 +214,28 @@ pub fn dead_letter_queue(queue: &str) -> String {
 
 /// What to receive.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Subscription {
     /// From which queue.
     pub queue: Cow<'static, str>,
     /// How many deliveries may be out unsettled.
     pub prefetch: NonZeroU16,
+}
+
+impl Subscription {
+    /// Receives from `queue`, with 64 deliveries out at most.
+    pub fn new(queue: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            queue: queue.into(),
+            prefetch: const { NonZeroU16::new(64).unwrap() },
+        }
+    }
+
+    /// How many deliveries may be out unsettled.
+    pub fn prefetch(mut self, deliveries: NonZeroU16) -> Self {
+        self.prefetch = deliveries;
+        self
+    }
 }
 
 /// A message that was not published, or not known to be.
