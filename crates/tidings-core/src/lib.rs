@@ -28,7 +28,7 @@ pub use delivery::{
     REDRIVE_HEADER, Settlement, Settler, dead_letter,
 };
 pub use envelope::{Envelope, MessageId};
-pub use error::{BoxError, Error, Permanent, PermanentExt, is_permanent};
+pub use error::{BoxError, Error, Permanent, PermanentExt, RetryAfter, is_permanent};
 pub use inbox::{
     Ask, Claim, Deferred, Due, Fate, InboxEntry, InboxQuery, InboxRow, InboxState, Lease, OrderKey,
     Over, Refusal, Seen, Waiting,

@@ -67,7 +67,7 @@ async fn main() -> Result<()> {
     tracing_subscriber::fmt().init();
     let (transport, store) = (MemoryTransport::new(), MemoryStore::new());
     let layers = ServiceBuilder::new()
-        .layer(RetryLayer::exponential(Duration::from_millis(100)).attempts(5)) // then dead-letter
+        .retry(Retry::exponential(Duration::from_millis(100)).attempts(5)) // then dead-letter
         .layer(TimeoutLayer::new(Duration::from_secs(10)));
     let payment = Router::new("payment")
         .on(settle)

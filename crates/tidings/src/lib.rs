@@ -59,8 +59,9 @@ extern crate self as tidings;
 mod breaker;
 mod consumer;
 mod extract;
+mod gate;
 mod handler;
-mod lanes;
+mod handling;
 mod producer;
 mod publish;
 mod relay;
@@ -70,6 +71,7 @@ mod serve;
 mod telemetry;
 mod throttle;
 mod upkeep;
+mod worker;
 
 pub use breaker::{
     CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, CircuitOpen, Permit,
@@ -77,9 +79,9 @@ pub use breaker::{
 pub use extract::{Metadata, State};
 pub use handler::{Handled, Handler, HandlerResult, HandlerService};
 pub use producer::{Producer, ProducerTransaction};
-pub use retry::{Failed, Retry, RetryLayer, RetryPolicy, Verdict};
-pub use router::Router;
-pub use serve::{Serve, ServeError, serve};
+pub use retry::Retry;
+pub use router::{HandlerOptions, Router};
+pub use serve::{IntoRouters, Serve, ServeError, serve};
 pub use tidings_core::*;
 pub use tidings_macros::{Command, Event, handler};
 pub use tower;
@@ -91,7 +93,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub mod prelude {
     pub use crate::{
         CircuitBreaker, CircuitBreakerLayer, Command, Context, Event, Message, MessageId, Metadata,
-        PermanentExt, Producer, Result, RetryLayer, RetryPolicy, Router, State, serve,
+        PermanentExt, Producer, Result, Retry, Router, State, serve,
     };
     pub use serde::{Deserialize, Serialize};
     pub use tower::{ServiceBuilder, timeout::TimeoutLayer};

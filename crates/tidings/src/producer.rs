@@ -123,8 +123,8 @@ impl ProducerTransaction {
     pub async fn commit(mut self) -> Result<(), Error> {
         self.sender.stamp(&mut self.outbox, None);
         let commit = Commit {
-            claim: None,
             outbox: self.outbox,
+            ..Commit::default()
         };
         match self.slot.take()? {
             Some(transaction) => transaction.commit(commit).await?,

@@ -12,14 +12,11 @@ use std::{
 use tower::{Layer, Service};
 
 use crate::{
-    BoxError, Context, Delivery, Destination, Envelope, Event, Handled, Handler, HandlerService,
-    Message, MessageId, Permanent, Provided, Queue, RetryPolicy, States, Store, Topology,
+    BoxError, Context, Destination, Envelope, Event, Handled, Handler, HandlerService, Incoming,
+    Message, MessageId, Permanent, Provided, Queue, Retry, States, Store, Topology,
     handler::{Effects, decode},
     identity_of,
 };
-
-/// A queue's name leaves room for `.dead` and `.retry.<ms>` in the 255 bytes AMQP gives it.
-const QUEUE_BYTES_MAX: usize = 230;
 
 /// The handlers of one consumer, and how they are run.
 ///
@@ -50,21 +47,71 @@ pub struct Router {
     pub(crate) routes: Vec<Route>,
     pub(crate) store: Option<Arc<dyn Store>>,
     pub(crate) states: States,
-    pub(crate) retry: RetryPolicy,
-    pub(crate) concurrency: NonZeroU16,
-    pub(crate) is_ordered: bool,
     pub(crate) limits: Limits,
-    layers: Vec<Box<dyn Fn(HandlerService) -> HandlerService + Send + Sync>>,
+    defaults: HandlerOptions,
+    layers: Vec<LayerFn>,
     published: Vec<Destination>,
 }
 
-/// The durations a service keeps to.
+type LayerFn = Box<dyn Fn(HandlerService) -> HandlerService + Send + Sync>;
+
+/// The durations and counts a service keeps to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    pub(crate) attempt_timeout: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) claim_window: Duration,
     pub(crate) outbox_alarm: Duration,
+    pub(crate) held_max: Option<Duration>,
+    pub(crate) deferred_count_max: u64,
+    pub(crate) lease: Duration,
+}
+
+/// How one handler is run, where it differs from the others of its router; for
+/// [`Router::on_with`].
+#[derive(Debug, Clone, Default)]
+pub struct HandlerOptions {
+    retry: Option<Retry>,
+    concurrency: Option<NonZeroU16>,
+    attempt_timeout: Option<Duration>,
+}
+
+impl HandlerOptions {
+    /// Like the others of its router.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As [`Router::retry`], for this handler.
+    pub fn retry(mut self, policy: Retry) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// As [`Router::concurrency`], for this handler.
+    ///
+    /// # Panics
+    ///
+    /// As [`Router::concurrency`].
+    #[track_caller]
+    pub fn concurrency(mut self, messages: u16) -> Self {
+        self.concurrency = Some(concurrency(messages));
+        self
+    }
+
+    /// As [`Router::attempt_timeout`], for this handler.
+    pub fn attempt_timeout(mut self, limit: Duration) -> Self {
+        self.attempt_timeout = Some(limit);
+        self
+    }
+
+    /// These, and where they say nothing, what `defaults` say.
+    fn or(&self, defaults: &Self) -> Self {
+        Self {
+            retry: self.retry.clone().or_else(|| defaults.retry.clone()),
+            concurrency: self.concurrency.or(defaults.concurrency),
+            attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
+        }
+    }
 }
 
 /// One handler.
@@ -73,22 +120,29 @@ pub(crate) struct Route {
     pub(crate) queue: Arc<str>,
     pub(crate) topic: Option<Cow<'static, str>>,
     pub(crate) accept: Accept,
+    options: HandlerOptions,
+    /// Those of the router it was added to, if that was merged into another one.
+    layers: Option<Arc<[LayerFn]>>,
     handler: &'static str,
     location: &'static Location<'static>,
     destinations: fn(&mut Vec<Destination>),
     check: fn(&Provided<'_>) -> Result<(), String>,
-    attempt: Box<dyn Fn(Arc<Effects>) -> HandlerService + Send + Sync>,
+    attempt: Box<dyn Fn(Arc<Effects>, Duration) -> HandlerService + Send + Sync>,
 }
 
-/// Decodes a delivery on arrival.
+/// Decodes a message on arrival.
 pub(crate) type Accept =
-    fn(&Delivery, &Arc<States>, Option<&Arc<dyn Store>>) -> Result<Accepted, Permanent>;
+    fn(Incoming, &Arc<States>, Option<&Arc<dyn Store>>) -> Result<Context, Permanent>;
 
-/// A delivery that can be handled.
-pub(crate) struct Accepted {
-    pub(crate) context: Context,
-    pub(crate) key: Option<Box<str>>,
+#[track_caller]
+fn concurrency(messages: u16) -> NonZeroU16 {
+    NonZeroU16::new(messages)
+        .filter(|messages| messages.get() <= CONCURRENCY_MAX)
+        .expect("`concurrency` is between 1 and 16383")
 }
+
+/// A broker counts what is out in 16 bits, and four times as many are fetched ahead.
+const CONCURRENCY_MAX: u16 = u16::MAX / 4;
 
 impl Router {
     /// A consumer without handlers. `consumer` names the group whose instances compete for
@@ -111,15 +165,15 @@ impl Router {
             routes: Vec::new(),
             store: None,
             states: States::new(),
-            retry: RetryPolicy::default(),
-            concurrency: const { NonZeroU16::new(64).unwrap() },
-            is_ordered: true,
             limits: Limits {
-                attempt_timeout: Duration::from_secs(15 * 60),
                 shutdown_timeout: Duration::from_secs(30),
                 claim_window: Duration::from_secs(7 * 24 * 60 * 60),
                 outbox_alarm: Duration::from_secs(30),
+                held_max: None,
+                deferred_count_max: 100_000,
+                lease: Duration::from_secs(10),
             },
+            defaults: HandlerOptions::new(),
             layers: Vec::new(),
             published: Vec::new(),
         }
@@ -132,7 +186,34 @@ impl Router {
     ///
     /// When the message has a handler already, or is a command for another consumer.
     #[track_caller]
-    pub fn on<H, M, A>(mut self, handler: H) -> Self
+    pub fn on<H, M, A>(self, handler: H) -> Self
+    where
+        H: Handler<M, A>,
+        M: Message,
+    {
+        self.on_with(handler, HandlerOptions::new())
+    }
+
+    /// As [`on`](Self::on), with options that hold for this handler alone.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tidings::prelude::*;
+    /// # #[derive(Serialize, Deserialize, Event)]
+    /// # struct OrderPlaced { order_id: String }
+    /// use tidings::HandlerOptions;
+    ///
+    /// async fn print_label(order: OrderPlaced) -> Result<()> { Ok(()) }
+    ///
+    /// // There is one printer.
+    /// let router = Router::new("labels").on_with(print_label, HandlerOptions::new().concurrency(1));
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`on`](Self::on).
+    #[track_caller]
+    pub fn on_with<H, M, A>(mut self, handler: H, options: HandlerOptions) -> Self
     where
         H: Handler<M, A>,
         M: Message,
@@ -141,16 +222,7 @@ impl Router {
         let consumer = &self.consumer;
         let queue = format!("{consumer}.{}", M::NAME);
         let handler_name = type_name::<H>();
-        if let Some(other) = self.routes.iter().find(|route| route.name == M::NAME) {
-            panic!(
-                "`{}` has two handlers in the router `{consumer}`: `{}` at {} and `{handler_name}`; \
-                 do both things in one handler, so that they happen together, or give the second \
-                 one to a router with another name",
-                M::NAME,
-                other.handler,
-                other.location
-            );
-        }
+        self.refuse_second(M::NAME, handler_name);
         let topic = match M::DESTINATION {
             Destination::Topic(topic) => Some(topic),
             Destination::Queue(target) => {
@@ -164,22 +236,79 @@ impl Router {
                 None
             }
         };
-        assert!(
-            queue.len() <= QUEUE_BYTES_MAX,
-            "the queue `{queue}` has a name of more than {QUEUE_BYTES_MAX} bytes; shorten the \
-             router's or the message's"
-        );
         self.routes.push(Route {
             name: M::NAME,
             queue: queue.into(),
             topic,
             accept: accept::<M>,
+            options,
+            layers: None,
             handler: handler_name,
             location,
             destinations: H::destinations,
             check: H::check,
-            attempt: Box::new(move |effects| HandlerService::attempt(handler.clone(), effects)),
+            attempt: Box::new(move |effects, limit| {
+                HandlerService::attempt(handler.clone(), effects, limit)
+            }),
         });
+        self
+    }
+
+    #[track_caller]
+    fn refuse_second(&self, name: &str, handler: &str) {
+        if let Some(other) = self.routes.iter().find(|route| route.name == name) {
+            panic!(
+                "`{name}` has two handlers in the router `{}`: `{}` at {} and `{handler}`; do both \
+                 things in one handler, so that they happen together, or give the second one to a \
+                 router with another name",
+                self.consumer, other.handler, other.location
+            );
+        }
+    }
+
+    /// Adds the handlers of another router of the same consumer, made in another module, say. Their
+    /// options, layers and states stay theirs, except that states are for all.
+    ///
+    /// # Panics
+    ///
+    /// When the other router is of another consumer (give [`serve`](crate::serve) both instead), has
+    /// a handler for a message that has one here, a state of a type that there is here, or another
+    /// store.
+    #[track_caller]
+    pub fn merge(mut self, other: Self) -> Self {
+        assert!(
+            self.consumer == other.consumer,
+            "`merge` joins routers of one consumer, but these are `{}` and `{}`; give both to \
+             `serve` instead: `serve(transport, [first, second])`",
+            self.consumer,
+            other.consumer
+        );
+        let layers: Arc<[LayerFn]> = other.layers.into();
+        for mut route in other.routes {
+            self.refuse_second(route.name, route.handler);
+            route.options = route.options.or(&other.defaults);
+            route.layers.get_or_insert_with(|| Arc::clone(&layers));
+            self.routes.push(route);
+        }
+        for (of_type, state) in other.states {
+            let before = self.states.insert(of_type, state);
+            assert!(
+                before.is_none(),
+                "both routers of `{}` were given a state of the same type; give it to one of them",
+                self.consumer
+            );
+        }
+        match (&self.store, other.store) {
+            (Some(store), Some(other)) => assert!(
+                Arc::ptr_eq(store, &other),
+                "the two routers of `{}` have two stores; a consumer has one: give both a clone of \
+                 one `Arc`",
+                self.consumer
+            ),
+            (None, Some(other)) => self.store = Some(other),
+            (_, None) => {}
+        }
+        self.published.extend(other.published);
         self
     }
 
@@ -208,10 +337,9 @@ impl Router {
         self
     }
 
-    /// How often and when a message is tried before it is a dead letter. A
-    /// [`RetryLayer`](crate::RetryLayer) given to [`layer`](Self::layer) comes before this.
-    pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = policy;
+    /// How often and when a message is tried before it is a dead letter.
+    pub fn retry(mut self, policy: Retry) -> Self {
+        self.defaults = self.defaults.retry(policy);
         self
     }
 
@@ -221,25 +349,14 @@ impl Router {
         self
     }
 
-    /// How many messages of each queue are handled at the same time (default 64). Messages with
-    /// the same key never are.
+    /// How many messages of each queue are handled at the same time by one instance (default 64).
     ///
     /// # Panics
     ///
-    /// When it is not between 1 and 16383 (a broker counts what is out in 16 bits, and four times
-    /// as many are fetched ahead).
+    /// When it is not between 1 and 16383.
     #[track_caller]
-    pub fn concurrency(mut self, handlers: u16) -> Self {
-        self.concurrency = NonZeroU16::new(handlers)
-            .filter(|handlers| handlers.get() <= u16::MAX / 4)
-            .expect("`concurrency` is between 1 and 16383");
-        self
-    }
-
-    /// Gives up order per key: messages with the same key may be handled at the same time and in
-    /// any order, and none waits for an earlier one that is tried again.
-    pub fn unordered(mut self) -> Self {
-        self.is_ordered = false;
+    pub fn concurrency(mut self, messages: u16) -> Self {
+        self.defaults = self.defaults.concurrency(messages);
         self
     }
 
@@ -263,7 +380,7 @@ impl Router {
     /// The longest one attempt may take, in case no timeout layer is shorter (default 15 minutes:
     /// half of what RabbitMQ waits for an acknowledgement).
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
-        self.limits.attempt_timeout = limit;
+        self.defaults = self.defaults.attempt_timeout(limit);
         self
     }
 
@@ -287,31 +404,61 @@ impl Router {
         self
     }
 
-    /// The topics and queues this service needs.
+    /// How long an event may be held in the outbox because nobody listens to its topic (default: for
+    /// ever). After that it is set aside, listed for an operator, never deleted. Commands and dead
+    /// letters are held for ever.
+    pub fn held_max(mut self, age: Duration) -> Self {
+        self.limits.held_max = Some(age);
+        self
+    }
+
+    /// How many messages of a handler may wait in the store before it receives no more (default
+    /// 100,000); the rest then stays in the broker.
+    pub fn deferred_count_max(mut self, messages: u64) -> Self {
+        self.limits.deferred_count_max = messages.max(1);
+        self
+    }
+
+    /// How long the messages that an instance has taken from the store stay with it after it died
+    /// (default 10 s, at least 100 ms); while it lives it keeps them.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.limits.lease = lease.max(Duration::from_millis(100));
+        self
+    }
+
+    /// The topics and queues this service needs, as it is configured.
     pub fn topology(&self) -> Topology {
         let mut destinations = self.published.clone();
         for route in &self.routes {
             (route.destinations)(&mut destinations);
         }
-        let mut topology = Topology::default();
+        let mut topology = Topology::new();
         for destination in destinations {
             // The queue of a command belongs to its target, which declares it.
-            if let Destination::Topic(topic) = destination
-                && !topology.topics.contains(&topic)
-            {
-                topology.topics.push(topic);
+            if let Destination::Topic(topic) = destination {
+                topology = topology.topic(topic);
             }
         }
-        topology.queues = self
-            .routes
-            .iter()
-            .map(|route| Queue {
-                name: Cow::Owned(route.queue.to_string()),
-                topics: route.topic.clone().into_iter().collect(),
-                delays: self.retry.delays(),
-            })
-            .collect();
+        for route in &self.routes {
+            let mut queue = Queue::new(route.queue.to_string());
+            queue.topics = route.topic.clone().into_iter().collect();
+            // What must wait, waits in the store, if there is one.
+            if self.store.is_none() {
+                queue.delays = self.retry_of(route).delays();
+            }
+            topology = topology.queue(queue);
+        }
         topology
+    }
+
+    pub(crate) fn retry_of(&self, route: &Route) -> Retry {
+        route.options.or(&self.defaults).retry.unwrap_or_default()
+    }
+
+    pub(crate) fn concurrency_of(&self, route: &Route) -> NonZeroU16 {
+        let default = const { NonZeroU16::new(64).unwrap() };
+        let options = route.options.or(&self.defaults);
+        options.concurrency.unwrap_or(default)
     }
 
     /// Panics if a handler lacks something.
@@ -328,31 +475,30 @@ impl Router {
         }
     }
 
-    /// The service that handles a route's queue: attempts inside, the router's retry policy
-    /// outermost.
+    /// The service that handles a route's queue: attempts inside, the retry policy outermost.
     pub(crate) fn service(&self, route: &Route, effects: &Arc<Effects>) -> HandlerService {
-        let attempt = (route.attempt)(Arc::clone(effects));
-        let layers = self.layers.iter().rev();
+        let limit = route.options.or(&self.defaults).attempt_timeout;
+        let attempt = (route.attempt)(Arc::clone(effects), limit.unwrap_or(ATTEMPT_TIMEOUT));
+        let layers = route.layers.as_deref().unwrap_or(&self.layers).iter().rev();
         let layered = layers.fold(attempt, |service, layer| layer(service));
-        HandlerService::new(self.retry.layer(layered))
+        HandlerService::new(self.retry_of(route).around(layered))
     }
 }
 
+/// The longest one attempt may take if nobody says otherwise: half of what RabbitMQ waits for an
+/// acknowledgement.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
 fn accept<M: Message>(
-    delivery: &Delivery,
+    incoming: Incoming,
     states: &Arc<States>,
     store: Option<&Arc<dyn Store>>,
-) -> Result<Accepted, Permanent> {
-    let envelope = &delivery.envelope;
-    let message = decode::<M>(envelope)?;
-    let id = message_id(&message, envelope)?;
-    let key = match message.key() {
-        Some(key) => Some(key.into_owned().into()),
-        None => envelope.key.clone(),
-    };
-    let context = Context::new(delivery, id, Arc::clone(states), store.cloned());
+) -> Result<Context, Permanent> {
+    let message = decode::<M>(&incoming.envelope)?;
+    let id = message_id(&message, &incoming.envelope)?;
+    let context = Context::new(incoming, id, Arc::clone(states), store.cloned());
     context.keep_decoded(message);
-    Ok(Accepted { context, key })
+    Ok(context)
 }
 
 /// What the message says it is counts more than the id it came with: a foreign program may send
@@ -370,7 +516,7 @@ fn message_id<M: Message>(message: &M, envelope: &Envelope) -> Result<MessageId,
         })
 }
 
-/// The prefetch for a number of handlers: enough that one busy key leaves work for the others.
+/// The prefetch for a number of handlers: enough that none of them waits for the broker.
 pub(crate) fn prefetch(concurrency: NonZeroU16) -> NonZeroU16 {
     concurrency.saturating_mul(const { NonZeroU16::new(4).unwrap() })
 }

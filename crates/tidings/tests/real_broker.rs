@@ -68,7 +68,7 @@ async fn nothing_is_lost_doubled_or_out_of_order_when_the_broker_is_restarted() 
         Database::new().await,
         Database::new().await,
     );
-    let retry = RetryPolicy::exponential(Duration::from_millis(10))
+    let retry = Retry::exponential(Duration::from_millis(10))
         .attempts(1000)
         .fast_attempts(1)
         .delay_max(Duration::from_millis(20));

@@ -11,8 +11,8 @@ use std::{
 use futures_util::stream;
 use parking_lot::Mutex;
 use tidings::{
-    Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, Features, Outgoing,
-    PublishError, PublishErrorKind, Settlement, Settler, Subscription, Topology, Transport,
+    Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, FAILURES_HEADER, Features,
+    HISTORY_HEADER, Outgoing, PublishError, PublishErrorKind, Settlement, Settler, Subscription, Topology, Transport,
     TransportError, dead_letter_queue,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -113,12 +113,19 @@ impl Broker {
             .collect()
     }
 
-    /// The dead letters beside a queue.
+    /// The dead letters beside a queue, whether the broker moved them or the outbox sent them.
     pub(crate) fn dead_letters(&self, queue: &str) -> Vec<Stored> {
         let state = self.0.state.lock();
         let dead = state.queues.get(&dead_letter_queue(queue));
-        dead.map(|queue| queue.ready.iter().cloned().collect())
-            .unwrap_or_default()
+        let dead = dead.map(|queue| queue.ready.iter().cloned()).into_iter();
+        dead.flatten().map(Stored::with_history_of_headers).collect()
+    }
+
+    /// How many messages are in a queue or out of it.
+    pub(crate) fn count(&self, queue: &str) -> usize {
+        let state = self.0.state.lock();
+        let queue = state.queues.get(queue);
+        queue.map_or(0, |queue| queue.ready.len() + queue.unsettled.len())
     }
 
     /// True if everything was settled: nothing waits, is out, or is delayed.
@@ -133,10 +140,25 @@ impl Broker {
     }
 }
 
+impl Stored {
+    fn with_history_of_headers(mut self) -> Self {
+        if let Some(history) = self.envelope.header(HISTORY_HEADER) {
+            self.history = serde_json::from_str(history).expect("a history");
+        }
+        if let Some(failures) = self.envelope.header(FAILURES_HEADER) {
+            self.failures = failures.parse().expect("a number");
+        }
+        self
+    }
+}
+
 impl Transport for Broker {
     fn features(&self) -> Features {
-        let mut features = Features::all("a scripted broker").in_memory();
-        features.delayed_retry = !self.0.state.lock().cannot_delay;
+        let mut features = Features::new("a scripted broker");
+        features.reports_unroutable = true;
+        if !self.0.state.lock().cannot_delay {
+            features.delay_max = Duration::from_secs(24 * 3600);
+        }
         features
     }
 
@@ -302,6 +324,11 @@ impl Shared {
                 self.delay(&mut state, &delivery.queue, delay, stored);
             }
             Settlement::Defer { delay } => self.delay(&mut state, &delivery.queue, delay, stored),
+            Settlement::Requeue => {
+                stored.redelivered = true;
+                let queue = state.queues.entry(delivery.queue.to_string()).or_default();
+                queue.ready.push_front(stored);
+            }
             Settlement::DeadLetter { attempt } => {
                 stored.failures += 1;
                 stored.history.push(attempt);
@@ -365,5 +392,31 @@ impl Settler for Connection {
             tokio::task::yield_now().await;
             self.shared.settle(self.number, &delivery, settlement)
         })
+    }
+
+    fn dropped(&self, tag: u64) {
+        let mut state = self.shared.state.lock();
+        if state.connection != self.number {
+            return;
+        }
+        for queue in state.queues.values_mut() {
+            if let Some(mut stored) = queue.unsettled.remove(&tag) {
+                stored.redelivered = true;
+                queue.ready.push_front(stored);
+            }
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+
+    fn is_stale(&self, _: u64) -> bool {
+        self.shared.state.lock().connection != self.number
+    }
+}
+
+impl Broker {
+    /// Declares what a service needs, before it runs.
+    pub(crate) async fn declare_for(&self, router: &tidings::Router) {
+        self.declare(&router.topology()).await.expect("it declares");
     }
 }
