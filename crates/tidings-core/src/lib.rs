@@ -17,6 +17,7 @@ mod message;
 mod metadata;
 mod outbox;
 mod records;
+mod sending;
 mod store;
 mod transport;
 
@@ -33,13 +34,12 @@ pub use inbox::{
     Ask, Claim, Deferred, Due, Fate, InboxEntry, InboxQuery, InboxRow, InboxState, Lease, OrderKey,
     Over, Refusal, Seen, Waiting,
 };
-pub use message::{
-    Command, Destination, Event, IntoMessages, Message, Outgoing, Unrouted, identity_of,
-};
+pub use message::{Command, Destination, Event, Message, Outgoing, Unrouted, identity_of};
 pub use outbox::{
     Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, hash_of_key,
 };
 pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records};
+pub use sending::{Cancel, IntoMessages, Messages, ScheduleId, Scheduled, SendWith, When, With};
 pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError};
 pub use transport::{
     Deliveries, Features, PublishError, PublishErrorKind, Queue, Subscription, Topology, Transport,
