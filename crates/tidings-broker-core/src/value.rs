@@ -10,7 +10,10 @@ use std::fmt;
 use bytes::Bytes;
 
 /// One value of a table: an argument of a queue, exchange, binding or consumer, or a header.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// Values of different types are never equal. A number that is none (NaN) equals every other such
+/// number, so that what was declared with one can be declared again and taken away.
+#[derive(Debug, Clone)]
 pub enum Value {
     /// No value (`V`); in a binding of a headers exchange it asks only for presence.
     Void,
@@ -41,6 +44,31 @@ impl Value {
     }
 }
 
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Void, Self::Void) => true,
+            (Self::Bool(one), Self::Bool(other)) => one == other,
+            (Self::Int(one), Self::Int(other)) => one == other,
+            (Self::Float(one), Self::Float(other)) => {
+                one == other || (one.is_nan() && other.is_nan())
+            }
+            (Self::Decimal(scale, one), Self::Decimal(other_scale, other)) => {
+                scale == other_scale && one == other
+            }
+            (Self::Str(one), Self::Str(other)) | (Self::Bytes(one), Self::Bytes(other)) => {
+                one == other
+            }
+            (Self::Timestamp(one), Self::Timestamp(other)) => one == other,
+            (Self::Array(one), Self::Array(other)) => one == other,
+            (Self::Table(one), Self::Table(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Value {}
+
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -58,7 +86,7 @@ impl fmt::Display for Value {
 }
 
 /// Named values in the order they were given. A name given twice keeps its first value.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table(pub Vec<(Bytes, Value)>);
 
 impl Table {

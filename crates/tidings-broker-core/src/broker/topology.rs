@@ -296,12 +296,12 @@ impl Broker {
         let Some(exchange) = self.exchanges.get_mut(source) else {
             return false;
         };
-        if !exchange.unbind(target, routing_key, arguments) {
+        let Some(bound) = exchange.unbind(target, routing_key, arguments) else {
             return false;
-        }
+        };
         let last = !exchange.leads_to(target, routing_key);
         self.topology_version += 1;
-        if let Some(record) = self.binding_record(source, target, routing_key, arguments) {
+        if let Some(record) = self.binding_record(source, target, routing_key, &bound) {
             out.push(Effect::Store(Record::Unbound(record)));
         }
         if last && let Some(incoming) = self.incoming_mut(target) {
