@@ -9,6 +9,10 @@ use std::fmt;
 
 use bytes::Bytes;
 
+/// The longest a name can be, in bytes: of an exchange, a queue or a consumer, and a routing key. It is
+/// what AMQP has room for.
+pub const NAME_BYTES_MAX: usize = 255;
+
 /// One value of a table: an argument of a queue, exchange, binding or consumer, or a header.
 ///
 /// Values of different types are never equal. A number that is none (NaN) equals every other such
@@ -41,6 +45,15 @@ impl Value {
     /// A string value that owns a copy of `text`.
     pub fn str(text: &str) -> Self {
         Self::Str(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    /// Whether at most `levels` tables and arrays lie within each other here.
+    fn fits(&self, levels: usize) -> bool {
+        match self {
+            Self::Array(values) => levels > 0 && values.iter().all(|value| value.fits(levels - 1)),
+            Self::Table(table) => levels > 0 && table.fits(levels - 1),
+            _ => true,
+        }
     }
 }
 
@@ -90,6 +103,11 @@ impl fmt::Display for Value {
 pub struct Table(pub Vec<(Bytes, Value)>);
 
 impl Table {
+    /// How many tables and arrays may lie within each other in a table. Commands whose arguments are
+    /// nested deeper are refused, so that a store never has to keep what it could not read back;
+    /// servers and stores take their own limit from here.
+    pub const DEPTH_MAX: usize = 32;
+
     /// A table without entries.
     pub const fn new() -> Self {
         Self(Vec::new())
@@ -105,6 +123,15 @@ impl Table {
             .iter()
             .find(|(key, _)| key == name)
             .map(|(_, value)| value)
+    }
+
+    /// Whether it is nested no deeper than [`Table::DEPTH_MAX`].
+    pub fn is_within_depth(&self) -> bool {
+        self.fits(Self::DEPTH_MAX)
+    }
+
+    fn fits(&self, levels: usize) -> bool {
+        self.0.iter().all(|(_, value)| value.fits(levels))
     }
 
     /// Whether there is no entry.
