@@ -438,7 +438,7 @@ impl Engine {
     }
 }
 
-/// Brings back what the log held, and says what is not as it was.
+/// Brings back what the log held, and says what of it is not as it was stored.
 fn restore(core: &mut core::Broker, meter: &Arc<Meter>, records: Vec<Record>) {
     /// Enough to see what is the matter.
     const WARNINGS_MAX: usize = 100;
@@ -454,10 +454,7 @@ fn restore(core: &mut core::Broker, meter: &Arc<Meter>, records: Vec<Record>) {
     }
     if notes > WARNINGS_MAX {
         let more = notes - WARNINGS_MAX;
-        tracing::warn!(
-            more,
-            "there is more in the data folder that is not as it was"
-        );
+        tracing::warn!("{more} more things in the data folder are not as they were stored");
     }
 }
 

@@ -490,33 +490,6 @@ async fn a_message_that_is_wrong_in_itself_is_406() {
     }
 }
 
-#[tokio::test]
-async fn limits_beyond_what_the_log_can_hold_are_refused_at_the_start() {
-    let default = tidings_broker::Limits::default;
-    for (limits, name) in [
-        (
-            tidings_broker::Limits {
-                body_bytes_max: (1 << 30) + 1,
-                ..default()
-            },
-            "`body_bytes_max`",
-        ),
-        (
-            tidings_broker::Limits {
-                frame_max: (256 << 20) + 1,
-                ..default()
-            },
-            "`frame_max`",
-        ),
-    ] {
-        let options = tidings_broker::Options::ephemeral().limits(limits);
-        let error = tidings_broker::Broker::start(options)
-            .await
-            .expect_err(name);
-        assert!(error.to_string().contains(name), "{error}");
-    }
-}
-
 /// RabbitMQ refuses the wrong types, too; names that are too long it accepts, and fails when it has to
 /// write them.
 #[tokio::test]
@@ -568,29 +541,4 @@ async fn names_in_arguments_that_cannot_be_names_are_406() {
     ] {
         check(row).await;
     }
-}
-
-#[tokio::test]
-async fn a_dead_letter_key_of_255_bytes_arrives_whole() {
-    let broker = broker().await;
-    let mut client = Client::connect(broker.amqp_addr()).await;
-    let key = "k".repeat(255);
-    let arguments = [
-        ("x-dead-letter-exchange", text("amq.fanout")),
-        ("x-dead-letter-routing-key", text(&key)),
-    ];
-    client.declare(queue_with("q", &arguments)).await;
-    client.declare(queue("dead")).await;
-    client.call(1, bind("dead", "amq.fanout")).await;
-    client.publish(1, "", "q", b"rejected").await;
-    let (got, _) = client.get("q", false).await.expect("a message");
-    let reject = BasicReject {
-        delivery_tag: got.delivery_tag,
-        requeue: false,
-    };
-    client.send(1, &reject).await;
-    client.consume(1, "dead", true).await;
-    let (deliver, content) = client.delivery().await;
-    assert_eq!(deliver.routing_key, &*key);
-    assert_eq!(&content.body[..], b"rejected");
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use support::lasting::*;
 use support::*;
+use tidings_broker::{Broker, Limits, Options};
 use tidings_broker_core as core;
 use tidings_broker_core::{MessageId, QueueId, Queues, Record};
 use tidings_wire::*;
@@ -86,14 +87,29 @@ async fn arguments_nested_deeper_are_refused_and_the_folder_still_opens() {
                 ..queue("deep")
             };
             let bound = bind("deep", "amq.direct", "k", arguments.clone());
-            let attempts: [Method; 3] = [
+            let between = ExchangeBind {
+                source: short("amq.direct"),
+                destination: short("amq.fanout"),
+                arguments: arguments.clone(),
+                ..Default::default()
+            };
+            let attempts: [Method; 5] = [
                 durable(declare).into(),
                 exchange("deep", "direct", arguments).into(),
                 bound.into(),
+                between.into(),
+                BasicPublish::default().into(),
             ];
             for attempt in attempts {
                 let mut client = Client::connect(broker.amqp_addr()).await;
-                match client.call(1, attempt).await {
+                client.send(1, &attempt).await;
+                if attempt.has_content() {
+                    let headers = persistent(Some(nested(depth, container))).encode();
+                    let mut content = bytes::BytesMut::new();
+                    encode_content(&mut content, 1, headers.as_bytes(), b"", 131_072);
+                    client.write(&content).await;
+                }
+                match client.hear().await.expect("an answer") {
                     Method::ConnectionClose(close) => {
                         assert_eq!(close.reply_code, reply::SYNTAX_ERROR, "{depth} {of}");
                         let text = close.reply_text.to_str_lossy().into_owned();
@@ -114,6 +130,65 @@ async fn arguments_nested_deeper_are_refused_and_the_folder_still_opens() {
         client.call(1, passive).await,
         Method::ChannelClose(close) if close.reply_code == reply::NOT_FOUND
     ));
+}
+
+#[tokio::test]
+async fn limits_beyond_what_the_log_can_hold_are_refused_at_the_start() {
+    let default = Limits::default;
+    for (limits, name) in [
+        (
+            Limits {
+                body_bytes_max: (1 << 30) + 1,
+                ..default()
+            },
+            "`body_bytes_max`",
+        ),
+        (
+            Limits {
+                frame_max: (256 << 20) + 1,
+                ..default()
+            },
+            "`frame_max`",
+        ),
+    ] {
+        let options = Options::ephemeral().limits(limits);
+        let error = Broker::start(options).await.expect_err(name);
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_key_of_255_bytes_arrives_whole_after_a_restart_too() {
+    let data = tempfile::tempdir().expect("a folder");
+    let broker = start(data.path()).await;
+    let mut client = Client::connect(broker.amqp_addr()).await;
+    let key = "k".repeat(255);
+    let arguments = [
+        ("x-dead-letter-exchange", text("amq.fanout")),
+        ("x-dead-letter-routing-key", text(&key)),
+    ];
+    client.declare(durable(queue_with("q", &arguments))).await;
+    client.declare(durable(queue("dead"))).await;
+    done(
+        &mut client,
+        bind("dead", "amq.fanout", "", Table::default()),
+    )
+    .await;
+    client
+        .publish_with(1, "", "q", false, &persistent(None), b"rejected")
+        .await;
+    let (got, _) = client.get("q", false).await.expect("a message");
+    let reject = BasicReject {
+        delivery_tag: got.delivery_tag,
+        requeue: false,
+    };
+    client.send(1, &reject).await;
+    client.wait_ready("dead", 1).await;
+    let (_broker, mut client) = restart(broker, client, data.path()).await;
+    client.consume(1, "dead", true).await;
+    let (deliver, content) = client.delivery().await;
+    assert_eq!(deliver.routing_key, &*key);
+    assert_eq!(&content.body[..], b"rejected");
 }
 
 /// A queue as version 0.1 stored it, with a message in it.

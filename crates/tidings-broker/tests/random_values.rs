@@ -240,6 +240,21 @@ impl Sent {
         )
         .await;
         done(client, self.bound()).await;
+        let ExchangeUnbind {
+            destination,
+            source,
+            routing_key,
+            arguments,
+            no_wait,
+        } = self.between();
+        let between = ExchangeBind {
+            destination,
+            source,
+            routing_key,
+            no_wait,
+            arguments,
+        };
+        done(client, between).await;
         self.publish(client).await;
     }
 
@@ -247,6 +262,17 @@ impl Sent {
         QueueBind {
             routing_key: self.key.clone(),
             ..bind(&self.name, &self.name, "", self.arguments.clone())
+        }
+    }
+
+    /// A second binding, to an exchange.
+    fn between(&self) -> ExchangeUnbind {
+        ExchangeUnbind {
+            destination: short("amq.fanout"),
+            source: short(&self.name),
+            routing_key: self.key.clone(),
+            no_wait: false,
+            arguments: self.arguments.clone(),
         }
     }
 
@@ -287,7 +313,7 @@ fn check_log(records: &[Record], sent: &[Sent]) {
         );
         compared += 1;
     }
-    assert_eq!(compared, 3 * sent.len());
+    assert_eq!(compared, 4 * sent.len());
 }
 
 async fn round(seed: u64) {
@@ -333,6 +359,7 @@ async fn round(seed: u64) {
             arguments,
         };
         done(&mut client, unbind).await;
+        done(&mut client, sent.between()).await;
         sent.publish(&mut client).await;
         let returned = client.hear().await;
         assert!(
