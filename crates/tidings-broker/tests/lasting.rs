@@ -425,7 +425,7 @@ async fn what_waits_for_a_delay_comes_back_by_its_own_key_or_goes_to_the_alterna
     }
     check_delayed(&mut client, b"before").await;
 
-    // The messages wait, or have just expired, while the broker is away.
+    // The messages wait while the broker is away.
     for key in ["work", "gone"] {
         confirmed(
             &mut client,
@@ -456,4 +456,39 @@ async fn what_waits_for_a_delay_comes_back_by_its_own_key_or_goes_to_the_alterna
         client.call(1, other).await,
         Method::ChannelClose(close) if close.reply_code == reply::PRECONDITION_FAILED
     ));
+}
+
+#[tokio::test]
+async fn what_expires_while_the_broker_is_away_is_dead_lettered_when_it_is_back() {
+    let data = tempfile::tempdir().expect("a folder");
+    let broker = start(data.path()).await;
+    let mut client = Client::connect(broker.amqp_addr()).await;
+    declare_delays(&mut client).await;
+    client.close().await;
+    broker.shutdown().await.expect("a clean stop");
+    let is_delay = |record: &Record| match record {
+        Record::QueueDeclared { queue, name, .. } if name == "delay" => Some(*queue),
+        _ => None,
+    };
+    let delay = records(data.path()).iter().find_map(is_delay);
+    let delay = delay.expect("the queue is there");
+    let waiting = [(1, "work"), (2, "gone")].map(|(id, key)| Record::Enqueued {
+        id: MessageId(id),
+        // Long ago, so that its time is over.
+        at: 0,
+        queues: Queues::One(delay),
+        message: Arc::new(core::Message {
+            properties: persistent(None).encode().as_bytes().clone(),
+            persistent: true,
+            ..core::Message::new("delay", key, "long over")
+        }),
+    });
+    write_folder(data.path(), &waiting);
+    let broker = start(data.path()).await;
+    let mut client = Client::connect(broker.amqp_addr()).await;
+    check_delayed(&mut client, b"long over").await;
+    let (_broker, mut client) = restart(broker, client, data.path()).await;
+    for queue in ["delay", "work", "undeliverable"] {
+        assert_eq!(client.ready(queue).await, 0, "`{queue}`");
+    }
 }
