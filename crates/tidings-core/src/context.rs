@@ -42,6 +42,8 @@ pub struct Incoming {
     pub over: Over,
     /// What order is kept by, at consumers that ask for order.
     pub order: Option<OrderKey>,
+    /// W3C trace context of the handling: what messages carry that it sends.
+    pub traceparent: Option<Box<str>>,
 }
 
 struct Received {

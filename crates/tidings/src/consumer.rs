@@ -20,7 +20,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -34,6 +34,10 @@ use crate::{
 
 /// How many foreign message names are remembered, to be named in the log once each.
 const SKIPPED_NAMES_MAX: usize = 100;
+
+/// How long the first deliveries wait for the word whether the handler is paused, before they are
+/// given back.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// What a consumer needs to know.
 pub(crate) struct Consumer {
@@ -65,6 +69,11 @@ impl Consumer {
     ) -> Result<(), TransportError> {
         let gate = &self.handling.gate;
         let mut running = Running::new(Arc::clone(&self.handling));
+        // Whether an operator paused the handler is known at once, unless the database is away.
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = timeout(FIRST_LOOK_MAX, gate.opened(Source::Broker)) => {}
+        }
         let mut next = Some(deliveries);
         let ended = loop {
             let is_trial = next.is_none() && !gate.is_open(Source::Broker);
@@ -192,7 +201,7 @@ impl Running {
     /// in the dead letters if it is of another shape.)
     fn is_foreign(&mut self, delivery: &Delivery) -> bool {
         let (name, handling) = (&delivery.envelope.name, &self.handling);
-        let foreign = handling.is_subscribed && !name.is_empty() && *name != handling.name;
+        let foreign = handling.is_subscribed && !name.is_empty() && !handling.takes(name);
         if foreign
             && self.skipped_names.len() < SKIPPED_NAMES_MAX
             && self.skipped_names.insert(name.to_string())
@@ -211,7 +220,8 @@ impl Running {
         while self.tasks.len() < self.handling.concurrency
             && let Some(delivery) = self.ready.pop_front()
         {
-            self.tasks.spawn(handle(Arc::clone(&self.handling), *delivery));
+            self.tasks
+                .spawn(handle(Arc::clone(&self.handling), *delivery));
         }
     }
 }
@@ -229,7 +239,14 @@ async fn handle(handling: Arc<Handling>, delivery: Delivery) {
     if let Some(store) = &store
         && delivery.redelivered
     {
-        return Box::pin(write_down(&handling, &**store, delivery, &context, Next::Now)).await;
+        return Box::pin(write_down(
+            &handling,
+            &**store,
+            delivery,
+            &context,
+            Next::Now,
+        ))
+        .await;
     }
     let outcome = handling.run(context.clone(), Source::Broker).await;
     match (outcome, &store) {
@@ -237,7 +254,14 @@ async fn handle(handling: Arc<Handling>, delivery: Delivery) {
         (Outcome::Untried, _) => give_back(&handling, delivery).await,
         // Boxed, so that a task has only the size that its usual way needs.
         (Outcome::Behind, Some(store)) => {
-            Box::pin(write_down(&handling, &**store, delivery, &context, Next::Now)).await;
+            Box::pin(write_down(
+                &handling,
+                &**store,
+                delivery,
+                &context,
+                Next::Now,
+            ))
+            .await;
         }
         (Outcome::Again(error, delay), Some(store)) => {
             let next = Next::After(&error, delay);
@@ -268,6 +292,7 @@ fn incoming(delivery: &Delivery) -> Incoming {
         failures: delivery.failures,
         over: redrive.map_or(Over::Nothing, |redrive| Over::Dead { redrive }),
         order: None,
+        traceparent: None,
     }
 }
 

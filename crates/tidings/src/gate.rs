@@ -66,9 +66,13 @@ pub(crate) enum Pass {
 }
 
 impl Gate {
-    pub(crate) fn new() -> Self {
+    /// An open gate; one that is held until it is known whether an operator paused the consumer.
+    pub(crate) fn new(is_held: bool) -> Self {
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                is_held,
+                ..State::default()
+            }),
             changes: watch::Sender::new(()),
         }
     }
@@ -208,12 +212,14 @@ mod tests {
     const PAUSE: Duration = Duration::from_secs(1);
 
     async fn is_passable(gate: &Gate) -> bool {
-        timeout(Duration::ZERO, gate.passable(Source::Broker)).await.is_ok()
+        timeout(Duration::ZERO, gate.passable(Source::Broker))
+            .await
+            .is_ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn after_a_pause_one_message_tries_and_opens_it() {
-        let gate = Gate::new();
+        let gate = Gate::new(false);
         assert_eq!(gate.pass(Source::Broker), Pass::Open);
         gate.close(PAUSE);
         assert_eq!(gate.pass(Source::Broker), Pass::Closed);
@@ -223,14 +229,18 @@ mod tests {
         assert_eq!(gate.pass(Source::Broker), Pass::Trial);
         assert_eq!(gate.pass(Source::Broker), Pass::Closed, "one at a time");
         gate.untried();
-        assert_eq!(gate.pass(Source::Broker), Pass::Trial, "the next one is the trial");
+        assert_eq!(
+            gate.pass(Source::Broker),
+            Pass::Trial,
+            "the next one is the trial"
+        );
         gate.open();
         assert_eq!(gate.pass(Source::Broker), Pass::Open);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_trial_in_vain_doubles_the_pause_and_late_failures_do_not() {
-        let gate = Gate::new();
+        let gate = Gate::new(false);
         gate.close(PAUSE);
         gate.close(PAUSE * 8); // One that had begun before.
         advance(PAUSE).await;
@@ -244,7 +254,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_operator_and_a_full_store_keep_it_closed_until_they_say_otherwise() {
-        let gate = Gate::new();
+        let gate = Gate::new(false);
         for (set, of_store) in [
             (Gate::hold as fn(&Gate, bool), Pass::Closed),
             (Gate::set_full, Pass::Open),

@@ -9,6 +9,7 @@
 
 use std::{
     any::{Any, type_name},
+    borrow::Cow,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
@@ -21,9 +22,9 @@ use parking_lot::Mutex;
 use tower::{Service, ServiceExt};
 
 use crate::{
-    Ask, BoxError, BoxFuture, Claim, Commit, Committed, Context, Destination, Envelope, Error, Fate,
-    FromContext, InboxEntry, InboxState, IntoMessages, Message, Outgoing, Over, Permanent, Provided,
-    Refusal, Seen, Store, Transport, Work, publish, publish::Sender, retry::NotAsked,
+    Ask, BoxError, BoxFuture, Claim, Committed, Context, Destination, Envelope, Error, Fate,
+    FromContext, InboxEntry, InboxState, IntoMessages, Message, Messages, Over, Permanent,
+    Provided, Refusal, Seen, Store, Transport, Work, publish::Sender, retry::NotAsked,
 };
 
 /// An async function that handles messages of type `M`: the message first, then up to eight
@@ -57,7 +58,7 @@ pub trait Handler<M, A>: Clone + Send + Sync + 'static {
         self,
         message: M,
         context: Context,
-    ) -> impl Future<Output = Result<Vec<Outgoing>, Error>> + Send;
+    ) -> impl Future<Output = Result<Messages, Error>> + Send;
 
     /// Where the returned messages may go.
     fn destinations(into: &mut Vec<Destination>);
@@ -107,12 +108,12 @@ macro_rules! functions_are_handlers {
             M: Message,
             $($argument: FromContext + Send,)*
         {
-            async fn call(self, message: M, context: Context) -> Result<Vec<Outgoing>, Error> {
+            async fn call(self, message: M, context: Context) -> Result<Messages, Error> {
                 $(let $argument = $argument::from_context(&context).await?;)*
-                let messages = self(message, $($argument),*).await.into_result()?;
-                let mut outgoing = Vec::new();
-                messages.into_messages(&mut outgoing)?;
-                Ok(outgoing)
+                let returned = self(message, $($argument),*).await.into_result()?;
+                let mut messages = Messages::default();
+                returned.into_messages(&mut messages)?;
+                Ok(messages)
             }
 
             fn destinations(into: &mut Vec<Destination>) {
@@ -168,16 +169,22 @@ impl HandlerService {
     }
 
     /// The innermost service: an attempt of `handler`.
-    pub(crate) fn attempt<H, M, A>(handler: H, effects: Arc<Effects>, limit: Duration) -> Self
+    pub(crate) fn attempt<H, M, A>(
+        handler: H,
+        effects: Arc<Effects>,
+        upcasts: Arc<[Upcast]>,
+        limit: Duration,
+    ) -> Self
     where
         H: Handler<M, A>,
         M: Message,
     {
         Self(Arc::new(move |context| {
             let handler = handler.clone();
-            let effects = Arc::clone(&effects);
+            let (effects, upcasts) = (Arc::clone(&effects), Arc::clone(&upcasts));
             Box::pin(async move {
-                match tokio::time::timeout(limit, attempt(handler, effects, context)).await {
+                let attempt = attempt(handler, effects, upcasts, context);
+                match tokio::time::timeout(limit, attempt).await {
                     Ok(outcome) => outcome,
                     Err(_) => Err(format!(
                         "the handler was still running after the `attempt_timeout` of {limit:?}"
@@ -213,6 +220,7 @@ pub(crate) struct Effects {
 async fn attempt<H, M, A>(
     handler: H,
     effects: Arc<Effects>,
+    upcasts: Arc<[Upcast]>,
     context: Context,
 ) -> Result<Handled, BoxError>
 where
@@ -220,9 +228,11 @@ where
     M: Message,
 {
     let Some(slot) = context.transaction().map(Arc::clone) else {
-        let mut outbox = call(handler, &context).await?;
-        effects.sender.stamp(&mut outbox, Some(&context));
-        let published = publish::directly(&*effects.transport, outbox).await;
+        let messages = call(handler, &upcasts, &context).await?;
+        let published = effects
+            .sender
+            .directly(&*effects.transport, messages, &context)
+            .await;
         published.map_err(Error::into_inner)?;
         return Ok(Handled::Done);
     };
@@ -237,13 +247,10 @@ where
         fate: Fate::Handled,
     };
     let work = Work::new(slot, async move {
-        let mut outbox = call(handler, &context).await?;
-        effects.sender.stamp(&mut outbox, Some(&context));
-        Ok(Commit {
-            inbox: vec![entry],
-            outbox,
-            ..Commit::default()
-        })
+        let messages = call(handler, &upcasts, &context).await?;
+        let mut commit = effects.sender.commit(messages, Some(&context));
+        commit.inbox.push(entry);
+        Ok(commit)
     });
     let committed = match store.run(vec![work]).await.pop() {
         Some(outcome) => outcome.map_err(crate::WorkError::into_inner)?,
@@ -259,17 +266,21 @@ where
 }
 
 /// Decodes the message and runs the handler.
-async fn call<H, M, A>(handler: H, context: &Context) -> Result<Vec<Outgoing>, BoxError>
+async fn call<H, M, A>(
+    handler: H,
+    upcasts: &[Upcast],
+    context: &Context,
+) -> Result<Messages, BoxError>
 where
     H: Handler<M, A>,
     M: Message,
 {
     let message = match context.take_decoded::<M>() {
         Some(message) => message,
-        None => decode(context.envelope())?,
+        None => decode(context.envelope(), upcasts)?,
     };
-    let outgoing = guard(handler.call(message, context.clone())).await;
-    outgoing.map_err(Error::into_inner)
+    let messages = guard(handler.call(message, context.clone())).await;
+    messages.map_err(Error::into_inner)
 }
 
 /// The row of a message in the inbox.
@@ -331,8 +342,49 @@ pub(crate) fn panicked(who: &str, panic: &(dyn Any + Send)) -> String {
     format!("{who} panicked: {said}")
 }
 
-/// The message in an envelope.
-pub(crate) fn decode<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
+/// An older message that a handler of a newer one takes as well.
+#[derive(Clone)]
+pub(crate) struct Upcast {
+    /// The older message's name.
+    pub(crate) name: &'static str,
+    pub(crate) topic: Cow<'static, str>,
+    /// Decodes the older message and makes the newer one of it.
+    decode: fn(&Envelope) -> Result<Box<dyn Any + Send>, Permanent>,
+}
+
+impl Upcast {
+    pub(crate) fn new<Old, New>(topic: Cow<'static, str>) -> Self
+    where
+        Old: Message,
+        New: Message + From<Old>,
+    {
+        Self {
+            name: Old::NAME,
+            topic,
+            decode: |envelope| {
+                let old: Old = parse(envelope)?;
+                Ok(Box::new(New::from(old)))
+            },
+        }
+    }
+}
+
+/// The message in an envelope, which may hold an older one.
+pub(crate) fn decode<M: Message>(envelope: &Envelope, upcasts: &[Upcast]) -> Result<M, Permanent> {
+    let Some(upcast) = upcasts.iter().find(|upcast| envelope.name == upcast.name) else {
+        return parse(envelope);
+    };
+    let newer = (upcast.decode)(envelope)?;
+    newer.downcast().map(|newer| *newer).map_err(|_| {
+        Permanent::new(format!(
+            "`{}` was made into another message than `{}`",
+            upcast.name,
+            M::NAME
+        ))
+    })
+}
+
+fn parse<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
     serde_json::from_slice(&envelope.body).map_err(|error| {
         let hint = if envelope.body.is_empty() {
             "; the body is empty".to_owned()

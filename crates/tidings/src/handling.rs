@@ -23,14 +23,15 @@ use tower::Service;
 use tracing::{Instrument, debug_span, error, warn};
 
 use crate::{
-    Attempt, BoxError, Claim, Commit, Committed, Context, Fate, Handled, HandlerService, Incoming,
-    InboxEntry, Outgoing, Over, Refusal, States, Store, StoreError, Waiting,
-    dead_letter, handler::claim_of,
+    Attempt, BoxError, Claim, Commit, Committed, Context, Fate, Handled, HandlerService,
+    InboxEntry, Incoming, Outgoing, Over, Refusal, States, Store, StoreError, Waiting, dead_letter,
     gate::{Gate, Pass, Source},
-    handler::panicked,
+    handler::claim_of,
+    handler::{Upcast, panicked},
     retry::{Failed, Verdict, is_unstorable, reason},
     router::Accept,
     throttle::Throttle,
+    trace::Trace,
 };
 
 /// How often the log says that a handler pauses.
@@ -47,6 +48,8 @@ pub(crate) struct Handling {
     /// Whether the queue gets a topic's messages, some of which may be none of its business.
     pub(crate) is_subscribed: bool,
     pub(crate) accept: Accept,
+    /// Older messages that it handles as well.
+    pub(crate) upcasts: Arc<[Upcast]>,
     pub(crate) service: HandlerService,
     pub(crate) states: Arc<States>,
     pub(crate) store: Option<Arc<dyn Store>>,
@@ -115,9 +118,16 @@ impl Handling {
         Mutex::new(Throttle::new(PAUSED_LOG_EVERY))
     }
 
+    /// Whether messages of this name are its own, or of an older version.
+    pub(crate) fn takes(&self, name: &str) -> bool {
+        name == self.name || self.upcasts.iter().any(|upcast| upcast.name == name)
+    }
+
     /// Decodes a message. This runs code of the user's message, so it may panic.
-    pub(crate) fn accept(&self, incoming: Incoming) -> Result<Context, BoxError> {
-        let accept = || (self.accept)(incoming, &self.states, self.store.as_ref());
+    pub(crate) fn accept(&self, mut incoming: Incoming) -> Result<Context, BoxError> {
+        let trace = Trace::below(incoming.envelope.traceparent.as_deref());
+        incoming.traceparent = Some(trace.traceparent().into());
+        let accept = || (self.accept)(incoming, &self.upcasts, &self.states, self.store.as_ref());
         let accepted = catch_unwind(AssertUnwindSafe(accept));
         Ok(accepted.map_err(|panic| panicked("reading the message", &*panic))??)
     }
@@ -131,7 +141,7 @@ impl Handling {
             Pass::Trial => true,
             Pass::Open => false,
         };
-        let span = debug_span!("handle", queue = &*self.queue, id = %context.message_id());
+        let span = self.span(&context);
         let started = Instant::now();
         let outcome = AssertUnwindSafe(self.service.clone().call(context).instrument(span))
             .catch_unwind()
@@ -156,6 +166,17 @@ impl Handling {
             Ok(Handled::Behind) => Outcome::Behind,
             Err(outcome) => outcome,
         }
+    }
+
+    fn span(&self, context: &Context) -> tracing::Span {
+        let incoming = context.incoming();
+        debug_span!(
+            "handle",
+            queue = &*self.queue,
+            id = %context.message_id(),
+            traceparent = incoming.traceparent.as_deref(),
+            parent = incoming.envelope.traceparent.as_deref(),
+        )
     }
 
     /// What a failure means. Closes the gate if nothing was tried.
@@ -223,15 +244,6 @@ impl Handling {
         Ok(())
     }
 
-    /// Writes into the store that a message waits behind an earlier one of its key.
-    pub(crate) async fn park(
-        &self,
-        store: &dyn Store,
-        message: &Message<'_>,
-    ) -> Result<(), StoreError> {
-        self.defer(store, message, Duration::ZERO).await
-    }
-
     /// Writes into the store that a message cannot be handled, and sends its dead letter through
     /// the outbox.
     pub(crate) async fn give_up(
@@ -247,9 +259,8 @@ impl Handling {
             "dead letter: {reason}"
         );
         let envelope = message.incoming.map(|incoming| &*incoming.envelope);
-        let letter = envelope.map(|envelope| {
-            dead_letter(envelope, &self.queue, message.failures, &message.history)
-        });
+        let letter = envelope
+            .map(|envelope| dead_letter(envelope, &self.queue, message.failures, &message.history));
         let fate = Fate::Dead {
             failures: message.failures,
             history: message.history.clone(),

@@ -58,6 +58,7 @@ extern crate self as tidings;
 
 mod breaker;
 mod consumer;
+mod control;
 mod extract;
 mod gate;
 mod handler;
@@ -67,15 +68,18 @@ mod publish;
 mod relay;
 mod retry;
 mod router;
+mod schedule;
 mod serve;
 mod telemetry;
 mod throttle;
+mod trace;
 mod upkeep;
 mod worker;
 
 pub use breaker::{
     CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, CircuitOpen, Permit,
 };
+pub use control::{Paused, pause, paused, resume};
 pub use extract::{Metadata, State};
 pub use handler::{Handled, Handler, HandlerResult, HandlerService};
 pub use producer::{Producer, ProducerTransaction};
@@ -93,7 +97,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub mod prelude {
     pub use crate::{
         CircuitBreaker, CircuitBreakerLayer, Command, Context, Event, Message, MessageId, Metadata,
-        PermanentExt, Producer, Result, Retry, Router, State, serve,
+        PermanentExt, Producer, Result, Retry, Router, SendWith, State, serve,
     };
     pub use serde::{Deserialize, Serialize};
     pub use tower::{ServiceBuilder, timeout::TimeoutLayer};

@@ -196,7 +196,11 @@ impl Relay {
             Ok(permit) => permit,
             Err(open) => return Ok(After::Pause(open.retry_after())),
         };
-        let limit = if permit.is_trial() { 1 } else { BATCH_COUNT_MAX };
+        let limit = if permit.is_trial() {
+            1
+        } else {
+            BATCH_COUNT_MAX
+        };
         let batch = match self.next_batch(limit).await {
             Ok(batch) => batch,
             Err(error) => {
@@ -236,7 +240,8 @@ impl Relay {
         for (reason, positions) in std::mem::take(&mut batch.to_hold) {
             outbox.hold(&self.id, &positions, reason).await?;
         }
-        self.set_aside(std::mem::take(&mut batch.unreadable)).await?;
+        self.set_aside(std::mem::take(&mut batch.unreadable))
+            .await?;
         Ok(batch)
     }
 
@@ -245,11 +250,16 @@ impl Relay {
     async fn probe(&mut self, batch: &mut Batch, limit: usize) -> Result<(), StoreError> {
         let now = Instant::now();
         let due = self.held.iter().filter(|(_, held)| held.probe_at <= now);
-        let due: Vec<(Destination, Why)> =
-            due.map(|(destination, held)| (destination.clone(), held.why)).collect();
+        let due: Vec<(Destination, Why)> = due
+            .map(|(destination, held)| (destination.clone(), held.why))
+            .collect();
         for (destination, why) in due {
             let room = limit.saturating_sub(batch.rows.len());
-            let wanted = if why == Why::Draining { room } else { room.min(1) };
+            let wanted = if why == Why::Draining {
+                room
+            } else {
+                room.min(1)
+            };
             if wanted == 0 {
                 break;
             }
@@ -473,7 +483,9 @@ impl Relay {
         if self.surplus == 0 {
             return Ok(());
         }
-        let given_up = self.lanes.split_off(self.lanes.len().saturating_sub(self.surplus));
+        let given_up = self
+            .lanes
+            .split_off(self.lanes.len().saturating_sub(self.surplus));
         self.surplus = 0;
         self.store.outbox().release(&self.id, Some(&given_up)).await
     }

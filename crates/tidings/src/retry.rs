@@ -98,7 +98,9 @@ impl Retry {
 
     /// The delay after a delivery that failed, when `failures` deliveries had failed before it.
     pub fn delay(&self, failures: u32) -> Duration {
-        let doubled = self.delay_first.saturating_mul(2u32.saturating_pow(failures));
+        let doubled = self
+            .delay_first
+            .saturating_mul(2u32.saturating_pow(failures));
         doubled.min(self.delay_max).max(self.delay_first)
     }
 
@@ -384,7 +386,11 @@ mod tests {
         let busy = RetryAfter::new("too many requests", Duration::from_secs(60));
         assert_eq!(policy.verdict(0, &busy), after(60_000));
         let soon = RetryAfter::new("too many requests", Duration::from_millis(1));
-        assert_eq!(policy.verdict(0, &soon), after(1000), "not sooner than the policy");
+        assert_eq!(
+            policy.verdict(0, &soon),
+            after(1000),
+            "not sooner than the policy"
+        );
     }
 
     #[test]

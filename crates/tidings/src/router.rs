@@ -14,7 +14,7 @@ use tower::{Layer, Service};
 use crate::{
     BoxError, Context, Destination, Envelope, Event, Handled, Handler, HandlerService, Incoming,
     Message, MessageId, Permanent, Provided, Queue, Retry, States, Store, Topology,
-    handler::{Effects, decode},
+    handler::{Effects, Upcast, decode},
     identity_of,
 };
 
@@ -51,6 +51,8 @@ pub struct Router {
     defaults: HandlerOptions,
     layers: Vec<LayerFn>,
     published: Vec<Destination>,
+    /// With the name of the newer message.
+    upcasts: Vec<(&'static str, Upcast)>,
 }
 
 type LayerFn = Box<dyn Fn(HandlerService) -> HandlerService + Send + Sync>;
@@ -127,12 +129,12 @@ pub(crate) struct Route {
     location: &'static Location<'static>,
     destinations: fn(&mut Vec<Destination>),
     check: fn(&Provided<'_>) -> Result<(), String>,
-    attempt: Box<dyn Fn(Arc<Effects>, Duration) -> HandlerService + Send + Sync>,
+    attempt: Box<dyn Fn(Arc<Effects>, Arc<[Upcast]>, Duration) -> HandlerService + Send + Sync>,
 }
 
 /// Decodes a message on arrival.
 pub(crate) type Accept =
-    fn(Incoming, &Arc<States>, Option<&Arc<dyn Store>>) -> Result<Context, Permanent>;
+    fn(Incoming, &[Upcast], &Arc<States>, Option<&Arc<dyn Store>>) -> Result<Context, Permanent>;
 
 #[track_caller]
 fn concurrency(messages: u16) -> NonZeroU16 {
@@ -176,6 +178,7 @@ impl Router {
             defaults: HandlerOptions::new(),
             layers: Vec::new(),
             published: Vec::new(),
+            upcasts: Vec::new(),
         }
     }
 
@@ -247,8 +250,8 @@ impl Router {
             location,
             destinations: H::destinations,
             check: H::check,
-            attempt: Box::new(move |effects, limit| {
-                HandlerService::attempt(handler.clone(), effects, limit)
+            attempt: Box::new(move |effects, upcasts, limit| {
+                HandlerService::attempt(handler.clone(), effects, upcasts, limit)
             }),
         });
         self
@@ -309,7 +312,63 @@ impl Router {
             (_, None) => {}
         }
         self.published.extend(other.published);
+        self.upcasts.extend(other.upcasts);
         self
+    }
+
+    /// Lets the handler of `New` take messages of an older version as well: each is decoded as an
+    /// `Old` and made into a `New`, whether it comes from the broker, waited in the store, or is a
+    /// dead letter that is sent again.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tidings::prelude::*;
+    /// #[derive(Serialize, Deserialize, Event)]
+    /// #[event(name = "order-placed.v1", topic = "order_events", id = "order_id")]
+    /// struct OrderPlacedV1 { order_id: String, euros: u64 }
+    ///
+    /// #[derive(Serialize, Deserialize, Event)]
+    /// #[event(name = "order-placed.v2", topic = "order_events", id = "order_id")]
+    /// struct OrderPlaced { order_id: String, cents: u64 }
+    ///
+    /// impl From<OrderPlacedV1> for OrderPlaced {
+    ///     fn from(old: OrderPlacedV1) -> Self {
+    ///         Self { order_id: old.order_id, cents: old.euros * 100 }
+    ///     }
+    /// }
+    ///
+    /// async fn settle(order: OrderPlaced) -> Result<()> { Ok(()) }
+    ///
+    /// let router = Router::new("payment").on(settle).upcast::<OrderPlacedV1, OrderPlaced>();
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When `Old` is a command: it has a queue of its own, so give it a handler of its own.
+    #[track_caller]
+    pub fn upcast<Old, New>(mut self) -> Self
+    where
+        Old: Event,
+        New: Event + From<Old>,
+    {
+        let Destination::Topic(topic) = Old::DESTINATION else {
+            panic!(
+                "`{}` is sent to a queue, so it cannot be upcast; handle it with `on`",
+                Old::NAME
+            )
+        };
+        self.upcasts
+            .push((New::NAME, Upcast::new::<Old, New>(topic)));
+        self
+    }
+
+    /// The older messages that a handler takes as well.
+    pub(crate) fn upcasts_of(&self, route: &Route) -> Arc<[Upcast]> {
+        let of_route = self
+            .upcasts
+            .iter()
+            .filter(|(newer, _)| *newer == route.name);
+        of_route.map(|(_, upcast)| upcast.clone()).collect()
     }
 
     /// Gives the handlers a database: each attempt is one transaction that holds the claim on the
@@ -442,6 +501,11 @@ impl Router {
         for route in &self.routes {
             let mut queue = Queue::new(route.queue.to_string());
             queue.topics = route.topic.clone().into_iter().collect();
+            for upcast in self.upcasts_of(route).iter() {
+                if !queue.topics.contains(&upcast.topic) {
+                    queue.topics.push(upcast.topic.clone());
+                }
+            }
             // What must wait, waits in the store, if there is one.
             if self.store.is_none() {
                 queue.delays = self.retry_of(route).delays();
@@ -464,6 +528,15 @@ impl Router {
     /// Panics if a handler lacks something.
     #[track_caller]
     pub(crate) fn check(&self) {
+        for (newer, upcast) in &self.upcasts {
+            assert!(
+                self.routes.iter().any(|route| route.name == *newer),
+                "`{}` is upcast to `{newer}`, for which the router `{}` has no handler; add it with \
+                 `.on(handler)`",
+                upcast.name,
+                self.consumer
+            );
+        }
         let provided = Provided::new(&self.states, self.store.as_ref());
         for route in &self.routes {
             if let Err(lack) = (route.check)(&provided) {
@@ -478,7 +551,8 @@ impl Router {
     /// The service that handles a route's queue: attempts inside, the retry policy outermost.
     pub(crate) fn service(&self, route: &Route, effects: &Arc<Effects>) -> HandlerService {
         let limit = route.options.or(&self.defaults).attempt_timeout;
-        let attempt = (route.attempt)(Arc::clone(effects), limit.unwrap_or(ATTEMPT_TIMEOUT));
+        let limit = limit.unwrap_or(ATTEMPT_TIMEOUT);
+        let attempt = (route.attempt)(Arc::clone(effects), self.upcasts_of(route), limit);
         let layers = route.layers.as_deref().unwrap_or(&self.layers).iter().rev();
         let layered = layers.fold(attempt, |service, layer| layer(service));
         HandlerService::new(self.retry_of(route).around(layered))
@@ -491,10 +565,11 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 fn accept<M: Message>(
     incoming: Incoming,
+    upcasts: &[Upcast],
     states: &Arc<States>,
     store: Option<&Arc<dyn Store>>,
 ) -> Result<Context, Permanent> {
-    let message = decode::<M>(&incoming.envelope)?;
+    let message = decode::<M>(&incoming.envelope, upcasts)?;
     let id = message_id(&message, &incoming.envelope)?;
     let context = Context::new(incoming, id, Arc::clone(states), store.cloned());
     context.keep_decoded(message);

@@ -34,7 +34,7 @@ use crate::{
     publish::Sender,
     relay::Relay,
     router::prefetch,
-    telemetry, upkeep,
+    schedule, telemetry, upkeep,
     worker::Worker,
 };
 
@@ -211,7 +211,11 @@ fn check_features(transport: &dyn Transport, topology: &Topology) -> Result<(), 
             )
             .into());
         }
-        if let Some(delay) = queue.delays.iter().find(|delay| **delay > features.delay_max) {
+        if let Some(delay) = queue
+            .delays
+            .iter()
+            .find(|delay| **delay > features.delay_max)
+        {
             return Err(format!(
                 "retries of `{name}` are to wait {delay:?}, and `{engine}` can delay {:?} at most; \
                  give its router a store with `.transactional(store)`, in which they wait, or let \
@@ -289,13 +293,34 @@ impl Service {
             router.limits.held_max,
         );
         let (stop, flush_until) = (self.stop_upkeep.clone(), Arc::clone(&self.flush_until));
-        watch(&mut self.upkeep, &self.stop_upkeep, "the relay", async move {
-            relay.run(stop, &flush_until).await;
-        });
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the relay",
+            async move {
+                relay.run(stop, &flush_until).await;
+            },
+        );
         let alarm = router.limits.outbox_alarm;
         let measuring =
             upkeep::watch_outbox(name, Arc::clone(store), alarm, self.stop_upkeep.clone());
-        watch(&mut self.upkeep, &self.stop_upkeep, "the outbox's watch", measuring);
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the outbox's watch",
+            measuring,
+        );
+        let scheduling = schedule::run(
+            Arc::clone(store),
+            instance.to_owned(),
+            self.stop_upkeep.clone(),
+        );
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the scheduler",
+            scheduling,
+        );
     }
 
     /// Starts the consumers of a router, and the worker for what waits in its store.
@@ -322,6 +347,7 @@ impl Service {
                 name: route.name,
                 is_subscribed: route.topic.is_some(),
                 accept: route.accept,
+                upcasts: router.upcasts_of(route),
                 service: router.service(route, &effects),
                 states: Arc::clone(&states),
                 store: router.store.clone(),
@@ -329,7 +355,7 @@ impl Service {
                 permits: Semaphore::new(concurrency.get().into()),
                 instance: instance.into(),
                 counts: Counts::new(&route.queue),
-                gate: Gate::new(),
+                gate: Gate::new(router.store.is_some()),
                 deferred: Arc::clone(&deferred),
                 paused_log: Handling::paused_log(),
             });
@@ -346,24 +372,50 @@ impl Service {
             return;
         };
         let id = instance.to_owned();
-        let worker = Worker::new(id, Arc::clone(&store), router.limits.lease, &handlings, deferred);
+        let worker = Worker::new(
+            id,
+            Arc::clone(&store),
+            router.limits.lease,
+            &handlings,
+            deferred,
+        );
         let working = worker.run(self.stop_handling.clone());
-        watch(&mut self.handling, &self.stop_handling, "the worker", working);
-        let consumers = router.routes.iter().map(|route| (*route.queue).into()).collect();
+        watch(
+            &mut self.handling,
+            &self.stop_handling,
+            "the worker",
+            working,
+        );
+        let consumers = router
+            .routes
+            .iter()
+            .map(|route| (*route.queue).into())
+            .collect();
         let forgetting = upkeep::forget(
             Arc::clone(&store),
             consumers,
             router.limits.claim_window,
             self.stop_upkeep.clone(),
         );
-        watch(&mut self.upkeep, &self.stop_upkeep, "the inbox's upkeep", forgetting);
-        let counting = upkeep::watch_deferred(
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the inbox's upkeep",
+            forgetting,
+        );
+        let counting = upkeep::watch_handlers(
             store,
+            router.consumer.to_string(),
             handlings,
             router.limits.deferred_count_max,
             self.stop_upkeep.clone(),
         );
-        watch(&mut self.upkeep, &self.stop_upkeep, "the inbox's watch", counting);
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the inbox's watch",
+            counting,
+        );
     }
 
     /// Why the service cannot go on, once it cannot: one of its tasks has ended.

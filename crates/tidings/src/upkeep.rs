@@ -8,12 +8,13 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::{OutboxStats, Store, handling::Handling, throttle::Throttle};
+use crate::{OutboxStats, Store, control, handling::Handling, throttle::Throttle};
 
 /// How often the outbox is measured.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
-/// How often it is counted what waits in the store: so much longer may it grow beyond its limit.
-const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// How often handlers are looked after: so much longer may what waits in the store grow beyond its
+/// limit, and so long may an operator's pause take to arrive.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the log repeats that the outbox is stuck.
 const ALARM_EVERY: Duration = Duration::from_secs(30);
 /// How often old rows are deleted.
@@ -57,7 +58,11 @@ pub(crate) async fn watch_outbox(
 }
 
 fn warn_of(service: &str, stats: &OutboxStats) {
-    let more = if stats.ready >= OutboxStats::COUNT_MAX { "or more " } else { "" };
+    let more = if stats.ready >= OutboxStats::COUNT_MAX {
+        "or more "
+    } else {
+        ""
+    };
     warn!(
         service,
         "{} {more}messages wait in the outbox, the oldest for {} s: is the broker there?",
@@ -66,42 +71,71 @@ fn warn_of(service: &str, stats: &OutboxStats) {
     );
 }
 
-/// Counts the messages of each handler that wait in the store; a handler for which `count_max` or
-/// more wait receives nothing until a tenth of them are done.
-pub(crate) async fn watch_deferred(
+/// Looks whether an operator paused handlers, and counts their messages that wait in the store: a
+/// handler for which `count_max` or more wait receives nothing until a tenth of them are done.
+pub(crate) async fn watch_handlers(
     store: Arc<dyn Store>,
+    consumer: String,
     handlings: Vec<Arc<Handling>>,
     count_max: u64,
     stop: CancellationToken,
 ) {
-    let mut full = vec![false; handlings.len()];
-    let mut tick = interval(COUNT_EVERY);
+    let names: Vec<Box<str>> = handlings.iter().map(|it| (*it.queue).into()).collect();
+    let mut states = vec![Watched::default(); handlings.len()];
+    let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        for (handling, is_full) in handlings.iter().zip(&mut full) {
-            let queue = &handling.queue;
-            let waiting = match store.deferred().waiting(queue, count_max).await {
-                Ok(waiting) => waiting,
-                Err(error) => {
-                    debug!(%queue, "what waits was not counted: {error}");
-                    continue;
-                }
-            };
-            handling.counts.waiting.set(waiting as f64);
-            let was_full = std::mem::replace(
-                is_full,
-                waiting >= count_max || (*is_full && waiting > count_max - count_max / 10),
-            );
-            handling.gate.set_full(*is_full);
-            if *is_full && !was_full {
-                warn!(
-                    %queue,
-                    "{waiting} messages wait in the store (`deferred_count_max`): nothing more is \
-                     received until some of them are done"
-                );
-            } else if was_full && !*is_full {
-                info!(%queue, "{waiting} messages wait in the store: receiving again");
+        let paused = match control::are_paused(&*store, &consumer, &names).await {
+            Ok(paused) => paused,
+            Err(error) => {
+                debug!("it was not asked which handlers are paused: {error}");
+                continue;
             }
+        };
+        for ((handling, state), is_paused) in handlings.iter().zip(&mut states).zip(paused) {
+            state.pause(handling, is_paused);
+            match store.deferred().waiting(&handling.queue, count_max).await {
+                Ok(waiting) => state.count(handling, waiting, count_max),
+                Err(error) => {
+                    debug!(queue = %handling.queue, "what waits was not counted: {error}")
+                }
+            }
+        }
+    }
+}
+
+/// What was seen of a handler the last time.
+#[derive(Debug, Clone, Default)]
+struct Watched {
+    is_paused: bool,
+    is_full: bool,
+}
+
+impl Watched {
+    fn pause(&mut self, handling: &Handling, is_paused: bool) {
+        handling.gate.hold(is_paused);
+        let queue = &handling.queue;
+        match (std::mem::replace(&mut self.is_paused, is_paused), is_paused) {
+            (false, true) => warn!(%queue, "the handler is paused by an operator"),
+            (true, false) => info!(%queue, "the handler goes on"),
+            _ => {}
+        }
+    }
+
+    fn count(&mut self, handling: &Handling, waiting: u64, count_max: u64) {
+        handling.counts.waiting.set(waiting as f64);
+        let few_enough = count_max - count_max / 10;
+        let is_full = waiting >= count_max || (self.is_full && waiting > few_enough);
+        handling.gate.set_full(is_full);
+        let queue = &handling.queue;
+        match (std::mem::replace(&mut self.is_full, is_full), is_full) {
+            (false, true) => warn!(
+                %queue,
+                "{waiting} messages wait in the store (`deferred_count_max`): nothing more is \
+                 received until some of them are done"
+            ),
+            (true, false) => info!(%queue, "{waiting} messages wait in the store: receiving again"),
+            _ => {}
         }
     }
 }

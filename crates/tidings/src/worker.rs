@@ -68,7 +68,9 @@ impl Worker {
         handlings: &[Arc<Handling>],
         deferred: Arc<Notify>,
     ) -> Self {
-        let by_name = handlings.iter().map(|it| ((*it.queue).into(), Arc::clone(it)));
+        let by_name = handlings
+            .iter()
+            .map(|it| ((*it.queue).into(), Arc::clone(it)));
         Self {
             id,
             store,
@@ -152,7 +154,9 @@ impl Worker {
                 return Ok(POLL_EVERY);
             }
             let deferred = self.store.deferred();
-            let due = deferred.take_due(&consumers, &self.id, self.lease, room).await?;
+            let due = deferred
+                .take_due(&consumers, &self.id, self.lease, room)
+                .await?;
             let is_full = due.len() == room;
             self.start(due).await?;
             if !is_full {
@@ -297,6 +301,7 @@ async fn handle_once(handling: &Handling, due: Due) -> Option<Settling> {
         failures: due.failures,
         over: Over::Lease(due.lease.clone()),
         order: due.order.clone(),
+        traceparent: None,
     };
     if due.unfinished >= UNFINISHED_MAX {
         let error = format!(

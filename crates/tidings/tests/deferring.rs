@@ -50,7 +50,12 @@ fn bank(database: &Database, outside: &Outside, delay: Duration) -> Router {
     Router::new("bank")
         .on(book)
         .transactional(database.store.clone())
-        .retry(Retry::exponential(delay).attempts(1000).fast_attempts(1).delay_max(delay))
+        .retry(
+            Retry::exponential(delay)
+                .attempts(1000)
+                .fast_attempts(1)
+                .delay_max(delay),
+        )
         .with_state(outside.clone())
 }
 
@@ -65,47 +70,74 @@ async fn waiting(database: &Database) -> Vec<InboxRow> {
 
 #[tokio::test]
 async fn what_is_tried_again_later_waits_in_the_store_and_not_in_the_broker() {
-    let (broker, database, outside) = (Broker::default(), Database::new().await, Outside::default());
+    let (broker, database, outside) =
+        (Broker::default(), Database::new().await, Outside::default());
     let router = bank(&database, &outside, Duration::from_secs(3600));
     let bank = Running::start(&broker, router).await;
     for number in 0..10 {
         broker.publish_raw(outgoing(&deposit("a", number)));
     }
-    until("all wait in the store", async || waiting(&database).await.len() == 10).await;
+    until("all wait in the store", async || {
+        waiting(&database).await.len() == 10
+    })
+    .await;
     until("none is in the broker", async || broker.count(QUEUE) == 0).await;
     bank.stop().await;
     for row in waiting(&database).await {
         assert_eq!(row.state, InboxState::Deferred);
         assert_eq!(row.failures, 1);
-        assert!(row.history[0].reason.contains("the outside is down"), "{row:?}");
-        assert!(row.due.is_some_and(|due| due > jiff::Timestamp::now()), "{row:?}");
-        assert!(row.envelope.is_some_and(|it| it.name == "money-deposited.v1"));
+        assert!(
+            row.history[0].reason.contains("the outside is down"),
+            "{row:?}"
+        );
+        assert!(
+            row.due.is_some_and(|due| due > jiff::Timestamp::now()),
+            "{row:?}"
+        );
+        assert!(
+            row.envelope
+                .is_some_and(|it| it.name == "money-deposited.v1")
+        );
     }
-    assert!(database.effects().await.is_empty(), "what failed left nothing");
+    assert!(
+        database.effects().await.is_empty(),
+        "what failed left nothing"
+    );
 }
 
 #[tokio::test]
 async fn a_crash_forgets_nothing_that_waits() {
-    let (broker, database, outside) = (Broker::default(), Database::new().await, Outside::default());
+    let (broker, database, outside) =
+        (Broker::default(), Database::new().await, Outside::default());
     let router = || bank(&database, &outside, Duration::from_millis(300));
     let service = Running::start(&broker, router()).await;
     for number in 0..20 {
         broker.publish_raw(outgoing(&deposit("a", number)));
     }
-    until("all wait in the store", async || waiting(&database).await.len() == 20).await;
+    until("all wait in the store", async || {
+        waiting(&database).await.len() == 20
+    })
+    .await;
     service.crash().await;
     broker.set_down(true);
     broker.set_down(false);
     outside.set_up(true);
     let service = Running::start(&broker, router().lease(Duration::from_millis(300))).await;
-    until("all are handled", async || database.effects().await.len() == 20).await;
-    until("nothing waits", async || waiting(&database).await.is_empty()).await;
+    until("all are handled", async || {
+        database.effects().await.len() == 20
+    })
+    .await;
+    until("nothing waits", async || {
+        waiting(&database).await.is_empty()
+    })
+    .await;
     service.stop().await;
 }
 
 #[tokio::test]
 async fn a_duplicate_runs_no_handler_whether_its_message_was_handled_waits_or_is_dead() {
-    let (broker, database, outside) = (Broker::default(), Database::new().await, Outside::default());
+    let (broker, database, outside) =
+        (Broker::default(), Database::new().await, Outside::default());
     let hour = Duration::from_secs(3600);
     let router = bank(&database, &outside, hour);
     let service = Running::start(&broker, router).await;
@@ -125,26 +157,38 @@ async fn a_duplicate_runs_no_handler_whether_its_message_was_handled_waits_or_is
     let router = bank(&database, &outside, hour).retry(Retry::none());
     let service = Running::start(&broker, router).await;
     publish(3, 3).await;
-    until("a dead letter", async || broker.dead_letters(QUEUE).len() == 1).await;
+    until("a dead letter", async || {
+        broker.dead_letters(QUEUE).len() == 1
+    })
+    .await;
     publish(3, 3).await; // It is dead.
 
     // Sent again with a number it is tried once more, and only then.
     outside.set_up(true);
     let mut again = outgoing(&deposit("a", 3));
-    again.envelope.headers.push((REDRIVE_HEADER.into(), "1".into()));
+    again
+        .envelope
+        .headers
+        .push((REDRIVE_HEADER.into(), "1".into()));
     broker.publish_raw(again.clone());
     until("it is handled", async || outside.calls() == 4).await;
     broker.publish_raw(again);
     until("it is settled", async || broker.is_settled()).await;
     service.stop().await;
     assert_eq!(outside.calls(), 4);
-    let numbers: Vec<u64> = database.effects().await.into_iter().map(|(_, n)| n).collect();
+    let numbers: Vec<u64> = database
+        .effects()
+        .await
+        .into_iter()
+        .map(|(_, n)| n)
+        .collect();
     assert_eq!(numbers, [2, 3]);
 }
 
 #[tokio::test]
 async fn a_dead_letter_goes_through_the_outbox_when_the_broker_is_away() {
-    let (broker, database, outside) = (Broker::default(), Database::new().await, Outside::default());
+    let (broker, database, outside) =
+        (Broker::default(), Database::new().await, Outside::default());
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let wait = |_: MoneyDeposited, State(gate): State<Arc<tokio::sync::Semaphore>>, _: Tx| async move {
         gate.acquire().await?.forget();
@@ -161,12 +205,18 @@ async fn a_dead_letter_goes_through_the_outbox_when_the_broker_is_away() {
     broker.set_down(true);
     gate.add_permits(10);
     until("it is dead", async || {
-        waiting(&database).await.iter().any(|row| row.state == InboxState::Dead)
+        waiting(&database)
+            .await
+            .iter()
+            .any(|row| row.state == InboxState::Dead)
     })
     .await;
     assert!(broker.dead_letters(QUEUE).is_empty());
     broker.set_down(false);
-    until("its letter is there", async || broker.dead_letters(QUEUE).len() == 1).await;
+    until("its letter is there", async || {
+        broker.dead_letters(QUEUE).len() == 1
+    })
+    .await;
     until("its redelivery is settled", async || broker.is_settled()).await;
     service.stop().await;
     let dead = broker.dead_letters(QUEUE);
@@ -176,7 +226,8 @@ async fn a_dead_letter_goes_through_the_outbox_when_the_broker_is_away() {
 
 #[tokio::test]
 async fn while_a_circuit_is_open_the_backlog_stays_in_the_broker() {
-    let (broker, database, outside) = (Broker::default(), Database::new().await, Outside::default());
+    let (broker, database, outside) =
+        (Broker::default(), Database::new().await, Outside::default());
     let breaker = CircuitBreaker::new("outside")
         .failures_max(1)
         .open_for(Duration::from_millis(50))
@@ -198,7 +249,11 @@ async fn while_a_circuit_is_open_the_backlog_stays_in_the_broker() {
     let router = Router::new("bank")
         .on(call)
         .transactional(database.store.clone())
-        .retry(Retry::exponential(Duration::from_millis(10)).attempts(1000).fast_attempts(1))
+        .retry(
+            Retry::exponential(Duration::from_millis(10))
+                .attempts(1000)
+                .fast_attempts(1),
+        )
         .concurrency(4)
         .with_state((breaker, outside.clone()));
     let service = Running::start(&broker, router).await;
@@ -207,23 +262,32 @@ async fn while_a_circuit_is_open_the_backlog_stays_in_the_broker() {
     }
     until("some calls were tried", async || outside.calls() >= 8).await;
     let (in_broker, in_store) = (broker.count(QUEUE), waiting(&database).await.len());
-    assert!(in_broker > 400, "{in_broker} in the broker, {in_store} in the store");
+    assert!(
+        in_broker > 400,
+        "{in_broker} in the broker, {in_store} in the store"
+    );
     assert_eq!(in_broker + in_store, 500);
     outside.set_up(true);
-    until("all are handled", async || database.effects().await.len() == 500).await;
+    until("all are handled", async || {
+        database.effects().await.len() == 500
+    })
+    .await;
     service.stop().await;
     assert!(broker.dead_letters(QUEUE).is_empty());
 }
 
 #[tokio::test]
 async fn a_handler_whose_messages_fill_the_store_receives_no_more() {
-    let (broker, database, outside) = (Broker::default(), Database::new().await, Outside::default());
+    let (broker, database, outside) =
+        (Broker::default(), Database::new().await, Outside::default());
     let router = bank(&database, &outside, Duration::from_millis(1500)).deferred_count_max(20);
     let service = Running::start(&broker, router).await;
     let mut published = 0;
-    until("the broker keeps what comes", async || broker.count(QUEUE) > 50 || {
-        broker.publish_raw(outgoing(&deposit("a", broker.published().len() as u64)));
-        false
+    until("the broker keeps what comes", async || {
+        broker.count(QUEUE) > 50 || {
+            broker.publish_raw(outgoing(&deposit("a", broker.published().len() as u64)));
+            false
+        }
     })
     .await;
     published += waiting(&database).await.len() + broker.count(QUEUE);
@@ -275,13 +339,23 @@ async fn a_message_whose_handler_never_lets_the_process_live_is_a_dead_letter_an
         assert!(crashes < 10, "it is tried for ever");
     }
     let service = Running::start(&broker, router()).await;
-    until("the others are handled", async || database.effects().await.len() == 9).await;
+    until("the others are handled", async || {
+        database.effects().await.len() == 9
+    })
+    .await;
     service.stop().await;
     let dead = broker.dead_letters(QUEUE);
     assert_eq!(dead.len(), 1, "and no other");
     let reason = &dead[0].history.last().expect("a reason").reason;
-    assert!(reason.contains("was started 3 times and never finished"), "{reason}");
-    assert_eq!(hung.load(Ordering::SeqCst), 4, "once as a delivery, three times counted");
+    assert!(
+        reason.contains("was started 3 times and never finished"),
+        "{reason}"
+    );
+    assert_eq!(
+        hung.load(Ordering::SeqCst),
+        4,
+        "once as a delivery, three times counted"
+    );
 }
 
 #[tokio::test]
@@ -305,7 +379,9 @@ async fn a_handlers_own_options_hold_for_it_alone_and_from_broker_and_store_toge
         write(&mut tx, &deposit).await?;
         Ok(())
     };
-    let quick = Retry::exponential(Duration::from_millis(1)).attempts(1000).fast_attempts(1);
+    let quick = Retry::exponential(Duration::from_millis(1))
+        .attempts(1000)
+        .fast_attempts(1);
     let options = HandlerOptions::new().concurrency(1).retry(quick);
     let router = Router::new("bank")
         .on_with(one, options)
@@ -316,7 +392,10 @@ async fn a_handlers_own_options_hold_for_it_alone_and_from_broker_and_store_toge
     for number in 0..60 {
         broker.publish_raw(outgoing(&deposit(number, number)));
     }
-    until("all are handled", async || database.effects().await.len() == 60).await;
+    until("all are handled", async || {
+        database.effects().await.len() == 60
+    })
+    .await;
     service.stop().await;
     assert_eq!(most.load(Ordering::SeqCst), 1);
     assert!(broker.dead_letters(QUEUE).is_empty());

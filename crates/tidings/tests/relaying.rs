@@ -302,12 +302,22 @@ async fn a_refused_row_holds_up_nothing_else_and_catches_up_in_order() {
     for number in 0..20 {
         for account in ["full", "other"] {
             let message = deposit(account, number * 2 + u64::from(account == "other"));
-            producer(&database).publish(&message).await.expect("it commits");
+            producer(&database)
+                .publish(&message)
+                .await
+                .expect("it commits");
         }
     }
     until("the others are out", async || numbers(&broker).len() == 20).await;
     until("the refused are held", async || {
-        database.store.outbox().stats().await.expect("it counts").held == 20
+        database
+            .store
+            .outbox()
+            .stats()
+            .await
+            .expect("it counts")
+            .held
+            == 20
     })
     .await;
     full.store(false, Ordering::SeqCst);
@@ -322,7 +332,9 @@ async fn a_refused_row_holds_up_nothing_else_and_catches_up_in_order() {
 #[track_caller]
 fn assert_in_order(broker: &Broker, account: &str) {
     let published = broker.published_as::<MoneyDeposited>();
-    let of_account = published.iter().filter(|deposit| deposit.account == account);
+    let of_account = published
+        .iter()
+        .filter(|deposit| deposit.account == account);
     let numbers: Vec<u64> = of_account.map(|deposit| deposit.number).collect();
     assert!(numbers.is_sorted(), "{account}: {numbers:?}");
 }
@@ -340,11 +352,21 @@ async fn a_destination_nobody_listens_to_costs_one_probe_now_and_then() {
     });
     for number in 0..3000 {
         let message = deposit(number % 10, number);
-        producer(&database).publish(&message).await.expect("it commits");
+        producer(&database)
+            .publish(&message)
+            .await
+            .expect("it commits");
     }
     let service = Running::start(&broker, teller(&database)).await;
     until("all are held", async || {
-        database.store.outbox().stats().await.expect("it counts").held == 3000
+        database
+            .store
+            .outbox()
+            .stats()
+            .await
+            .expect("it counts")
+            .held
+            == 3000
     })
     .await;
     let ignore = |_: LetterWritten| async { Ok::<_, Error>(()) };
@@ -354,10 +376,16 @@ async fn a_destination_nobody_listens_to_costs_one_probe_now_and_then() {
         let letter = LetterWritten {
             text: number.to_string(),
         };
-        producer(&database).publish(&letter).await.expect("it commits");
+        producer(&database)
+            .publish(&letter)
+            .await
+            .expect("it commits");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    until("the letters are out", async || broker.published().len() == 50).await;
+    until("the letters are out", async || {
+        broker.published().len() == 50
+    })
+    .await;
     let probes = offers.load(Ordering::SeqCst) - before;
     assert!(probes < 10, "{probes} offers while 50 letters went out");
 
@@ -367,7 +395,10 @@ async fn a_destination_nobody_listens_to_costs_one_probe_now_and_then() {
     let listener = listen(&broker).await;
     for number in 3000..3100 {
         let message = deposit(number % 10, number);
-        producer(&database).publish(&message).await.expect("it commits");
+        producer(&database)
+            .publish(&message)
+            .await
+            .expect("it commits");
     }
     until("the outbox is empty", async || unsent(&database).await == 0).await;
     for running in [service, reader, listener] {
@@ -382,24 +413,43 @@ async fn a_row_that_cannot_be_read_is_set_aside_with_its_reason_and_the_others_g
     let (broker, database) = (Broker::default(), Database::new().await);
     let listener = listen(&broker).await;
     for number in 0..5 {
-        producer(&database).publish(&deposit("a", number)).await.expect("it commits");
+        producer(&database)
+            .publish(&deposit("a", number))
+            .await
+            .expect("it commits");
     }
     let damage = "update tidings_outbox set message = '{' where position =
                   (select min(position) + 2 from tidings_outbox)";
-    let damaged = database.store.write(move |connection| connection.execute(damage, ()));
+    let damaged = database
+        .store
+        .write(move |connection| connection.execute(damage, ()));
     assert_eq!(damaged.await.expect("it writes"), 1);
     let service = Running::start(&broker, teller(&database)).await;
     until("the others are out", async || broker.published().len() == 4).await;
     until("it is set aside", async || {
-        database.store.outbox().stats().await.expect("it counts").set_aside == 1
+        database
+            .store
+            .outbox()
+            .stats()
+            .await
+            .expect("it counts")
+            .set_aside
+            == 1
     })
     .await;
     service.stop().await;
     listener.stop().await;
-    let rows = database.store.outbox().list(OutboxState::SetAside, None, 10).await;
+    let rows = database
+        .store
+        .outbox()
+        .list(OutboxState::SetAside, None, 10)
+        .await;
     let rows = rows.expect("it lists");
     assert_eq!(rows.len(), 1);
-    assert!(!rows[0].reason.is_empty() && rows[0].message.is_none(), "{rows:?}");
+    assert!(
+        !rows[0].reason.is_empty() && rows[0].message.is_none(),
+        "{rows:?}"
+    );
     assert_eq!(numbers(&broker), [0, 1, 3, 4]);
 }
 
@@ -408,16 +458,30 @@ async fn an_event_that_was_held_for_its_longest_time_is_set_aside_and_not_lost()
     let (broker, database) = (Broker::default(), Database::new().await);
     let router = teller(&database).held_max(Duration::from_millis(300));
     let service = Running::start(&broker, router).await;
-    producer(&database).publish(&deposit("a", 1)).await.expect("it commits");
+    producer(&database)
+        .publish(&deposit("a", 1))
+        .await
+        .expect("it commits");
     let letter = StoreLetter {
         text: "hello".into(),
     };
     producer(&database).send(&letter).await.expect("it commits");
     until("the event is set aside", async || {
-        database.store.outbox().stats().await.expect("it counts").set_aside == 1
+        database
+            .store
+            .outbox()
+            .stats()
+            .await
+            .expect("it counts")
+            .set_aside
+            == 1
     })
     .await;
-    let rows = database.store.outbox().list(OutboxState::SetAside, None, 10).await;
+    let rows = database
+        .store
+        .outbox()
+        .list(OutboxState::SetAside, None, 10)
+        .await;
     let position = rows.expect("it lists")[0].position;
     let stats = database.store.outbox().stats().await.expect("it counts");
     assert_eq!(stats.held, 1, "a command has no end");

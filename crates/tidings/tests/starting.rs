@@ -118,8 +118,14 @@ fn what_a_service_needs_is_known_before_it_starts() {
     let delays = [1, 2, 4].map(Duration::from_secs);
     assert_eq!(topology.queues[0].delays, delays);
     let store = tidings_memory::MemoryStore::new();
-    let topology = Router::new("bank").on(plain).transactional(store).topology();
-    assert!(topology.queues[0].delays.is_empty(), "they wait in the store");
+    let topology = Router::new("bank")
+        .on(plain)
+        .transactional(store)
+        .topology();
+    assert!(
+        topology.queues[0].delays.is_empty(),
+        "they wait in the store"
+    );
 }
 
 #[tokio::test]

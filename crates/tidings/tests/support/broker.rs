@@ -12,8 +12,8 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use tidings::{
     Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, FAILURES_HEADER, Features,
-    HISTORY_HEADER, Outgoing, PublishError, PublishErrorKind, Settlement, Settler, Subscription, Topology, Transport,
-    TransportError, dead_letter_queue,
+    HISTORY_HEADER, Outgoing, PublishError, PublishErrorKind, Settlement, Settler, Subscription,
+    Topology, Transport, TransportError, dead_letter_queue,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -118,7 +118,9 @@ impl Broker {
         let state = self.0.state.lock();
         let dead = state.queues.get(&dead_letter_queue(queue));
         let dead = dead.map(|queue| queue.ready.iter().cloned()).into_iter();
-        dead.flatten().map(Stored::with_history_of_headers).collect()
+        dead.flatten()
+            .map(Stored::with_history_of_headers)
+            .collect()
     }
 
     /// How many messages are in a queue or out of it.

@@ -41,7 +41,9 @@ impl Outage {
     ) -> BoxFuture<'a, Result<T, StoreError>> {
         match self.down.load(Ordering::SeqCst) {
             false => call,
-            true => Box::pin(std::future::ready(Err(StoreError::unavailable("no database")))),
+            true => Box::pin(std::future::ready(Err(StoreError::unavailable(
+                "no database",
+            )))),
         }
     }
 }
