@@ -129,8 +129,12 @@ pub(crate) struct Route {
     location: &'static Location<'static>,
     destinations: fn(&mut Vec<Destination>),
     check: fn(&Provided<'_>) -> Result<(), String>,
-    attempt: Box<dyn Fn(Arc<Effects>, Arc<[Upcast]>, Duration) -> HandlerService + Send + Sync>,
+    attempt: Box<AttemptFn>,
 }
+
+/// Makes the innermost service of a handler, with its older messages and the longest time an attempt
+/// may take.
+type AttemptFn = dyn Fn(Arc<Effects>, Arc<[Upcast]>, Duration) -> HandlerService + Send + Sync;
 
 /// Decodes a message on arrival.
 pub(crate) type Accept =

@@ -218,7 +218,7 @@ async fn handle(handling: Arc<Handling>, store: Arc<dyn Store>, due: Due) {
             }
             return;
         }
-        Some(Settling::Write(write)) => write,
+        Some(Settling::Write(write)) => *write,
     };
     loop {
         let written = match &write {
@@ -248,7 +248,7 @@ async fn handle(handling: Arc<Handling>, store: Arc<dyn Store>, due: Due) {
 enum Settling {
     /// It was not tried.
     Release,
-    Write(Write),
+    Write(Box<Write>),
 }
 
 enum Write {
@@ -321,7 +321,7 @@ async fn handle_once(handling: &Handling, due: Due) -> Option<Settling> {
             let attempt = handling.attempt(&error);
             handling.counts.retried.increment(1);
             let message = OwnedMessage::failed(due, Some(incoming), attempt);
-            Some(Settling::Write(Write::Defer(message, delay)))
+            Some(Settling::Write(Box::new(Write::Defer(message, delay))))
         }
         Outcome::Dead(error) => Some(give_up(handling, due, Some(incoming), &error)),
     }
@@ -334,5 +334,6 @@ fn give_up(
     error: &BoxError,
 ) -> Settling {
     let attempt = handling.attempt(error);
-    Settling::Write(Write::GiveUp(OwnedMessage::failed(due, incoming, attempt)))
+    let message = OwnedMessage::failed(due, incoming, attempt);
+    Settling::Write(Box::new(Write::GiveUp(message)))
 }
