@@ -1,7 +1,9 @@
 //! What the transport does on a broker, whichever it is. `rabbitmq.rs` and `embedded.rs` run this.
 
+pub(crate) mod delays;
 pub(crate) mod failures;
 mod raw;
+pub(crate) mod settling;
 
 use std::{
     num::NonZeroU16,
