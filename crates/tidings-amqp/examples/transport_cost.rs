@@ -31,15 +31,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let rounds = count.div_ceil(CALLERS * BATCH);
     let count = rounds * CALLERS * BATCH;
     let amqp = Arc::new(Amqp::connect(&url).await?);
-    let topology = Topology {
-        queues: vec![Queue::new(QUEUE, Vec::new())],
-        ..Topology::default()
-    };
+    let topology = Topology::new().queue(Queue::new(QUEUE));
     amqp.declare(&topology).await?;
-    let subscription = Subscription {
-        queue: QUEUE.into(),
-        prefetch: NonZeroU16::new(500).ok_or("not zero")?,
-    };
+    let subscription = Subscription::new(QUEUE);
+    let subscription = subscription.prefetch(NonZeroU16::new(500).ok_or("not zero")?);
 
     let measured = Measured::start();
     publish(&amqp, rounds).await?;
@@ -79,7 +74,7 @@ fn message(id: String) -> Outgoing {
     envelope.source = "throughput".into();
     Outgoing {
         destination: Destination::queue(QUEUE),
-        unrouted: Unrouted::Park,
+        unrouted: Unrouted::Hold,
         envelope,
     }
 }

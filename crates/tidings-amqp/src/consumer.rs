@@ -6,34 +6,31 @@
 //! could acknowledge it any more.
 
 use std::{
-    collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_core::Stream;
 use parking_lot::Mutex;
-use tidings_core::{
-    BoxFuture, Delivery, PublishError, PublishErrorKind, Settlement, Settler, Subscription,
-    TransportError, dead_letter_queue,
-};
+use tidings_core::{BoxFuture, Delivery, Settlement, Settler, Subscription, TransportError};
 use tidings_wire::{
-    BasicCancel, BasicConsume, BasicNack, BasicQos, Command, Content, Method, Properties, ShortStr,
-    encode_ack, encode_method, reply,
+    BasicCancel, BasicConsume, BasicQos, Command, Content, Method, Properties, ShortStr, reply,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    Shared, link,
+    Shared,
+    copies::Held,
+    link,
     link::Backoff,
     message::{self, CopyFor},
-    publisher::Item,
     session::{Channel, Closed, Flush, Inbound, Session},
+    unsettled::{Ending, Unsettled},
 };
 
 const CONSUMER_TAG: ShortStr = ShortStr::from_static("tidings");
@@ -202,7 +199,8 @@ impl Keeper {
         let (sender, raws) = mpsc::channel(self.prefetch.into());
         let mut consumer = None;
         let channel = Channel::open(session, |id| {
-            let it = consumer.insert(Arc::new(Consumer {
+            let it = consumer.insert(Arc::new_cyclic(|me| Consumer {
+                me: Weak::clone(me),
                 id,
                 session: Arc::clone(session),
                 shared: Arc::downgrade(shared),
@@ -273,15 +271,16 @@ impl Inbound for Incoming {
         match (command.method, command.content) {
             (Method::BasicDeliver(deliver), Some(content)) => {
                 let tag = deliver.delivery_tag;
-                let entry = Entry::Out(content.properties.clone());
-                self.consumer.unsettled.lock().entries.insert(tag, entry);
+                let properties = content.properties.clone();
+                self.consumer.unsettled.lock().insert(tag, properties);
                 if content.is_too_large() {
                     error!(
                         queue = %self.consumer.queue,
                         "a message of {} bytes is too large; the broker moves it to the dead letters",
                         content.body_bytes
                     );
-                    return self.consumer.refuse(tag, false);
+                    // It has just come, so that it cannot be stale.
+                    return drop(self.consumer.end(tag, Ending::Reject));
                 }
                 let raw = Raw {
                     tag,
@@ -315,52 +314,16 @@ impl Inbound for Incoming {
 }
 
 /// A subscription on one connection: settles what came from it.
-struct Consumer {
+pub(crate) struct Consumer {
+    me: Weak<Consumer>,
     id: u16,
-    session: Arc<Session>,
-    shared: Weak<Shared>,
-    queue: Arc<str>,
+    pub(crate) session: Arc<Session>,
+    pub(crate) shared: Weak<Shared>,
+    pub(crate) queue: Arc<str>,
     unsettled: Mutex<Unsettled>,
     /// The channel or its subscription is gone: nothing can be settled any more.
-    ended: CancellationToken,
+    pub(crate) ended: CancellationToken,
     settled: Notify,
-}
-
-/// The deliveries that the broker waits for, by their tags. No more than the prefetch count.
-#[derive(Default)]
-struct Unsettled {
-    entries: BTreeMap<u64, Entry>,
-    /// Settled ones that the broker has not been told of.
-    to_ack: Vec<u64>,
-}
-
-enum Entry {
-    /// The properties are kept for a copy.
-    Out(Properties),
-    /// Settled; the broker will be told soon.
-    Acked,
-}
-
-impl Unsettled {
-    /// Writes the acknowledgements: one for all settled ones below the lowest that is out, one
-    /// each for the others.
-    fn write_acks(&mut self, channel: u16, out: &mut BytesMut) {
-        let (mut count, mut through) = (0, 0);
-        while let Some(lowest) = self.entries.first_entry()
-            && matches!(lowest.get(), Entry::Acked)
-        {
-            (count, through) = (count + 1, *lowest.key());
-            lowest.remove();
-        }
-        if count > 0 {
-            encode_ack(out, channel, through, count > 1);
-        }
-        for tag in self.to_ack.drain(..).filter(|tag| *tag > through) {
-            if self.entries.remove(&tag).is_some() {
-                encode_ack(out, channel, tag, false);
-            }
-        }
-    }
 }
 
 impl Flush for Consumer {
@@ -369,8 +332,8 @@ impl Flush for Consumer {
         if self.is_ended() {
             return;
         }
-        unsettled.write_acks(self.id, out);
-        let all = unsettled.entries.is_empty();
+        unsettled.write(self.id, out);
+        let all = unsettled.is_empty();
         drop(unsettled);
         if all {
             self.settled.notify_waiters();
@@ -389,6 +352,9 @@ impl Consumer {
         let queue = Arc::clone(&self.queue);
         let mut delivery = Delivery::new(received.envelope, queue, raw.tag, settler);
         delivery.redelivered = raw.redelivered;
+        // Where both differ, the count is one that a message brought along from another queue.
+        let count = received.delivered_before;
+        delivery.delivered_before = count.filter(|count| raw.redelivered || *count == 0);
         delivery.history = received.history;
         delivery.failures = received.failures;
         delivery
@@ -397,14 +363,14 @@ impl Consumer {
     async fn all_settled(&self) {
         loop {
             let settled = self.settled.notified();
-            if self.unsettled.lock().entries.is_empty() {
+            if self.unsettled.lock().is_empty() {
                 return;
             }
             settled.await;
         }
     }
 
-    fn stale(&self) -> TransportError {
+    pub(crate) fn stale(&self) -> TransportError {
         TransportError::temporary(format!(
             "the connection that this delivery of queue `{}` came from is gone; the broker will \
              deliver it again",
@@ -412,156 +378,28 @@ impl Consumer {
         ))
     }
 
+    /// The properties of a delivery that is out.
+    pub(crate) fn properties(&self, tag: u64) -> Option<Properties> {
+        self.unsettled.lock().properties(tag).cloned()
+    }
+
     /// Tells the broker, with whatever else there is to tell, at the next write.
-    fn ack(self: &Arc<Self>, tag: u64) -> Result<(), TransportError> {
+    pub(crate) fn end(&self, tag: u64, ending: Ending) -> Result<(), TransportError> {
         let is_first = {
             let mut unsettled = self.unsettled.lock();
-            match unsettled.entries.get_mut(&tag) {
-                Some(entry @ Entry::Out(_)) if !self.is_ended() => *entry = Entry::Acked,
-                _ => return Err(self.stale()),
-            }
-            unsettled.to_ack.push(tag);
-            unsettled.to_ack.len() == 1
+            let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
+            is_first.flatten().ok_or_else(|| self.stale())?
         };
-        if is_first {
-            self.session.flush_soon(Arc::clone(self) as Arc<dyn Flush>);
+        if is_first && let Some(me) = self.me.upgrade() {
+            self.session.flush_soon(me as Arc<dyn Flush>);
         }
         Ok(())
     }
 
-    /// Back into the queue, for whoever is there.
-    fn give_back(&self, tag: u64) {
-        self.refuse(tag, true);
-    }
-
-    fn refuse(&self, tag: u64, requeue: bool) {
-        let mut unsettled = self.unsettled.lock();
-        match unsettled.entries.get(&tag) {
-            Some(Entry::Out(_)) if !self.is_ended() => drop(unsettled.entries.remove(&tag)),
-            _ => return,
-        }
-        let nack = BasicNack {
-            delivery_tag: tag,
-            multiple: false,
-            requeue,
-        };
-        self.session.send(|out| encode_method(out, self.id, &nack));
-        if unsettled.entries.is_empty() {
-            self.settled.notify_waiters();
-        }
-    }
-
-    /// Publishes a copy until the broker has it, then acknowledges the original.
-    async fn copy(
-        self: &Arc<Self>,
-        delivery: &Delivery,
-        copy_for: CopyFor<'_>,
-        delay: Duration,
-    ) -> Result<(), TransportError> {
-        let tag = delivery.tag();
-        let original = match self.unsettled.lock().entries.get(&tag) {
-            Some(Entry::Out(properties)) => properties.clone(),
-            _ => return Err(self.stale()),
-        };
-        let properties = message::properties_of_copy(&original, delivery, copy_for).encode();
-        let mut backoff = Backoff::default();
-        loop {
-            let target = match copy_for {
-                CopyFor::DeadLetters(_) => Target::Queue(dead_letter_queue(&self.queue)),
-                _ if delay.is_zero() => Target::Queue(self.queue.to_string()),
-                _ => Target::Later(delay),
-            };
-            let body = delivery.envelope.body.clone();
-            let failure = tokio::select! {
-                outcome = self.try_copy(target, properties.clone(), body) => match outcome {
-                    Ok(()) => return self.ack(tag),
-                    Err(failure) => failure,
-                },
-                () = self.ended.cancelled() => return Err(self.stale()),
-            };
-            if failure.is_final && !self.session.is_ended() {
-                // The broker does not take the copy at all, but it can move its own original.
-                error!(
-                    queue = %self.queue,
-                    "the copy of a message cannot be published; the broker moves the original to \
-                     the dead letters without a history: {}",
-                    failure.reason
-                );
-                self.refuse(tag, false);
-                return Ok(());
-            }
-            if failure.is_temporary {
-                debug!(queue = %self.queue, "a copy waits: {}", failure.reason);
-            } else {
-                warn!(queue = %self.queue, "a copy waits: {}", failure.reason);
-            }
-            tokio::select! {
-                () = backoff.pause() => {}
-                () = self.ended.cancelled() => return Err(self.stale()),
-            }
-        }
-    }
-
-    async fn try_copy(
-        &self,
-        target: Target,
-        properties: Properties,
-        body: Bytes,
-    ) -> Result<(), CopyFailure> {
-        let shared = self.shared.upgrade().ok_or_else(link::closed)?;
-        let queue = match target {
-            Target::Queue(queue) => queue,
-            Target::Later(delay) => shared.retry_queue(&self.queue, delay).await?,
-        };
-        let copy = Item::Copy {
-            queue,
-            properties,
-            body,
-        };
-        match shared.publish_items(vec![copy]).await.pop() {
-            Some(Err(error)) => {
-                if error.kind() == PublishErrorKind::Unroutable {
-                    shared.restore(&self.queue).await;
-                }
-                Err(error.into())
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Where a copy goes.
-enum Target {
-    Queue(String),
-    /// Back to its own queue after a delay.
-    Later(Duration),
-}
-
-struct CopyFailure {
-    /// Trying again cannot help.
-    is_final: bool,
-    /// There is no connection for now.
-    is_temporary: bool,
-    reason: String,
-}
-
-impl From<TransportError> for CopyFailure {
-    fn from(error: TransportError) -> Self {
-        Self {
-            is_final: !error.is_temporary(),
-            is_temporary: error.is_temporary(),
-            reason: error.to_string(),
-        }
-    }
-}
-
-impl From<PublishError> for CopyFailure {
-    fn from(error: PublishError) -> Self {
-        Self {
-            is_final: error.kind() == PublishErrorKind::Invalid,
-            is_temporary: error.kind() == PublishErrorKind::Unavailable,
-            reason: error.to_string(),
-        }
+    /// Back into the queue, unless it is settled already.
+    pub(crate) fn give_back(&self, tag: u64) {
+        // What is stale goes back by itself.
+        let _ = self.end(tag, Ending::Requeue);
     }
 }
 
@@ -571,9 +409,17 @@ impl Settler for Consumer {
         delivery: Delivery,
         settlement: Settlement,
     ) -> BoxFuture<'static, Result<(), TransportError>> {
+        let tag = delivery.tag();
+        // From here on, and not from the first poll.
+        let held = Held {
+            consumer: Arc::clone(&self),
+            tag,
+        };
         Box::pin(async move {
+            let _held = held;
             match settlement {
-                Settlement::Ack => self.ack(delivery.tag()),
+                Settlement::Ack => self.end(tag, Ending::Ack),
+                Settlement::Requeue => self.end(tag, Ending::Requeue),
                 Settlement::Retry { delay, attempt } => {
                     self.copy(&delivery, CopyFor::Retry(&attempt), delay).await
                 }
@@ -584,5 +430,13 @@ impl Settler for Consumer {
                 }
             }
         })
+    }
+
+    fn dropped(&self, tag: u64) {
+        self.give_back(tag);
+    }
+
+    fn is_stale(&self, tag: u64) -> bool {
+        self.is_ended() || self.unsettled.lock().properties(tag).is_none()
     }
 }

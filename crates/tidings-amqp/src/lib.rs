@@ -24,9 +24,25 @@
 //! # What it makes on the broker
 //!
 //! Topic `T` is the durable fanout exchange `T`. Queue `Q` is a durable queue bound to the exchanges
-//! of its topics, with dead letters in `Q.dead`. Retries delayed by `D` milliseconds (rounded up to
-//! two digits) wait in `Q.retry.D`. No plugin is needed. Metadata are CloudEvents in binary mode, as headers
+//! of its topics, with dead letters in `Q.dead`. A name has at most 250 bytes and no control
+//! characters. No plugin is needed. Metadata are CloudEvents in binary mode, as headers
 //! `cloudEvents:...` and as properties.
+//!
+//! Retries that wait in the broker share one ladder of delays (10, 20, 50, 100, 200, 500 ms, 1, 2, 5,
+//! 10, 30 s, 1, 2, 5, 10, 30 min, 1 h; others are rounded up): the quorum queues `tidings.delay.D`
+//! (`D` in milliseconds), each behind the fanout exchange of its name. What has waited goes back
+//! through the direct exchange `tidings.delayed`; if its queue is gone, into the queue
+//! `tidings.undeliverable`, with its history and the queue's name as its routing key. They are made
+//! when a [`Queue`](tidings_core::Queue) asks for delays. Earlier versions had a queue
+//! `Q.retry.D` for each queue and delay; what is left in one comes back by itself, and when it is
+//! empty it may be deleted.
+//!
+//! # Foreign programs
+//!
+//! Headers whose values are numbers, booleans, times, tables or arrays are read as text (tables and
+//! arrays as JSON). The AMQP property `type` is the message's name if the message has a CloudEvents
+//! header `specversion`, or if it has the form of a name (`order-placed.v1`); any other is kept as
+//! the header `amqp:type`, and the message counts as one without a name.
 //!
 //! # Settling
 //!
@@ -34,7 +50,7 @@
 //! is lost before the broker reads it, the broker delivers the message again. A retry or a dead
 //! letter resolves when the broker has confirmed the copy and the acknowledgement of the original
 //! is on its way; while the copy cannot be published it waits, as long as the original's connection
-//! lives.
+//! lives. What is dropped unsettled, also half-way through a settlement, goes back to its queue.
 //!
 //! # Two connections
 //!
@@ -44,18 +60,22 @@
 
 mod address;
 mod consumer;
+mod copies;
+mod delays;
 mod dial;
+mod headers;
 mod link;
 mod message;
 mod publisher;
 mod session;
 mod topology;
+mod unsettled;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fmt,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -63,7 +83,7 @@ use tidings_core::{
     BoxFuture, Deliveries, Features, Outgoing, PublishError, PublishErrorKind, Subscription,
     Topology, Transport, TransportError,
 };
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -80,6 +100,8 @@ use crate::{
 
 /// How long [`Transport::close`] waits for what is under way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long [`Transport::publish`] waits for confirms, unless the [`Builder`] says otherwise.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A transport over AMQP. Dropping it ends its connections at once; [`Transport::close`] ends them
 /// in good order.
@@ -94,12 +116,20 @@ pub struct Amqp {
 pub struct Builder {
     address: Address,
     name: String,
+    confirm_timeout: Duration,
 }
 
 impl Builder {
     /// The connection's name in the broker's tools. Default: the name of the program.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// How long [`Transport::publish`] waits for the broker's confirms. What is not confirmed then is
+    /// [`PublishErrorKind::Unavailable`]; the broker may have it nevertheless. Default: 30 seconds.
+    pub fn confirm_timeout(mut self, time: Duration) -> Self {
+        self.confirm_timeout = time;
         self
     }
 
@@ -133,12 +163,14 @@ impl Builder {
         let declared = Arc::new(Mutex::new(Declared::default()));
         let role = Publishing {
             declared: Arc::clone(&declared),
+            confirm_timeout: self.confirm_timeout,
         };
         let shared = Shared {
             publishing: Link::start(role, &around),
             consuming: OnceLock::new(),
             declared,
             around,
+            confirm_timeout: self.confirm_timeout,
         };
         Amqp {
             _stop: stop.drop_guard(),
@@ -170,6 +202,7 @@ impl Amqp {
         Ok(Builder {
             address: Address::parse(url)?,
             name,
+            confirm_timeout: CONFIRM_TIMEOUT,
         })
     }
 
@@ -190,7 +223,13 @@ impl fmt::Debug for Amqp {
 
 impl Transport for Amqp {
     fn features(&self) -> Features {
-        Features::all("AMQP 0-9-1")
+        let mut features = Features::new("AMQP 0-9-1");
+        features.durable = true;
+        features.reports_unroutable = true;
+        features.delay_max = delays::DELAY_MAX;
+        features.name_bytes_max = topology::NAME_BYTES_MAX;
+        features.body_bytes_max = usize::try_from(session::BODY_BYTES_MAX).ok();
+        features
     }
 
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
@@ -223,6 +262,7 @@ struct Shared {
     publishing: Link<Publishing>,
     consuming: OnceLock<Link<Consuming>>,
     declared: Arc<Mutex<Declared>>,
+    confirm_timeout: Duration,
 }
 
 impl Shared {
@@ -258,14 +298,14 @@ impl Shared {
         }
     }
 
-    /// The queue where retries of `queue` wait for `delay`, declared if it was not.
-    async fn retry_queue(&self, queue: &str, delay: Duration) -> Result<String, TransportError> {
-        let (name, wanted) = Declared::retry(queue, delay);
-        let is_declared = self.declared.lock().retries.contains_key(&name);
+    /// The exchange that delays what goes back to `queue`, declared if it was not.
+    async fn delay_exchange(&self, queue: &str, delay: Duration) -> Result<String, TransportError> {
+        let step_ms = delays::step(delay);
+        let is_declared = self.declared.lock().has_delay(queue, step_ms);
         if !is_declared {
-            self.declare(wanted).await?;
+            self.declare(Declared::delay(queue, step_ms)).await?;
         }
-        Ok(name)
+        Ok(delays::name_of(step_ms))
     }
 
     /// Declares what belongs to `queue` again; somebody deleted it.
@@ -279,11 +319,10 @@ impl Shared {
 
     async fn publish_items(&self, items: Vec<Item>) -> Vec<Outcome> {
         match self.publishing.now() {
-            Some(up) => up.publish(items).await,
+            Some(up) => up.publish(items, self.confirm_timeout).await,
             None => {
                 let closed = Closed::lost("there is no connection with the broker");
-                let outcome = || Err(publisher::unavailable(&closed));
-                items.iter().map(|_| outcome()).collect()
+                all_unavailable(items.len(), &closed)
             }
         }
     }
@@ -312,9 +351,15 @@ impl Shared {
     }
 }
 
+fn all_unavailable(count: usize, closed: &Closed) -> Vec<Outcome> {
+    let outcome = || Err(publisher::unavailable(closed));
+    std::iter::repeat_with(outcome).take(count).collect()
+}
+
 /// The connection for publishing and declaring.
 struct Publishing {
     declared: Arc<Mutex<Declared>>,
+    confirm_timeout: Duration,
 }
 
 struct PublishingUp {
@@ -344,7 +389,7 @@ impl Role for Publishing {
         };
         Ok(PublishingUp {
             session: Arc::clone(session),
-            publisher: Publisher::open(session).await?,
+            publisher: Publisher::open(session, self.confirm_timeout).await?,
             known: Mutex::new(known),
         })
     }
@@ -355,22 +400,27 @@ impl Role for Publishing {
 }
 
 impl PublishingUp {
-    async fn publish(&self, items: Vec<Item>) -> Vec<Outcome> {
-        let missing = self.declare_unknown_topics(&items).await;
+    async fn publish(&self, items: Vec<Item>, time: Duration) -> Vec<Outcome> {
+        let deadline = Instant::now() + time;
+        let declaring = self.declare_unknown_topics(&items);
+        let Ok(missing) = timeout_at(deadline.into(), declaring).await else {
+            let silent = Closed::lost(format!("it did not declare a topic within {time:?}"));
+            return all_unavailable(items.len(), &silent);
+        };
         if missing.is_empty() {
-            return self.publisher.publish(items).await;
+            return self.publisher.publish(items, deadline).await;
         }
         // To a missing exchange one message would close the channel for all.
         let topic = |item: &Item| item.topic().and_then(|topic| missing.get(topic)).cloned();
-        let refusals: Vec<Option<String>> = items.iter().map(topic).collect();
+        let refusals: Vec<Option<_>> = items.iter().map(topic).collect();
         let there = items.into_iter().zip(&refusals);
         let there = there.filter(|(_, refusal)| refusal.is_none());
         let there = there.map(|(item, _)| item).collect();
-        let mut outcomes = self.publisher.publish(there).await.into_iter();
+        let mut outcomes = self.publisher.publish(there, deadline).await.into_iter();
         let refusals = refusals.into_iter();
         refusals
             .filter_map(|refusal| match refusal {
-                Some(reason) => Some(Err(PublishError::new(PublishErrorKind::Unroutable, reason))),
+                Some((kind, reason)) => Some(Err(PublishError::new(kind, reason))),
                 None => outcomes.next(),
             })
             .collect()
@@ -378,20 +428,29 @@ impl PublishingUp {
 
     /// Declares the topics that nobody has declared yet. Returns those that are not there
     /// nevertheless, with the reason.
-    async fn declare_unknown_topics(&self, items: &[Item]) -> HashMap<String, String> {
+    async fn declare_unknown_topics(
+        &self,
+        items: &[Item],
+    ) -> HashMap<String, (PublishErrorKind, String)> {
         let mut missing = HashMap::new();
         for topic in self.unknown_topics(items) {
-            let declared = match Declared::topic(&topic).declare(&self.session).await {
-                Ok(()) => Ok(()),
+            let error = match Declared::topic(&topic).declare(&self.session).await {
+                Ok(()) => None,
                 Err(error) if error.is_connection() => break,
+                Err(DeclareError::Name(reason)) => Some((PublishErrorKind::Invalid, reason)),
                 // It may be of another type, or not ours to declare: enough if it is there.
-                Err(error) => topology::find_topic(&self.session, &topic)
-                    .await
-                    .map_err(|_| error.into_transport().to_string()),
+                Err(error) => match topology::find_topic(&self.session, &topic).await {
+                    Ok(()) => None,
+                    Err(not_found) if not_found.is_connection() => break,
+                    Err(_) => {
+                        let reason = error.into_transport().to_string();
+                        Some((PublishErrorKind::Unroutable, reason))
+                    }
+                },
             };
-            match declared {
-                Ok(()) => drop(self.known.lock().insert(topic)),
-                Err(reason) => drop(missing.insert(topic, reason)),
+            match error {
+                None => drop(self.known.lock().insert(topic)),
+                Some(error) => drop(missing.insert(topic, error)),
             }
         }
         missing

@@ -5,28 +5,37 @@
 //! does not say which publish it was; it is known by its destination and message id. If several in
 //! flight share both, all of them count as unroutable: they are the same message, and sending it
 //! once more is always safe.
+//!
+//! A confirm that does not come within the time-out ends the wait of its caller, not the flight: it
+//! may come yet, and until then the message counts against the window. Only when the broker has
+//! confirmed later messages, or when the window is full of such, is it given up, and then the whole
+//! channel with it: a new one begins to count anew, so that no later confirm can be taken for
+//! another's.
 
 use std::{
     borrow::Cow,
     collections::VecDeque,
     ops::Range,
     sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tidings_core::{Destination, Outgoing, PublishError, PublishErrorKind, Unrouted};
 use tidings_wire::{
-    BasicReturn, Command, ConfirmSelect, Method, Properties, ShortStr, ShortStrTooLong,
-    encode_publish, reply,
+    BasicReturn, Command, ConfirmSelect, Method, Properties, ShortStr, encode_publish, reply,
 };
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::{
+    sync::{Notify, Semaphore, oneshot},
+    time::timeout_at,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
     message,
-    session::{Channel, Closed, Inbound, Session},
+    session::{BODY_BYTES_MAX, Channel, Closed, Inbound, Session},
 };
 
 /// How many messages may be unconfirmed; more wait.
@@ -42,9 +51,11 @@ pub(crate) type Outcome = Result<(), PublishError>;
 pub(crate) enum Item {
     /// What a service sends.
     Message(Outgoing),
-    /// A copy of a delivery, to one queue.
+    /// A copy of a delivery.
     Copy {
-        queue: String,
+        /// Empty: to the queue that the routing key names.
+        exchange: String,
+        routing_key: String,
         properties: Properties,
         body: Bytes,
     },
@@ -63,7 +74,10 @@ impl Item {
     }
 
     fn exchange(&self) -> &str {
-        self.topic().unwrap_or_default()
+        match self {
+            Self::Copy { exchange, .. } => exchange,
+            Self::Message(_) => self.topic().unwrap_or_default(),
+        }
     }
 
     fn routing_key(&self) -> &str {
@@ -73,7 +87,7 @@ impl Item {
                 ..
             }) => queue,
             Self::Message(_) => "",
-            Self::Copy { queue, .. } => queue,
+            Self::Copy { routing_key, .. } => routing_key,
         }
     }
 
@@ -88,12 +102,11 @@ impl Item {
         !matches!(self, Self::Message(message) if message.unrouted == Unrouted::Drop)
     }
 
-    fn encode_properties(&self, out: &mut BytesMut) -> Result<(), ShortStrTooLong> {
+    fn properties(&self, bytes_max: usize) -> Result<Properties, String> {
         match self {
-            Self::Message(message) => message::properties_of(&message.envelope)?.encode_into(out),
-            Self::Copy { properties, .. } => out.extend_from_slice(properties.as_bytes()),
+            Self::Message(message) => message::properties_of(&message.envelope, bytes_max),
+            Self::Copy { properties, .. } => Ok(properties.clone()),
         }
-        Ok(())
     }
 
     /// True if this is, as far as can be told, the message that was returned.
@@ -148,13 +161,23 @@ impl Batch {
 
     fn set(&self, index: usize, outcome: Outcome) {
         let mut outcomes = self.outcomes.lock();
-        outcomes.list[index] = Some(outcome);
+        // The caller may have given up and taken those that were there.
+        if let Some(place) = outcomes.list.get_mut(index) {
+            *place = Some(outcome);
+        }
         if self.missing.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(done) = outcomes.done.take()
         {
-            // The caller may have given up.
             let _ = done.send(());
         }
+    }
+
+    /// The outcomes; those that are missing are `missing`.
+    fn take(&self, missing: impl Fn() -> PublishError) -> Vec<Outcome> {
+        let list = std::mem::take(&mut self.outcomes.lock().list);
+        list.into_iter()
+            .map(|outcome| outcome.unwrap_or_else(|| Err(missing())))
+            .collect()
     }
 }
 
@@ -163,6 +186,7 @@ struct Pending {
     batch: Arc<Batch>,
     index: usize,
     state: PendingState,
+    sent_at: Instant,
 }
 
 enum PendingState {
@@ -207,8 +231,17 @@ struct Flight {
     queue: VecDeque<Pending>,
     /// The publish number of the front of `queue`.
     first: u64,
-    scratch: BytesMut,
+    /// The highest publish number that was confirmed.
+    confirmed: u64,
     closed: Option<Closed>,
+}
+
+impl Flight {
+    /// True if the oldest message waits for longer than `time` already.
+    fn is_late(&self, time: Duration) -> bool {
+        let oldest = self.queue.front();
+        oldest.is_some_and(|oldest| oldest.sent_at.elapsed() >= time)
+    }
 }
 
 struct Shared {
@@ -222,15 +255,19 @@ struct Shared {
 pub(crate) struct Publisher {
     channel: Channel,
     shared: Arc<Shared>,
+    confirm_timeout: Duration,
 }
 
 impl Publisher {
-    pub(crate) async fn open(session: &Arc<Session>) -> Result<Self, Closed> {
+    pub(crate) async fn open(
+        session: &Arc<Session>,
+        confirm_timeout: Duration,
+    ) -> Result<Self, Closed> {
         let shared = Arc::new(Shared {
             flight: Mutex::new(Flight {
                 queue: VecDeque::new(),
                 first: 1,
-                scratch: BytesMut::new(),
+                confirmed: 0,
                 closed: None,
             }),
             window: Semaphore::new(IN_FLIGHT_MAX),
@@ -240,7 +277,11 @@ impl Publisher {
         let inbound = Confirms(Arc::clone(&shared));
         let channel = Channel::open(session, |_| Box::new(inbound)).await?;
         channel.call(&ConfirmSelect::default()).await?;
-        Ok(Self { channel, shared })
+        Ok(Self {
+            channel,
+            shared,
+            confirm_timeout,
+        })
     }
 
     /// Resolves when the channel is gone.
@@ -259,40 +300,79 @@ impl Publisher {
         }
     }
 
-    /// Publishes in order; resolves when each has its outcome.
-    pub(crate) async fn publish(&self, items: Vec<Item>) -> Vec<Outcome> {
-        let count = items.len();
+    /// Publishes in order; resolves when each has its outcome, or at the deadline.
+    pub(crate) async fn publish(&self, items: Vec<Item>, deadline: Instant) -> Vec<Outcome> {
+        if items.is_empty() {
+            return Vec::new();
+        }
         let (batch, done) = Batch::new(items);
+        let confirmed = async {
+            self.send_all(&batch).await;
+            // The sender is in the batch, and every outcome is set some time.
+            let _ = done.await;
+        };
+        if timeout_at(deadline.into(), confirmed).await.is_ok() {
+            return batch.take(|| unavailable(&self.lost()));
+        }
+        let overdue = Closed::lost(format!("no confirm came within {:?}", self.confirm_timeout));
+        self.give_up_lost();
+        batch.take(|| unavailable(&overdue))
+    }
+
+    /// Sends a batch as there is room for it. May be dropped at any time: what was sent keeps its
+    /// share of the window until it is confirmed, and what was not has none.
+    async fn send_all(&self, batch: &Arc<Batch>) {
+        let count = batch.items.len();
         let mut start = 0;
         while start < count {
             let chunk = start..count.min(start + CHUNK_MAX);
             let Ok(permits) = self.shared.window.acquire_many(chunk.len() as u32).await else {
                 break;
             };
+            self.channel.session.room().await;
             // They come back one by one, with the confirms.
             permits.forget();
-            self.channel.session.room().await;
-            self.send(&batch, chunk.clone());
+            self.send(batch, chunk.clone());
             start = chunk.end;
         }
-        let lost = || {
-            let closed = self.shared.flight.lock().closed.clone();
-            unavailable(&closed.unwrap_or_else(|| self.channel.session.end()))
+        if start < count {
+            let lost = self.lost();
+            for index in start..count {
+                batch.set(index, Err(unavailable(&lost)));
+            }
+        }
+    }
+
+    /// Why nothing can be sent.
+    fn lost(&self) -> Closed {
+        let closed = self.shared.flight.lock().closed.clone();
+        closed.unwrap_or_else(|| self.channel.session.end())
+    }
+
+    /// Gives the channel up if a confirm will not come any more: the broker has confirmed later
+    /// messages, or it is not blocked and yet leaves a whole window unconfirmed for long.
+    fn give_up_lost(&self) {
+        let reason = {
+            let flight = self.shared.flight.lock();
+            let is_passed = flight.first < flight.confirmed;
+            let is_full = self.shared.window.available_permits() == 0;
+            if is_passed && flight.is_late(self.confirm_timeout) {
+                "the broker confirmed later messages, but not an earlier one"
+            } else if is_full
+                && flight.is_late(2 * self.confirm_timeout)
+                && !self.channel.session.is_blocked()
+            {
+                "the broker confirms nothing"
+            } else {
+                return;
+            }
         };
-        for index in start..count {
-            batch.set(index, Err(lost()));
-        }
-        if count > 0 {
-            // The sender is in the batch, and every outcome is set some time.
-            let _ = done.await;
-        }
-        let list = std::mem::take(&mut batch.outcomes.lock().list);
-        list.into_iter()
-            .map(|outcome| outcome.unwrap_or_else(|| Err(lost())))
-            .collect()
+        warn!("{reason}; publishing goes on on a new channel");
+        self.shared.close(&Closed::lost(reason));
     }
 
     fn send(&self, batch: &Arc<Batch>, chunk: Range<usize>) {
+        self.give_up_lost();
         let session = &self.channel.session;
         let mut flight = self.shared.flight.lock();
         if let Some(closed) = &flight.closed {
@@ -303,15 +383,16 @@ impl Publisher {
             }
             return;
         }
-        let Flight { queue, scratch, .. } = &mut *flight;
+        let sent_at = Instant::now();
         let mut refused = Vec::new();
         session.send(|out| {
             for index in chunk {
-                match self.encode(&batch.items[index], scratch, out) {
-                    Ok(()) => queue.push_back(Pending {
+                match self.encode(&batch.items[index], out) {
+                    Ok(()) => flight.queue.push_back(Pending {
                         batch: Arc::clone(batch),
                         index,
                         state: PendingState::Sent,
+                        sent_at,
                     }),
                     Err(reason) => refused.push((index, reason)),
                 }
@@ -320,28 +401,30 @@ impl Publisher {
         drop(flight);
         self.shared.window.add_permits(refused.len());
         for (index, reason) in refused {
-            batch.set(
-                index,
-                Err(PublishError::new(PublishErrorKind::Invalid, reason)),
-            );
+            let invalid = PublishError::new(PublishErrorKind::Invalid, reason);
+            batch.set(index, Err(invalid));
         }
     }
 
-    fn encode(
-        &self,
-        item: &Item,
-        scratch: &mut BytesMut,
-        out: &mut BytesMut,
-    ) -> Result<(), String> {
+    /// Appends a message, or says why it can never be one.
+    fn encode(&self, item: &Item, out: &mut BytesMut) -> Result<(), String> {
         let frame_bytes_max = self.channel.session.frame_bytes_max;
-        scratch.clear();
-        item.encode_properties(scratch)
-            .map_err(|error| format!("a header's name is too long: {error}"))?;
-        if scratch.len() + HEADER_OVERHEAD_BYTES > frame_bytes_max as usize {
+        let bytes_max = header_bytes_max(frame_bytes_max);
+        let properties = item.properties(bytes_max)?;
+        let properties = properties.as_bytes();
+        if properties.len() > bytes_max {
             return Err(format!(
-                "its headers have {} bytes, and the broker takes less than {frame_bytes_max}; \
-                 move what is large into the body",
-                scratch.len()
+                "its headers have {} bytes, and the broker takes {bytes_max} at most; move what is \
+                 large into the body",
+                properties.len()
+            ));
+        }
+        let body = item.body();
+        if body.len() as u64 > BODY_BYTES_MAX {
+            return Err(format!(
+                "its body has {} bytes, and at most {BODY_BYTES_MAX} are possible; send a \
+                 reference to what is large (a claim check)",
+                body.len()
             ));
         }
         encode_publish(
@@ -350,11 +433,31 @@ impl Publisher {
             item.exchange(),
             item.routing_key(),
             item.mandatory(),
-            scratch,
-            item.body(),
+            properties,
+            body,
             frame_bytes_max,
         )
         .map_err(|error| format!("the name of its destination: {error}"))
+    }
+}
+
+/// How much the headers and properties of a message may have, so that they fit into one frame.
+pub(crate) fn header_bytes_max(frame_bytes_max: u32) -> usize {
+    frame_bytes_max as usize - HEADER_OVERHEAD_BYTES
+}
+
+impl Shared {
+    /// Nothing more comes from the channel: whoever waits is told so.
+    fn close(&self, closed: &Closed) {
+        let queue = {
+            let mut flight = self.flight.lock();
+            flight.closed.get_or_insert_with(|| closed.clone());
+            std::mem::take(&mut flight.queue)
+        };
+        self.window.close();
+        self.closed.cancel();
+        fail_all(queue, closed);
+        self.landed.notify_waiters();
     }
 }
 
@@ -375,26 +478,22 @@ impl Inbound for Confirms {
     }
 
     fn closed(&mut self, closed: &Closed) {
-        let shared = &self.0;
-        let queue = {
-            let mut flight = shared.flight.lock();
-            flight.closed = Some(closed.clone());
-            std::mem::take(&mut flight.queue)
-        };
-        shared.window.close();
-        shared.closed.cancel();
         if !closed.is_connection {
             warn!(reason = %closed.reason, "the broker closed the channel for publishing");
         }
-        fail_all(queue, closed);
-        shared.landed.notify_waiters();
+        self.0.close(closed);
     }
 }
 
 impl Confirms {
     fn confirmed(&self, tag: u64, multiple: bool, taken: bool) {
         let mut flight = self.0.flight.lock();
-        let Flight { queue, first, .. } = &mut *flight;
+        let Flight {
+            queue,
+            first,
+            confirmed,
+            ..
+        } = &mut *flight;
         // Tag 0 with `multiple` means everything so far.
         let last = match (tag, multiple) {
             (0, true) => queue.len(),
@@ -404,6 +503,9 @@ impl Confirms {
             },
         };
         let from = if multiple { 0 } else { last.saturating_sub(1) };
+        if from < last {
+            *confirmed = (*confirmed).max(*first + last as u64 - 1);
+        }
         for pending in queue.range_mut(from..last) {
             pending.confirm(taken);
         }
@@ -453,14 +555,21 @@ fn fail_all(queue: VecDeque<Pending>, closed: &Closed) {
     let alone = queue.len() == 1;
     for mut pending in queue {
         let guilty = !closed.is_connection && (alone || is_guilty(pending.item(), closed));
-        // A missing exchange is declared again before the next attempt.
-        let outcome = if guilty && closed.code != reply::NOT_FOUND {
-            PublishError::new(
-                PublishErrorKind::Invalid,
-                format!("the broker does not take it: {}", closed.reason),
-            )
-        } else {
-            unavailable(closed)
+        let is_copy = matches!(pending.item(), Item::Copy { .. });
+        let kind = match closed.code {
+            // A missing exchange is declared again before the next attempt.
+            reply::NOT_FOUND => PublishErrorKind::Unavailable,
+            // Where a copy has to go is not its own choice: a permission can be granted.
+            reply::ACCESS_REFUSED if guilty && is_copy => PublishErrorKind::Refused,
+            _ if guilty => PublishErrorKind::Invalid,
+            _ => PublishErrorKind::Unavailable,
+        };
+        let outcome = match kind {
+            PublishErrorKind::Unavailable => unavailable(closed),
+            kind => {
+                let reason = &closed.reason;
+                PublishError::new(kind, format!("the broker does not take it: {reason}"))
+            }
         };
         pending.resolve(Err(outcome));
     }

@@ -9,7 +9,10 @@ mod channel;
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,7 +36,7 @@ pub(crate) use channel::Channel;
 use crate::dial::Dialled;
 
 /// Larger bodies are thrown away; no broker passes such on by default.
-const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
+pub(crate) const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// How much is read at once, and the least there must be room for. What is delivered keeps the
 /// memory it was read into, so that small reads must not take much each.
 const READ_BYTES: usize = 64 * 1024;
@@ -99,7 +102,7 @@ impl Inbound for Quiet {
     fn closed(&mut self, _: &Closed) {}
 }
 
-/// Something that has acknowledgements to write before the rest.
+/// Something that has settlements to write before the rest.
 pub(crate) trait Flush: Send + Sync {
     fn flush(&self, out: &mut BytesMut);
 }
@@ -111,6 +114,8 @@ pub(crate) struct Session {
     out_taken: Notify,
     channels: Mutex<Channels>,
     pub(crate) frame_bytes_max: u32,
+    /// The broker takes no messages for now.
+    blocked: AtomicBool,
     ended: CancellationToken,
     end: OnceLock<Closed>,
 }
@@ -187,6 +192,7 @@ impl Session {
                 open: true,
             }),
             frame_bytes_max: dialled.frame_bytes_max,
+            blocked: AtomicBool::new(false),
             ended: stop.child_token(),
             end: OnceLock::new(),
         });
@@ -212,6 +218,11 @@ impl Session {
 
     pub(crate) fn is_ended(&self) -> bool {
         self.ended.is_cancelled()
+    }
+
+    /// True while the broker takes no messages (an alarm).
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
     }
 
     /// Why it is gone.
@@ -366,7 +377,6 @@ impl Session {
             };
             match command.method {
                 Method::ChannelClose(close) => {
-                    self.send(|out| encode_method(out, channel, &ChannelCloseOk {}));
                     match slot.state {
                         SlotState::Open => slot.close(Closed::by_broker(
                             close.reply_code,
@@ -376,6 +386,8 @@ impl Session {
                         // Both closed it at once; the reply to ours is still to come.
                         SlotState::Closing | SlotState::Closed(_) => {}
                     }
+                    // Only now: after it nothing may be sent on the channel, no settlement either.
+                    self.send(|out| encode_method(out, channel, &ChannelCloseOk {}));
                 }
                 Method::ChannelCloseOk(_) => {
                     if let SlotState::Closing = slot.state {
@@ -415,6 +427,7 @@ impl Session {
                 Some(Closed::lost("the connection was closed"))
             }
             Method::ConnectionBlocked(blocked) => {
+                self.blocked.store(true, Ordering::Relaxed);
                 warn!(
                     reason = %blocked.reason,
                     "the broker takes no messages for now; what is published waits"
@@ -422,6 +435,7 @@ impl Session {
                 None
             }
             Method::ConnectionUnblocked(_) => {
+                self.blocked.store(false, Ordering::Relaxed);
                 info!("the broker takes messages again");
                 None
             }
@@ -490,7 +504,7 @@ impl Session {
         };
         self.out_taken.notify_waiters();
         for flush in flushes {
-            flush.flush(&mut written.acks);
+            flush.flush(&mut written.settlements);
         }
     }
 }
@@ -498,22 +512,22 @@ impl Session {
 /// What is being written. It knows how far it came, so that it can be dropped and gone on with.
 #[derive(Default)]
 struct Written {
-    /// Acknowledgements come first: their channel may be closed by what follows.
-    acks: BytesMut,
+    /// Settlements come first: their channel may be closed by what follows.
+    settlements: BytesMut,
     bytes: BytesMut,
-    acks_done: usize,
+    settlements_done: usize,
     bytes_done: usize,
 }
 
 impl Written {
     fn is_done(&self) -> bool {
-        self.acks.is_empty() && self.bytes.is_empty()
+        self.settlements.is_empty() && self.bytes.is_empty()
     }
 
     /// Writes everything and leaves the buffers empty, with their memory unless that is a lot.
     async fn go_on(&mut self, writer: &mut (dyn AsyncWrite + Send + Unpin)) -> io::Result<()> {
         for (buffer, done) in [
-            (&mut self.acks, &mut self.acks_done),
+            (&mut self.settlements, &mut self.settlements_done),
             (&mut self.bytes, &mut self.bytes_done),
         ] {
             while *done < buffer.len() {

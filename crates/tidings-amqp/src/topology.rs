@@ -1,23 +1,24 @@
 //! What exchanges and queues there are for topics and queues, and how they are declared.
 //!
 //! Topic `T` is the durable fanout exchange `T`. Queue `Q` is durable, bound to the exchanges of
-//! its topics, and dead-letters into the durable queue `Q.dead`. A retry of `Q` delayed by `D`
-//! waits in the durable queue `Q.retry.D` until its time to live ends, and goes back to `Q`. That is
-//! a quorum queue which dead-letters at least once: a classic one on RabbitMQ forgets the message
-//! before `Q` has stored it, so that a crash in between loses it. Delays are rounded up to two
-//! digits (1 234 ms to 1 300 ms), so that a policy with jitter does not make a queue for every
-//! message.
+//! its topics, and dead-letters into the durable queue `Q.dead`. If retries of it wait in the broker,
+//! it is bound to where they come back from as well (`delays.rs`).
 
-use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
 
 use tidings_core::{Topology, TransportError, dead_letter_queue};
 use tidings_wire::{
-    EncodeMethod, ExchangeDeclare, Method, QueueBind, QueueDeclare, ShortStr, ShortStrTooLong,
-    Table, Value, reply,
+    EncodeMethod, ExchangeDeclare, Method, QueueBind, QueueDeclare, ShortStr, Table, Value, reply,
 };
 use tokio::sync::oneshot;
 
-use crate::session::{Channel, Closed, Quiet, Session};
+use crate::{
+    delays::{self, Part},
+    session::{Channel, Closed, Quiet, Session},
+};
+
+/// The longest name of a topic or queue: AMQP's limit, and room for the `.dead` of its dead letters.
+pub(crate) const NAME_BYTES_MAX: usize = ShortStr::BYTES_MAX - ".dead".len();
 
 /// Everything that was declared, to declare it again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,8 +26,8 @@ pub(crate) struct Declared {
     pub(crate) topics: BTreeSet<String>,
     /// Queues with their topics.
     pub(crate) queues: BTreeMap<String, BTreeSet<String>>,
-    /// Queues in which retries wait, with the queue they go back to and the delay in milliseconds.
-    pub(crate) retries: BTreeMap<String, (String, u32)>,
+    /// The steps of the ladder of delays that retries of a queue wait on, in milliseconds.
+    pub(crate) delays: BTreeMap<String, BTreeSet<u32>>,
 }
 
 impl Declared {
@@ -38,10 +39,14 @@ impl Declared {
             declared.topics.insert(topic.to_string());
         }
         for queue in queues {
-            let topics = queue.topics.iter().map(ToString::to_string).collect();
-            declared.queues.insert(queue.name.to_string(), topics);
+            let topics = queue.topics.iter().map(ToString::to_string);
+            let queues = &mut declared.queues;
+            queues
+                .entry(queue.name.to_string())
+                .or_default()
+                .extend(topics);
             for &delay in &queue.delays {
-                declared.merge(Self::retry(&queue.name, delay).1);
+                declared.merge(Self::delay(&queue.name, delays::step(delay)));
             }
         }
         declared
@@ -54,90 +59,82 @@ impl Declared {
         }
     }
 
-    /// The queue where retries of `queue` wait for `delay`.
-    pub(crate) fn retry(queue: &str, delay: Duration) -> (String, Self) {
-        let delay_ms = round_up(delay);
-        let name = format!("{queue}.retry.{delay_ms}");
-        let declared = Self {
-            retries: [(name.clone(), (queue.to_owned(), delay_ms))].into(),
+    /// What retries of `queue` need that wait on this step.
+    pub(crate) fn delay(queue: &str, step_ms: u32) -> Self {
+        Self {
+            delays: [(queue.to_owned(), [step_ms].into())].into(),
             ..Self::default()
-        };
-        (name, declared)
+        }
+    }
+
+    /// True if retries of `queue` can wait on this step.
+    pub(crate) fn has_delay(&self, queue: &str, step_ms: u32) -> bool {
+        let steps = self.delays.get(queue);
+        steps.is_some_and(|steps| steps.contains(&step_ms))
     }
 
     pub(crate) fn merge(&mut self, other: Self) {
         self.topics.extend(other.topics);
-        self.retries.extend(other.retries);
         for (queue, topics) in other.queues {
             self.queues.entry(queue).or_default().extend(topics);
+        }
+        for (queue, steps) in other.delays {
+            self.delays.entry(queue).or_default().extend(steps);
         }
     }
 
     /// Everything about `queue`.
     pub(crate) fn about(&self, queue: &str) -> Option<Self> {
         let topics = self.queues.get(queue)?;
-        let retries = self.retries.iter().filter(|(_, (of, _))| of == queue);
+        let delays = self.delays.get_key_value(queue);
         Some(Self {
             topics: topics.clone(),
             queues: [(queue.to_owned(), topics.clone())].into(),
-            retries: retries
-                .map(|(name, it)| (name.clone(), it.clone()))
+            delays: delays
+                .map(|(queue, steps)| (queue.clone(), steps.clone()))
+                .into_iter()
                 .collect(),
         })
     }
 
     /// Declares everything, in a pipeline on a channel of its own.
     pub(crate) async fn declare(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
-        let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
-        let mut answers = Vec::new();
-        for topic in &self.topics {
-            answers.push(ask(&channel, &exchange(topic)?, || {
-                format!("topic `{topic}`")
-            })?);
-        }
-        for (name, topics) in &self.queues {
-            let dead = dead_letter_queue(name);
-            answers.push(ask(&channel, &queue(&dead, Table::default())?, || {
-                format!("queue `{dead}`")
-            })?);
-            let arguments = dead_letters_to(&dead);
-            answers.push(ask(&channel, &queue(name, arguments)?, || {
-                format!("queue `{name}`")
-            })?);
-            for topic in topics {
-                let bind = QueueBind {
-                    queue: name.as_str().try_into()?,
-                    exchange: topic.as_str().try_into()?,
-                    ..QueueBind::default()
-                };
-                answers.push(ask(&channel, &bind, || {
-                    format!("the binding of queue `{name}` to topic `{topic}`")
-                })?);
-            }
-        }
-        for (name, (back_to, delay_ms)) in &self.retries {
-            let declare = queue(name, waits_before(back_to, *delay_ms))?;
-            answers.push(ask(&channel, &declare, || format!("queue `{name}`"))?);
-        }
-        for asked in answers {
-            let answer = channel.answer(asked.answer).await;
-            answer.map_err(|closed| DeclareError::Closed {
-                what: asked.what,
-                closed,
-            })?;
-        }
-        Ok(())
-    }
-}
+        // Before anything is asked: a name that cannot be is nobody else's trouble.
+        let topics = self.topics.iter().map(|topic| exchange(topic));
+        let topics = topics.collect::<Result<Vec<_>, _>>()?;
+        let queues = self.queues.iter();
+        let queues = queues.map(|(name, topics)| queue_with_dead_letters(name, topics));
+        let queues = queues.collect::<Result<Vec<_>, _>>()?;
+        let delays = self.parts_of_delays()?;
 
-/// Milliseconds with two digits, not less than `delay` (but for the broker's limit of 49 days).
-fn round_up(delay: Duration) -> u32 {
-    let mut step = 1;
-    let delay_ms = delay.as_micros().div_ceil(1000);
-    while delay_ms.div_ceil(step) >= 100 {
-        step *= 10;
+        let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
+        let mut asked = Asked::on(&channel);
+        for topic in &topics {
+            asked.ask(topic, format!("topic `{}`", topic.exchange));
+        }
+        for part in queues.iter().flatten().chain(&delays) {
+            asked.ask_for(part);
+        }
+        asked.all_answered().await
     }
-    u32::try_from(delay_ms.next_multiple_of(step)).unwrap_or(u32::MAX)
+
+    /// The steps that somebody's retries wait on, and their ways back.
+    fn parts_of_delays(&self) -> Result<Vec<Part>, DeclareError> {
+        if self.delays.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut parts = delays::ends();
+        let steps: BTreeSet<u32> = self.delays.values().flatten().copied().collect();
+        parts.extend(steps.into_iter().flat_map(delays::rung));
+        for queue in self.delays.keys() {
+            parts.push(delays::way_back(checked_name(
+                "queue",
+                queue,
+                NAME_BYTES_MAX,
+            )?));
+        }
+        Ok(parts)
+    }
 }
 
 /// Looks whether there is an exchange for `topic`, of whatever type.
@@ -154,8 +151,12 @@ pub(crate) async fn find_topic(session: &Arc<Session>, topic: &str) -> Result<()
 /// Why a declaration failed.
 #[derive(Debug)]
 pub(crate) enum DeclareError {
-    Name(ShortStrTooLong),
-    Closed { what: String, closed: Closed },
+    /// What is wrong with a name.
+    Name(String),
+    Closed {
+        what: String,
+        closed: Closed,
+    },
 }
 
 impl DeclareError {
@@ -166,7 +167,7 @@ impl DeclareError {
 
     pub(crate) fn into_transport(self) -> TransportError {
         match self {
-            Self::Name(error) => TransportError::fatal(error.to_string()),
+            Self::Name(reason) => TransportError::fatal(reason),
             Self::Closed { what, closed } if closed.passes() => TransportError::temporary(format!(
                 "{what} could not be declared: {}",
                 closed.reason
@@ -202,45 +203,113 @@ impl From<Closed> for DeclareError {
     }
 }
 
-impl From<ShortStrTooLong> for DeclareError {
-    fn from(error: ShortStrTooLong) -> Self {
-        Self::Name(error)
+/// What was asked for on a channel, and is still to be answered.
+struct Asked<'a> {
+    channel: &'a Channel,
+    answers: Vec<(String, Result<Answer, Closed>)>,
+}
+
+type Answer = oneshot::Receiver<Result<Method, Closed>>;
+
+impl<'a> Asked<'a> {
+    fn on(channel: &'a Channel) -> Self {
+        Self {
+            channel,
+            answers: Vec::new(),
+        }
+    }
+
+    /// If the channel is closed already, the answer to what closed it says so.
+    fn ask(&mut self, method: &impl EncodeMethod, what: String) {
+        self.answers.push((what, self.channel.request(method)));
+    }
+
+    fn ask_for(&mut self, part: &Part) {
+        match part {
+            Part::Exchange(it) => self.ask(it, format!("exchange `{}`", it.exchange)),
+            Part::Queue(it) => self.ask(it, format!("queue `{}`", it.queue)),
+            Part::Binding(it) => {
+                let what = format!("the binding of queue `{}` to `{}`", it.queue, it.exchange);
+                self.ask(it, what);
+            }
+        }
+    }
+
+    async fn all_answered(self) -> Result<(), DeclareError> {
+        for (what, answer) in self.answers {
+            let answer = match answer {
+                Ok(answer) => self.channel.answer(answer).await,
+                Err(closed) => Err(closed),
+            };
+            answer.map_err(|closed| DeclareError::Closed { what, closed })?;
+        }
+        Ok(())
     }
 }
 
-struct Asked {
-    what: String,
-    answer: oneshot::Receiver<Result<Method, Closed>>,
-}
-
-fn ask(
-    channel: &Channel,
-    method: &impl EncodeMethod,
-    what: impl FnOnce() -> String,
-) -> Result<Asked, DeclareError> {
-    let what = what();
-    match channel.request(method) {
-        Ok(answer) => Ok(Asked { what, answer }),
-        Err(closed) => Err(DeclareError::Closed { what, closed }),
+/// A name as AMQP carries it. RabbitMQ takes line breaks out of the names of what it declares, and
+/// then what is published to the name as it was has nowhere to go: so no control characters.
+pub(crate) fn checked_name(
+    what: &str,
+    name: &str,
+    bytes_max: usize,
+) -> Result<ShortStr, DeclareError> {
+    if name.is_empty() {
+        return Err(DeclareError::Name(format!("a {what} has a name, not ``")));
+    }
+    if name.contains(char::is_control) {
+        return Err(DeclareError::Name(format!(
+            "the name of {what} {name:?} has control characters; take them out"
+        )));
+    }
+    match ShortStr::try_from(name) {
+        Ok(short) if name.len() <= bytes_max => Ok(short),
+        _ => Err(DeclareError::Name(format!(
+            "the name of {what} `{name}` has {} bytes; at most {bytes_max} are possible",
+            name.len()
+        ))),
     }
 }
 
-fn exchange(topic: &str) -> Result<ExchangeDeclare, ShortStrTooLong> {
+fn exchange(topic: &str) -> Result<ExchangeDeclare, DeclareError> {
     Ok(ExchangeDeclare {
-        exchange: topic.try_into()?,
+        exchange: checked_name("topic", topic, ShortStr::BYTES_MAX)?,
         kind: ShortStr::from_static("fanout"),
         durable: true,
         ..ExchangeDeclare::default()
     })
 }
 
-fn queue(name: &str, arguments: Table) -> Result<QueueDeclare, ShortStrTooLong> {
-    Ok(QueueDeclare {
-        queue: name.try_into()?,
-        durable: true,
-        arguments,
-        ..QueueDeclare::default()
-    })
+/// A queue, its dead letters (first: it refers to them), and its bindings.
+fn queue_with_dead_letters(
+    name: &str,
+    topics: &BTreeSet<String>,
+) -> Result<Vec<Part>, DeclareError> {
+    let dead = dead_letter_queue(name);
+    let queue = checked_name("queue", name, NAME_BYTES_MAX)?;
+    let declare = |queue: ShortStr, arguments: Table| {
+        Part::Queue(QueueDeclare {
+            queue,
+            durable: true,
+            arguments,
+            ..QueueDeclare::default()
+        })
+    };
+    let mut parts = vec![
+        declare(
+            checked_name("queue", &dead, ShortStr::BYTES_MAX)?,
+            Table::default(),
+        ),
+        declare(queue.clone(), dead_letters_to(&dead)),
+    ];
+    for topic in topics {
+        parts.push(Part::Binding(QueueBind {
+            queue: queue.clone(),
+            exchange: checked_name("topic", topic, ShortStr::BYTES_MAX)?,
+            ..QueueBind::default()
+        }));
+    }
+    Ok(parts)
 }
 
 /// Through the default exchange, so that nothing else has to be declared.
@@ -252,42 +321,4 @@ fn dead_letters_to(queue: &str) -> Table {
     .into_iter()
     .map(|(name, value)| (ShortStr::from_static(name), Value::from(value)))
     .collect()
-}
-
-/// At least once needs `reject-publish`, which says what happens if the queue is limited in length.
-fn waits_before(queue: &str, delay_ms: u32) -> Table {
-    let safely = [
-        ("x-queue-type", Value::from("quorum")),
-        ("x-dead-letter-strategy", Value::from("at-least-once")),
-        ("x-overflow", Value::from("reject-publish")),
-        ("x-message-ttl", Value::I64(delay_ms.into())),
-    ];
-    let safely = safely.map(|(name, value)| (ShortStr::from_static(name), value));
-    dead_letters_to(queue).iter().chain(safely).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn delays_have_two_digits_and_are_never_cut_short() {
-        let check = |delay_us: u64, expected: u32| {
-            assert_eq!(
-                round_up(Duration::from_micros(delay_us)),
-                expected,
-                "{delay_us}"
-            );
-        };
-        check(1, 1);
-        check(5_000, 5);
-        check(99_000, 99);
-        check(99_001, 100);
-        check(100_000, 100);
-        check(101_000, 110);
-        check(1_000_000, 1_000);
-        check(1_234_000, 1_300);
-        check(30_000_000, 30_000);
-        check(u64::MAX, u32::MAX);
-    }
 }

@@ -2,9 +2,10 @@
 
 mod behaviour;
 
-use behaviour::{behaviours, failures};
+use behaviour::{behaviours, delays, failures};
 use tempfile::TempDir;
 use tidings_broker::{Broker, Handle, Options};
+use tidings_testing::servers::Process;
 
 /// A broker of its own for this test process.
 async fn url() -> String {
@@ -52,6 +53,21 @@ behaviours! {
     a_foreign_message_is_copied_as_it_came
 }
 
+behaviours! {
+    of crate::behaviour::settling, on url();
+    what_is_requeued_or_dropped_comes_again_at_once
+    a_refusal_is_never_overtaken_by_an_acknowledgement
+    a_foreign_message_is_read_as_what_it_says_it_is
+    what_amqp_cannot_carry_harms_nothing_else
+}
+
+behaviours! {
+    of crate::behaviour::delays, on url();
+    all_consumers_wait_on_one_ladder_and_keep_their_order
+    a_retry_whose_queue_was_deleted_is_kept_and_holds_up_nobody
+    a_failure_that_passes_is_not_a_dead_letter_while_its_delay_is_missing
+}
+
 /// One that stops and comes back with what is in its folder.
 struct Stopped {
     folder: TempDir,
@@ -84,6 +100,64 @@ async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody() {
     };
     failures::Server::start(&mut server).await;
     failures::a_restart_of_the_broker_loses_nothing_and_needs_nobody(server).await;
+}
+
+/// One in a process of its own: this program, started again for [`broker_of_a_test`] alone.
+struct Killed {
+    folder: TempDir,
+    port: u16,
+    process: Option<Process>,
+}
+
+const FOLDER: &str = "TIDINGS_TEST_BROKER_FOLDER";
+const PORT: &str = "TIDINGS_TEST_BROKER_PORT";
+const READY: &str = "the broker is ready";
+
+impl failures::Server for Killed {
+    fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}", self.port)
+    }
+
+    async fn stop(&mut self) {
+        self.process.take().expect("it runs").kill9();
+    }
+
+    async fn start(&mut self) {
+        let program = std::env::current_exe().expect("this program");
+        let mut command = Process::command(program);
+        command.args(["--exact", "broker_of_a_test", "--nocapture"]);
+        command.env(FOLDER, self.folder.path());
+        command.env(PORT, self.port.to_string());
+        let mut process = Process::start(command).expect("it starts");
+        process
+            .wait_for_line(behaviour::DEADLINE, |line| line.contains(READY))
+            .expect("it is ready");
+        self.process = Some(process);
+    }
+}
+
+/// Not a test, but the process that another test kills. Does nothing unless that asks for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broker_of_a_test() {
+    let (Ok(folder), Ok(port)) = (std::env::var(FOLDER), std::env::var(PORT)) else {
+        return;
+    };
+    let port: u16 = port.parse().expect("a port");
+    let options = Options::durable(folder).listen(([127, 0, 0, 1], port));
+    let _broker = Broker::start(options).await.expect("it starts");
+    println!("{READY}");
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_keeps_the_retries_that_wait() {
+    let mut server = Killed {
+        folder: tempfile::tempdir().expect("a folder"),
+        port: tidings_testing::servers::free_port().expect("a port"),
+        process: None,
+    };
+    failures::Server::start(&mut server).await;
+    delays::a_killed_broker_keeps_the_retries_that_wait(server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 mod behaviour;
 
-use behaviour::{behaviours, failures};
+use behaviour::{behaviours, delays, failures};
 use tidings_testing::servers::{RabbitMq, rabbitmq_url};
 
 behaviours! {
@@ -30,6 +30,23 @@ behaviours! {
     a_foreign_message_is_copied_as_it_came
 }
 
+behaviours! {
+    of crate::behaviour::settling, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    what_is_requeued_or_dropped_comes_again_at_once
+    a_refusal_is_never_overtaken_by_an_acknowledgement
+    a_foreign_message_is_read_as_what_it_says_it_is
+    what_amqp_cannot_carry_harms_nothing_else
+}
+
+behaviours! {
+    of crate::behaviour::delays, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    all_consumers_wait_on_one_ladder_and_keep_their_order
+    a_retry_whose_queue_was_deleted_is_kept_and_holds_up_nobody
+    a_failure_that_passes_is_not_a_dead_letter_while_its_delay_is_missing
+}
+
 /// One that is killed and comes back with what was on its disk. It blocks the thread of its test,
 /// but not those that the transport runs on.
 struct Killed(RabbitMq);
@@ -53,6 +70,13 @@ impl failures::Server for Killed {
 async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody() {
     let server = Killed(RabbitMq::start().expect("it starts"));
     failures::a_restart_of_the_broker_loses_nothing_and_needs_nobody(server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn a_killed_broker_keeps_the_retries_that_wait() {
+    let server = Killed(RabbitMq::start().expect("it starts"));
+    delays::a_killed_broker_keeps_the_retries_that_wait(server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

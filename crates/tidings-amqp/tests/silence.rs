@@ -1,84 +1,15 @@
 //! Peers that are there and yet are not: a broker that falls silent, and one that is none.
 
-use std::time::Duration;
+mod peer;
 
-use bytes::BytesMut;
+use peer::{DEADLINE, Peer};
 use tidings_amqp::Amqp;
 use tidings_wire::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     time::timeout,
 };
-
-const DEADLINE: Duration = Duration::from_secs(30);
-const FRAME_MAX: u32 = 131_072;
-
-/// The broker's side of a connection.
-struct Peer {
-    stream: TcpStream,
-    read: BytesMut,
-}
-
-impl Peer {
-    async fn accept(listener: &TcpListener) -> Self {
-        let accepted = timeout(DEADLINE, listener.accept()).await;
-        let (stream, _) = accepted.expect("somebody connects").expect("accepted");
-        let mut peer = Self {
-            stream,
-            read: BytesMut::new(),
-        };
-        while check_protocol_header(&mut peer.read) != HeaderCheck::Accepted {
-            peer.fill().await;
-        }
-        peer
-    }
-
-    async fn fill(&mut self) {
-        let reading = timeout(DEADLINE, self.stream.read_buf(&mut self.read)).await;
-        let count = reading.expect("something comes").expect("read");
-        assert!(count > 0, "the client hung up");
-    }
-
-    async fn next(&mut self) -> Payload {
-        loop {
-            match decode_frame(&mut self.read, FRAME_MAX).expect("AMQP") {
-                Some(frame) => return frame.payload,
-                None => self.fill().await,
-            }
-        }
-    }
-
-    async fn send(&mut self, method: impl Into<Method>) {
-        let mut out = BytesMut::new();
-        encode_method(&mut out, 0, &method.into());
-        self.stream.write_all(&out).await.expect("written");
-    }
-
-    /// Lets the client in, with a heartbeat of one second.
-    async fn shake_hands(&mut self) -> Method {
-        let start = ConnectionStart {
-            mechanisms: "AMQPLAIN PLAIN".into(),
-            locales: "en_US".into(),
-            ..ConnectionStart::default()
-        };
-        self.send(start).await;
-        let start_ok = self.next().await;
-        let tune = ConnectionTune {
-            channel_max: 10,
-            frame_max: FRAME_MAX,
-            heartbeat: 1,
-        };
-        self.send(tune).await;
-        self.next().await;
-        self.next().await;
-        self.send(ConnectionOpenOk {}).await;
-        match start_ok {
-            Payload::Method(method) => method,
-            other => panic!("`connection.start-ok`, not {other:?}"),
-        }
-    }
-}
 
 #[tokio::test]
 async fn a_silent_broker_is_left_and_connected_to_again() {
@@ -87,16 +18,16 @@ async fn a_silent_broker_is_left_and_connected_to_again() {
     let url = format!("amqp://user:word@{place}?heartbeat=60");
     let amqp = Amqp::builder(&url).expect("a URL").name("orders").start();
     let mut first = Peer::accept(&listener).await;
-    let Method::ConnectionStartOk(start_ok) = first.shake_hands().await else {
+    let Method::ConnectionStartOk(start_ok) = first.shake_hands(1).await else {
         panic!("a client logs in first");
     };
     assert_eq!(&start_ok.response[..], b"\0user\0word");
     let name = start_ok.client_properties.get("connection_name");
     assert_eq!(name, Some("orders (publishing)".into()));
     // The client keeps its side of the heartbeat; this side says nothing more.
-    while first.next().await != Payload::Heartbeat {}
+    while first.next().await.payload != Payload::Heartbeat {}
     let mut second = Peer::accept(&listener).await;
-    second.shake_hands().await;
+    second.shake_hands(1).await;
     assert!(
         !amqp.is_connected(),
         "it is not until its channels are open"

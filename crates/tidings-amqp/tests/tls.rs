@@ -76,15 +76,11 @@ async fn a_broker_with_a_certificate_of_a_known_authority_is_trusted() {
         let port = address.port();
         let url = format!("amqps://guest:guest@{host}:{port}?cacertfile={authority}");
         let amqp = connect(url).await.expect("it is trusted");
-        let queue = Queue::new("secure", Vec::new());
-        let topology = Topology {
-            queues: vec![queue],
-            ..Topology::default()
-        };
+        let topology = Topology::new().queue(Queue::new("secure"));
         amqp.declare(&topology).await.expect("declared");
         let message = Outgoing {
             destination: Destination::queue("secure"),
-            unrouted: Unrouted::Park,
+            unrouted: Unrouted::Hold,
             envelope: Envelope::new("noted.v1", vec![b' '; 300_000]),
         };
         let outcomes = amqp.publish(vec![message; 20]).await;

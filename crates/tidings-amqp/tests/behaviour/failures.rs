@@ -9,7 +9,8 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tidings_amqp::Amqp;
 use tidings_core::{
-    Deliveries, Outgoing, PublishErrorKind, Settlement, Transport, dead_letter_queue,
+    Deliveries, Outgoing, PublishErrorKind, Queue, Settlement, Topology, Transport,
+    dead_letter_queue,
 };
 use tidings_wire::{BasicProperties, ShortStr, Table, Value};
 use tokio::{
@@ -320,8 +321,8 @@ pub(crate) async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody(
     const PUBLISHERS: usize = 16;
     let amqp = Arc::new(connect(&server.url()).await);
     let (queue, topic) = (unique("queue"), unique("topic"));
-    let mut wanted = topology(&queue, &[&topic]);
-    wanted.queues[0].delays = vec![DELAY];
+    let wanted = Queue::new(queue.clone()).topic(topic.clone()).delay(DELAY);
+    let wanted = Topology::new().queue(wanted);
     amqp.declare(&wanted).await.expect("declared");
     let deliveries = subscribe(&amqp, &queue, 50).await;
     // RabbitMQ writes down the names of new quorum queues half a second late (decision 0013).

@@ -1,7 +1,9 @@
 //! What the transport does on a broker, whichever it is. `rabbitmq.rs` and `embedded.rs` run this.
 
+pub(crate) mod delays;
 pub(crate) mod failures;
 mod raw;
+pub(crate) mod settling;
 
 use std::{
     num::NonZeroU16,
@@ -54,7 +56,7 @@ pub(crate) fn to(destination: Destination, id: impl Into<String>) -> Outgoing {
     envelope.source = "tests".into();
     Outgoing {
         destination,
-        unrouted: Unrouted::Park,
+        unrouted: Unrouted::Hold,
         envelope,
     }
 }
@@ -68,18 +70,16 @@ pub(crate) fn to_queue(queue: &str, id: impl Into<String>) -> Outgoing {
 }
 
 pub(crate) fn topology(queue: &str, topics: &[&str]) -> Topology {
-    let topics = topics.iter().map(|it| it.to_string().into()).collect();
-    Topology {
-        topics: Vec::new(),
-        queues: vec![Queue::new(queue.to_owned(), topics)],
-    }
+    let queue = Queue::new(queue.to_owned());
+    let queue = topics
+        .iter()
+        .fold(queue, |queue, topic| queue.topic(topic.to_string()));
+    Topology::new().queue(queue)
 }
 
 pub(crate) async fn subscribe(amqp: &Amqp, queue: &str, prefetch: u16) -> Deliveries {
-    let subscription = Subscription {
-        queue: queue.to_owned().into(),
-        prefetch: NonZeroU16::new(prefetch).expect("not zero"),
-    };
+    let subscription = Subscription::new(queue.to_owned());
+    let subscription = subscription.prefetch(NonZeroU16::new(prefetch).expect("not zero"));
     within("a subscription", amqp.subscribe(subscription))
         .await
         .expect("the queue is there")
@@ -375,10 +375,7 @@ pub(crate) async fn refusals_say_what_to_do(url: String) {
 
     let amqp = connect(&url).await;
     let queue = unique("queue");
-    let other = Topology {
-        topics: vec!["amq.direct".into()],
-        ..Topology::default()
-    };
+    let other = Topology::new().topic("amq.direct");
     let error = amqp
         .declare(&other)
         .await
@@ -387,10 +384,7 @@ pub(crate) async fn refusals_say_what_to_do(url: String) {
         !error.is_temporary() && error.to_string().contains("it exists but differs"),
         "{error}"
     );
-    let subscription = Subscription {
-        queue: queue.clone().into(),
-        prefetch: NonZeroU16::MIN,
-    };
+    let subscription = Subscription::new(queue.clone());
     let Err(error) = within("an answer", amqp.subscribe(subscription)).await else {
         panic!("there is no such queue");
     };

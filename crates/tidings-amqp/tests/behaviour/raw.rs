@@ -97,6 +97,31 @@ impl Raw {
         assert!(matches!(answer, Method::BasicAck(_)), "{answer:?}");
     }
 
+    /// A durable classic queue.
+    pub(crate) async fn declare_queue(&mut self, queue: &str) {
+        let declare = QueueDeclare {
+            queue: queue.try_into().expect("a short name"),
+            durable: true,
+            ..QueueDeclare::default()
+        };
+        let answer = self.call(1, &declare).await;
+        assert!(matches!(answer, Method::QueueDeclareOk(_)), "{answer:?}");
+    }
+
+    /// How many messages wait in the queue. `None`, and an end of the channel, if there is none.
+    pub(crate) async fn count(&mut self, queue: &str) -> Option<u32> {
+        let look = QueueDeclare {
+            queue: queue.try_into().expect("a short name"),
+            passive: true,
+            ..QueueDeclare::default()
+        };
+        match self.call(1, &look).await {
+            Method::QueueDeclareOk(ok) => Some(ok.message_count),
+            Method::ChannelClose(close) if close.reply_code == reply::NOT_FOUND => None,
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+
     pub(crate) async fn delete_queue(&mut self, queue: &str) {
         let delete = QueueDelete {
             queue: queue.try_into().expect("a short name"),

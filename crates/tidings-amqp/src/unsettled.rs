@@ -1,0 +1,242 @@
+//! The deliveries of one channel that the broker waits for, and what it is told about them.
+//!
+//! However a delivery ends, it takes the same way: it is marked here, and the broker is told when
+//! the connection is written to next. An acknowledgement of many at once names everything up to its
+//! tag, so it must never overtake the refusal of a lower one; with one list for both it cannot.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+use tidings_wire::{BasicNack, Properties, encode_ack, encode_method};
+
+/// How a delivery ends for the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It is forgotten.
+    Ack,
+    /// Back into its queue, for whoever is there.
+    Requeue,
+    /// The broker moves it to the dead letters by itself.
+    Reject,
+}
+
+/// The deliveries that the broker waits for, by their tags. No more than the prefetch count.
+#[derive(Debug, Default)]
+pub(crate) struct Unsettled {
+    entries: BTreeMap<u64, Entry>,
+    /// Settled ones that the broker has not been told of, in the order in which they were settled.
+    to_tell: Vec<u64>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// The properties are kept for a copy.
+    Out(Properties),
+    /// Settled; the broker will be told soon.
+    Settled(Ending),
+}
+
+impl Unsettled {
+    /// Takes a delivery in.
+    pub(crate) fn insert(&mut self, tag: u64, properties: Properties) {
+        self.entries.insert(tag, Entry::Out(properties));
+    }
+
+    /// The properties of a delivery that is not settled yet.
+    pub(crate) fn properties(&self, tag: u64) -> Option<&Properties> {
+        match self.entries.get(&tag) {
+            Some(Entry::Out(properties)) => Some(properties),
+            _ => None,
+        }
+    }
+
+    /// Marks a delivery as settled. `None` if it is not out (any more); otherwise true if nothing
+    /// else waits to be told, so that somebody has to ask for a [`write`](Self::write).
+    pub(crate) fn settle(&mut self, tag: u64, ending: Ending) -> Option<bool> {
+        match self.entries.get_mut(&tag) {
+            Some(entry @ Entry::Out(_)) => *entry = Entry::Settled(ending),
+            _ => return None,
+        }
+        self.to_tell.push(tag);
+        Some(self.to_tell.len() == 1)
+    }
+
+    /// True if the broker waits for nothing and has been told everything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Writes what the broker has not been told: in the order of the tags up to the lowest that is
+    /// out, with one acknowledgement for each run of them, and then one by one.
+    pub(crate) fn write(&mut self, channel: u16, out: &mut BytesMut) {
+        let mut run = Run {
+            channel,
+            count: 0,
+            last: 0,
+        };
+        while let Some(lowest) = self.entries.first_entry()
+            && let Entry::Settled(ending) = *lowest.get()
+        {
+            let tag = *lowest.key();
+            lowest.remove();
+            match ending {
+                Ending::Ack => {
+                    run.count += 1;
+                    run.last = tag;
+                }
+                ending => {
+                    run.write(out);
+                    write_one(channel, tag, ending, out);
+                }
+            }
+        }
+        run.write(out);
+        for tag in self.to_tell.drain(..) {
+            if let Some(Entry::Settled(ending)) = self.entries.remove(&tag) {
+                write_one(channel, tag, ending, out);
+            }
+        }
+    }
+}
+
+/// Acknowledged ones without anything unsettled before or between them.
+struct Run {
+    channel: u16,
+    count: u32,
+    last: u64,
+}
+
+impl Run {
+    fn write(&mut self, out: &mut BytesMut) {
+        if self.count > 0 {
+            encode_ack(out, self.channel, self.last, self.count > 1);
+            self.count = 0;
+        }
+    }
+}
+
+fn write_one(channel: u16, tag: u64, ending: Ending, out: &mut BytesMut) {
+    if ending == Ending::Ack {
+        return encode_ack(out, channel, tag, false);
+    }
+    let nack = BasicNack {
+        delivery_tag: tag,
+        multiple: false,
+        requeue: ending == Ending::Requeue,
+    };
+    encode_method(out, channel, &nack);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{BuildHasher, RandomState};
+
+    use tidings_wire::{Frame, Method, Payload, decode_frame};
+
+    use super::*;
+
+    const CHANNEL: u16 = 3;
+
+    /// What a broker makes of it: an ending for each tag, once, and only for tags it has given out.
+    #[derive(Default)]
+    struct Broker {
+        out: BTreeMap<u64, ()>,
+        ended: BTreeMap<u64, Ending>,
+    }
+
+    impl Broker {
+        fn read(&mut self, mut bytes: BytesMut) {
+            while let Some(Frame { channel, payload }) =
+                decode_frame(&mut bytes, 4096).expect("AMQP")
+            {
+                assert_eq!(channel, CHANNEL);
+                let (tag, multiple, ending) = match payload {
+                    Payload::Method(Method::BasicAck(it)) => {
+                        (it.delivery_tag, it.multiple, Ending::Ack)
+                    }
+                    Payload::Method(Method::BasicNack(it)) if it.requeue => {
+                        (it.delivery_tag, it.multiple, Ending::Requeue)
+                    }
+                    Payload::Method(Method::BasicNack(it)) => {
+                        (it.delivery_tag, it.multiple, Ending::Reject)
+                    }
+                    other => panic!("unasked for: {other:?}"),
+                };
+                assert!(self.out.contains_key(&tag), "406 for the tag {tag}");
+                let first = if multiple { 0 } else { tag };
+                let named: Vec<u64> = self.out.range(first..=tag).map(|(tag, ())| *tag).collect();
+                for tag in named {
+                    self.out.remove(&tag);
+                    self.ended.insert(tag, ending);
+                }
+            }
+        }
+    }
+
+    /// A different sequence for each seed.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (self.0 >> 33) % limit
+        }
+    }
+
+    #[test]
+    fn each_delivery_ends_at_the_broker_as_it_was_settled() {
+        let seed = std::env::var("TIDINGS_TEST_SEED").ok();
+        let seed = seed.and_then(|seed| seed.parse().ok());
+        let seed: u64 = seed.unwrap_or_else(|| RandomState::new().hash_one(()));
+        println!("TIDINGS_TEST_SEED={seed}");
+        let mut dice = Dice(seed);
+        for _ in 0..200 {
+            let (mut ours, mut broker) = (Unsettled::default(), Broker::default());
+            let mut expected = BTreeMap::new();
+            let (mut next, mut out) = (1, Vec::new());
+            for _ in 0..200 {
+                match dice.below(5) {
+                    0 | 1 => {
+                        ours.insert(next, Properties::default());
+                        broker.out.insert(next, ());
+                        out.push(next);
+                        next += 1;
+                    }
+                    2 | 3 if !out.is_empty() => {
+                        let at = dice.below(out.len() as u64) as usize;
+                        let tag = out.swap_remove(at);
+                        let ending = [Ending::Ack, Ending::Ack, Ending::Requeue, Ending::Reject]
+                            [dice.below(4) as usize];
+                        assert!(ours.settle(tag, ending).is_some());
+                        assert!(ours.settle(tag, Ending::Ack).is_none(), "only once");
+                        expected.insert(tag, ending);
+                    }
+                    _ => {
+                        let mut bytes = BytesMut::new();
+                        ours.write(CHANNEL, &mut bytes);
+                        broker.read(bytes);
+                        assert_eq!(broker.ended, expected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_of_acknowledgements_is_one() {
+        let mut ours = Unsettled::default();
+        for tag in 1..=5 {
+            ours.insert(tag, Properties::default());
+        }
+        for tag in [3, 1, 2] {
+            assert_eq!(ours.settle(tag, Ending::Ack), Some(tag == 3));
+        }
+        let (mut bytes, mut one) = (BytesMut::new(), BytesMut::new());
+        ours.write(CHANNEL, &mut bytes);
+        encode_ack(&mut one, CHANNEL, 3, true);
+        assert_eq!(bytes, one);
+    }
+}

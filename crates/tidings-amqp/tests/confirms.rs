@@ -1,0 +1,207 @@
+//! Confirms that are late or lost, and a broker that takes nothing for a while: who waits is told,
+//! and nothing of it is felt afterwards.
+
+mod peer;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use peer::{DEADLINE, Peer};
+use tidings_amqp::Amqp;
+use tidings_core::{Destination, Envelope, Outgoing, PublishErrorKind, Transport, Unrouted};
+use tidings_wire::{ConnectionBlocked, ConnectionUnblocked, ShortStr};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, oneshot, watch},
+    time::timeout,
+};
+
+/// How many messages the transport has unconfirmed at most.
+const WINDOW: usize = 8192;
+
+fn message(body: impl Into<Vec<u8>>) -> Outgoing {
+    Outgoing {
+        destination: Destination::queue("queue"),
+        unrouted: Unrouted::Hold,
+        envelope: Envelope::new("noted.v1", body.into()),
+    }
+}
+
+/// A transport, and the broker that it connects to.
+async fn connect(confirm_timeout: Duration) -> (Amqp, Peer) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let place = listener.local_addr().expect("bound");
+    let url = format!("amqp://user:word@{place}?heartbeat=0");
+    let builder = Amqp::builder(&url).expect("a URL");
+    let amqp = builder.confirm_timeout(confirm_timeout).start();
+    let mut peer = Peer::accept(&listener).await;
+    peer.shake_hands(0).await;
+    (amqp, peer)
+}
+
+type Kinds = Vec<Result<(), PublishErrorKind>>;
+
+async fn publish(amqp: &Amqp, batch: Vec<Outgoing>) -> Kinds {
+    let outcomes = timeout(DEADLINE, amqp.publish(batch)).await;
+    let outcomes = outcomes.expect("outcomes in time").into_iter();
+    outcomes
+        .map(|it| it.map_err(|error| error.kind()))
+        .collect()
+}
+
+/// Until it is confirmed, as the relay does.
+async fn publish_at_last(amqp: &Amqp, what: &str) {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match publish(amqp, vec![message("at last")]).await[..] {
+            [Ok(())] => return,
+            [Err(PublishErrorKind::Unavailable)] => {}
+            ref other => panic!("{what}: {other:?}"),
+        }
+        assert!(Instant::now() < end, "{what}: never confirmed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+const LOST: Result<(), PublishErrorKind> = Err(PublishErrorKind::Unavailable);
+
+#[tokio::test]
+async fn a_lost_confirm_takes_no_other_with_it_and_is_never_made_up_for() {
+    let (amqp, mut peer) = connect(Duration::from_millis(300)).await;
+    let (selects, mut selected) = watch::channel(0);
+    tokio::spawn(async move {
+        let mut lost = None;
+        while let Some(publish) = peer.published().await {
+            selects.send_replace(peer.confirm_channels);
+            match publish.tag {
+                // The second on the first channel gets none...
+                2 if peer.confirm_channels == 1 => lost = Some(publish),
+                _ => {
+                    // ... until it is too late.
+                    if let Some(lost) = lost.take_if(|_| peer.confirm_channels > 1) {
+                        peer.confirm(lost, false).await;
+                    }
+                    peer.confirm(publish, false).await;
+                }
+            }
+        }
+    });
+    publish_at_last(&amqp, "the first message").await;
+    let outcomes = publish(&amqp, vec![message("2"), message("3"), message("4")]).await;
+    assert_eq!(outcomes, [LOST, Ok(()), Ok(())]);
+    publish_at_last(&amqp, "on a new channel").await;
+    assert_eq!(*selected.borrow_and_update(), 2, "the channel is a new one");
+    let outcomes = publish(&amqp, vec![message("n"); 1000]).await;
+    assert_eq!(outcomes, [Ok(()); 1000]);
+    assert_eq!(*selected.borrow_and_update(), 2, "and stays");
+}
+
+#[tokio::test]
+async fn confirms_that_come_late_are_no_reason_to_begin_anew() {
+    let (amqp, mut peer) = connect(Duration::from_millis(200)).await;
+    let (go_on, held) = oneshot::channel::<()>();
+    let broker = tokio::spawn(async move {
+        let first = peer.published().await.expect("the first message");
+        peer.confirm(first, false).await;
+        let mut last = None;
+        for _ in 0..3 {
+            last = peer.published().await;
+        }
+        held.await.expect("the test goes on");
+        peer.confirm(last.expect("three came"), true).await;
+        while let Some(publish) = peer.published().await {
+            peer.confirm(publish, false).await;
+        }
+        peer.confirm_channels
+    });
+    publish_at_last(&amqp, "the first message").await;
+    let started = Instant::now();
+    let outcomes = publish(&amqp, vec![message("late"); 3]).await;
+    assert_eq!(outcomes, [LOST; 3]);
+    assert!(started.elapsed() >= Duration::from_millis(200));
+    go_on.send(()).expect("the broker waits");
+    publish_at_last(&amqp, "after the late ones").await;
+    amqp.close().await;
+    assert_eq!(
+        broker.await.expect("no panic"),
+        1,
+        "one channel all the time"
+    );
+}
+
+#[tokio::test]
+async fn a_broker_that_confirms_nothing_is_given_another_channel() {
+    let (amqp, mut peer) = connect(Duration::from_millis(100)).await;
+    let broker = tokio::spawn(async move {
+        while let Some(publish) = peer.published().await {
+            if peer.confirm_channels > 1 || publish.tag == 1 {
+                peer.confirm(publish, false).await;
+            }
+        }
+        peer.confirm_channels
+    });
+    publish_at_last(&amqp, "the first message").await;
+    let outcomes = publish(&amqp, vec![message("never"); WINDOW]).await;
+    assert_eq!(outcomes, [LOST; WINDOW]);
+    publish_at_last(&amqp, "on a new channel").await;
+    amqp.close().await;
+    assert_eq!(broker.await.expect("no panic"), 2);
+}
+
+#[tokio::test]
+async fn who_gives_up_while_the_broker_is_blocked_takes_nothing_of_the_window() {
+    let (amqp, mut peer) = connect(DEADLINE).await;
+    let amqp = Arc::new(amqp);
+    let (blocked, unblock) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (is_blocked, unblocked) = (Arc::clone(&blocked), Arc::clone(&unblock));
+    tokio::spawn(async move {
+        let first = peer.published().await.expect("the first message");
+        let reason = ConnectionBlocked {
+            reason: ShortStr::from_static("low on memory"),
+        };
+        peer.send(0, reason).await;
+        peer.confirm(first, false).await;
+        is_blocked.notify_one();
+        // Nothing is read meanwhile.
+        unblocked.notified().await;
+        peer.send(0, ConnectionUnblocked {}).await;
+        // All that was sent is confirmed, and then, at the test's word, only a whole window.
+        let mut marked = false;
+        let mut count = 0;
+        while let Some(publish) = peer.published().await {
+            if !marked {
+                peer.confirm(publish, false).await;
+                marked = peer.body_bytes().await == MARK;
+                continue;
+            }
+            count += 1;
+            if count == WINDOW {
+                peer.confirm(publish, true).await;
+                count = 0;
+            }
+        }
+    });
+    publish_at_last(&amqp, "the first message").await;
+    blocked.notified().await;
+    // Each sends as much as there is room for, waits for more, and gives up.
+    let large = message(vec![b' '; 64 * 1024]);
+    for _ in 0..2 * WINDOW / 256 {
+        let giving_up = timeout(
+            Duration::from_millis(5),
+            amqp.publish(vec![large.clone(); 600]),
+        );
+        assert!(giving_up.await.is_err(), "nothing is confirmed");
+    }
+    unblock.notify_one();
+    assert_eq!(
+        publish(&amqp, vec![message(vec![b' '; MARK])]).await,
+        [Ok(())]
+    );
+    let outcomes = publish(&amqp, vec![message("n"); WINDOW]).await;
+    assert_eq!(outcomes, [Ok(()); WINDOW]);
+}
+
+/// The size of a body that says: now hold the confirms back until a window is full.
+const MARK: usize = 3;
