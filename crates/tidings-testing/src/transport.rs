@@ -113,10 +113,9 @@ async fn a_message_comes_as_it_went(case: Case) {
 async fn every_queue_of_a_topic_gets_each_message(case: Case) {
     let second = format!("{}.second", case.queue);
     case.declare().await;
-    let topology = Topology {
-        topics: vec![case.topic.clone().into()],
-        queues: vec![Queue::new(second.clone(), vec![case.topic.clone().into()])],
-    };
+    let topology = Topology::new()
+        .topic(case.topic.clone())
+        .queue(Queue::new(second.clone()).topic(case.topic.clone()));
     case.other.declare(&topology).await.expect("it declares");
     case.publish(&["to all"]).await;
     let outcome = case.publish_one(case.to_queue(), text("to one")).await;
@@ -143,10 +142,7 @@ async fn a_queue_gets_messages_in_the_order_they_were_published(case: Case) {
 async fn each_message_of_a_batch_has_its_own_outcome(case: Case) {
     case.declare().await;
     let nobody = format!("{}.nobody", case.topic);
-    let topology = Topology {
-        topics: vec![nobody.clone().into()],
-        queues: vec![],
-    };
+    let topology = Topology::new().topic(nobody.clone());
     case.one.declare(&topology).await.expect("it declares");
     let destinations = [
         case.to_topic(),
@@ -161,7 +157,7 @@ async fn each_message_of_a_batch_has_its_own_outcome(case: Case) {
         .enumerate()
         .map(|(number, destination)| Outgoing {
             destination: destination.clone(),
-            unrouted: Unrouted::Park,
+            unrouted: Unrouted::Hold,
             envelope: text(&number.to_string()),
         });
     let outcomes = case.one.publish(batch.collect()).await;
@@ -337,7 +333,7 @@ async fn a_retry_comes_after_its_delay_with_its_history(case: Case) {
         attempt("the first time", Some("instance 1")),
         attempt("again", None),
     ];
-    let delays = if case.one.features().delayed_retry {
+    let delays = if !case.one.features().delay_max.is_zero() {
         [Duration::from_millis(400), Duration::ZERO]
     } else {
         [Duration::ZERO; 2]
@@ -369,7 +365,7 @@ async fn a_retry_comes_after_its_delay_with_its_history(case: Case) {
 }
 
 async fn messages_sent_to_one_delay_come_back_in_order(case: Case) {
-    if !case.one.features().delayed_retry {
+    if case.one.features().delay_max.is_zero() {
         return;
     }
     case.declare().await;
@@ -527,13 +523,9 @@ impl Case {
     }
 
     fn topology(&self) -> Topology {
-        Topology {
-            topics: vec![self.topic.clone().into()],
-            queues: vec![Queue::new(
-                self.queue.clone(),
-                vec![self.topic.clone().into()],
-            )],
-        }
+        Topology::new()
+            .topic(self.topic.clone())
+            .queue(Queue::new(self.queue.clone()).topic(self.topic.clone()))
     }
 
     async fn declare(&self) {
@@ -558,7 +550,7 @@ impl Case {
     ) -> Result<(), tidings_core::PublishError> {
         let message = Outgoing {
             destination,
-            unrouted: Unrouted::Park,
+            unrouted: Unrouted::Hold,
             envelope,
         };
         let mut outcomes = self.one.publish(vec![message]).await;
@@ -570,7 +562,7 @@ impl Case {
     async fn publish(&self, bodies: &[&str]) {
         let batch = bodies.iter().map(|body| Outgoing {
             destination: self.to_topic(),
-            unrouted: Unrouted::Park,
+            unrouted: Unrouted::Hold,
             envelope: text(body),
         });
         let outcomes = self.one.publish(batch.collect()).await;
@@ -596,10 +588,8 @@ impl Case {
 }
 
 fn subscription(queue: &str, prefetch: u16) -> Subscription {
-    Subscription {
-        queue: queue.to_owned().into(),
-        prefetch: NonZeroU16::new(prefetch).expect("not zero"),
-    }
+    let prefetch = NonZeroU16::new(prefetch).expect("not zero");
+    Subscription::new(queue.to_owned()).prefetch(prefetch)
 }
 
 fn text(body: &str) -> Envelope {
