@@ -36,7 +36,7 @@ const WRITE_USUAL: &str = "
     ), written as (
         insert into tidings_outbox (lane, destination, key_hash, message, body)
         select lane, destination, key_hash, message, body
-        from claim, unnest($5::smallint[], $6::text[], $7::bigint[], $8::text[], $9::bytea[])
+        from locked, claim, unnest($5::smallint[], $6::text[], $7::bigint[], $8::text[], $9::bytea[])
             with ordinality as row (lane, destination, key_hash, message, body, number)
         where claim.free
         order by number

@@ -1,10 +1,7 @@
 //! What an error says: whether to wait, to try again, or to give the message up. And that one bad
 //! value harms nothing else.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use server::{claim, commit, deferred, fresh_schema, message, of, open, ordered, waiting};
 use tidings_core::{
