@@ -42,8 +42,8 @@ pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordV
 pub use sending::{Cancel, IntoMessages, Messages, ScheduleId, Scheduled, SendWith, When, With};
 pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError};
 pub use transport::{
-    Deliveries, Features, PublishError, PublishErrorKind, Queue, Subscription, Topology, Transport,
-    TransportError, dead_letter_queue,
+    Deliveries, Features, Group, PublishError, PublishErrorKind, Queue, SLOT_COUNT, Subscription,
+    Topology, Transport, TransportError, dead_letter_queue, slot_of,
 };
 
 /// A boxed future, as the ports return it so that they can be used as trait objects.
