@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    BoxError, Context, Deliveries, Delivery, Incoming, Over, REDRIVE_HEADER, Settlement, Store,
-    StoreError, Subscription, Transport, TransportError,
+    BoxError, Context, Deliveries, Delivery, Settlement, Store, StoreError, Subscription,
+    Transport, TransportError,
     gate::Source,
     handling::{Handling, Message, Outcome},
     retry::SILENT_STORE_PAUSE,
@@ -186,10 +186,8 @@ impl Running {
     fn arrive(&mut self, delivery: Delivery) {
         if self.is_foreign(&delivery) {
             let handling = Arc::clone(&self.handling);
-            self.tasks.spawn(async move {
-                handling.counts.skipped.increment(1);
-                settle(&handling, delivery, Settlement::Ack).await;
-            });
+            self.tasks
+                .spawn(async move { skip(&handling, delivery).await });
         } else {
             self.ready.push_back(Box::new(delivery));
         }
@@ -220,80 +218,87 @@ impl Running {
         while self.tasks.len() < self.handling.concurrency
             && let Some(delivery) = self.ready.pop_front()
         {
-            self.tasks
-                .spawn(handle(Arc::clone(&self.handling), *delivery));
+            let handling = Arc::clone(&self.handling);
+            self.tasks.spawn(async move {
+                if let Some(untried) = handle(&handling, *delivery).await {
+                    give_back(&handling, untried).await;
+                }
+            });
         }
     }
 }
 
-/// From a delivery to its settlement.
-async fn handle(handling: Arc<Handling>, delivery: Delivery) {
+/// From a delivery to its settlement. Returns it if nothing was tried and it is to be given back.
+pub(crate) async fn handle(handling: &Handling, delivery: Delivery) -> Option<Delivery> {
     if delivery.is_stale() {
-        return; // Somebody else gets it.
+        return None; // Somebody else gets it.
     }
-    let context = match handling.accept(incoming(&delivery)) {
+    let context = match handling.accept(handling.incoming(&delivery)) {
         Ok(context) => context,
-        Err(error) => return Box::pin(dead_letter(&handling, delivery, &error)).await,
+        Err(error) => {
+            Box::pin(dead_letter(handling, delivery, &error)).await;
+            return None;
+        }
     };
+    handle_accepted(handling, delivery, context).await
+}
+
+/// The same for a message that is decoded already.
+pub(crate) async fn handle_accepted(
+    handling: &Handling,
+    delivery: Delivery,
+    context: Context,
+) -> Option<Delivery> {
     let store = handling.store.clone();
-    if let Some(store) = &store
-        && delivery.redelivered
-    {
-        return Box::pin(write_down(
-            &handling,
-            &**store,
-            delivery,
-            &context,
-            Next::Now,
-        ))
-        .await;
+    let Some(store) = store.as_deref() else {
+        return handle_without_store(handling, delivery, context).await;
+    };
+    if delivery.redelivered {
+        return Box::pin(write_down(handling, store, delivery, &context, Next::Now)).await;
     }
-    let outcome = handling.run(context.clone(), Source::Broker).await;
-    match (outcome, &store) {
-        (Outcome::Settled, _) => settle(&handling, delivery, Settlement::Ack).await,
-        (Outcome::Untried, _) => give_back(&handling, delivery).await,
-        // Boxed, so that a task has only the size that its usual way needs.
-        (Outcome::Behind, Some(store)) => {
-            Box::pin(write_down(
-                &handling,
-                &**store,
-                delivery,
-                &context,
-                Next::Now,
-            ))
-            .await;
+    // Boxed, so that a task has only the size that its usual way needs.
+    match handling.run(context.clone(), Source::Broker).await {
+        Outcome::Settled => {
+            settle(handling, delivery, Settlement::Ack).await;
+            None
         }
-        (Outcome::Again(error, delay), Some(store)) => {
+        Outcome::Untried => Some(delivery),
+        Outcome::Behind => {
+            Box::pin(write_down(handling, store, delivery, &context, Next::Now)).await
+        }
+        Outcome::Again(error, delay) => {
             let next = Next::After(&error, delay);
-            Box::pin(write_down(&handling, &**store, delivery, &context, next)).await;
+            Box::pin(write_down(handling, store, delivery, &context, next)).await
         }
-        (Outcome::Dead(error), Some(store)) if !Handling::is_unstorable(&error) => {
+        Outcome::Dead(error) if Handling::is_unstorable(&error) => {
+            Box::pin(dead_letter(handling, delivery, &error)).await;
+            None
+        }
+        Outcome::Dead(error) => {
             let next = Next::Never(&error);
-            Box::pin(write_down(&handling, &**store, delivery, &context, next)).await;
+            Box::pin(write_down(handling, store, delivery, &context, next)).await
         }
-        (Outcome::Dead(error), _) => Box::pin(dead_letter(&handling, delivery, &error)).await,
-        (Outcome::Again(error, delay), None) => {
-            let attempt = handling.attempt(&error);
-            log_retry(&handling, &delivery, delay, &attempt.reason);
-            handling.counts.retried.increment(1);
-            settle(&handling, delivery, Settlement::Retry { delay, attempt }).await;
-        }
-        // Only a store knows keys.
-        (Outcome::Behind, None) => give_back(&handling, delivery).await,
     }
 }
 
-fn incoming(delivery: &Delivery) -> Incoming {
-    let redrive = delivery.envelope.header(REDRIVE_HEADER);
-    let redrive = redrive.and_then(|number| number.parse().ok());
-    Incoming {
-        envelope: Arc::clone(&delivery.envelope),
-        queue: Arc::clone(&delivery.queue),
-        failures: delivery.failures,
-        over: redrive.map_or(Over::Nothing, |redrive| Over::Dead { redrive }),
-        order: None,
-        traceparent: None,
+async fn handle_without_store(
+    handling: &Handling,
+    delivery: Delivery,
+    context: Context,
+) -> Option<Delivery> {
+    match handling.run(context, Source::Broker).await {
+        Outcome::Settled => settle(handling, delivery, Settlement::Ack).await,
+        // Only a store knows keys.
+        Outcome::Untried | Outcome::Behind => return Some(delivery),
+        Outcome::Dead(error) => dead_letter(handling, delivery, &error).await,
+        Outcome::Again(error, delay) => {
+            let attempt = handling.attempt(&error);
+            log_retry(handling, &delivery, delay, &attempt.reason);
+            handling.counts.retried.increment(1);
+            settle(handling, delivery, Settlement::Retry { delay, attempt }).await;
+        }
     }
+    None
 }
 
 /// When a message that is not done is tried again.
@@ -304,14 +309,15 @@ enum Next<'a> {
     Never(&'a BoxError),
 }
 
-/// Writes down in the store what becomes of a message, then acknowledges it.
+/// Writes down in the store what becomes of a message, then acknowledges it. Returns it if that
+/// could not be done now.
 async fn write_down(
     handling: &Handling,
     store: &dyn Store,
     delivery: Delivery,
     context: &Context,
     next: Next<'_>,
-) {
+) -> Option<Delivery> {
     let message = Message::of(context, delivery.failures, delivery.history.clone());
     let written = match next {
         Next::Now => handling.defer(store, &message, Duration::ZERO).await,
@@ -334,9 +340,10 @@ async fn write_down(
         }
         Err(error) => {
             pause(handling, &error);
-            give_back(handling, delivery).await;
+            return Some(delivery);
         }
     }
+    None
 }
 
 /// A store that does not take even this does not take anything.
@@ -355,7 +362,7 @@ fn log_retry(handling: &Handling, delivery: &Delivery, delay: Duration, reason: 
 
 /// To the dead letters by the broker: of a message that cannot be read, or that the store cannot
 /// hold, or of a consumer without a store.
-async fn dead_letter(handling: &Handling, delivery: Delivery, error: &BoxError) {
+pub(crate) async fn dead_letter(handling: &Handling, delivery: Delivery, error: &BoxError) {
     let attempt = handling.attempt(error);
     error!(
         queue = &*handling.queue,
@@ -368,13 +375,19 @@ async fn dead_letter(handling: &Handling, delivery: Delivery, error: &BoxError) 
     settle(handling, delivery, Settlement::DeadLetter { attempt }).await;
 }
 
+/// Acknowledges a message that is none of this handler's business.
+pub(crate) async fn skip(handling: &Handling, delivery: Delivery) {
+    handling.counts.skipped.increment(1);
+    settle(handling, delivery, Settlement::Ack).await;
+}
+
 async fn give_back(handling: &Handling, delivery: Delivery) {
     handling.counts.returned.increment(1);
     settle(handling, delivery, Settlement::Requeue).await;
 }
 
 /// A delivery that cannot be settled comes again; there is nothing else to do.
-async fn settle(handling: &Handling, delivery: Delivery, settlement: Settlement) {
+pub(crate) async fn settle(handling: &Handling, delivery: Delivery, settlement: Settlement) {
     if let Err(error) = delivery.settle(settlement).await {
         let queue = &*handling.queue;
         match error.is_temporary() {

@@ -23,11 +23,11 @@ use tower::Service;
 use tracing::{Instrument, debug_span, error, warn};
 
 use crate::{
-    Attempt, BoxError, Claim, Commit, Committed, Context, Fate, Handled, HandlerService,
-    InboxEntry, Incoming, Outgoing, Over, Refusal, States, Store, StoreError, Waiting, dead_letter,
+    Attempt, BoxError, Claim, Commit, Committed, Context, Delivery, Fate, Handled, HandlerService,
+    InboxEntry, Incoming, OrderKey, Outgoing, Over, REDRIVE_HEADER, Refusal, States, Store,
+    StoreError, Waiting, dead_letter,
     gate::{Gate, Pass, Source},
-    handler::claim_of,
-    handler::{Upcast, panicked},
+    handler::{Upcast, claim_of, panicked},
     retry::{Failed, Verdict, is_unstorable, reason},
     router::Accept,
     throttle::Throttle,
@@ -43,6 +43,10 @@ const PARK_ATTEMPTS_MAX: u32 = 100;
 /// One handler of a running service.
 pub(crate) struct Handling {
     pub(crate) queue: Arc<str>,
+    /// The ordered group it belongs to, if it asks for order.
+    pub(crate) group: Option<Arc<str>>,
+    /// Whether a dead letter blocks the later messages of its key.
+    pub(crate) blocks: bool,
     /// The name of the messages it handles.
     pub(crate) name: &'static str,
     /// Whether the queue gets a topic's messages, some of which may be none of its business.
@@ -116,6 +120,23 @@ pub(crate) enum Outcome {
 impl Handling {
     pub(crate) fn paused_log() -> Mutex<Throttle> {
         Mutex::new(Throttle::new(PAUSED_LOG_EVERY))
+    }
+
+    /// The message of a delivery. Its key is not known before it is decoded.
+    pub(crate) fn incoming(&self, delivery: &Delivery) -> Incoming {
+        let redrive = delivery.envelope.header(REDRIVE_HEADER);
+        let redrive = redrive.and_then(|number| number.parse().ok());
+        Incoming {
+            envelope: Arc::clone(&delivery.envelope),
+            queue: Arc::clone(&self.queue),
+            failures: delivery.failures,
+            over: redrive.map_or(Over::Nothing, |redrive| Over::Dead { redrive }),
+            order: self.group.as_ref().map(|group| OrderKey {
+                group: (**group).into(),
+                key: delivery.envelope.key.clone().unwrap_or_default(),
+            }),
+            traceparent: None,
+        }
     }
 
     /// Whether messages of this name are its own, or of an older version.
@@ -264,7 +285,7 @@ impl Handling {
         let fate = Fate::Dead {
             failures: message.failures,
             history: message.history.clone(),
-            blocks: false,
+            blocks: self.blocks,
         };
         let written = self.write(store, message, fate, letter.into_iter().collect());
         if written.await? {

@@ -12,8 +12,9 @@ use std::{
 use tower::{Layer, Service};
 
 use crate::{
-    BoxError, Context, Destination, Envelope, Event, Handled, Handler, HandlerService, Incoming,
-    Message, MessageId, Permanent, Provided, Queue, Retry, States, Store, Topology,
+    BoxError, Context, Destination, Envelope, Event, Group, Handled, Handler, HandlerService,
+    Incoming, Message, MessageId, OrderKey, Permanent, Provided, Queue, Retry, SLOT_COUNT, States,
+    Store, Topology,
     handler::{Effects, Upcast, decode},
     identity_of,
 };
@@ -75,6 +76,19 @@ pub struct HandlerOptions {
     retry: Option<Retry>,
     concurrency: Option<NonZeroU16>,
     attempt_timeout: Option<Duration>,
+    partitions: Option<NonZeroU16>,
+    after_dead_letter: Option<AfterDeadLetter>,
+}
+
+/// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
+/// asks for order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AfterDeadLetter {
+    /// They are handled without it.
+    #[default]
+    Pass,
+    /// They stay parked until it is redriven and handled, or discarded.
+    Park,
 }
 
 impl HandlerOptions {
@@ -106,12 +120,32 @@ impl HandlerOptions {
         self
     }
 
-    /// These, and where they say nothing, what `defaults` say.
+    /// As [`Router::ordered`], for this handler: its messages are an ordered group of their own.
+    ///
+    /// # Panics
+    ///
+    /// As [`Router::ordered`].
+    #[track_caller]
+    pub fn ordered(mut self, partitions: u16) -> Self {
+        self.partitions = Some(self::partitions(partitions));
+        self
+    }
+
+    /// As [`Router::after_dead_letter`], for this handler.
+    pub fn after_dead_letter(mut self, then: AfterDeadLetter) -> Self {
+        self.after_dead_letter = Some(then);
+        self
+    }
+
+    /// These, and where they say nothing, what `defaults` say; except for the group, which handlers
+    /// of their own share with no other.
     fn or(&self, defaults: &Self) -> Self {
         Self {
             retry: self.retry.clone().or_else(|| defaults.retry.clone()),
             concurrency: self.concurrency.or(defaults.concurrency),
             attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
+            partitions: self.partitions,
+            after_dead_letter: self.after_dead_letter.or(defaults.after_dead_letter),
         }
     }
 }
@@ -145,6 +179,13 @@ fn concurrency(messages: u16) -> NonZeroU16 {
     NonZeroU16::new(messages)
         .filter(|messages| messages.get() <= CONCURRENCY_MAX)
         .expect("`concurrency` is between 1 and 16383")
+}
+
+#[track_caller]
+fn partitions(count: u16) -> NonZeroU16 {
+    NonZeroU16::new(count)
+        .filter(|count| count.get() <= SLOT_COUNT)
+        .expect("`ordered` takes 1 to 64 partitions")
 }
 
 /// A broker counts what is out in 16 bits, and four times as many are fetched ahead.
@@ -423,6 +464,34 @@ impl Router {
         self
     }
 
+    /// Asks for order: messages with one key, of all types that this router handles, are handled one
+    /// after the other in the order in which their sender committed them: across instances, retries,
+    /// redelivery and restarts. Other keys are never held up by them. It needs a store, in which
+    /// messages wait behind an earlier one of their key.
+    ///
+    /// Keys are spread over `partitions`, which the instances share: so many instances can work at
+    /// the same time. The number is written down in the store when it is first used, and an instance
+    /// that differs does not start. More partitions than instances cost little: 16 is a good number.
+    ///
+    /// Without this, and without [`HandlerOptions::ordered`], messages are handled in any order. A
+    /// broker's queue that refuses messages (`reject-publish`) is promised no order.
+    ///
+    /// # Panics
+    ///
+    /// When it is not between 1 and 64.
+    #[track_caller]
+    pub fn ordered(mut self, partitions: u16) -> Self {
+        self.defaults = self.defaults.ordered(partitions);
+        self
+    }
+
+    /// What becomes of the later messages of a key when one of them is a dead letter (default: they
+    /// are handled without it). Only with [`ordered`](Self::ordered).
+    pub fn after_dead_letter(mut self, then: AfterDeadLetter) -> Self {
+        self.defaults = self.defaults.after_dead_letter(then);
+        self
+    }
+
     /// Gives handlers a value to take as `State<T>`. One per type.
     ///
     /// # Panics
@@ -502,7 +571,14 @@ impl Router {
                 topology = topology.topic(topic);
             }
         }
-        for route in &self.routes {
+        for group in self.groups() {
+            topology = topology.group(group);
+        }
+        for route in self
+            .routes
+            .iter()
+            .filter(|route| self.group_of(route).is_none())
+        {
             let mut queue = Queue::new(route.queue.to_string());
             queue.topics = route.topic.clone().into_iter().collect();
             for upcast in self.upcasts_of(route).iter() {
@@ -517,6 +593,45 @@ impl Router {
             topology = topology.queue(queue);
         }
         topology
+    }
+
+    /// The ordered group of a handler: its name and how many partitions it has.
+    pub(crate) fn group_of(&self, route: &Route) -> Option<(String, NonZeroU16)> {
+        if let Some(partitions) = route.options.partitions {
+            return Some((format!("{}.ordered", route.queue), partitions));
+        }
+        let partitions = self.defaults.partitions?;
+        Some((format!("{}.ordered", self.consumer), partitions))
+    }
+
+    /// The ordered groups.
+    pub(crate) fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for route in &self.routes {
+            let Some((name, partitions)) = self.group_of(route) else {
+                continue;
+            };
+            let known = groups.iter().position(|group| group.name == name);
+            let mut group = match known {
+                Some(known) => groups.swap_remove(known),
+                None => Group::new(name, partitions),
+            };
+            group = match &route.topic {
+                Some(topic) => group.topic(topic.clone()),
+                None => group.command(route.queue.to_string()),
+            };
+            for upcast in self.upcasts_of(route).iter() {
+                group = group.topic(upcast.topic.clone());
+            }
+            groups.push(group);
+        }
+        groups.sort_by(|one, other| one.name.cmp(&other.name));
+        groups
+    }
+
+    pub(crate) fn blocks_after_dead_letter(&self, route: &Route) -> bool {
+        let options = route.options.or(&self.defaults);
+        options.after_dead_letter == Some(AfterDeadLetter::Park)
     }
 
     pub(crate) fn retry_of(&self, route: &Route) -> Retry {
@@ -538,6 +653,17 @@ impl Router {
                 "`{}` is upcast to `{newer}`, for which the router `{}` has no handler; add it with \
                  `.on(handler)`",
                 upcast.name,
+                self.consumer
+            );
+        }
+        for route in &self.routes {
+            assert!(
+                self.store.is_some() || self.group_of(route).is_none(),
+                "the handler `{}` at {} of the router `{}` asks for order, but the router has no \
+                 store, in which messages wait behind an earlier one of their key; add \
+                 `.transactional(store)`",
+                route.handler,
+                route.location,
                 self.consumer
             );
         }
@@ -568,13 +694,20 @@ impl Router {
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 fn accept<M: Message>(
-    incoming: Incoming,
+    mut incoming: Incoming,
     upcasts: &[Upcast],
     states: &Arc<States>,
     store: Option<&Arc<dyn Store>>,
 ) -> Result<Context, Permanent> {
     let message = decode::<M>(&incoming.envelope, upcasts)?;
     let id = message_id(&message, &incoming.envelope)?;
+    // The consumer has named its group; what the message says its key is counts more than the
+    // envelope's.
+    incoming.order = incoming.order.and_then(|OrderKey { group, key }| {
+        let own = message.key().map(|key| key.into_owned().into());
+        let key = own.or_else(|| (!key.is_empty()).then_some(key))?;
+        Some(OrderKey { group, key })
+    });
     let context = Context::new(incoming, id, Arc::clone(states), store.cloned());
     context.keep_decoded(message);
     Ok(context)

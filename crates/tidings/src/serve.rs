@@ -31,12 +31,16 @@ use crate::{
     gate::Gate,
     handler::{Effects, panicked},
     handling::{Counts, Handling},
+    partitions::Share,
     publish::Sender,
     relay::Relay,
     router::prefetch,
     schedule, telemetry, upkeep,
     worker::Worker,
 };
+
+/// How many deliveries of one partition are out.
+const PARTITION_PREFETCH: NonZeroU16 = NonZeroU16::new(64).unwrap();
 
 /// What a shutdown leaves the relay at least, when the handlers took all the time there was.
 const FLUSH_MIN: Duration = Duration::from_secs(1);
@@ -187,7 +191,11 @@ async fn subscribe(
     let mut all = Vec::with_capacity(routers.len());
     for router in routers {
         let mut of_router = Vec::with_capacity(router.routes.len());
-        for route in &router.routes {
+        for route in router
+            .routes
+            .iter()
+            .filter(|route| router.group_of(route).is_none())
+        {
             let subscription = Subscription::new(route.queue.to_string())
                 .prefetch(prefetch(router.concurrency_of(route)));
             of_router.push(transport.subscribe(subscription).await?);
@@ -200,6 +208,16 @@ async fn subscribe(
 fn check_features(transport: &dyn Transport, topology: &Topology) -> Result<(), BoxError> {
     let features = transport.features();
     let engine = features.engine;
+    for group in &topology.groups {
+        if group.partitions.get() > features.partitions_max {
+            return Err(format!(
+                "the ordered group `{}` has {} partitions, and `{engine}` can have {}; take fewer, \
+                 or ask for no order",
+                group.name, group.partitions, features.partitions_max
+            )
+            .into());
+        }
+    }
     for queue in &topology.queues {
         let name = &queue.name;
         if name.len() > features.name_bytes_max {
@@ -339,11 +357,15 @@ impl Service {
         });
         let states = Arc::new(std::mem::take(&mut router.states));
         let deferred = Arc::new(Notify::new());
-        let mut handlings = Vec::with_capacity(router.routes.len());
-        for (route, deliveries) in router.routes.iter().zip(deliveries) {
+        let mut handlings: Vec<Arc<Handling>> = Vec::with_capacity(router.routes.len());
+        let mut deliveries = deliveries.into_iter();
+        for route in &router.routes {
+            let group = router.group_of(route).map(|(name, _)| name);
             let concurrency: NonZeroU16 = router.concurrency_of(route);
             let handling = Arc::new(Handling {
                 queue: Arc::clone(&route.queue),
+                group: group.as_deref().map(Into::into),
+                blocks: router.blocks_after_dead_letter(route),
                 name: route.name,
                 is_subscribed: route.topic.is_some(),
                 accept: route.accept,
@@ -360,6 +382,12 @@ impl Service {
                 paused_log: Handling::paused_log(),
             });
             handlings.push(Arc::clone(&handling));
+            if group.is_some() {
+                continue;
+            }
+            let Some(deliveries) = deliveries.next() else {
+                continue; // There is one for each handler without a group.
+            };
             let consumer = Consumer {
                 handling,
                 transport: Arc::clone(transport),
@@ -368,9 +396,23 @@ impl Service {
             let running = consumer.run(deliveries, self.stop_handling.clone());
             self.handling.spawn(async move { Ok(running.await?) });
         }
+        let groups = router.groups();
         let Some(store) = router.store else {
             return;
         };
+        for group in groups {
+            let of_group = |it: &&Arc<Handling>| it.group.as_deref() == Some(&*group.name);
+            let of_group: Vec<_> = handlings.iter().filter(of_group).cloned().collect();
+            let share = Share::new(
+                instance,
+                group,
+                Arc::clone(&store),
+                Arc::clone(transport),
+                of_group,
+                PARTITION_PREFETCH,
+            );
+            self.handling.spawn(share.run(self.stop_handling.clone()));
+        }
         let id = instance.to_owned();
         let worker = Worker::new(
             id,
