@@ -147,7 +147,7 @@ pub(super) async fn a_renewed_lease_lasts(subject: Arc<impl Subject>) {
     let first = take_one(&store, "1").await;
     let deferred = store.deferred();
     let shorten = deferred
-        .renew(&std::slice::from_ref(&first.lease), SHORT)
+        .renew(std::slice::from_ref(&first.lease), SHORT)
         .await;
     shorten.expect("it is renewed");
     let second = take_soon(&store, SHORT).await;
