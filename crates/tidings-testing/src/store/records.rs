@@ -353,7 +353,7 @@ pub(super) async fn next_due_says_how_long_until_a_record_is_due(subject: Arc<im
 }
 
 pub(super) async fn records_are_listed_by_kind_label_and_age_in_pages(subject: Arc<impl Subject>) {
-    const OLD: Duration = Duration::from_millis(100);
+    const OLD: Duration = Duration::from_millis(300);
     let store = subject.store();
     for (id, label) in [("d", "open"), ("b", "open"), ("c", "closed"), ("a", "open")] {
         put(&store, id, value(label, "")).await;
@@ -408,13 +408,19 @@ pub(super) async fn records_are_listed_by_kind_label_and_age_in_pages(subject: A
         assert_eq!(told, expected, "in pages");
     }
     sleep(OLD + CLOCK).await;
-    put(&store, "b", value("open", "young again")).await;
     put(&store, "d", value("closed", "")).await;
     let old = RecordQuery {
         older_than: Some(OLD),
         ..open.clone()
     };
-    assert_eq!(ids(&list(&old).await), "aefg");
+    until(async || {
+        let since = Instant::now();
+        put(&store, "b", value("open", "young again")).await;
+        let listed = ids(&list(&old).await);
+        // On a machine that is too busy it is old before it is looked for.
+        (since.elapsed() < OLD).then(|| assert_eq!(listed, "aefg"))
+    })
+    .await;
     let young = RecordQuery {
         older_than: Some(LONG),
         ..open.clone()
