@@ -7,19 +7,21 @@ use std::{
 };
 
 use tidings_core::{
-    Attempt, Destination, Envelope, Outgoing, PublishError, PublishErrorKind, Settlement, Topology,
-    dead_letter_queue,
+    Attempt, Destination, Envelope, FAILURES_HEADER, HISTORY_HEADER, Outgoing, PublishError,
+    PublishErrorKind, QUEUE_HEADER, REASON_HEADER, Settlement, Topology, dead_letter_queue,
 };
 use tokio::{sync::Notify, time::Instant};
 
-/// How many messages a queue holds before it refuses more.
+/// How many messages a queue holds before it refuses more, unless it was given another limit.
 const QUEUE_MESSAGES_MAX: usize = 1_000_000;
 
-/// How many attempts a message's history keeps: the first and the latest ones.
-const HISTORY_ATTEMPTS_MAX: usize = 10;
-
 /// A message in a queue.
+///
+/// A dead letter looks the same whether a settlement made it or a consumer with a store published
+/// it ([`tidings_core::dead_letter`]): what the headers of the latter say is in the fields here,
+/// not in the envelope.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Stored {
     /// Metadata and body.
     pub envelope: Envelope,
@@ -27,8 +29,14 @@ pub struct Stored {
     pub history: Vec<Attempt>,
     /// How many deliveries failed.
     pub failures: u32,
+    /// Why it is a dead letter, if it is one.
+    pub reason: Option<Box<str>>,
+    /// Which queue it was in before it became a dead letter, if it is one.
+    pub dead_from: Option<Box<str>>,
     /// It was handed out before and came back unsettled.
     pub redelivered: bool,
+    /// How often it was handed out and came back unsettled, since it was published or retried.
+    pub delivered_before: u32,
 }
 
 #[derive(Default)]
@@ -39,8 +47,8 @@ pub(crate) struct Broker {
     counter: u64,
 }
 
-#[derive(Default)]
 struct Queue {
+    messages_max: usize,
     /// By the number that each got when it came, which it keeps when it comes back unsettled.
     ready: BTreeMap<u64, Stored>,
     /// By when they are due and the order they were delayed in.
@@ -102,21 +110,20 @@ impl Broker {
             ));
         }
         for name in &queues {
-            if self.queues[name].len() >= QUEUE_MESSAGES_MAX {
+            let queue = &self.queues[name];
+            if queue.len() >= queue.messages_max {
                 return Err(PublishError::new(
                     PublishErrorKind::Refused,
-                    format!("queue `{name}` is full: {QUEUE_MESSAGES_MAX} messages"),
+                    format!(
+                        "queue `{name}` is full: it may hold {} messages",
+                        queue.messages_max
+                    ),
                 ));
             }
         }
+        let stored = Stored::new(message.envelope);
         for name in queues {
-            let stored = Stored {
-                envelope: message.envelope.clone(),
-                history: Vec::new(),
-                failures: 0,
-                redelivered: false,
-            };
-            self.push(&name, stored, Duration::ZERO);
+            self.push(&name, stored.clone(), Duration::ZERO);
         }
         Ok(())
     }
@@ -153,22 +160,32 @@ impl Broker {
         else {
             return false;
         };
-        let mut stored = out.stored;
-        stored.redelivered = false;
         match settlement {
             Settlement::Ack => {}
+            Settlement::Requeue => self.give_back(queue, out),
             Settlement::Retry { delay, attempt } => {
-                stored.fail(attempt);
-                self.push(queue, stored, delay);
+                self.push(queue, out.stored.failed(attempt), delay);
             }
-            Settlement::Defer { delay } => self.push(queue, stored, delay),
+            Settlement::Defer { delay } => self.push(queue, out.stored.anew(), delay),
             Settlement::DeadLetter { attempt } => {
-                stored.fail(attempt);
-                self.push(&dead_letter_queue(queue), stored, Duration::ZERO);
+                let dead = Stored {
+                    reason: Some(attempt.reason.as_str().into()),
+                    dead_from: Some(queue.into()),
+                    ..out.stored.failed(attempt)
+                };
+                let beside = dead_letter_queue(queue);
+                self.queues.entry(beside.as_str().into()).or_default();
+                self.push(&beside, dead, Duration::ZERO);
             }
         }
         self.changed(queue);
         true
+    }
+
+    /// True if the message taken out under `tag` can still be settled.
+    pub(crate) fn is_out(&self, queue: &str, tag: u64) -> bool {
+        let queue = self.queues.get(queue);
+        queue.is_some_and(|queue| queue.out.contains_key(&tag))
     }
 
     /// Puts what `connection` holds back to where it was.
@@ -176,14 +193,27 @@ impl Broker {
         for queue in self.queues.values_mut() {
             let held = queue.out.extract_if(|_, out| out.connection == connection);
             for (_, out) in held {
-                let redelivered = Stored {
-                    redelivered: true,
-                    ..out.stored
-                };
-                queue.ready.insert(out.number, redelivered);
+                queue.ready.insert(out.number, out.stored.given_back());
             }
             queue.changed.notify_waiters();
         }
+    }
+
+    /// Limits how many messages `queue` may hold. False if there is no such queue.
+    pub(crate) fn limit(&mut self, queue: &str, messages: usize) -> bool {
+        let queue = self.queues.get_mut(queue);
+        queue.map(|queue| queue.messages_max = messages).is_some()
+    }
+
+    /// Deletes a queue with what is in it. False if there was none.
+    pub(crate) fn delete(&mut self, queue: &str) -> bool {
+        for subscribers in self.topics.values_mut() {
+            subscribers.remove(queue);
+        }
+        let deleted = self.queues.remove(queue);
+        deleted
+            .map(|queue| queue.changed.notify_waiters())
+            .is_some()
     }
 
     pub(crate) fn messages(&self, queue: &str) -> Vec<Stored> {
@@ -200,6 +230,12 @@ impl Broker {
     /// What wakes the consumers of `queue`. `None` if there is no such queue.
     pub(crate) fn changes(&self, queue: &str) -> Option<Arc<Notify>> {
         Some(Arc::clone(&self.queues.get(queue)?.changed))
+    }
+
+    fn give_back(&mut self, queue: &str, out: Out) {
+        if let Some(queue) = self.queues.get_mut(queue) {
+            queue.ready.insert(out.number, out.stored.given_back());
+        }
     }
 
     fn push(&mut self, name: &str, stored: Stored, delay: Duration) {
@@ -240,12 +276,64 @@ impl Queue {
     }
 }
 
-impl Stored {
-    fn fail(&mut self, attempt: Attempt) {
-        self.failures += 1;
-        self.history.push(attempt);
-        if self.history.len() > HISTORY_ATTEMPTS_MAX {
-            self.history.remove(1);
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            messages_max: QUEUE_MESSAGES_MAX,
+            ready: BTreeMap::new(),
+            delayed: BTreeMap::new(),
+            out: HashMap::new(),
+            changed: Arc::default(),
         }
+    }
+}
+
+impl Stored {
+    /// A message that was published, with what its headers say of a dead letter.
+    fn new(mut envelope: Envelope) -> Self {
+        let mut take = |header: &str| {
+            let mut values = envelope
+                .headers
+                .extract_if(.., |(name, _)| **name == *header);
+            values.next().map(|(_, value)| value)
+        };
+        let failures = take(FAILURES_HEADER).and_then(|value| value.parse().ok());
+        let history = take(HISTORY_HEADER).and_then(|value| serde_json::from_str(&value).ok());
+        let reason = take(REASON_HEADER);
+        let dead_from = take(QUEUE_HEADER);
+        Self {
+            envelope,
+            history: history.unwrap_or_default(),
+            failures: failures.unwrap_or_default(),
+            reason,
+            dead_from,
+            redelivered: false,
+            delivered_before: 0,
+        }
+    }
+
+    /// As if it had just come into its queue.
+    fn anew(self) -> Self {
+        Self {
+            redelivered: false,
+            delivered_before: 0,
+            ..self
+        }
+    }
+
+    /// Came back unsettled.
+    fn given_back(self) -> Self {
+        Self {
+            redelivered: true,
+            delivered_before: self.delivered_before.saturating_add(1),
+            ..self
+        }
+    }
+
+    fn failed(self, attempt: Attempt) -> Self {
+        let mut failed = self.anew();
+        failed.failures = failed.failures.saturating_add(1);
+        attempt.add_to(&mut failed.history);
+        failed
     }
 }

@@ -12,13 +12,12 @@
 //! use tidings_memory::MemoryTransport;
 //!
 //! let transport = MemoryTransport::new();
-//! let queue = Queue::new("mail.order-placed.v1", vec!["orders".into()]);
-//! let topology = Topology { topics: vec![], queues: vec![queue] };
+//! let topology = Topology::new().queue(Queue::new("mail.order-placed.v1").topic("orders"));
 //! transport.declare(&topology).await.unwrap();
 //!
 //! let message = Outgoing {
 //!     destination: Destination::topic("orders"),
-//!     unrouted: Unrouted::Park,
+//!     unrouted: Unrouted::Hold,
 //!     envelope: Envelope::new("order-placed.v1", r#"{"orderId":"o-1"}"#),
 //! };
 //! assert!(transport.publish(vec![message]).await[0].is_ok());

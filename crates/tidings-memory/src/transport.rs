@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{FutureExt, stream};
@@ -14,9 +15,14 @@ use tidings_core::{
     BoxFuture, Deliveries, Delivery, Features, Outgoing, PublishError, PublishErrorKind,
     Settlement, Settler, Subscription, Topology, Transport, TransportError, dead_letter_queue,
 };
-use tokio::sync::Notify;
 
 use crate::broker::{Broker, Next, Stored};
+
+/// The longest delay of a retry: a year, so that a time can always be reckoned.
+const DELAY_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Longer names would do; this is what the conformance suite has tried.
+const NAME_BYTES_MAX: usize = 255;
 
 /// A connection to a broker that lives in this process.
 ///
@@ -53,6 +59,20 @@ impl MemoryTransport {
     /// The dead letters beside `queue`, oldest first.
     pub fn dead_letters(&self, queue: &str) -> Vec<Stored> {
         self.messages(&dead_letter_queue(queue))
+    }
+
+    /// Limits how many messages `queue` may hold, counting those that are out or delayed: it refuses
+    /// what is published beyond ([`PublishErrorKind::Refused`]), as a full queue of a real broker
+    /// does. What is there already stays. False if there is no such queue.
+    pub fn limit(&self, queue: &str, messages: usize) -> bool {
+        self.0.broker.lock().limit(queue, messages)
+    }
+
+    /// Deletes `queue` with what is in it, and its subscriptions to topics. Consumers that wait for
+    /// its messages get an error, and what is out cannot be settled any more. The dead letters
+    /// beside it stay. False if there was no such queue.
+    pub fn delete_queue(&self, queue: &str) -> bool {
+        self.0.broker.lock().delete(queue)
     }
 
     fn to(broker: Arc<Mutex<Broker>>, numbers: Arc<AtomicU64>) -> Self {
@@ -98,7 +118,12 @@ impl Drop for Connection {
 
 impl Transport for MemoryTransport {
     fn features(&self) -> Features {
-        Features::all("memory").in_memory()
+        let mut features = Features::new("memory");
+        features.reports_unroutable = true;
+        features.delay_max = DELAY_MAX;
+        features.counts_deliveries = true;
+        features.name_bytes_max = NAME_BYTES_MAX;
+        features
     }
 
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
@@ -133,22 +158,25 @@ impl Transport for MemoryTransport {
                 return Err(closed());
             }
             let queue: Arc<str> = subscription.queue.as_ref().into();
-            let changes = self.0.broker.lock().changes(&queue).ok_or_else(|| {
-                TransportError::fatal(format!("there is no queue `{queue}`; declare it first"))
-            })?;
+            if self.0.broker.lock().changes(&queue).is_none() {
+                return Err(no_queue(&queue));
+            }
             let consumer = Consumer {
                 connection: Arc::clone(&self.0),
-                changes: Arc::clone(&changes),
                 prefetch: usize::from(subscription.prefetch.get()),
                 settler: Arc::new(MemorySettler {
                     broker: Arc::clone(&self.0.broker),
+                    queue: Arc::clone(&queue),
                     out: AtomicUsize::new(0),
                 }),
                 queue,
             };
-            let deliveries = stream::unfold(consumer, |consumer| async move {
-                let delivery = consumer.next().await?;
-                Some((Ok(delivery), consumer))
+            let deliveries = stream::unfold(Some(consumer), |consumer| async move {
+                let consumer = consumer?;
+                match consumer.next().await? {
+                    Ok(delivery) => Some((Ok(delivery), Some(consumer))),
+                    Err(error) => Some((Err(error), None)),
+                }
             });
             Ok(Box::pin(deliveries) as Deliveries)
         })
@@ -163,31 +191,42 @@ fn closed() -> TransportError {
     TransportError::fatal("the transport was closed")
 }
 
+fn no_queue(queue: &str) -> TransportError {
+    TransportError::fatal(format!("there is no queue `{queue}`; declare it first"))
+}
+
 struct Consumer {
     connection: Arc<Connection>,
     queue: Arc<str>,
-    changes: Arc<Notify>,
     prefetch: usize,
     settler: Arc<MemorySettler>,
 }
 
 impl Consumer {
     /// The next delivery; `None` after the connection was closed.
-    async fn next(&self) -> Option<Delivery> {
+    async fn next(&self) -> Option<Result<Delivery, TransportError>> {
         loop {
-            // Made before looking, so that no change in between is missed.
-            let changed = self.changes.notified();
-            if self.connection.is_closed() {
-                return None;
-            }
-            let next = if self.settler.out.load(Ordering::SeqCst) < self.prefetch {
+            let changes;
+            let changed;
+            let next = {
                 let mut broker = self.connection.broker.lock();
-                broker.take(&self.queue, self.connection.number)
-            } else {
-                Next::Nothing
+                let Some(queue_changes) = broker.changes(&self.queue) else {
+                    return Some(Err(no_queue(&self.queue)));
+                };
+                changes = queue_changes;
+                // Made before looking, so that no change in between is missed.
+                changed = changes.notified();
+                if self.connection.is_closed() {
+                    return None;
+                }
+                if self.settler.out.load(Ordering::SeqCst) < self.prefetch {
+                    broker.take(&self.queue, self.connection.number)
+                } else {
+                    Next::Nothing
+                }
             };
             match next {
-                Next::Message(tag, stored) => return Some(self.delivery(tag, *stored)),
+                Next::Message(tag, stored) => return Some(Ok(self.delivery(tag, *stored))),
                 Next::DueAt(due) => {
                     let _ = tokio::time::timeout_at(due, changed).await;
                 }
@@ -201,6 +240,7 @@ impl Consumer {
         let settler = Arc::clone(&self.settler);
         let mut delivery = Delivery::new(stored.envelope, Arc::clone(&self.queue), tag, settler);
         delivery.redelivered = stored.redelivered;
+        delivery.delivered_before = Some(stored.delivered_before);
         delivery.history = stored.history;
         delivery.failures = stored.failures;
         delivery
@@ -209,8 +249,18 @@ impl Consumer {
 
 struct MemorySettler {
     broker: Arc<Mutex<Broker>>,
+    queue: Arc<str>,
     /// How many deliveries of this consumer are out.
     out: AtomicUsize,
+}
+
+impl MemorySettler {
+    /// False if `tag` is not out any more.
+    fn end(&self, tag: u64, settlement: Settlement) -> bool {
+        let mut broker = self.broker.lock();
+        self.out.fetch_sub(1, Ordering::SeqCst);
+        broker.settle(&self.queue, tag, settlement)
+    }
 }
 
 impl Settler for MemorySettler {
@@ -220,15 +270,22 @@ impl Settler for MemorySettler {
         settlement: Settlement,
     ) -> BoxFuture<'static, Result<(), TransportError>> {
         Box::pin(async move {
-            let mut broker = self.broker.lock();
-            self.out.fetch_sub(1, Ordering::SeqCst);
-            if broker.settle(&delivery.queue, delivery.tag(), settlement) {
+            if self.end(delivery.tag(), settlement) {
                 Ok(())
             } else {
                 Err(TransportError::temporary(
-                    "the connection of this delivery was closed; it will be delivered again",
+                    "the connection of this delivery was closed, or its queue deleted; if the \
+                     message is still there, it is delivered again",
                 ))
             }
         })
+    }
+
+    fn dropped(&self, tag: u64) {
+        self.end(tag, Settlement::Requeue);
+    }
+
+    fn is_stale(&self, tag: u64) -> bool {
+        !self.broker.lock().is_out(&self.queue, tag)
     }
 }

@@ -4,7 +4,7 @@ use std::{any::Any, sync::Arc};
 
 use tidings_core::{BoxFuture, Store, StoreError, Transaction};
 use tidings_memory::{MemoryStore, MemoryTransaction, MemoryTransport};
-use tidings_testing::store::Subject;
+use tidings_testing::store::{Damage, Subject};
 
 struct Memory(MemoryStore);
 
@@ -32,6 +32,14 @@ impl Subject for Memory {
     fn notes(&self) -> BoxFuture<'_, Vec<String>> {
         Box::pin(async { self.0.names() })
     }
+
+    fn damage<'a>(&'a self, what: Damage<'a>) -> BoxFuture<'a, bool> {
+        let is_damaged = match what {
+            Damage::Outbox(position) => self.0.damage_outbox(position),
+            Damage::Inbox(claim) => self.0.damage_inbox(claim),
+        };
+        Box::pin(async move { is_damaged })
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,5 +50,7 @@ async fn the_store_conforms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_transport_conforms() {
     let broker = MemoryTransport::new();
-    tidings_testing::transport::conformance(async || broker.connect()).await;
+    let connect = async || broker.connect();
+    let limit = async |queue: &str, messages| assert!(broker.limit(queue, messages));
+    tidings_testing::transport::conformance_with_limits(connect, limit).await;
 }

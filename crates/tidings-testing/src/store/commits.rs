@@ -1,0 +1,472 @@
+//! Transactions, and what is known of a message.
+
+use std::{sync::Arc, time::Duration};
+
+use tidings_core::{
+    Ask, Committed, Expected, Fate, InboxEntry, InboxState, RecordChange, RecordId, RecordValue,
+    Refusal, Seen, Store, TransactionSlot, Work, WorkError,
+};
+use tokio::{task::JoinSet, time::sleep};
+
+use super::{Subject, support::*};
+
+fn record(expected: Expected) -> RecordChange {
+    RecordChange {
+        id: RecordId::new("kind", "id"),
+        expected,
+        value: Some(RecordValue::default()),
+    }
+}
+
+async fn has_record(store: &Arc<dyn Store>) -> bool {
+    let read = store.records().read(&[RecordId::new("kind", "id")]).await;
+    read.expect("records can be read")[0].is_some()
+}
+
+pub(super) async fn a_commit_is_inbox_row_writes_messages_and_records_together(
+    subject: Arc<impl Subject>,
+) {
+    let store = subject.store();
+    let mut transaction = begin(&store).await;
+    write(&subject, &mut transaction, "note").await;
+    assert_eq!(state(&store, "1").await, None, "nothing is committed yet");
+    assert!(subject.notes().await.is_empty(), "nothing is committed yet");
+
+    let mut commit = outbox(&["a", "b"]);
+    commit.inbox = vec![entry("1", deferred()), InboxEntry::handled(claim("2"))];
+    commit.records = vec![record(Expected::Nothing)];
+    let committed = transaction.commit(commit).await.expect("it commits");
+    assert_eq!(committed, Committed::Done);
+    assert_eq!(state(&store, "1").await, Some(InboxState::Deferred));
+    assert_eq!(state(&store, "2").await, Some(InboxState::Handled));
+    assert_eq!(subject.notes().await, ["note"]);
+    assert_eq!(bodies(&ready(&store).await), ["a", "b"]);
+    assert!(has_record(&store).await);
+}
+
+pub(super) async fn a_message_is_handled_once_and_a_duplicate_writes_nothing(
+    subject: Arc<impl Subject>,
+) {
+    let store = subject.store();
+    let known = Committed::Refused {
+        entry: 0,
+        why: Refusal::Known,
+    };
+    let attempt = |body| {
+        let mut commit = outbox(&[body]);
+        commit.inbox = vec![InboxEntry::handled(claim("1"))];
+        commit
+    };
+    done(&store, attempt("first")).await;
+
+    let again = store.commit(attempt("second")).await.expect("an answer");
+    assert_eq!(again, known);
+    assert!(again.is_known());
+    let mut transaction = begin(&store).await;
+    write(&subject, &mut transaction, "note").await;
+    let mut commit = attempt("third");
+    commit.records = vec![record(Expected::Anything)];
+    let again = transaction.commit(commit).await.expect("an answer");
+    assert_eq!(again, known);
+    let mut commit = attempt("fourth");
+    commit.records = vec![record(Expected::Version(7))];
+    let again = store.commit(commit).await.expect("an answer");
+    assert_eq!(again, known, "a duplicate is one, whatever else it wants");
+    let notes = subject.notes().await;
+    assert!(notes.is_empty(), "a duplicate writes nothing");
+    assert!(!has_record(&store).await, "a duplicate writes nothing");
+    assert_eq!(bodies(&ready(&store).await), ["first"]);
+
+    for free in [
+        claim_of("another", "1"),
+        claim("2"),
+        claim_of(&format!("{CONSUMER}1"), ""),
+    ] {
+        let seen = seen(&store, &free, None).await;
+        assert_eq!(seen, Seen::default(), "{free:?} is another");
+        done(&store, inbox([InboxEntry::handled(free)])).await;
+    }
+    for _ in 0..2 {
+        done(&store, inbox([])).await;
+    }
+}
+
+pub(super) async fn a_delivery_of_a_message_that_has_a_row_is_a_duplicate_whatever_its_state(
+    subject: Arc<impl Subject>,
+) {
+    let store = subject.store();
+    let rows = [
+        entry("handled", Fate::Handled),
+        ordered("deferred", "key", deferred()),
+        ordered("parked", "key", parked()),
+        entry("dead", dead(false)),
+        ordered("dead, blocks", "another key", dead(true)),
+    ];
+    done(&store, inbox(rows.clone())).await;
+    for row in rows {
+        let message = row.claim.message.as_str();
+        let before = seen(&store, &row.claim, None).await.state;
+        for fate in [Fate::Handled, deferred(), dead(true)] {
+            refused(&store, entry(message, fate), Refusal::Known).await;
+        }
+        for fate in [deferred(), parked()] {
+            refused(&store, ordered(message, "key", fate), Refusal::Known).await;
+        }
+        let after = seen(&store, &row.claim, None).await.state;
+        assert_eq!(after, before, "`{message}` stays as it was");
+    }
+}
+
+pub(super) async fn of_many_who_commit_one_message_at_once_one_wins(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    let mut attempts = JoinSet::new();
+    for number in 0..32 {
+        let (subject, store) = (Arc::clone(&subject), Arc::clone(&store));
+        attempts.spawn(async move {
+            let mut commit = outbox(&["message"]);
+            let fate = match number % 3 {
+                0 => deferred(),
+                _ => Fate::Handled,
+            };
+            commit.inbox = vec![entry("contested", fate)];
+            if number % 4 == 0 {
+                return store.commit(commit).await.expect("an answer");
+            }
+            let mut transaction = begin(&store).await;
+            write(&subject, &mut transaction, &number.to_string()).await;
+            transaction.commit(commit).await.expect("an answer")
+        });
+    }
+    let committed = attempts.join_all().await;
+    let winners = committed.iter().filter(|one| **one == Committed::Done);
+    assert_eq!(winners.count(), 1, "one message, one winner");
+    let known = committed.iter().filter(|one| one.is_known());
+    assert_eq!(known.count(), 31, "the others hear of it");
+    assert_eq!(ready(&store).await.len(), 1, "the winner's message");
+    assert!(subject.notes().await.len() <= 1, "no loser's write");
+}
+
+pub(super) async fn one_entry_that_is_refused_leaves_nothing_of_its_commit(
+    subject: Arc<impl Subject>,
+) {
+    let store = subject.store();
+    done(&store, inbox([ordered("first", "key", deferred())])).await;
+    let cases = [
+        (entry("first", dead(true)), Refusal::Known),
+        (ordered("late", "key", deferred()), Refusal::Behind),
+        (ordered("late", "free key", parked()), Refusal::Free),
+    ];
+    for (entry_refused, why) in cases {
+        let mut transaction = begin(&store).await;
+        write(&subject, &mut transaction, "undone").await;
+        let mut commit = outbox(&["undone"]);
+        commit.inbox = vec![
+            entry("a", Fate::Handled),
+            ordered("b", "another key", deferred()),
+            entry_refused,
+            entry("c", deferred()),
+        ];
+        commit.records = vec![record(Expected::Anything)];
+        let committed = transaction.commit(commit).await.expect("an answer");
+        assert_eq!(committed, Committed::Refused { entry: 2, why });
+        assert!(subject.notes().await.is_empty(), "{why:?}");
+        assert!(ready(&store).await.is_empty(), "{why:?}");
+        assert!(!has_record(&store).await, "{why:?}");
+        for message in ["a", "b", "c", "late"] {
+            assert_eq!(state(&store, message).await, None, "{why:?}: {message}");
+        }
+    }
+    // What was undone is free: for the same messages and for the same key.
+    let again = [
+        entry("a", Fate::Handled),
+        ordered("c", "another key", deferred()),
+    ];
+    done(&store, inbox(again)).await;
+}
+
+pub(super) async fn a_rollback_leaves_nothing(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    begin(&store).await.rollback().await;
+    let mut transaction = begin(&store).await;
+    write(&subject, &mut transaction, "undone").await;
+    transaction.rollback().await;
+
+    let mut transaction = begin(&store).await;
+    write(&subject, &mut transaction, "done").await;
+    transaction.commit(inbox([])).await.expect("it commits");
+    assert_eq!(subject.notes().await, ["done"]);
+}
+
+pub(super) async fn a_dropped_transaction_leaves_nothing(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    drop(begin(&store).await);
+    let mut transaction = begin(&store).await;
+    write(&subject, &mut transaction, "dropped").await;
+    drop(transaction);
+
+    // A handler that is cancelled in the middle drops it too.
+    let (subject_there, store_there) = (Arc::clone(&subject), Arc::clone(&store));
+    let (written, is_written) = tokio::sync::oneshot::channel();
+    let handler = tokio::spawn(async move {
+        let mut transaction = begin(&store_there).await;
+        write(&subject_there, &mut transaction, "cancelled").await;
+        let _ = written.send(());
+        std::future::pending::<()>().await;
+    });
+    is_written.await.expect("the handler runs");
+    handler.abort();
+
+    let mut transaction = begin(&store).await;
+    write(&subject, &mut transaction, "done").await;
+    transaction.commit(inbox([])).await.expect("it commits");
+    assert_eq!(subject.notes().await, ["done"]);
+}
+
+pub(super) async fn an_empty_commit_is_done(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    done(&store, inbox([])).await;
+    let committed = begin(&store).await.commit(inbox([])).await;
+    assert_eq!(committed.expect("it commits"), Committed::Done);
+}
+
+pub(super) async fn look_answers_each_question_and_changes_nothing(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    assert!(store.look(&[]).await.expect("an answer").is_empty());
+    let rows = [
+        entry("handled", Fate::Handled),
+        ordered("first", "key", deferred()),
+        ordered("second", "key", parked()),
+        redriven(3, ordered("dead", "blocked", dead(true))),
+    ];
+    done(&store, inbox(rows)).await;
+    let behind = Seen {
+        behind: true,
+        ..Seen::default()
+    };
+    let with = |state| Seen {
+        state: Some(state),
+        ..Seen::default()
+    };
+    let cases = [
+        ("new", Some("key"), behind),
+        ("handled", None, with(InboxState::Handled)),
+        ("new", None, Seen::default()),
+        ("new", Some("blocked"), behind),
+        ("new", Some("free"), Seen::default()),
+        ("first", Some("key"), with(InboxState::Deferred)),
+        (
+            "second",
+            Some("key"),
+            Seen {
+                behind: true,
+                ..with(InboxState::Parked)
+            },
+        ),
+        (
+            // Nothing is before it: it blocks the others.
+            "dead",
+            Some("blocked"),
+            Seen {
+                redrive: 3,
+                ..with(InboxState::Dead)
+            },
+        ),
+    ];
+    let asked: Vec<Ask> = cases
+        .iter()
+        .map(|(message, order, _)| Ask {
+            claim: claim(message),
+            order: order.map(key),
+        })
+        .collect();
+    for _ in 0..2 {
+        let seen = store.look(&asked).await.expect("the inbox can be read");
+        assert_eq!(seen.len(), cases.len());
+        for ((message, order, expected), seen) in cases.iter().zip(seen) {
+            assert_eq!(seen, *expected, "`{message}` with the key {order:?}");
+        }
+    }
+}
+
+/// Writes through the transaction of a unit of work, as a handler does.
+async fn write_in(subject: &Arc<impl Subject>, slot: &TransactionSlot, note: &str) {
+    let mut transaction = match slot.take().expect("nobody else uses it") {
+        Some(transaction) => transaction,
+        None => begin(slot.store()).await,
+    };
+    write(subject, &mut transaction, note).await;
+    slot.put(transaction);
+}
+
+pub(super) async fn works_of_a_batch_do_not_harm_each_other(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    done(&store, inbox([InboxEntry::handled(claim("known"))])).await;
+    assert!(store.run(Vec::new()).await.is_empty());
+
+    // What each does: writes a note or not, and ends so.
+    let works = [
+        ("writes", true, Ok(inbox([entry("a", deferred())]))),
+        ("fails", true, Err("it fails")),
+        ("is refused", true, Ok(inbox([entry("known", deferred())]))),
+        ("conflicts", true, {
+            let mut commit = inbox([entry("b", Fate::Handled)]);
+            commit.records = vec![record(Expected::Version(1))];
+            Ok(commit)
+        }),
+        ("sends only", false, Ok(outbox(&["sent"]))),
+        ("fails early", false, Err("it fails")),
+        ("writes too", true, Ok(inbox([entry("c", Fate::Handled)]))),
+        ("does nothing", false, Ok(inbox([]))),
+    ];
+    let batch = works.map(|(note, writes, end)| {
+        let slot = Arc::new(TransactionSlot::new(Arc::clone(&store)));
+        let (subject, within) = (Arc::clone(&subject), Arc::clone(&slot));
+        Work::new(slot, async move {
+            if writes {
+                write_in(&subject, &within, note).await;
+            }
+            end.map_err(Into::into)
+        })
+    });
+    let outcomes = store.run(batch.into()).await;
+    let told: Vec<String> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Ok(Committed::Done) => "done".into(),
+            Ok(Committed::Refused { entry, why }) => format!("refused {entry} {why:?}"),
+            Err(WorkError::Failed(error)) => error.to_string(),
+            Err(WorkError::Store(error)) if error.is_conflict() => "conflict".into(),
+            Err(WorkError::Store(error)) => format!("store: {error}"),
+        })
+        .collect();
+    let expected = [
+        "done",
+        "it fails",
+        "refused 0 Known",
+        "conflict",
+        "done",
+        "it fails",
+        "done",
+        "done",
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(subject.notes().await, ["writes", "writes too"]);
+    assert_eq!(bodies(&ready(&store).await), ["sent"]);
+    assert_eq!(state(&store, "a").await, Some(InboxState::Deferred));
+    assert_eq!(state(&store, "b").await, None);
+    assert_eq!(state(&store, "c").await, Some(InboxState::Handled));
+}
+
+pub(super) async fn handled_rows_are_forgotten_by_consumer_and_age(subject: Arc<impl Subject>) {
+    const YOUNG: Duration = Duration::from_secs(60);
+    const OLD: Duration = Duration::from_millis(30);
+    let store = subject.store();
+    for number in 0..10 {
+        for consumer in [CONSUMER, "another"] {
+            let claim = claim_of(consumer, &number.to_string());
+            done(&store, inbox([InboxEntry::handled(claim)])).await;
+        }
+    }
+    let forget = async |consumer, age, limit| {
+        let forgotten = store.forget(consumer, age, limit).await;
+        forgotten.expect("rows can be deleted")
+    };
+    assert_eq!(forget(CONSUMER, YOUNG, 100).await, 0, "all are young");
+    sleep(OLD + CLOCK).await;
+    done(&store, inbox([InboxEntry::handled(claim("young"))])).await;
+    assert_eq!(forget(CONSUMER, OLD, 0).await, 0, "none was asked for");
+    assert_eq!(forget(CONSUMER, OLD, 7).await, 7, "no more than asked");
+    let young = state(&store, "young").await;
+    assert_eq!(young, Some(InboxState::Handled), "the oldest go first");
+    assert_eq!(forget(CONSUMER, YOUNG, 100).await, 0, "it is young");
+    assert_eq!(forget("nobody", OLD, 100).await, 0);
+    sleep(OLD + CLOCK).await;
+    assert_eq!(forget(CONSUMER, OLD, 100).await, 4, "the rest");
+    done(&store, inbox([InboxEntry::handled(claim("1"))])).await;
+
+    let other = seen(&store, &claim_of("another", "1"), None).await;
+    assert_eq!(
+        other.state,
+        Some(InboxState::Handled),
+        "each consumer has a window of its own"
+    );
+    assert_eq!(forget("another", YOUNG, 100).await, 0);
+    assert_eq!(forget("another", OLD, 100).await, 10);
+}
+
+pub(super) async fn rows_that_wait_or_are_dead_are_not_forgotten(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    let rows = [
+        ordered("deferred", "key", deferred()),
+        ordered("parked", "key", parked()),
+        entry("dead", dead(false)),
+        entry("handled later", deferred()),
+    ];
+    done(&store, inbox(rows)).await;
+    sleep(CLOCK).await;
+    let forget = async || {
+        let forgotten = store.forget(CONSUMER, Duration::from_millis(1), 100).await;
+        forgotten.expect("rows can be deleted")
+    };
+    assert_eq!(forget().await, 0);
+    let due = take(&store, LONG, 100).await;
+    let later = due.iter().find(|due| due.claim == claim("handled later"));
+    let later = later.expect("it is due");
+    let handled = settled(later, Fate::Handled);
+    done(&store, inbox([handled])).await;
+    sleep(CLOCK).await;
+    assert_eq!(forget().await, 1, "it is handled now");
+    assert_eq!(unhandled(&store).await.len(), 3);
+}
+
+pub(super) async fn a_redrive_reopens_a_dead_message_once(subject: Arc<impl Subject>) {
+    use Fate::Handled;
+    let store = subject.store();
+    let redrive = |number, fate| redriven(number, entry("1", fate));
+    let number = async || seen(&store, &claim("1"), None).await.redrive;
+    done(&store, inbox([entry("1", dead(false))])).await;
+    assert_eq!(number().await, 0);
+    refused(&store, redrive(0, Handled), Refusal::Known).await;
+
+    done(&store, inbox([redrive(2, dead(false))])).await;
+    assert_eq!(number().await, 2);
+    for lower in [1, 2] {
+        refused(&store, redrive(lower, Handled), Refusal::Known).await;
+    }
+    done(&store, inbox([redrive(3, deferred())])).await;
+    assert_eq!(state(&store, "1").await, Some(InboxState::Deferred));
+    assert_eq!(number().await, 3);
+    refused(&store, redrive(4, Handled), Refusal::Known).await;
+
+    let due = take_one(&store, "1").await;
+    assert_eq!(due.failures, 1, "what the redrive's attempt wrote");
+    assert!(due.envelope.is_ok(), "what the redrive brought");
+    done(&store, inbox([settled(&due, dead(false))])).await;
+    assert_eq!(number().await, 3, "its number stays with it");
+    refused(&store, redrive(3, Handled), Refusal::Known).await;
+    done(&store, inbox([redrive(4, Handled)])).await;
+    assert_eq!(state(&store, "1").await, Some(InboxState::Handled));
+    refused(&store, redrive(5, Handled), Refusal::Known).await;
+
+    // The row may have been lost or discarded with its database.
+    done(&store, inbox([redriven(7, entry("new", dead(false)))])).await;
+    refused(&store, redriven(7, entry("new", Handled)), Refusal::Known).await;
+    assert_eq!(seen(&store, &claim("new"), None).await.redrive, 7);
+}
+
+pub(super) async fn processes_share_what_is_known_of_messages(subject: Arc<impl Subject>) {
+    let here = subject.store();
+    let Some(there) = subject.in_another_process().await else {
+        eprintln!("  skipped: there is no other process");
+        return;
+    };
+    done(&here, inbox([ordered("1", "key", deferred())])).await;
+    assert_eq!(state(&there, "1").await, Some(InboxState::Deferred));
+    refused(&there, entry("1", deferred()), Refusal::Known).await;
+    refused(&there, ordered("2", "key", deferred()), Refusal::Behind).await;
+    let due = take_one(&there, "1").await;
+    assert!(take(&here, LONG, 1).await.is_empty(), "it is taken there");
+    let handled = settled(&due, Fate::Handled);
+    done(&here, inbox([handled])).await;
+    assert_eq!(state(&there, "1").await, Some(InboxState::Handled));
+}
