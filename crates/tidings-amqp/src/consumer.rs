@@ -30,10 +30,8 @@ use crate::{
     link::Backoff,
     message::{self, CopyFor},
     session::{Channel, Closed, Flush, Inbound, Session},
-    unsettled::{Ending, Unsettled},
+    unsettled::{CONSUMER_TAG, Ending, Unsettled},
 };
-
-const CONSUMER_TAG: ShortStr = ShortStr::from_static("tidings");
 
 /// A delivery before it is decoded.
 struct Raw {
@@ -50,6 +48,7 @@ struct Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
+        self.consumer.cancel();
         self.raws.close();
         while let Ok(raw) = self.raws.try_recv() {
             self.consumer.give_back(raw.tag);
@@ -245,7 +244,8 @@ impl Keeper {
                 () = self.sources.closed() => {}
             }
         }
-        // What is out can still be settled; what was not handed out goes back to the queue.
+        // What is out can still be settled; what was not handed out goes back to the queue. The
+        // stream has ended the subscription already; this says when the broker has heard it.
         let cancel = BasicCancel {
             consumer_tag: CONSUMER_TAG,
             no_wait: false,
@@ -390,10 +390,23 @@ impl Consumer {
             let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
             is_first.flatten().ok_or_else(|| self.stale())?
         };
-        if is_first && let Some(me) = self.me.upgrade() {
-            self.session.flush_soon(me as Arc<dyn Flush>);
+        if is_first {
+            self.tell();
         }
         Ok(())
+    }
+
+    /// No more deliveries are wanted. [`Keeper::serve`] waits until there will be none.
+    fn cancel(&self) {
+        if !self.is_ended() && self.unsettled.lock().cancel() {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        if let Some(me) = self.me.upgrade() {
+            self.session.flush_soon(me as Arc<dyn Flush>);
+        }
     }
 
     /// Back into the queue, unless it is settled already.

@@ -228,7 +228,6 @@ impl Transport for Amqp {
         features.reports_unroutable = true;
         features.delay_max = delays::DELAY_MAX;
         features.name_bytes_max = topology::NAME_BYTES_MAX;
-        features.body_bytes_max = usize::try_from(session::BODY_BYTES_MAX).ok();
         features
     }
 

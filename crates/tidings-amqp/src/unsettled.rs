@@ -2,12 +2,17 @@
 //!
 //! However a delivery ends, it takes the same way: it is marked here, and the broker is told when
 //! the connection is written to next. An acknowledgement of many at once names everything up to its
-//! tag, so it must never overtake the refusal of a lower one; with one list for both it cannot.
+//! tag, so it must never overtake the refusal of a lower one; with one list for both it cannot. The
+//! end of the subscription goes before what is settled after it, so that no settlement makes room
+//! for another delivery to a consumer that is gone.
 
 use std::collections::BTreeMap;
 
 use bytes::BytesMut;
-use tidings_wire::{BasicNack, Properties, encode_ack, encode_method};
+use tidings_wire::{BasicCancel, BasicNack, Properties, ShortStr, encode_ack, encode_method};
+
+/// There is one consumer on each channel.
+pub(crate) const CONSUMER_TAG: ShortStr = ShortStr::from_static("tidings");
 
 /// How a delivery ends for the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +31,10 @@ pub(crate) struct Unsettled {
     entries: BTreeMap<u64, Entry>,
     /// Settled ones that the broker has not been told of, in the order in which they were settled.
     to_tell: Vec<u64>,
+    /// The broker is to be told that the consumer is gone.
+    to_cancel: bool,
+    /// Somebody has asked for a [`write`](Self::write) already.
+    is_asked: bool,
 }
 
 #[derive(Debug)]
@@ -50,15 +59,21 @@ impl Unsettled {
         }
     }
 
-    /// Marks a delivery as settled. `None` if it is not out (any more); otherwise true if nothing
-    /// else waits to be told, so that somebody has to ask for a [`write`](Self::write).
+    /// Marks a delivery as settled. `None` if it is not out (any more); otherwise true if a
+    /// [`write`](Self::write) has to be asked for.
     pub(crate) fn settle(&mut self, tag: u64, ending: Ending) -> Option<bool> {
         match self.entries.get_mut(&tag) {
             Some(entry @ Entry::Out(_)) => *entry = Entry::Settled(ending),
             _ => return None,
         }
         self.to_tell.push(tag);
-        Some(self.to_tell.len() == 1)
+        Some(!std::mem::replace(&mut self.is_asked, true))
+    }
+
+    /// Ends the subscription. True if a [`write`](Self::write) has to be asked for.
+    pub(crate) fn cancel(&mut self) -> bool {
+        self.to_cancel = true;
+        !std::mem::replace(&mut self.is_asked, true)
     }
 
     /// True if the broker waits for nothing and has been told everything.
@@ -66,9 +81,17 @@ impl Unsettled {
         self.entries.is_empty()
     }
 
-    /// Writes what the broker has not been told: in the order of the tags up to the lowest that is
+    /// Writes what the broker has not been told: the end of the subscription; in the order of the tags up to the lowest that is
     /// out, with one acknowledgement for each run of them, and then one by one.
     pub(crate) fn write(&mut self, channel: u16, out: &mut BytesMut) {
+        self.is_asked = false;
+        if std::mem::take(&mut self.to_cancel) {
+            let cancel = BasicCancel {
+                consumer_tag: CONSUMER_TAG,
+                no_wait: true,
+            };
+            encode_method(out, channel, &cancel);
+        }
         let mut run = Run {
             channel,
             count: 0,
@@ -223,6 +246,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_end_of_the_subscription_goes_before_what_is_settled() {
+        let mut ours = Unsettled::default();
+        ours.insert(1, Properties::default());
+        assert_eq!(ours.settle(1, Ending::Ack), Some(true));
+        assert!(!ours.cancel(), "asked for already");
+        let mut bytes = BytesMut::new();
+        ours.write(CHANNEL, &mut bytes);
+        let mut names = Vec::new();
+        while let Some(frame) = decode_frame(&mut bytes, 4096).expect("AMQP") {
+            if let Payload::Method(method) = frame.payload {
+                names.push(method.name());
+            }
+        }
+        assert_eq!(names, ["basic.cancel", "basic.ack"]);
+        ours.insert(2, Properties::default());
+        assert_eq!(ours.settle(2, Ending::Ack), Some(true), "to be asked for again");
     }
 
     #[test]
