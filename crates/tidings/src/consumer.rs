@@ -29,7 +29,7 @@ use crate::{
     Transport, TransportError,
     gate::Source,
     handling::{Handling, Message, Outcome},
-    retry::SILENT_STORE_PAUSE,
+    retry::SILENT_STORE,
 };
 
 /// How many foreign message names are remembered, to be named in the log once each.
@@ -348,7 +348,7 @@ async fn write_down(
 
 /// A store that does not take even this does not take anything.
 fn pause(handling: &Handling, error: &StoreError) {
-    handling.pause(SILENT_STORE_PAUSE, &error.to_string());
+    handling.pause(SILENT_STORE, &error.to_string());
 }
 
 fn log_retry(handling: &Handling, delivery: &Delivery, delay: Duration, reason: &str) {

@@ -106,12 +106,24 @@ impl Gate {
         !state.is_barred(source) && state.closed.as_ref().is_none_or(is_due)
     }
 
-    /// Closes it for `pause`, or longer if the trial before came to this too.
-    pub(crate) fn close(&self, pause: Duration) {
+    /// How long until a message may pass as the trial; `None` if that is not known, or one may now.
+    pub(crate) fn passable_in(&self, source: Source) -> Option<Duration> {
+        let state = self.state.lock();
+        let closed = state.closed.as_ref()?;
+        let is_known = !state.is_barred(source) && !closed.is_tried;
+        is_known.then(|| closed.until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Closes it for `pause`. If the trial before came to this too, and nobody knows how long it is
+    /// going to take (`grows`), for twice as long as before.
+    pub(crate) fn close(&self, pause: Duration, grows: bool) {
         let mut state = self.state.lock();
         let pause = match &state.closed {
             None => pause,
-            Some(closed) if closed.is_tried => pause.max((closed.pause * 2).min(PAUSE_MAX)),
+            Some(closed) if closed.is_tried && grows => {
+                pause.max((closed.pause * 2).min(PAUSE_MAX))
+            }
+            Some(closed) if closed.is_tried => pause,
             // One that had begun before it closed.
             Some(_) => return,
         };
@@ -221,7 +233,7 @@ mod tests {
     async fn after_a_pause_one_message_tries_and_opens_it() {
         let gate = Gate::new(false);
         assert_eq!(gate.pass(Source::Broker), Pass::Open);
-        gate.close(PAUSE);
+        gate.close(PAUSE, true);
         assert_eq!(gate.pass(Source::Broker), Pass::Closed);
         assert!(!is_passable(&gate).await);
         advance(PAUSE).await;
@@ -241,11 +253,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_trial_in_vain_doubles_the_pause_and_late_failures_do_not() {
         let gate = Gate::new(false);
-        gate.close(PAUSE);
-        gate.close(PAUSE * 8); // One that had begun before.
+        gate.close(PAUSE, true);
+        gate.close(PAUSE * 8, true); // One that had begun before.
         advance(PAUSE).await;
         assert_eq!(gate.pass(Source::Broker), Pass::Trial);
-        gate.close(PAUSE);
+        gate.close(PAUSE, true);
         advance(PAUSE).await;
         assert_eq!(gate.pass(Source::Broker), Pass::Closed);
         advance(PAUSE).await;

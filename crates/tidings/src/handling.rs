@@ -28,7 +28,7 @@ use crate::{
     StoreError, Waiting, dead_letter,
     gate::{Gate, Pass, Source},
     handler::{Upcast, claim_of, panicked},
-    retry::{Failed, Verdict, is_unstorable, reason},
+    retry::{Failed, Pause, Verdict, is_unstorable, reason},
     router::Accept,
     throttle::Throttle,
     trace::Trace,
@@ -172,7 +172,10 @@ impl Handling {
         let outcome = self.outcome(outcome);
         match &outcome {
             Ok(Handled::Duplicate | Handled::Behind) if is_trial => self.gate.untried(),
-            Ok(_) | Err(Outcome::Again(..) | Outcome::Dead(_)) if is_trial => self.gate.open(),
+            Ok(_) | Err(Outcome::Again(..) | Outcome::Dead(_)) if is_trial => {
+                self.gate.open();
+                self.deferred.notify_one(); // What waits in the store may go on, too.
+            }
             _ => {}
         }
         match outcome {
@@ -222,8 +225,8 @@ impl Handling {
     }
 
     /// Closes the gate for `pause`, and says why, now and then.
-    pub(crate) fn pause(&self, pause: Duration, why: &str) {
-        self.gate.close(pause);
+    pub(crate) fn pause(&self, pause: Pause, why: &str) {
+        self.gate.close(pause.lasts, pause.grows);
         if self.paused_log.lock().allows() {
             warn!(
                 queue = &*self.queue,

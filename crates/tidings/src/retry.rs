@@ -20,12 +20,6 @@ use crate::{
     BoxError, BoxFuture, CircuitOpen, Context, Handled, RetryAfter, StoreError, is_permanent,
 };
 
-/// How long a handler pauses whose database does not answer.
-pub(crate) const SILENT_STORE_PAUSE: Duration = Duration::from_millis(500);
-
-/// How long a handler pauses when a layer sheds load.
-const OVERLOAD_PAUSE: Duration = Duration::from_millis(50);
-
 /// How often and when a message is tried, before it becomes a dead letter.
 ///
 /// An attempt that tried nothing does not count: when the database does not answer, a
@@ -160,11 +154,31 @@ impl Retry {
 pub(crate) enum Verdict {
     /// Try it again after this delay.
     RetryAfter(Duration),
-    /// Nothing was tried: the handler pauses for so long, and the message is where it was.
-    Pause(Duration),
+    /// Nothing was tried: the handler pauses, and the message is where it was.
+    Pause(Pause),
     /// It cannot be handled.
     DeadLetter,
 }
+
+/// How long a handler pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pause {
+    pub(crate) lasts: Duration,
+    /// Longer each time that it was not long enough.
+    pub(crate) grows: bool,
+}
+
+/// How a handler pauses whose database does not answer.
+pub(crate) const SILENT_STORE: Pause = Pause {
+    lasts: Duration::from_millis(500),
+    grows: true,
+};
+
+/// How a handler pauses when a layer sheds load.
+const OVERLOAD: Pause = Pause {
+    lasts: Duration::from_millis(50),
+    grows: false,
+};
 
 /// The database did not say whether a message was handled before, so it was not handled now.
 #[derive(Debug)]
@@ -195,14 +209,17 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 }
 
 /// If `error` or one of its sources says that nothing was tried: how long to leave it alone.
-fn untried(error: &(dyn StdError + 'static)) -> Option<Duration> {
+fn untried(error: &(dyn StdError + 'static)) -> Option<Pause> {
     if let Some(open) = find::<CircuitOpen>(error) {
-        return Some(open.retry_after());
+        return Some(Pause {
+            lasts: open.retry_after(),
+            grows: false,
+        });
     }
     if find::<NotAsked>(error).is_some() {
-        return Some(SILENT_STORE_PAUSE);
+        return Some(SILENT_STORE);
     }
-    find::<Overloaded>(error).map(|_| OVERLOAD_PAUSE)
+    find::<Overloaded>(error).map(|_| OVERLOAD)
 }
 
 /// True if the store can never hold what it was given: there is no writing down that it failed.
@@ -398,9 +415,9 @@ mod tests {
         let policy = Retry::exponential(Duration::from_millis(10)).attempts(2);
         let silent = NotAsked(StoreError::unavailable("the database does not answer"));
         for failures in [0, 100] {
-            let expected = Verdict::Pause(SILENT_STORE_PAUSE);
+            let expected = Verdict::Pause(SILENT_STORE);
             assert_eq!(policy.verdict(failures, &silent), expected);
-            let expected = Verdict::Pause(OVERLOAD_PAUSE);
+            let expected = Verdict::Pause(OVERLOAD);
             assert_eq!(policy.verdict(failures, &Overloaded::new()), expected);
         }
     }

@@ -62,7 +62,9 @@ const RELEASE_MAX: Duration = Duration::from_secs(1);
 #[track_caller]
 pub fn serve<T: Transport>(transport: T, routers: impl IntoRouters) -> Serve {
     let routers = routers.into_routers();
-    routers.iter().for_each(Router::check);
+    for router in &routers {
+        router.check(); // Not in a closure, which would hide the caller's line.
+    }
     Serve {
         transport: Arc::new(transport),
         routers,

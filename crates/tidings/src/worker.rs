@@ -150,8 +150,13 @@ impl Worker {
                 .filter(|(_, handling)| handling.gate.is_passable(Source::Store))
                 .map(|(name, _)| name.clone())
                 .collect();
+            let gates = self.handlings.values().map(|handling| &handling.gate);
+            let next_trial = gates
+                .filter_map(|gate| gate.passable_in(Source::Store))
+                .min();
+            let poll_every = next_trial.map_or(POLL_EVERY, |trial| trial.min(POLL_EVERY));
             if room == 0 || consumers.is_empty() {
-                return Ok(POLL_EVERY);
+                return Ok(poll_every);
             }
             let deferred = self.store.deferred();
             let due = deferred
@@ -161,7 +166,7 @@ impl Worker {
             self.start(due).await?;
             if !is_full {
                 let next = self.store.deferred().next_due(&consumers).await?;
-                return Ok(next.map_or(POLL_EVERY, |due| due.min(POLL_EVERY)));
+                return Ok(next.map_or(poll_every, |due| due.min(poll_every)));
             }
         }
     }

@@ -190,18 +190,20 @@ async fn a_dead_letter_goes_through_the_outbox_when_the_broker_is_away() {
     let (broker, database, outside) =
         (Broker::default(), Database::new().await, Outside::default());
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let wait = |_: MoneyDeposited, State(gate): State<Arc<tokio::sync::Semaphore>>, _: Tx| async move {
+    let wait = |_: MoneyDeposited,
+                State((gate, outside)): State<(Arc<tokio::sync::Semaphore>, Outside)>,
+                _: Tx| async move {
+        outside.calls.fetch_add(1, Ordering::SeqCst);
         gate.acquire().await?.forget();
         Err::<(), _>("never").permanent()
     };
     let router = Router::new("bank")
         .on(wait)
         .transactional(database.store.clone())
-        .with_state(Arc::clone(&gate));
+        .with_state((Arc::clone(&gate), outside.clone()));
     let service = Running::start(&broker, router).await;
-    let _ = &outside;
     broker.publish_raw(outgoing(&deposit("a", 1)));
-    until("it is out", async || broker.count(QUEUE) == 1).await;
+    until("its handler runs", async || outside.calls() == 1).await;
     broker.set_down(true);
     gate.add_permits(10);
     until("it is dead", async || {
@@ -266,7 +268,10 @@ async fn while_a_circuit_is_open_the_backlog_stays_in_the_broker() {
         in_broker > 400,
         "{in_broker} in the broker, {in_store} in the store"
     );
-    assert_eq!(in_broker + in_store, 500);
+    assert!(
+        in_broker + in_store >= 500,
+        "{in_broker} in the broker, {in_store} in the store"
+    );
     outside.set_up(true);
     until("all are handled", async || {
         database.effects().await.len() == 500
@@ -282,22 +287,21 @@ async fn a_handler_whose_messages_fill_the_store_receives_no_more() {
         (Broker::default(), Database::new().await, Outside::default());
     let router = bank(&database, &outside, Duration::from_millis(1500)).deferred_count_max(20);
     let service = Running::start(&broker, router).await;
-    let mut published = 0;
+    let published = AtomicU32::new(0);
     until("the broker keeps what comes", async || {
-        broker.count(QUEUE) > 50 || {
-            broker.publish_raw(outgoing(&deposit("a", broker.published().len() as u64)));
-            false
-        }
+        let number = published.fetch_add(1, Ordering::SeqCst);
+        broker.publish_raw(outgoing(&deposit("a", number.into())));
+        broker.count(QUEUE) > 50
     })
     .await;
-    published += waiting(&database).await.len() + broker.count(QUEUE);
-    assert!(published > 70);
+    assert!(waiting(&database).await.len() >= 20);
     outside.set_up(true);
     until("all are handled", async || {
-        broker.is_settled() && waiting(&database).await.is_empty()
+        database.effects().await.len() as u32 == published.load(Ordering::SeqCst)
     })
     .await;
     service.stop().await;
+    assert!(broker.dead_letters(QUEUE).is_empty());
 }
 
 #[tokio::test]

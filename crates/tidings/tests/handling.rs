@@ -52,7 +52,10 @@ async fn a_message_has_its_effects_once_however_often_it_is_delivered() {
             broker.publish_raw(outgoing(&deposit(number % 2, number)));
         }
     }
-    until("all is settled", async || broker.is_settled()).await;
+    until("all is settled", async || {
+        broker.is_settled() && database.is_quiet().await
+    })
+    .await;
     assert_eq!(database.effects().await.len(), 5);
     until("five events", async || {
         broker.published_as::<BalanceChanged>().len() >= 5
@@ -78,7 +81,10 @@ async fn a_fact_is_known_by_its_identity_whatever_id_it_comes_with() {
         message.envelope.key = None;
         broker.publish_raw(message);
     }
-    until("all is settled", async || broker.is_settled()).await;
+    until("all is settled", async || {
+        broker.is_settled() && database.is_quiet().await
+    })
+    .await;
     bank.stop().await;
     assert_eq!(database.effects().await, [("a".to_owned(), 1)]);
     let published = broker.published();
@@ -121,7 +127,10 @@ async fn a_failed_attempt_leaves_nothing_behind_and_the_next_one_may_succeed() {
         .with_state(Arc::clone(&attempts));
     let bank = Running::start(&broker, router).await;
     broker.publish_raw(outgoing(&deposit("a", 1)));
-    until("it is handled", async || broker.is_settled()).await;
+    until("it is handled", async || {
+        broker.is_settled() && database.is_quiet().await
+    })
+    .await;
     bank.stop().await;
     assert_eq!(
         attempts.load(Ordering::SeqCst),
@@ -198,7 +207,10 @@ async fn what_can_never_be_handled_is_a_dead_letter_at_once_and_holds_up_nothing
     broker.publish_raw(raw("not JSON"));
     broker.publish_raw(raw(r#"{"account": "a"}"#));
     broker.publish_raw(outgoing(&deposit("a", 14)));
-    until("all is settled", async || broker.is_settled()).await;
+    until("all is settled", async || {
+        broker.is_settled() && database.is_quiet().await
+    })
+    .await;
     bank.stop().await;
     assert_eq!(database.effects().await, [("a".to_owned(), 14)]);
     let mut reasons: Vec<_> = broker
@@ -301,7 +313,10 @@ async fn effects_are_once_through_failures_retries_and_lost_connections() {
             database.effects().await.len() as u64 == COUNT
         })
         .await;
-        until("all is settled", async || broker.is_settled()).await;
+        until("all is settled", async || {
+            broker.is_settled() && database.is_quiet().await
+        })
+        .await;
         bank.stop().await;
         let effects = database.effects().await;
         let numbers: HashSet<u64> = effects.iter().map(|(_, number)| *number).collect();
@@ -320,7 +335,10 @@ async fn a_topic_may_carry_messages_of_other_kinds() {
     let mut other = outgoing(&deposit("a", 1));
     other.envelope.name = "money-withdrawn.v1".into();
     broker.publish_raw(other);
-    until("all is settled", async || broker.is_settled()).await;
+    until("all is settled", async || {
+        broker.is_settled() && database.is_quiet().await
+    })
+    .await;
     bank.stop().await;
     assert!(database.effects().await.is_empty());
     assert!(broker.dead_letters(QUEUE).is_empty());
@@ -380,7 +398,10 @@ async fn two_instances_share_the_work_and_the_effects_are_still_once() {
     for number in 0..200 {
         broker.publish_raw(outgoing(&deposit(number % 5, number)));
     }
-    until("all is settled", async || broker.is_settled()).await;
+    until("all is settled", async || {
+        broker.is_settled() && database.is_quiet().await
+    })
+    .await;
     for bank in banks {
         bank.stop().await;
     }
@@ -478,7 +499,10 @@ async fn an_open_circuit_breaker_postpones_messages_without_counting() {
     for number in 0..40 {
         broker.publish_raw(outgoing(&deposit(number, number)));
     }
-    until("all is settled", async || broker.is_settled()).await;
+    until("all is settled", async || {
+        broker.is_settled() && database.is_quiet().await
+    })
+    .await;
     bank.stop().await;
     let dead = broker.dead_letters(QUEUE).len();
     assert_eq!(database.effects().await.len() + dead, 40);
@@ -512,7 +536,10 @@ async fn an_outage_of_the_database_makes_no_dead_letters_and_loses_nothing() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(database.effects().await.len() < 30);
     store.set_down(false);
-    until("all is settled", async || broker.is_settled()).await;
+    until("all is settled", async || {
+        broker.is_settled() && database.is_quiet().await
+    })
+    .await;
     // What was published when the outage began may be published again, under the same id.
     let sent = || {
         let published = broker.published();
