@@ -498,3 +498,13 @@ impl Broker {
         self.declare(&router.topology()).await.expect("it declares");
     }
 }
+
+impl Broker {
+    /// How many subscriptions each partition has, or had.
+    pub(crate) fn receivers(&self) -> Vec<usize> {
+        let state = self.0.state.lock();
+        let of_groups = state.receivers.iter();
+        let of_groups = of_groups.filter(|(queue, _)| queue.contains(".ordered."));
+        of_groups.map(|(_, receivers)| receivers.len()).collect()
+    }
+}
