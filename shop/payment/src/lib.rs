@@ -1,5 +1,5 @@
 //! Payment: takes the money for every order that is placed, once, and gives it back when the order
-//! is cancelled.
+//! is cancelled, in whichever order the two become known.
 //!
 //! It knows orders only by their events and the bank only by HTTP. A declined card is an answer;
 //! only a failure to get an answer is an error, and is tried again until the bank has given one.
@@ -7,6 +7,7 @@
 mod bank;
 mod handlers;
 mod http;
+mod record;
 
 use std::time::Duration;
 
@@ -50,7 +51,8 @@ fn messages() -> Router {
         .attempts(ATTEMPTS_MAX);
     Router::new("payment")
         .on(handlers::settle)
-        .on(handlers::give_back)
+        .on(handlers::cancel)
+        .on(handlers::refund)
         .retry(retry)
 }
 
