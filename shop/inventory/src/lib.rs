@@ -1,7 +1,8 @@
 //! Inventory: puts aside what an order needs, all of it or nothing, then ships it or puts it back.
 //!
 //! Of each product it counts what is available, reserved and shipped; the three always add up to
-//! what was there plus what was restocked, because every statement moves between two of them.
+//! what was there plus what was restocked, because every statement moves between two of them. What a
+//! cancelled order needs is not put aside, or put back, in whichever order the two become known.
 
 mod handlers;
 mod http;
