@@ -12,7 +12,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use shop_contracts::{Money, OrderCancelled, OrderPlaced, OrderStatus};
 use shop_kit::{BaseUrl, Database, Db, Service, sql};
-use tidings::{Outgoing, Queue, Topology, Transport};
+use tidings::{Envelope, Message, Outgoing, Queue, Topology, Transport};
 use tidings_memory::MemoryTransport;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tower::ServiceExt;
@@ -125,6 +125,18 @@ impl World {
             email: None,
         };
         self.publish(Outgoing::new(&cancelled).unwrap()).await;
+    }
+
+    /// Publishes a body to `order_events` as a foreign program does: without any metadata.
+    pub(crate) async fn publish_bare(&self, body: impl Into<String>) {
+        let mut envelope = Envelope::new("", body.into());
+        envelope.content_type = "".into();
+        self.publish(Outgoing {
+            destination: OrderPlaced::DESTINATION,
+            unrouted: OrderPlaced::UNROUTED,
+            envelope,
+        })
+        .await;
     }
 
     async fn publish(&self, message: Outgoing) {
