@@ -38,10 +38,7 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         .bind(product.initial_stock)
     });
     db.write(first_stock.collect()).await?;
-    let messages = messages()
-        .transactional(db.store())
-        .retry(shop_kit::retry())
-        .with_state(db.clone());
+    let messages = messages().transactional(db.store()).with_state(db.clone());
     Ok(Service {
         name: "inventory",
         http: http::routes(db.clone()),
@@ -50,15 +47,33 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
     })
 }
 
+/// The shape of the consumer: what it handles and how it retries.
 fn messages() -> Router {
     Router::new("inventory")
         .on(handlers::reserve)
         .on(handlers::ship)
         .on(handlers::release)
+        .retry(shop_kit::retry())
 }
 
-/// The queues it needs on the broker. Who starts the shop declares them before the first order, so
-/// that the order waits there for a service that has never run yet.
+/// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
+/// starts the shop declares them before the first order, so that messages wait there for a service
+/// that has never run.
 pub fn topology() -> Topology {
     messages().topology()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_declared_beforehand_is_what_the_service_declares() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite(folder.path().into());
+        let service = service(&database);
+        let served = service.await.unwrap().messages.unwrap().topology();
+        assert_eq!(topology(), served);
+        assert!(!served.queues.is_empty() && !served.queues[0].delays.is_empty());
+    }
 }
