@@ -129,3 +129,53 @@ pub(crate) fn is_denied(error: &Error) -> bool {
             || error.extended_code == ffi::SQLITE_CONSTRAINT_COMMITHOOK
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(code: i32, expected: Kind) {
+        let error = Error::SqliteFailure(ffi::Error::new(code), None);
+        let failure = Failure::of(Path::new("a.db"), "write", &error);
+        assert_eq!(failure.kind, expected, "{}", failure.text);
+        let error = failure.error();
+        let told = (
+            error.is_unavailable(),
+            error.is_conflict(),
+            error.is_invalid(),
+        );
+        let unavailable = expected == Kind::Unavailable;
+        assert_eq!(told, (unavailable, false, expected == Kind::Invalid));
+        assert!(error.to_string().starts_with("cannot write in `a.db`: "));
+    }
+
+    #[test]
+    fn the_kind_of_an_error_says_whose_fault_it_is() {
+        for code in [
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_IOERR,
+            ffi::SQLITE_IOERR_FSYNC,
+            ffi::SQLITE_IOERR_WRITE,
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_BUSY_RECOVERY,
+            ffi::SQLITE_LOCKED,
+            ffi::SQLITE_CANTOPEN,
+            ffi::SQLITE_PROTOCOL,
+            ffi::SQLITE_NOMEM,
+        ] {
+            check(code, Kind::Unavailable);
+        }
+        check(ffi::SQLITE_TOOBIG, Kind::Invalid);
+        for code in [
+            ffi::SQLITE_CONSTRAINT_UNIQUE,
+            ffi::SQLITE_CONSTRAINT_FOREIGNKEY,
+            ffi::SQLITE_ERROR,
+            ffi::SQLITE_MISMATCH,
+            ffi::SQLITE_AUTH,
+            ffi::SQLITE_CORRUPT,
+        ] {
+            check(code, Kind::Other);
+        }
+    }
+}

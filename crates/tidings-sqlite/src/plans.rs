@@ -59,25 +59,46 @@ fn check(connection: &Connection, sql: &str, index: &str) {
 fn every_statement_that_must_not_walk_a_table_has_its_index() {
     let (_folder, connection) = database();
     for (sql, index) in [
-        (outbox::READY, "tidings_outbox_ready"),
+        (outbox::READY, "tidings_outbox_ready (lane=?)"),
         (outbox::OLDEST_READY, "tidings_outbox_ready"),
         (outbox::COUNT_READY, "tidings_outbox_ready"),
-        (outbox::HELD_AFTER, "tidings_outbox_held"),
-        (outbox::NEXT_HELD, "tidings_outbox_held"),
-        (outbox::IS_HELD, "tidings_outbox_held_key"),
-        (outbox::LIST, "tidings_outbox_state"),
+        (
+            outbox::HELD_AFTER,
+            "tidings_outbox_held (lane=? AND destination>?)",
+        ),
+        (
+            outbox::NEXT_HELD,
+            "tidings_outbox_held (lane=? AND destination=?)",
+        ),
+        (
+            outbox::IS_HELD,
+            "tidings_outbox_held_key (destination=? AND key_hash=?)",
+        ),
+        (
+            outbox::LIST,
+            "tidings_outbox_state (state=? AND position>?)",
+        ),
         (outbox::COUNT_SET_ASIDE, "tidings_outbox_state"),
         (outbox::OLDEST_HELD, "tidings_outbox_state"),
-        (inbox::FORGET, "tidings_inbox_handled"),
-        (inbox::HEAD, "tidings_inbox_head"),
+        (
+            inbox::FORGET,
+            "tidings_inbox_handled (consumer=? AND changed_at<?)",
+        ),
+        (
+            inbox::HEAD,
+            "tidings_inbox_head (order_group=? AND order_key=?)",
+        ),
         (inbox::GO_ON, "tidings_inbox_parked"),
         (inbox::GO_ON, "tidings_inbox_head"),
-        (deferred::DUE, "tidings_inbox_due"),
-        (deferred::NEXT_DUE, "tidings_inbox_due"),
+        (deferred::DUE, "tidings_inbox_due (consumer=? AND due_at<?)"),
+        (deferred::NEXT_DUE, "tidings_inbox_due (consumer=?)"),
         (deferred::WAITING, "tidings_inbox_open"),
-        (deferred::LIST_OF, "tidings_inbox_open"),
-        (deferred::LIST, "tidings_inbox_state"),
-        (records::DUE, "tidings_record_due"),
+        (
+            deferred::LIST_OF,
+            "tidings_inbox_open (consumer=? AND state=? AND claim>?)",
+        ),
+        (deferred::LIST, "tidings_inbox_state (state=? AND claim>?)"),
+        (records::DUE, "tidings_record_due (kind=? AND take_us<?)"),
         (records::NEXT_DUE, "tidings_record_due"),
         (records::LIST, "tidings_record_written"),
         (records::LIST_LABEL, "tidings_record_label"),
