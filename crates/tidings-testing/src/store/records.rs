@@ -9,7 +9,7 @@ use tidings_core::{
 };
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{Subject, support::*};
@@ -250,6 +250,22 @@ pub(super) async fn a_record_read_in_a_transaction_is_locked(subject: Arc<impl S
     writers.join_all().await;
     let record = read(&store, "1").await.expect("it is there");
     assert_eq!(record.value.body, (WRITERS * TIMES).to_string());
+
+    // Who writes it without reading it waits too.
+    let mut transaction = begin(&store).await;
+    let read_first = transaction.read(&ids).await.expect("it can be read");
+    let record = read_first[0].as_ref().expect("it is there");
+    let expected = Expected::Version(record.version);
+    let over = change("1", Expected::Anything, value("", "written last"));
+    let mut waits = tokio::spawn(done(&store, commit([over])));
+    let early = timeout(Duration::from_millis(200), &mut waits).await;
+    assert!(early.is_err(), "it is locked");
+    let first = change("1", expected, value("", "written first"));
+    let committed = transaction.commit(commit([first])).await;
+    assert_eq!(committed.expect("it is locked"), Committed::Done);
+    waits.await.expect("it is unlocked");
+    let record = read(&store, "1").await.expect("it is there");
+    assert_eq!(record.value.body, "written last");
 
     // A transaction that ends without a commit unlocks it.
     let mut transaction = begin(&store).await;
