@@ -50,5 +50,7 @@ async fn the_store_conforms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_transport_conforms() {
     let broker = MemoryTransport::new();
-    tidings_testing::transport::conformance(async || broker.connect()).await;
+    let connect = async || broker.connect();
+    let limit = async |queue: &str, messages| assert!(broker.limit(queue, messages));
+    tidings_testing::transport::conformance_with_limits(connect, limit).await;
 }

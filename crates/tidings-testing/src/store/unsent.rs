@@ -342,3 +342,19 @@ pub(super) async fn stats_say_how_full_the_outbox_is(subject: Arc<impl Subject>)
     confirmed.expect("they are removed");
     assert_eq!(stats(&store).await, OutboxStats::default());
 }
+
+/// A million rows must not make counting slow.
+pub(super) async fn counts_of_the_outbox_stop_at_a_limit(subject: Arc<impl Subject>) {
+    const COMMITS: u64 = 50;
+    let store = subject.store();
+    let rows = OutboxStats::COUNT_MAX / COMMITS + 1;
+    let messages: Vec<Outgoing> = (0..rows)
+        .map(|number| message("", &number.to_string()))
+        .collect();
+    for _ in 0..COMMITS {
+        send(&store, messages.clone()).await;
+    }
+    let all = stats(&store).await;
+    assert_eq!(all.ready, OutboxStats::COUNT_MAX);
+    assert_eq!((all.held, all.set_aside), (0, 0));
+}

@@ -1,0 +1,195 @@
+//! Subscribing, and what becomes of deliveries that are not settled.
+
+use std::collections::BTreeSet;
+
+use futures_util::StreamExt;
+use tidings_core::Settlement;
+use tokio::time::timeout;
+
+use super::support::*;
+
+pub(super) async fn a_queue_that_is_not_there_cannot_be_subscribed_to(case: Case) {
+    let subscription = subscription(&case.queue, 1);
+    let error = match case.one.subscribe(subscription).await {
+        Err(error) => error,
+        Ok(mut deliveries) => match timeout(SOON, deliveries.next()).await {
+            Ok(Some(Err(error))) => error,
+            other => panic!("it neither fails nor says so: {other:?}"),
+        },
+    };
+    assert!(!error.is_temporary(), "waiting does not mend it: {error}");
+    assert!(
+        error.to_string().contains(&case.queue),
+        "the queue is named: {error}"
+    );
+}
+
+pub(super) async fn no_more_than_the_prefetch_is_out(case: Case) {
+    case.declare().await;
+    case.publish(&["a", "b", "c", "d", "e"]).await;
+    let mut deliveries = case.subscribe(3).await;
+    let first = next(&mut deliveries).await;
+    let second = next(&mut deliveries).await;
+    let third = next(&mut deliveries).await;
+    none(&mut deliveries).await;
+    settle(second, Settlement::Ack).await;
+    let fourth = next(&mut deliveries).await;
+    assert_eq!(body(&fourth), "d");
+    none(&mut deliveries).await;
+    for delivery in [third, first, fourth] {
+        settle(delivery, Settlement::Ack).await;
+    }
+    take(&mut deliveries, &["e"]).await;
+}
+
+pub(super) async fn consumers_of_a_queue_share_its_messages(case: Case) {
+    case.declare().await;
+    let mut here = case.subscribe(1).await;
+    let mut there = case.subscribe_to(&case.other, &case.queue, 1).await;
+    case.publish(&["a", "b", "c", "d"]).await;
+    let (first, second) = tokio::join!(next(&mut here), next(&mut there));
+    let mut seen = vec![body(&first), body(&second)];
+    settle(first, Settlement::Ack).await;
+    settle(second, Settlement::Ack).await;
+    while seen.len() < 4 {
+        let delivery = tokio::select! {
+            delivery = next(&mut here) => delivery,
+            delivery = next(&mut there) => delivery,
+        };
+        seen.push(body(&delivery));
+        settle(delivery, Settlement::Ack).await;
+    }
+    none(&mut here).await;
+    none(&mut there).await;
+    seen.sort();
+    assert_eq!(seen, ["a", "b", "c", "d"], "each went to one");
+}
+
+pub(super) async fn what_a_lost_connection_held_is_delivered_again(case: Case) {
+    case.declare().await;
+    case.publish(&["a", "b", "c", "d"]).await;
+    let mut deliveries = case.subscribe(3).await;
+    let first = next(&mut deliveries).await;
+    let second = next(&mut deliveries).await;
+    let third = next(&mut deliveries).await;
+    settle(second, Settlement::Ack).await;
+    case.one.close().await;
+    let late = timeout(SOON, first.settle(Settlement::Ack))
+        .await
+        .expect("an answer");
+    assert!(late.is_err(), "its connection is gone");
+    drop(third);
+
+    let mut deliveries = case.subscribe_to(&case.other, &case.queue, 10).await;
+    for (expected, redelivered) in [("a", true), ("c", true)] {
+        let delivery = next(&mut deliveries).await;
+        assert_eq!(
+            body(&delivery),
+            expected,
+            "what was settled is gone, the rest keeps its place"
+        );
+        assert_eq!(delivery.redelivered, redelivered);
+        assert_eq!(delivery.failures, 0, "a crash is no failure of the message");
+        settle(delivery, Settlement::Ack).await;
+    }
+    take(&mut deliveries, &["d"]).await;
+    none(&mut deliveries).await;
+}
+
+pub(super) async fn a_dropped_subscription_holds_nothing_back(case: Case) {
+    case.declare().await;
+    case.publish(&["a", "b", "c", "d", "e", "f"]).await;
+    let mut deliveries = case.subscribe(4).await;
+    let out = next(&mut deliveries).await;
+    drop(deliveries);
+    let mut deliveries = case.subscribe(10).await;
+    let mut rest = BTreeSet::new();
+    while rest.len() < 5 {
+        let delivery = next(&mut deliveries).await;
+        rest.insert(body(&delivery));
+        settle(delivery, Settlement::Ack).await;
+    }
+    assert!(
+        rest.iter()
+            .map(String::as_str)
+            .eq(["b", "c", "d", "e", "f"])
+    );
+    settle(out, Settlement::Ack).await;
+    drop(deliveries);
+    case.one.close().await;
+    let mut deliveries = case.subscribe_to(&case.other, &case.queue, 10).await;
+    none(&mut deliveries).await;
+}
+
+pub(super) async fn a_delivery_whose_connection_is_gone_is_stale(case: Case) {
+    case.declare().await;
+    case.publish(&["a", "b"]).await;
+    let mut gone = case.subscribe(1).await;
+    let gone_one = next(&mut gone).await;
+    let mut deliveries = case.subscribe_to(&case.other, &case.queue, 1).await;
+    let second = next(&mut deliveries).await;
+    assert!(!gone_one.is_stale() && !second.is_stale());
+    case.one.close().await;
+    assert!(gone_one.is_stale(), "it cannot be settled any more");
+    assert!(!second.is_stale(), "its own connection is there");
+    settle(second, Settlement::Ack).await;
+
+    // Somebody else has it now. What is done with the stale one does nothing to that one.
+    let again = next(&mut deliveries).await;
+    assert_eq!((body(&again).as_str(), again.redelivered), ("a", true));
+    let attempt = attempt("late", None);
+    let late = gone_one.settle(Settlement::DeadLetter { attempt });
+    let late = timeout(SOON, late).await.expect("an answer");
+    assert!(late.is_err(), "its connection is gone");
+    assert!(!again.is_stale());
+    settle(again, Settlement::Ack).await;
+    none(&mut deliveries).await;
+}
+
+pub(super) async fn a_dropped_delivery_comes_back_at_once(case: Case) {
+    const DROPS: usize = 5;
+    case.declare().await;
+    case.publish(&["a", "b"]).await;
+    let mut deliveries = case.subscribe(1).await;
+    // More often than the prefetch: a dropped delivery does not count as being out.
+    for number in 0..DROPS {
+        let delivery = next(&mut deliveries).await;
+        assert_eq!(body(&delivery), "a", "it is in its old place");
+        assert_eq!(delivery.redelivered, number > 0);
+        assert_eq!(delivery.failures, 0, "nothing was tried");
+        drop(delivery);
+    }
+    let delivery = next(&mut deliveries).await;
+    assert!(delivery.redelivered);
+    settle(delivery, Settlement::Ack).await;
+    let delivery = next(&mut deliveries).await;
+    assert_eq!(
+        (body(&delivery).as_str(), delivery.redelivered),
+        ("b", false)
+    );
+    settle(delivery, Settlement::Ack).await;
+    none(&mut deliveries).await;
+}
+
+/// After its subscription, to another consumer; after its connection, without harm.
+pub(super) async fn a_delivery_that_is_dropped_late_comes_back_too(case: Case) {
+    case.declare().await;
+    case.publish(&["a", "b"]).await;
+    let mut deliveries = case.subscribe(2).await;
+    let first = next(&mut deliveries).await;
+    let second = next(&mut deliveries).await;
+    drop(deliveries);
+    drop(first);
+    let mut there = case.subscribe_to(&case.other, &case.queue, 10).await;
+    let again = next(&mut there).await;
+    assert_eq!((body(&again).as_str(), again.redelivered), ("a", true));
+    settle(again, Settlement::Ack).await;
+    none(&mut there).await;
+    case.one.close().await;
+    let again = next(&mut there).await;
+    assert_eq!((body(&again).as_str(), again.redelivered), ("b", true));
+    drop(second);
+    assert!(!again.is_stale());
+    settle(again, Settlement::Ack).await;
+    none(&mut there).await;
+}

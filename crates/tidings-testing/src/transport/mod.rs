@@ -1,0 +1,120 @@
+//! The conformance suite of the port [`Transport`]: what its doc comments promise, as cases that
+//! run against every implementation.
+//!
+//! Each case has topics and queues of its own, with names nobody used before, so the suite can run
+//! on a broker that others use too.
+//!
+//! What an engine can do beyond the contract is in its [`Features`]: the suite shows what an engine
+//! claims, and relies on nothing that it does not. A case that needs what is not claimed says on
+//! standard error that it is skipped. That messages survive a restart of the broker
+//! ([`Features::durable`]) cannot be shown from here: an adapter that claims it shows it with a
+//! broker of its own that it kills.
+//!
+//! ```no_run
+//! # use tidings_core::Transport;
+//! # async fn connect_to_my_broker() -> std::sync::Arc<dyn Transport> { unreachable!() }
+//! // In a `#[tokio::test(flavor = "multi_thread")]`:
+//! # async fn test() {
+//! tidings_testing::transport::conformance(async || connect_to_my_broker().await).await;
+//! # }
+//! ```
+
+mod delivering;
+mod features;
+mod publishing;
+mod settling;
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use tidings_core::Transport;
+#[cfg(doc)]
+use tidings_core::{Features, PublishErrorKind};
+use tokio::time::timeout;
+
+use support::Case;
+
+/// The longest that one case may take.
+const CASE_MAX: Duration = Duration::from_secs(60);
+
+/// Runs every case. `connect` makes a new connection, always to the same broker. Panics at the
+/// first case that fails.
+pub async fn conformance<T: Transport>(connect: impl AsyncFn() -> T) {
+    run(&connect).await;
+    eprintln!("  skipped: a full queue refuses (see `conformance_with_limits`)");
+}
+
+/// As [`conformance`], for brokers whose queues can be limited from outside: `limit` makes the
+/// queue of that name refuse what is published beyond that many messages. Then the suite also shows
+/// that a refusal is [`PublishErrorKind::Refused`] and harms no other message.
+pub async fn conformance_with_limits<T: Transport>(
+    connect: impl AsyncFn() -> T,
+    limit: impl AsyncFn(&str, usize),
+) {
+    run(&connect).await;
+    let one: Arc<dyn Transport> = Arc::new(connect().await);
+    let other: Arc<dyn Transport> = Arc::new(connect().await);
+    let case = Case::new(Arc::clone(&one), Arc::clone(&other));
+    eprintln!("transport case: a full queue refuses and the others take");
+    let case = publishing::a_full_queue_refuses_and_the_others_take(case, limit);
+    if timeout(CASE_MAX, Box::pin(case)).await.is_err() {
+        panic!("a_full_queue_refuses_and_the_others_take took longer than {CASE_MAX:?}");
+    }
+    one.close().await;
+    other.close().await;
+}
+
+async fn run<T: Transport>(connect: &impl AsyncFn() -> T) {
+    macro_rules! run {
+        ($($part:ident { $($case:ident)* })*) => {$($(
+            eprintln!("transport case: {}", stringify!($case).replace('_', " "));
+            let case = async {
+                let one: Arc<dyn Transport> = Arc::new(connect().await);
+                let other: Arc<dyn Transport> = Arc::new(connect().await);
+                let case = Case::new(Arc::clone(&one), Arc::clone(&other));
+                Box::pin($part::$case(case)).await;
+                one.close().await;
+                other.close().await;
+            };
+            if timeout(CASE_MAX, case).await.is_err() {
+                panic!("{} took longer than {CASE_MAX:?}", stringify!($case));
+            }
+        )*)*};
+    }
+    run! {
+        publishing {
+            a_message_comes_as_it_went
+            every_queue_of_a_topic_gets_each_message
+            a_queue_gets_messages_in_the_order_they_were_published
+            each_message_of_a_batch_has_its_own_outcome
+            declaring_again_changes_nothing
+            large_bodies_and_large_batches_go_through
+            a_closed_transport_takes_nothing
+        }
+        delivering {
+            a_queue_that_is_not_there_cannot_be_subscribed_to
+            no_more_than_the_prefetch_is_out
+            consumers_of_a_queue_share_its_messages
+            what_a_lost_connection_held_is_delivered_again
+            a_delivery_whose_connection_is_gone_is_stale
+            a_dropped_subscription_holds_nothing_back
+            a_dropped_delivery_comes_back_at_once
+            a_delivery_that_is_dropped_late_comes_back_too
+        }
+        settling {
+            a_requeued_message_comes_back_to_its_place_at_once
+            requeued_messages_keep_their_order
+            a_retry_comes_after_its_delay_with_its_history
+            messages_sent_to_one_delay_come_back_in_order
+            a_deferred_message_has_not_failed
+            the_history_keeps_the_first_and_the_latest_attempts
+            a_dead_letter_says_why
+            a_dead_letter_looks_the_same_whichever_way_it_came
+        }
+        features {
+            deliveries_are_counted
+            the_longest_names_can_be_used
+            the_largest_body_goes_through_and_a_larger_one_never
+        }
+    }
+}
