@@ -1,11 +1,15 @@
 -- Messages that wait, order by key, held rows, records, and relays that share lanes.
 --
+-- Each statement that runs all the time finds one index whose condition it fulfils, and no other:
+-- a partial index that the planner believes to be empty, because it was when it last looked, is as
+-- good to it as any other (`plans.rs` tests that).
+--
 -- A claim becomes the row of a handled message as it is: `state` 0, `claimed_at` the time at which
 -- it was handled. States: 0 handled, 1 deferred, 2 parked, 3 dead.
 create sequence tidings_inbox_number;
 alter table tidings_inbox
     add column state smallint not null default 0,
-    -- Drawn for rows that are not handled at once.
+    -- Null once it is handled.
     add column number bigint,
     add column redrive bigint not null default 0,
     add column order_group text,
@@ -20,14 +24,15 @@ alter table tidings_inbox
     add column history text,
     add column blocks boolean not null default false,
     add column metadata text,
-    add column body bytea;
+    add column body bytea,
+    add constraint tidings_inbox_lease check (lease is null or state = 1);
 alter sequence tidings_inbox_number owned by tidings_inbox.number;
 drop index tidings_inbox_age;
 create index tidings_inbox_handled on tidings_inbox (consumer, claimed_at) where state = 0;
 create index tidings_inbox_due on tidings_inbox (consumer, due) where state = 1;
 create index tidings_inbox_leased on tidings_inbox (lease) where lease is not null;
-create index tidings_inbox_waiting on tidings_inbox (consumer) where state = 2;
-create index tidings_inbox_listed on tidings_inbox (number) where state <> 0;
+create index tidings_inbox_waiting on tidings_inbox (consumer, state) where metadata is not null;
+create index tidings_inbox_listed on tidings_inbox (number) where number is not null;
 -- What the other rows of a key wait for: never more than one.
 create unique index tidings_inbox_head on tidings_inbox (order_group, order_key)
     where order_key is not null and (state = 1 or state = 3 and blocks);
@@ -43,13 +48,14 @@ alter table tidings_outbox
     -- FNV-1a of the key, 64 bits; null without a key.
     add column key_hash bigint,
     add column state smallint not null default 0,
+    add column held_key bigint generated always as (case when state = 1 then key_hash end) stored,
     add column reason text;
 create index tidings_outbox_ready on tidings_outbox (lane, position) where state = 0;
 create index tidings_outbox_held on tidings_outbox (lane, destination, position)
     where state = 1;
-create index tidings_outbox_held_key on tidings_outbox (destination, key_hash)
-    where state = 1;
-create index tidings_outbox_listed on tidings_outbox (state, position) where state <> 0;
+create index tidings_outbox_held_key on tidings_outbox (destination, held_key)
+    where held_key is not null;
+create index tidings_outbox_aside on tidings_outbox (position) where state = 2;
 
 create table tidings_relay (
     relay text primary key,

@@ -97,7 +97,7 @@ pub(crate) const TAKE_DUE: &str = "
     set due = statement_timestamp() + make_interval(secs => $3),
         lease = $4 || ' ' || gen_random_uuid(), unfinished = row.unfinished + 1
     from taken
-    where row.consumer = taken.consumer and row.message = taken.message and row.state = 1
+    where row.consumer = taken.consumer and row.message = taken.message
     returning row.consumer, row.message, row.lease, row.order_group, row.order_key, row.metadata,
         row.body, row.failures, row.history, row.unfinished - 1 as unfinished,
         (extract(epoch from taken.due) * 1000000)::bigint as was_due";
@@ -167,44 +167,45 @@ fn history(row: &PgRow) -> sqlx::Result<Vec<tidings_core::Attempt>> {
 }
 
 /// A row that somebody has locked is just being settled, and needs no lease any more.
-async fn renew(pool: &PgPool, leases: &[Lease], lease: Duration) -> Result<(), StoreError> {
-    sqlx::query(
-        "with held as materialized (
-             select consumer, message from tidings_inbox
-             where lease is not null and lease = any ($1) and state = 1
-             for update skip locked
-         )
-         update tidings_inbox as row
-         set due = statement_timestamp() + make_interval(secs => $2)
-         from held where row.consumer = held.consumer and row.message = held.message",
+pub(crate) const RENEW: &str = "
+    with held as materialized (
+        select consumer, message from tidings_inbox
+        where lease is not null and lease = any ($1)
+        for update skip locked
     )
-    .bind(lease_texts(leases))
-    .bind(seconds(lease))
-    .execute(pool)
-    .await
-    .map(drop)
-    .map_err(|error| explain("renew the leases of messages", &error))
+    update tidings_inbox as row set due = statement_timestamp() + make_interval(secs => $2)
+    from held where row.consumer = held.consumer and row.message = held.message";
+
+async fn renew(pool: &PgPool, leases: &[Lease], lease: Duration) -> Result<(), StoreError> {
+    sqlx::query(RENEW)
+        .bind(lease_texts(leases))
+        .bind(seconds(lease))
+        .execute(pool)
+        .await
+        .map(drop)
+        .map_err(|error| explain("renew the leases of messages", &error))
 }
 
-/// It locks the rows in one order, as renewals and settlements in the way of each other would.
-async fn release(pool: &PgPool, leases: &[Lease], due_in: Duration) -> Result<(), StoreError> {
-    sqlx::query(
-        "with held as materialized (
-             select consumer, message from tidings_inbox
-             where lease is not null and lease = any ($1) and state = 1
-             order by consumer, message for update
-         )
-         update tidings_inbox as row
-         set due = statement_timestamp() + make_interval(secs => $2), lease = null,
-             unfinished = greatest(0, row.unfinished - 1)
-         from held where row.consumer = held.consumer and row.message = held.message",
+/// Rows are locked in one order: a settlement of several of them does the same.
+pub(crate) const RELEASE: &str = "
+    with held as materialized (
+        select consumer, message from tidings_inbox
+        where lease is not null and lease = any ($1)
+        order by consumer, message for update
     )
-    .bind(lease_texts(leases))
-    .bind(seconds(due_in))
-    .execute(pool)
-    .await
-    .map(drop)
-    .map_err(|error| explain("give back messages that were taken", &error))
+    update tidings_inbox as row
+    set due = statement_timestamp() + make_interval(secs => $2), lease = null,
+        unfinished = greatest(0, row.unfinished - 1)
+    from held where row.consumer = held.consumer and row.message = held.message";
+
+async fn release(pool: &PgPool, leases: &[Lease], due_in: Duration) -> Result<(), StoreError> {
+    sqlx::query(RELEASE)
+        .bind(lease_texts(leases))
+        .bind(seconds(due_in))
+        .execute(pool)
+        .await
+        .map(drop)
+        .map_err(|error| explain("give back messages that were taken", &error))
 }
 
 pub(crate) const NEXT_DUE: &str = "
@@ -227,10 +228,8 @@ async fn waiting(pool: &PgPool, consumer: &str, limit: u64) -> Result<u64, Store
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let waiting: i64 = sqlx::query_scalar(
         "select count(*) from (
-             (select from tidings_inbox where consumer = $1 and state = 1 order by due limit $2)
-             union all
-             (select from tidings_inbox where consumer = $1 and state = 2 limit $2)
-             limit $2
+             select from tidings_inbox
+             where consumer = $1 and state = any ('{1, 2}') and metadata is not null limit $2
          ) as waiting",
     )
     .bind(consumer)
@@ -249,7 +248,7 @@ async fn list(pool: &PgPool, query: &InboxQuery) -> Result<Vec<InboxRow>, StoreE
              case when state <> 3 then metadata end as metadata,
              case when state <> 3 then body end as body
          from tidings_inbox
-         where state <> 0 and ($1::text is null or consumer = $1)
+         where ($1::text is null or consumer = $1)
            and ($2::smallint is null or state = $2) and number > $3
          order by number limit $4",
     )
@@ -332,7 +331,7 @@ async fn discard(shared: &Shared, claims: &[Claim]) -> Result<u64, StoreError> {
     let (consumers, messages) = claim_columns(claims);
     let ended: Vec<(Option<String>, Option<String>)> = sqlx::query_as(concat!(
         not_leased!("<> 0"),
-        "set state = 0, due = null, lease = null, unfinished = 0, failures = 0, history = null,
+        "set state = 0, number = null, due = null, lease = null, unfinished = 0, failures = 0, history = null,
              blocks = false, metadata = null, body = null, claimed_at = statement_timestamp()
          from free where row.consumer = free.consumer and row.message = free.message
          returning row.order_group, row.order_key"

@@ -19,10 +19,30 @@ use crate::{
     values::{claim_columns, count, counter, order_key, seconds},
 };
 
-/// Which rows are heads: the condition of the index `tidings_inbox_head`.
-macro_rules! head {
-    () => {
-        "order_key is not null and (state = 1 or state = 3 and blocks)"
+/// Whether there is a head of a key, other than what `$not` leaves out.
+///
+/// `head` says which rows are heads as the index `tidings_inbox_head` does. The key is asked for as
+/// a range of one, and in the order of that index, so that the planner takes no other way: it does
+/// not know that a key has one head at most, and where many rows are parked behind one, it expects
+/// to find one soon by reading all.
+macro_rules! has_head {
+    ($group:literal, $key:literal, $not:literal) => {
+        concat!(
+            "(select true from tidings_inbox as head
+              where head.order_key is not null
+                and (head.state = 1 or head.state = 3 and head.blocks)
+                and (head.order_group, head.order_key) >= (",
+            $group,
+            ", ",
+            $key,
+            ") and (head.order_group, head.order_key) <= (",
+            $group,
+            ", ",
+            $key,
+            ") ",
+            $not,
+            " order by head.order_group, head.order_key limit 1) is true"
+        )
     };
 }
 
@@ -187,11 +207,9 @@ async fn insert(
              case when $3 <> 0 then $5 end, case when $3 <> 0 then $6 end,
              case when $3 <> 0 then $7 end, statement_timestamp() + make_interval(secs => $8),
              $9, $10, $11, $12, $13
-         where $6::text is null or $14 = exists (
-             select from tidings_inbox where ",
-        head!(),
-        " and order_group = $5 and order_key = $6)
-         on conflict do nothing"
+         where $6::text is null or $14 = (",
+        has_head!("$5", "$6", ""),
+        ") on conflict do nothing"
     ))
     .bind(&*entry.claim.consumer)
     .bind(entry.claim.message.as_str())
@@ -279,9 +297,12 @@ async fn is_behind(
     entry: &InboxEntry,
 ) -> Result<bool, StoreError> {
     sqlx::query_scalar(concat!(
-        "select exists (select from tidings_inbox where ",
-        head!(),
-        " and order_group = $1 and order_key = $2 and not (consumer = $3 and message = $4))"
+        "select ",
+        has_head!(
+            "$1",
+            "$2",
+            "and not (head.consumer = $3 and head.message = $4)"
+        )
     ))
     .bind(&*order.group)
     .bind(&*order.key)
@@ -301,7 +322,8 @@ async fn update_dead(
     let order = entry.order.as_ref();
     sqlx::query(
         "update tidings_inbox
-         set state = $3, redrive = $4, order_group = $5, order_key = $6, order_hash = $7,
+         set state = $3, number = case when $3 <> 0 then number end, redrive = $4,
+             order_group = $5, order_key = $6, order_hash = $7,
              due = statement_timestamp() + make_interval(secs => $8), lease = null,
              unfinished = 0, failures = $9, history = $10, blocks = $11, metadata = $12,
              body = $13, claimed_at = statement_timestamp()
@@ -326,7 +348,17 @@ async fn update_dead(
     .map_err(|error| explain("write over a dead row of the inbox", &error))
 }
 
-/// Writes what became of a message that was taken under `lease`.
+pub(crate) const SETTLE: &str = "
+    update tidings_inbox
+    set state = $4, number = case when $4 <> 0 then number end,
+        due = statement_timestamp() + make_interval(secs => $5), lease = null,
+        unfinished = 0, failures = $6, history = $7, blocks = $8,
+        metadata = case when $9 then metadata end, body = case when $9 then body end,
+        claimed_at = statement_timestamp()
+    where consumer = $1 and message = $2 and lease = $3
+    returning order_group, order_key";
+
+/// Writes what became of a message that was taken under `lease`. Only deferred rows have one.
 async fn settle(
     connection: &mut PgConnection,
     entry: &InboxEntry,
@@ -339,27 +371,19 @@ async fn settle(
         Fate::Dead { .. } => !sends,
         Fate::Deferred(_) | Fate::Parked(_) => true,
     };
-    let order: Option<(Option<String>, Option<String>)> = sqlx::query_as(
-        "update tidings_inbox
-         set state = $4, due = statement_timestamp() + make_interval(secs => $5), lease = null,
-             unfinished = 0, failures = $6, history = $7, blocks = $8,
-             metadata = case when $9 then metadata end, body = case when $9 then body end,
-             claimed_at = statement_timestamp()
-         where consumer = $1 and message = $2 and state = 1 and lease = $3
-         returning order_group, order_key",
-    )
-    .bind(&*entry.claim.consumer)
-    .bind(entry.claim.message.as_str())
-    .bind(lease)
-    .bind(columns.state)
-    .bind(columns.due_in)
-    .bind(columns.failures)
-    .bind(columns.history)
-    .bind(columns.blocks)
-    .bind(keeps_message)
-    .fetch_optional(&mut *connection)
-    .await
-    .map_err(|error| explain("settle a deferred message", &error))?;
+    let order: Option<(Option<String>, Option<String>)> = sqlx::query_as(SETTLE)
+        .bind(&*entry.claim.consumer)
+        .bind(entry.claim.message.as_str())
+        .bind(lease)
+        .bind(columns.state)
+        .bind(columns.due_in)
+        .bind(columns.failures)
+        .bind(columns.history)
+        .bind(columns.blocks)
+        .bind(keeps_message)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(|error| explain("settle a deferred message", &error))?;
     let Some((group, key)) = order else {
         return Ok(Some(Refusal::Known));
     };
@@ -371,41 +395,46 @@ async fn settle(
     Ok(None)
 }
 
+/// The key is asked for as a range of one, as the lanes of the outbox are, and for the same reason.
+pub(crate) const GO_ON: &str = concat!(
+    "update tidings_inbox set state = 1, due = statement_timestamp()
+     where (consumer, message) = (
+         select consumer, message from tidings_inbox
+         where state = 2 and (order_group, order_key) >= ($1, $2)
+           and (order_group, order_key) <= ($1, $2)
+         order by order_group, order_key, number limit 1
+     ) and not (",
+    has_head!("$1", "$2", ""),
+    ")"
+);
+
 /// Makes the first parked row of a key due, unless the key still has a head. The key is locked.
 pub(crate) async fn go_on(
     connection: &mut PgConnection,
     order: &OrderKey,
 ) -> Result<(), StoreError> {
-    sqlx::query(concat!(
-        "update tidings_inbox set state = 1, due = statement_timestamp()
-         where (consumer, message) = (
-             select consumer, message from tidings_inbox
-             where state = 2 and order_group = $1 and order_key = $2 order by number limit 1
-         ) and not exists (
-             select from tidings_inbox where ",
-        head!(),
-        " and order_group = $1 and order_key = $2)"
-    ))
-    .bind(&*order.group)
-    .bind(&*order.key)
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(|error| explain("let the next message of a key go on", &error))
+    sqlx::query(GO_ON)
+        .bind(&*order.group)
+        .bind(&*order.key)
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(|error| explain("let the next message of a key go on", &error))
 }
 
-const LOOK: &str = "
-    select row.state, row.redrive, asked.order_key is not null and exists (
-        select from tidings_inbox as head
-        where head.order_key is not null and (head.state = 1 or head.state = 3 and head.blocks)
-          and head.order_group = asked.order_group and head.order_key = asked.order_key
-          and not (head.consumer = asked.consumer and head.message = asked.message)
-    )
-    from unnest($1::text[], $2::text[], $3::text[], $4::text[]) with ordinality
-        as asked (consumer, message, order_group, order_key, number)
-    left join tidings_inbox as row
-        on row.consumer = asked.consumer and row.message = asked.message
-    order by asked.number";
+pub(crate) const LOOK: &str = concat!(
+    "select row.state, row.redrive, ",
+    has_head!(
+        "asked.order_group",
+        "asked.order_key",
+        "and not (head.consumer = asked.consumer and head.message = asked.message)"
+    ),
+    " from unnest($1::text[], $2::text[], $3::text[], $4::text[]) with ordinality
+         as asked (consumer, message, order_group, order_key, number)
+     left join tidings_inbox as row
+         on row.consumer = asked.consumer and row.message = asked.message
+     order by asked.number"
+);
 
 pub(crate) async fn look(pool: &PgPool, asked: &[Ask]) -> Result<Vec<Seen>, StoreError> {
     if asked.is_empty() {

@@ -23,6 +23,8 @@ mod lanes;
 mod locks;
 mod options;
 mod outbox;
+#[cfg(test)]
+mod plans;
 mod records;
 mod schema;
 mod transaction;

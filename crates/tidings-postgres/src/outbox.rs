@@ -135,23 +135,29 @@ pub(crate) async fn write(
 }
 
 /// First the positions, from each lane's part of the index of ready rows; then those rows alone.
+///
+/// Here and below, a lane is asked for as a range of one, and rows are ordered by it first: only the
+/// right index has that order. Of a lane that is equal to something the planner knows that it orders
+/// nothing, and takes the primary key where it finds that cheap: it leaves out what does not fit,
+/// and that may be every held row. Likewise the question for a held row is no `exists`, which the
+/// planner may answer for all rows at once, by reading every held one.
 pub(crate) const NEXT: &str = "
     with next as materialized (
         select ready.position
         from (select distinct unnest($1::smallint[]) as lane) as asked, lateral (
             select position from tidings_outbox
-            where state = 0 and lane = asked.lane and position <> all ($2)
-            order by position limit $3
+            where state = 0 and lane between asked.lane and asked.lane
+              and position <> all ($2)
+            order by lane, position limit $3
         ) as ready
         order by ready.position limit $3
     )
     select row.position, row.message, row.body,
         extract(epoch from statement_timestamp() - row.created_at)::float8 as age,
-        row.key_hash is not null and row.destination = any ($4) and exists (
-            select from tidings_outbox as held
-            where held.state = 1 and held.destination = row.destination
-              and held.key_hash = row.key_hash
-        ) as is_behind
+        row.destination = any ($4) and (
+            select true from tidings_outbox as held
+            where held.destination = row.destination and held.held_key = row.key_hash limit 1
+        ) is true as is_behind
     from next join tidings_outbox as row on row.position = next.position
     order by row.position";
 
@@ -178,8 +184,9 @@ pub(crate) const NEXT_HELD: &str = "
         select held.position
         from (select distinct unnest($1::smallint[]) as lane) as asked, lateral (
             select position from tidings_outbox
-            where state = 1 and lane = asked.lane and destination = $2
-            order by position limit $3
+            where state = 1 and (lane, destination) >= (asked.lane, $2)
+              and (lane, destination) <= (asked.lane, $2)
+            order by lane, destination, position limit $3
         ) as held
         order by held.position limit $3
     )
@@ -271,23 +278,35 @@ pub(crate) async fn withdraw(
 
 /// The first destination of each lane, then the next after it, and so on: as many steps as there
 /// are destinations, however many rows are held for each.
-pub(crate) const HELD: &str = "
-    with recursive held as (
-        select asked.lane, (
-            select destination from tidings_outbox
-            where state = 1 and lane = asked.lane order by destination limit 1
-        ) as destination
-        from (select distinct unnest($1::smallint[]) as lane) as asked
-        union all
-        select held.lane, (
-            select next.destination from tidings_outbox as next
-            where next.state = 1 and next.lane = held.lane
-              and next.destination > held.destination
-            order by next.destination limit 1
+macro_rules! held_for {
+    ($lanes:literal) => {
+        concat!(
+            "with recursive held_for as (
+                 select asked.lane, (
+                     select destination from tidings_outbox
+                     where state = 1 and lane between asked.lane and asked.lane
+                     order by lane, destination limit 1
+                 ) as destination
+                 from (select distinct ",
+            $lanes,
+            " as lane) as asked
+                 union all
+                 select held_for.lane, (
+                     select next.destination from tidings_outbox as next
+                     where next.state = 1 and next.lane between held_for.lane and held_for.lane
+                       and next.destination > held_for.destination
+                     order by next.lane, next.destination limit 1
+                 )
+                 from held_for where held_for.destination is not null
+             )"
         )
-        from held where held.destination is not null
-    )
-    select distinct destination from held where destination is not null order by destination";
+    };
+}
+
+pub(crate) const HELD: &str = concat!(
+    held_for!("unnest($1::smallint[])"),
+    " select distinct destination from held_for where destination is not null order by destination"
+);
 
 pub(crate) async fn held(pool: &PgPool, lanes: &[Lane]) -> Result<Vec<Destination>, StoreError> {
     let destinations: Vec<String> = sqlx::query_scalar(HELD)
@@ -301,6 +320,37 @@ pub(crate) async fn held(pool: &PgPool, lanes: &[Lane]) -> Result<Vec<Destinatio
         .collect())
 }
 
+/// Statements about all lanes name them.
+const _: () = assert!(Lane::COUNT == 16);
+
+macro_rules! listed {
+    ($from:literal) => {
+        concat!(
+            "select row.position, row.destination, coalesce(row.reason, '') as reason, row.message,
+                 row.body, (extract(epoch from row.created_at) * 1000000)::bigint as written
+             from ",
+            $from,
+            " order by row.position limit $2"
+        )
+    };
+}
+
+const LIST_ASIDE: &str = listed!("tidings_outbox as row where row.state = 2 and row.position > $1");
+
+/// From each lane and destination the first rows, and the first of all those.
+pub(crate) const LIST_HELD: &str = concat!(
+    held_for!("generate_series(0, 15)::smallint"),
+    listed!(
+        "held_for, lateral (
+             select * from tidings_outbox
+             where state = 1
+               and (lane, destination, position) > (held_for.lane, held_for.destination, $1)
+               and (lane, destination) <= (held_for.lane, held_for.destination)
+             order by lane, destination, position limit $2
+         ) as row where held_for.destination is not null"
+    )
+);
+
 pub(crate) async fn list(
     pool: &PgPool,
     state: OutboxState,
@@ -308,13 +358,10 @@ pub(crate) async fn list(
     limit: usize,
 ) -> Result<Vec<ListedRow>, StoreError> {
     let failed = |error| explain("list outbox rows", &error);
-    let rows = sqlx::query(
-        "select position, destination, coalesce(reason, '') as reason, message, body,
-             (extract(epoch from created_at) * 1000000)::bigint as written
-         from tidings_outbox
-         where state <> 0 and state = $1 and position > $2 order by position limit $3",
-    )
-    .bind(state as i16)
+    let rows = sqlx::query(match state {
+        OutboxState::Held => LIST_HELD,
+        OutboxState::SetAside => LIST_ASIDE,
+    })
     .bind(after.unwrap_or(i64::MIN))
     .bind(count(limit))
     .fetch_all(pool)
@@ -363,32 +410,38 @@ pub(crate) async fn discard(pool: &PgPool, positions: &[i64]) -> Result<u64, Sto
 
 /// The order in which rows are counted is there for the planner: it takes the index that has just
 /// the rows in that state.
-pub(crate) const STATS: &str = "
-    select
+pub(crate) const STATS: &str = concat!(
+    held_for!("generate_series(0, 15)::smallint"),
+    " select
         (select count(*) from (
             select from tidings_outbox where state = 0 order by lane, position limit $1
         ) as ready),
         (select extract(epoch from statement_timestamp() - min(first.created_at))::float8
-         from generate_series(0, $2 - 1) as lanes (lane), lateral (
+         from (select generate_series(0, 15)::smallint as lane) as lanes, lateral (
             select created_at from tidings_outbox
-            where state = 0 and lane = lanes.lane::smallint order by position limit 1
+            where state = 0 and lane between lanes.lane and lanes.lane
+            order by lane, position limit 1
          ) as first),
         (select count(*) from (
             select from tidings_outbox
-            where state <> 0 and state = 1 order by position limit $1
+            where state = 1 order by lane, destination, position limit $1
         ) as held),
-        (select extract(epoch from statement_timestamp() - created_at)::float8
-         from tidings_outbox where state <> 0 and state = 1 order by position limit 1),
+        (select extract(epoch from statement_timestamp() - min(first.created_at))::float8
+         from held_for, lateral (
+            select created_at from tidings_outbox
+            where state = 1 and (lane, destination) >= (held_for.lane, held_for.destination)
+              and (lane, destination) <= (held_for.lane, held_for.destination)
+            order by lane, destination, position limit 1
+         ) as first),
         (select count(*) from (
-            select from tidings_outbox
-            where state <> 0 and state = 2 order by position limit $1
-        ) as aside)";
+            select from tidings_outbox where state = 2 order by position limit $1
+        ) as aside)"
+);
 
 pub(crate) async fn stats(pool: &PgPool) -> Result<OutboxStats, StoreError> {
     let (ready, oldest_ready, held, oldest_held, set_aside): (i64, _, i64, _, i64) =
         sqlx::query_as(STATS)
             .bind(OutboxStats::COUNT_MAX.cast_signed())
-            .bind(i32::from(Lane::COUNT))
             .fetch_one(pool)
             .await
             .map_err(|error| explain("count the outbox", &error))?;

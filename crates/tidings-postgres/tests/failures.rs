@@ -1,14 +1,18 @@
 //! What an error says: whether to wait, to try again, or to give the message up. And that one bad
 //! value harms nothing else.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use server::{claim, commit, deferred, fresh_schema, message, of, open, ordered, waiting};
+use server::{SOON, claim, commit, deferred, fresh_schema, message, of, open, ordered, waiting};
 use tidings_core::{
     Ask, Commit, Committed, Expected, Fate, InboxEntry, OrderKey, RecordChange, RecordId,
     RecordValue, Store, StoreError, TransactionSlot,
 };
 use tidings_postgres::{PostgresOptions, PostgresStore, Tx, sqlx};
+use tidings_testing::servers::Postgres;
 
 mod server;
 
@@ -146,8 +150,7 @@ async fn a_commit_after_a_statement_that_failed_and_was_ignored_is_an_error() {
 #[ignore = "needs PostgreSQL"]
 async fn who_loses_a_deadlock_or_a_lock_time_out_may_try_again() {
     let store = open(&fresh_schema()).await;
-    let holder = store.pool().begin().await.expect("a transaction");
-    let mut holder = holder;
+    let mut holder = store.pool().begin().await.expect("a transaction");
     sqlx::query("insert into tidings_inbox (consumer, message) values ('c', '1')")
         .execute(&mut *holder)
         .await
@@ -174,7 +177,7 @@ async fn who_loses_a_deadlock_or_a_lock_time_out_may_try_again() {
 async fn deadlock(store: &PostgresStore) -> StoreError {
     let mut holder = store.pool().begin().await.expect("a transaction");
     let claim_of = "insert into tidings_inbox (consumer, message) values ('c', $1)";
-    sqlx::query("set local deadlock_timeout = '60s'; ")
+    sqlx::query("set local deadlock_timeout = '60s'")
         .execute(&mut *holder)
         .await
         .expect("it does not look for deadlocks");
@@ -203,4 +206,32 @@ async fn deadlock(store: &PostgresStore) -> StoreError {
         .expect_err("one of the two loses");
     wants_y.await.expect("an end").expect("the other wins");
     lost
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL"]
+async fn a_database_that_goes_away_is_unavailable_and_found_again() {
+    let mut postgres = Postgres::start().expect("a server of its own");
+    let options = PostgresOptions::new(postgres.url(), "s");
+    let store = options.connect().await.expect("a store");
+    commit(&store, InboxEntry::handled(claim("1"))).await;
+    let transaction = store.begin().await.expect("a transaction");
+    postgres.stop().expect("it stops");
+
+    let entry = InboxEntry::handled(claim("2"));
+    let error = transaction.commit(of(entry)).await;
+    let error = error.expect_err("it is away");
+    assert!(error.is_unavailable(), "{error}");
+    let began = Instant::now();
+    let error = store.outbox().stats().await.expect_err("it is away");
+    assert!(error.is_unavailable(), "{error}");
+    assert!(began.elapsed() < SOON, "a relay hears soon");
+
+    postgres.restart().expect("it starts");
+    server::until("it is found again", async || {
+        store.outbox().stats().await.is_ok()
+    })
+    .await;
+    let again = commit(&store, InboxEntry::handled(claim("1"))).await;
+    assert!(again.is_known());
 }

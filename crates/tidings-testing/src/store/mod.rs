@@ -25,6 +25,7 @@
 //! #     ) -> BoxFuture<'static, Result<Committed, StoreError>> { unreachable!() }
 //! #     fn rollback(self: Box<Self>) -> BoxFuture<'static, ()> { unreachable!() }
 //! # }
+//! # async fn committed_notes(_: &Arc<dyn Store>) -> Vec<String> { unreachable!() }
 //! # async fn fresh_database() -> Arc<dyn Store> { unreachable!() }
 //!
 //! struct MySubject(Arc<dyn Store>);
@@ -49,7 +50,7 @@
 //!     }
 //!
 //!     fn notes(&self) -> BoxFuture<'_, Vec<String>> {
-//!         Box::pin(async { todo!("read what `insert_note` wrote and was committed, sorted") })
+//!         Box::pin(committed_notes(&self.0))
 //!     }
 //! }
 //!
