@@ -202,7 +202,7 @@ async fn copies_on_postgresql_cancel_each_order_once() {
             .then_some(())
     });
     assert!(all.await.is_some());
-    let unsent = db.store().outbox_stats().await.unwrap().unsent;
+    let unsent = db.store().outbox().stats().await.unwrap().ready;
     assert_eq!(unsent, orders as u64, "an order was cancelled twice");
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -56,7 +56,7 @@ pub async fn service(database: &Database, mailer: Mailer) -> Result<Service, Sto
 
 /// The shape of the consumer: what it handles and how it retries.
 fn messages() -> Router {
-    let retry = RetryPolicy::exponential(Duration::from_millis(500))
+    let retry = Retry::exponential(Duration::from_millis(500))
         .delay_max(Duration::from_secs(30))
         .attempts(ATTEMPTS_MAX);
     Router::new("notification")

@@ -59,7 +59,7 @@ impl Fixture {
     }
 
     async fn unsent(&self) -> u64 {
-        self.db.store().outbox_stats().await.unwrap().unsent
+        self.db.store().outbox().stats().await.unwrap().ready
     }
 }
 

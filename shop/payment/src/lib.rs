@@ -12,7 +12,7 @@ mod record;
 use std::time::Duration;
 
 use shop_kit::{BaseUrl, Database, Service, StoreError};
-use tidings::{RetryPolicy, Router, Topology};
+use tidings::{Retry, Router, Topology};
 
 const MIGRATIONS: &[&str] = &["create table payment (
         order_id text primary key,
@@ -46,7 +46,7 @@ pub async fn service(database: &Database, bank: BaseUrl) -> Result<Service, Stor
 
 /// The shape of the consumer: what it handles and how it retries.
 fn messages() -> Router {
-    let retry = RetryPolicy::exponential(Duration::from_millis(200))
+    let retry = Retry::exponential(Duration::from_millis(200))
         .delay_max(Duration::from_secs(10))
         .attempts(ATTEMPTS_MAX);
     Router::new("payment")

@@ -198,7 +198,7 @@ impl World {
     pub(crate) async fn until_quiet(&self) {
         let store = self.running().db.store();
         until("inventory to be done with everything", async || {
-            self.waiting() == 0 && store.outbox_stats().await.unwrap().unsent == 0
+            self.waiting() == 0 && store.outbox().stats().await.unwrap().ready == 0
         })
         .await;
         let queues = shop_inventory::topology().queues;

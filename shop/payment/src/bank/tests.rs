@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use tidings::{Outgoing, RetryPolicy, Router, State, Transport};
+use tidings::{Outgoing, Retry, Router, State, Transport};
 use tidings_memory::MemoryTransport;
 
 use super::*;
@@ -74,7 +74,7 @@ async fn a_message_does_not_become_a_dead_letter_because_the_bank_is_left_alone(
     let attempts = Arc::new(AtomicU32::new(0));
     let router = Router::new("test")
         .on(ask)
-        .retry(RetryPolicy::exponential(Duration::from_millis(10)).attempts(1))
+        .retry(Retry::exponential(Duration::from_millis(10)).attempts(1))
         .with_state(bank)
         .with_state(Arc::clone(&attempts));
     let broker = MemoryTransport::new();

@@ -200,7 +200,7 @@ impl World {
             // command to payment itself is in the queue before it leaves the outbox.
             let store = payment.db.store();
             self.waiting() == 0
-                && store.outbox_stats().await.unwrap().unsent == 0
+                && store.outbox().stats().await.unwrap().ready == 0
                 && self.waiting() == 0
         })
         .await;
