@@ -42,7 +42,9 @@ async fn set_aside(store: &Arc<dyn Store>, relay: &str, rows: &[i64], reason: &s
 
 async fn held(store: &Arc<dyn Store>, destination: &Destination, limit: usize) -> Vec<OutboxRow> {
     let rows = store.outbox().next_held(&lanes(), destination, limit).await;
-    rows.expect("the outbox can be read")
+    let rows = rows.expect("the outbox can be read");
+    assert!(rows.iter().all(|row| !row.is_behind), "they are in order");
+    rows
 }
 
 async fn listed(store: &Arc<dyn Store>, state: OutboxState) -> Vec<(String, String)> {
