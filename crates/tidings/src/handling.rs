@@ -283,8 +283,10 @@ impl Handling {
             "dead letter: {reason}"
         );
         let envelope = message.incoming.map(|incoming| &*incoming.envelope);
+        // An ordered group has its dead letters beside its own name.
+        let queue = self.group.as_ref().unwrap_or(&self.queue);
         let letter = envelope
-            .map(|envelope| dead_letter(envelope, &self.queue, message.failures, &message.history));
+            .map(|envelope| dead_letter(envelope, queue, message.failures, &message.history));
         let fate = Fate::Dead {
             failures: message.failures,
             history: message.history.clone(),
