@@ -1,3 +1,5 @@
+//! The answers of a bank, and of nobody, as payment reads them.
+
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering},
