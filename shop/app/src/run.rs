@@ -1,8 +1,11 @@
 //! From nothing to a running shop, and back to rest.
 //!
 //! What may be wrong is looked at first: ports, folders, databases. Then HTTP answers, whether the
-//! broker is there or not, because orders are taken without it. `ready` means that every queue is
-//! declared and every service receives.
+//! broker is there or not, because orders are taken without it. Then the queues of *all* services
+//! of the shop are declared, wherever they run and whether they have run before; only then do the
+//! services of this process receive and publish, so that nothing is said before everybody who is
+//! going to listen has a queue. `ready` means that every queue is declared and every service
+//! receives.
 //!
 //! Stopping goes downstream: services finish what they handle and publish what they said (the bank
 //! of this process still answers them), then HTTP ends, then the connection, then the broker.
@@ -64,7 +67,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         announce::listening("amqp", amqp);
     }
 
-    let mut running = Running::start(opened, &messaging.amqp, &stop);
+    let mut running = Running::start(opened, &messaging, options.without.topologies(), &stop);
     let ready = || {
         probes.set_subscribed();
         announce::ready(&options.services, address, messaging.amqp_addr());
@@ -198,34 +201,45 @@ fn own_url(mut address: SocketAddr) -> anyhow::Result<BaseUrl> {
 
 /// The services that handle messages.
 struct Running {
+    amqp: Arc<Amqp>,
+    /// What has to be on the broker before a service receives or publishes.
+    first: Vec<Topology>,
+    declared: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
     ready: JoinSet<()>,
 }
 
 impl Running {
-    fn start(services: Vec<Service>, amqp: &Arc<Amqp>, stop: &CancellationToken) -> Self {
+    /// Starts their tasks, which wait until [`run`](Self::run) has declared `topologies`: those of
+    /// all services. A process that neither has the broker nor says anything declares nothing, and
+    /// waits for no broker.
+    fn start(
+        services: Vec<Service>,
+        messaging: &Messaging,
+        topologies: Vec<Topology>,
+        stop: &CancellationToken,
+    ) -> Self {
+        let amqp = &messaging.amqp;
+        let speaks = services.iter().any(|service| service.messages.is_some());
+        let needs_queues = speaks || messaging.embedded.is_some();
         let mut running = Self {
+            amqp: Arc::clone(amqp),
+            first: if needs_queues { topologies } else { Vec::new() },
+            declared: CancellationToken::new(),
             tasks: JoinSet::new(),
             ready: JoinSet::new(),
         };
-        for service in services {
-            let Some(router) = service.messages else {
-                continue;
-            };
-            let first = (service.name == Name::Orders.as_str()).then(those_who_answer);
+        for router in services.into_iter().filter_map(|service| service.messages) {
             let router = router.shutdown_timeout(HANDLERS_FINISH_TIMEOUT);
             let serve = tidings::serve(Arc::clone(amqp), router)
                 .with_graceful_shutdown(stop.clone().cancelled_owned());
             running.ready.spawn(serve.ready());
-            let (amqp, stop) = (Arc::clone(amqp), stop.clone());
+            let (declared, stop) = (running.declared.clone(), stop.clone());
             running.tasks.spawn(async move {
-                for topology in first.iter().flatten() {
-                    tokio::select! {
-                        declared = amqp.declare(topology) => declared?,
-                        () = stop.cancelled() => return Ok(()),
-                    }
+                tokio::select! {
+                    () = declared.cancelled() => Ok(serve.await?),
+                    () = stop.cancelled() => Ok(()),
                 }
-                Ok(serve.await?)
             });
         }
         running
@@ -233,6 +247,10 @@ impl Running {
 
     /// Calls `ready` when all receive, and ends when one has stopped by itself.
     async fn run(&mut self, ready: impl FnOnce()) -> anyhow::Result<()> {
+        for topology in &self.first {
+            self.amqp.declare(topology).await?;
+        }
+        self.declared.cancel();
         loop {
             tokio::select! {
                 received = self.ready.join_next() => if received.is_none() {
@@ -257,10 +275,4 @@ impl Running {
         }
         outcome
     }
-}
-
-/// The queues of the services whose answers every order waits for. They are made before the first
-/// order is published, so that it waits there even if these services have never run.
-fn those_who_answer() -> [Topology; 2] {
-    [shop_payment::topology(), shop_inventory::topology()]
 }

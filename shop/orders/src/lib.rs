@@ -14,7 +14,7 @@ mod request;
 
 use shop_contracts::OrderPlaced;
 use shop_kit::{Database, Service, StoreError};
-use tidings::{Producer, Router};
+use tidings::{Producer, Router, Topology};
 
 /// Its name: who sends its events.
 const NAME: &str = "orders";
@@ -48,7 +48,19 @@ const MIGRATIONS: &[&str] = &["create table orders (
 /// When its database cannot be opened.
 pub async fn service(database: &Database) -> Result<Service, StoreError> {
     let db = database.open(NAME, MIGRATIONS).await?;
-    let messages = Router::new(NAME)
+    let messages = messages().transactional(db.store()).with_state(db.clone());
+    let producer = Producer::new(NAME, db.store());
+    Ok(Service {
+        name: NAME,
+        http: http::routes(db.clone(), producer),
+        messages: Some(messages),
+        db: Some(db),
+    })
+}
+
+/// The shape of the consumer: what it handles, publishes, and how it retries.
+fn messages() -> Router {
+    Router::new(NAME)
         .on(handlers::adopt)
         .on(handlers::payment_authorized)
         .on(handlers::payment_declined)
@@ -60,14 +72,12 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         .on(handlers::email_sent)
         .on(handlers::points_awarded)
         .publishes::<OrderPlaced>()
-        .transactional(db.store())
         .retry(shop_kit::retry())
-        .with_state(db.clone());
-    let producer = Producer::new(NAME, db.store());
-    Ok(Service {
-        name: NAME,
-        http: http::routes(db.clone(), producer),
-        messages: Some(messages),
-        db: Some(db),
-    })
+}
+
+/// The topics, queues and delays it needs on the broker, exactly as the service declares them.
+/// Whoever starts the shop declares them beforehand, so that answers wait there for a service that
+/// has never run.
+pub fn topology() -> Topology {
+    messages().topology()
 }
