@@ -7,6 +7,7 @@ use clap::{
     error::ErrorKind,
 };
 use shop_kit::{BaseUrl, Database};
+use shop_orders::OrderDeadline;
 use tracing_subscriber::EnvFilter;
 
 use crate::services::{Name, Names, Without};
@@ -112,6 +113,18 @@ pub(crate) struct Options {
         default_value = "choreography"
     )]
     pub(crate) checkout: Checkout,
+
+    /// How long an order may wait for its answers, as `90s`, `15m`, `24h` or `2d`. What is not
+    /// decided by then is cancelled, and everything done for it is undone. Use the same in every
+    /// process that runs `orders`.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TIME",
+        env = "TIDINGS_ORDER_DEADLINE",
+        default_value = "24h"
+    )]
+    pub(crate) order_deadline: OrderDeadline,
 
     /// Where the services of this process answer HTTP; port 0 picks a free one and prints it.
     #[arg(
@@ -303,6 +316,8 @@ mod tests {
             "names `loyalty`",
         );
         check("--without all", "leaves no service");
+        check("--order-deadline 0s", "cancel every order at once");
+        check("--order-deadline soon", "`90s`, `15m`, `24h` or `2d`");
         check("--api paiment=http://x", "`paiment` is not a service");
         check("--bank https://bank", "TLS proxy");
         check("--checkout ballet", "choreography");

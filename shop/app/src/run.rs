@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use shop_kit::{BaseUrl, Database, Service};
+use shop_kit::{BaseUrl, Database};
 use shop_notification::Mailer;
 use tidings::{Topology, Transport};
 use tidings_amqp::Amqp;
@@ -33,12 +33,14 @@ use crate::{
     broker::Messaging,
     cli::{Checkout, Options},
     http, probes,
-    services::{self, Name, Surroundings},
+    services::{self, Name, Opened, Surroundings},
 };
 
 /// How long handlers under way may take once the process is told to stop. What is not done by then
 /// is done after the next start.
 const HANDLERS_FINISH_TIMEOUT: Duration = Duration::from_secs(10);
+
+const PANICKED: &str = "a service's task panicked; this is a bug, and nothing was lost by it";
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     if options.checkout == Checkout::Orchestration {
@@ -58,8 +60,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         () = stop.cancelled() => return messaging.close().await,
     };
 
-    let probes = probes::Probes::new(&opened, &messaging.amqp, metrics);
-    let routes = http::routes(&opened, probes.clone());
+    let probes = probes::Probes::new(&opened.services, &messaging.amqp, metrics);
+    let routes = http::routes(&opened.services, probes.clone());
     let http_stop = CancellationToken::new();
     let mut http = tokio::spawn(http::serve(listener, routes, http_stop.clone()));
     announce::listening("http", address);
@@ -155,7 +157,7 @@ async fn open_services(
     options: &Options,
     data: &Path,
     address: SocketAddr,
-) -> anyhow::Result<Vec<Service>> {
+) -> anyhow::Result<Opened> {
     let names = &options.services;
     let database = options
         .database
@@ -184,6 +186,7 @@ async fn open_services(
         bank,
         mailer,
         api: &options.api,
+        order_deadline: options.order_deadline,
     };
     services::open(names, &around).await
 }
@@ -199,7 +202,8 @@ fn own_url(mut address: SocketAddr) -> anyhow::Result<BaseUrl> {
     BaseUrl::of_address(address).map_err(anyhow::Error::msg)
 }
 
-/// The services that handle messages.
+/// The tasks of the services: those that handle messages, and what runs beside them. If one ends
+/// or panics, the process ends with its reason.
 struct Running {
     amqp: Arc<Amqp>,
     /// What has to be on the broker before a service receives or publishes.
@@ -214,12 +218,13 @@ impl Running {
     /// all services. A process that neither has the broker nor says anything declares nothing, and
     /// waits for no broker.
     fn start(
-        services: Vec<Service>,
+        opened: Opened,
         messaging: &Messaging,
         topologies: Vec<Topology>,
         stop: &CancellationToken,
     ) -> Self {
         let amqp = &messaging.amqp;
+        let Opened { services, overdue } = opened;
         let speaks = services.iter().any(|service| service.messages.is_some());
         let needs_queues = speaks || messaging.embedded.is_some();
         let mut running = Self {
@@ -242,6 +247,15 @@ impl Running {
                 }
             });
         }
+        if let Some(overdue) = overdue {
+            let stop = stop.clone();
+            running.tasks.spawn(async move {
+                tokio::select! {
+                    () = overdue.run() => Err(anyhow!("nobody keeps the deadline of orders any more")),
+                    () = stop.cancelled() => Ok(()),
+                }
+            });
+        }
         running
     }
 
@@ -256,12 +270,12 @@ impl Running {
                 received = self.ready.join_next() => if received.is_none() {
                     break;
                 },
-                Some(ended) = self.tasks.join_next() => return ended?,
+                Some(ended) = self.tasks.join_next() => return ended.context(PANICKED)?,
             }
         }
         ready();
         match self.tasks.join_next().await {
-            Some(ended) => ended?,
+            Some(ended) => ended.context(PANICKED)?,
             // No service of this process handles messages.
             None => std::future::pending().await,
         }
@@ -271,7 +285,7 @@ impl Running {
     async fn finish(mut self) -> anyhow::Result<()> {
         let mut outcome = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
-            outcome = outcome.and(ended?);
+            outcome = outcome.and(ended.context(PANICKED)?);
         }
         outcome
     }

@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use anyhow::Context;
 use shop_kit::{BaseUrl, Database, Service};
 use shop_notification::Mailer;
+use shop_orders::{OrderDeadline, Overdue};
 use shop_storefront::Elsewhere;
 use tidings::Topology;
 
@@ -205,22 +206,43 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) bank: Option<BaseUrl>,
     pub(crate) mailer: Option<Mailer>,
     pub(crate) api: &'a [Api],
+    pub(crate) order_deadline: OrderDeadline,
+}
+
+/// The services that run here, and what runs beside them.
+pub(crate) struct Opened {
+    pub(crate) services: Vec<Service>,
+    /// Keeps the deadline of orders, where orders runs.
+    pub(crate) overdue: Option<Overdue>,
 }
 
 /// Makes the services that run here.
-pub(crate) async fn open(names: &Names, around: &Surroundings<'_>) -> anyhow::Result<Vec<Service>> {
-    let mut services = Vec::new();
+pub(crate) async fn open(names: &Names, around: &Surroundings<'_>) -> anyhow::Result<Opened> {
+    let mut opened = Opened {
+        services: Vec::new(),
+        overdue: None,
+    };
     for name in names.iter() {
-        let service = one(name, names, around).await;
-        services.push(service.with_context(|| format!("`{name}` cannot start"))?);
+        let service = one(name, names, around, &mut opened.overdue).await;
+        let service = service.with_context(|| format!("`{name}` cannot start"))?;
+        opened.services.push(service);
     }
-    Ok(services)
+    Ok(opened)
 }
 
-async fn one(name: Name, here: &Names, around: &Surroundings<'_>) -> anyhow::Result<Service> {
+async fn one(
+    name: Name,
+    here: &Names,
+    around: &Surroundings<'_>,
+    overdue: &mut Option<Overdue>,
+) -> anyhow::Result<Service> {
     let database = around.database;
     Ok(match name {
-        Name::Orders => shop_orders::service(database).await?,
+        Name::Orders => {
+            let (service, task) = shop_orders::service(database, around.order_deadline).await?;
+            *overdue = Some(task);
+            service
+        }
         Name::Payment => {
             let bank = around
                 .bank

@@ -13,9 +13,10 @@ use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, idem
 use tidings::Producer;
 
 use crate::{
-    live,
-    orders::{self, Order, Summary},
+    OrderDeadline, live,
+    orders::{self, Order},
     request::OrderRequest,
+    stuck,
 };
 
 /// How many orders a page has if nobody says otherwise, and at most.
@@ -27,9 +28,10 @@ pub(crate) struct Orders {
     pub(crate) db: Db,
     pub(crate) streams: live::Streams,
     producer: Producer,
+    deadline: OrderDeadline,
 }
 
-pub(crate) fn routes(db: Db, producer: Producer) -> Router {
+pub(crate) fn routes(db: Db, producer: Producer, deadline: OrderDeadline) -> Router {
     let streams = live::Streams::default();
     Router::new()
         .route("/orders", post(place).get(list))
@@ -39,6 +41,7 @@ pub(crate) fn routes(db: Db, producer: Producer) -> Router {
             db,
             streams,
             producer,
+            deadline,
         })
 }
 
@@ -156,12 +159,14 @@ async fn find(
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Page {
-    customer_id: String,
+    customer_id: Option<String>,
+    status: Option<String>,
     limit: Option<u32>,
     before: Option<String>,
+    after: Option<String>,
 }
 
-/// A page that is full may not be the last: then the header `Link` says where the next one is.
+/// A customer's orders, newest first, or those that are stuck, oldest first.
 async fn list(
     State(orders): State<Orders>,
     QueryOf(page): QueryOf<Page>,
@@ -169,33 +174,88 @@ async fn list(
     let limit = page.limit.unwrap_or(PAGE_ORDERS);
     if limit == 0 || limit > PAGE_ORDERS_MAX {
         let detail = format!("must be 1 to {PAGE_ORDERS_MAX}");
-        return Err(Problem::invalid("there is no such page")
-            .with_errors(vec![FieldError::new("limit", detail)]));
+        return Err(no_such_page("limit", detail));
     }
-    let before = page.before.as_deref();
-    let mut found = orders::of_customer(&orders.db, &page.customer_id, limit + 1, before).await?;
-    let more = found.len() > limit as usize;
-    found.truncate(limit as usize);
-    let next = found
-        .last()
-        .filter(|_| more)
-        .map(|last| next_page(&page.customer_id, limit, last));
-    let mut response = Json(found).into_response();
-    if let Some(next) = next.and_then(|link| link.parse().ok()) {
-        response.headers_mut().insert(header::LINK, next);
+    match (&page.customer_id, page.status.as_deref()) {
+        (Some(customer_id), None) => of_customer(&orders, customer_id, limit, &page).await,
+        (None, Some("stuck")) => stuck(&orders, limit, &page).await,
+        (None, Some(_)) => Err(no_such_page("status", "must be `stuck`")),
+        (Some(_), Some(_)) => Err(no_such_page(
+            "status",
+            "cannot be combined with `customerId`",
+        )),
+        (None, None) => Err(Problem::malformed(
+            "say whose orders with `customerId=`, or ask for `status=stuck`",
+        )),
     }
-    Ok(response)
 }
 
-fn next_page(customer_id: &str, limit: u32, last: &Summary) -> String {
+fn no_such_page(pointer: &str, detail: impl Into<String>) -> Problem {
+    Problem::invalid("there is no such page").with_errors(vec![FieldError::new(pointer, detail)])
+}
+
+async fn of_customer(
+    orders: &Orders,
+    customer_id: &str,
+    limit: u32,
+    page: &Page,
+) -> Result<Response, Problem> {
+    if page.after.is_some() {
+        return Err(no_such_page(
+            "after",
+            "newest come first here: page on with `before`",
+        ));
+    }
+    let before = page.before.as_deref();
+    let found = orders::of_customer(&orders.db, customer_id, limit + 1, before).await?;
+    let query = format!("customerId={}", encoded(customer_id));
+    Ok(one_page(found, limit, |last| {
+        format!("{query}&limit={limit}&before={}", encoded(&last.order_id))
+    }))
+}
+
+async fn stuck(orders: &Orders, limit: u32, page: &Page) -> Result<Response, Problem> {
+    if page.before.is_some() {
+        return Err(no_such_page(
+            "before",
+            "oldest come first here: page on with `after`",
+        ));
+    }
+    let after = page.after.as_deref();
+    let found = stuck::list(&orders.db, orders.deadline, limit + 1, after).await?;
+    Ok(one_page(found, limit, |last| {
+        format!(
+            "status=stuck&limit={limit}&after={}",
+            encoded(&last.order_id)
+        )
+    }))
+}
+
+/// A page of what was `found`, which has one more than the `limit` if there is a next page: then
+/// the header `Link` says where, by the query that `next` makes from the last of this one.
+fn one_page<T: Serialize>(mut found: Vec<T>, limit: u32, next: impl Fn(&T) -> String) -> Response {
+    let more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    let link = found
+        .last()
+        .filter(|_| more)
+        .map(|last| format!("</orders?{}>; rel=\"next\"", next(last)));
+    let mut response = Json(found).into_response();
+    if let Some(link) = link.and_then(|link| link.parse().ok()) {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    response
+}
+
+/// Percent-encoded, so that it can stand in a query.
+fn encoded(text: &str) -> String {
     let mut query = String::new();
-    for byte in customer_id.bytes() {
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
             query.push(char::from(byte));
         } else {
             query.push_str(&format!("%{byte:02X}"));
         }
     }
-    let before = &last.order_id;
-    format!("</orders?customerId={query}&limit={limit}&before={before}>; rel=\"next\"")
+    query
 }

@@ -222,6 +222,27 @@ impl Shop {
             .collect()
     }
 
+    /// Waits until the customer has paid nothing for an order: it was not charged, or what was
+    /// charged once was given back once. Asks this process for the bank's ledger.
+    pub async fn pays_nothing(&self, order_id: &str) {
+        let last = std::cell::RefCell::new(Vec::new());
+        let nothing = eventually(SOON, async || {
+            let ledger = self.ledger(order_id).await;
+            let nothing = match ledger.as_slice() {
+                [] => true,
+                [charge, refund] => {
+                    let charged = charge.strip_prefix("charge ");
+                    charged.is_some() && charged == refund.strip_prefix("refund ")
+                }
+                _ => false,
+            };
+            *last.borrow_mut() = ledger;
+            nothing.then_some(())
+        });
+        let nothing = nothing.await;
+        assert!(nothing.is_some(), "the ledger of {order_id} is {last:?}");
+    }
+
     pub async fn points(&self, customer_id: &str) -> i64 {
         self.get(&format!("/loyalty/{customer_id}")).await.json["points"]
             .as_i64()
