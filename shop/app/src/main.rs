@@ -4,6 +4,7 @@
 //! and databases, and where they listen. Data goes to stdout (see [`announce`]), logs to stderr.
 
 mod announce;
+mod bounds;
 mod broker;
 mod cli;
 mod http;

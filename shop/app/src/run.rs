@@ -1,7 +1,8 @@
 //! From nothing to a running shop, and back to rest.
 //!
-//! What may be wrong is looked at first: ports, folders, databases. Then HTTP answers, whether the
-//! broker is there or not, because orders are taken without it. Then the queues of *all* services
+//! What may be wrong is looked at first: ports, folders, databases; until the databases are there,
+//! HTTP answers that it is not ready. Then services answer, whether the broker is there or not,
+//! because orders are taken without it. Then the queues of *all* services
 //! of the shop are declared, wherever they run and whether they have run before; only then do the
 //! services of this process receive and publish, so that nothing is said before everybody who is
 //! going to listen has a queue. `ready` means that every queue is declared and every service
@@ -55,15 +56,16 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let data = Data::open(&options)?;
     let messaging = Messaging::start(&options, &data.path).await?;
+    let site = http::Site::default();
+    let http_stop = CancellationToken::new();
+    let mut http = tokio::spawn(http::serve(listener, site.clone(), http_stop.clone()));
     let opened = tokio::select! {
         opened = open_services(&options, &data.path, address) => opened?,
         () = stop.cancelled() => return messaging.close().await,
     };
 
     let probes = probes::Probes::new(&opened.services, &messaging.amqp, metrics);
-    let routes = http::routes(&opened.services, probes.clone());
-    let http_stop = CancellationToken::new();
-    let mut http = tokio::spawn(http::serve(listener, routes, http_stop.clone()));
+    site.open(http::routes(&opened.services, probes.clone()));
     announce::listening("http", address);
     if let Some(amqp) = messaging.amqp_addr() {
         announce::listening("amqp", amqp);

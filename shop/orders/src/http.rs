@@ -1,5 +1,7 @@
 //! Orders over HTTP.
 
+use std::time::Duration;
+
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -9,8 +11,9 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shop_contracts::{Money, OrderPlaced, OrderStatus};
-use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, idempotency_key};
+use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, Tx, idempotency_key};
 use tidings::Producer;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     OrderDeadline, live,
@@ -22,6 +25,8 @@ use crate::{
 /// How many orders a page has if nobody says otherwise, and at most.
 const PAGE_ORDERS: u32 = 20;
 const PAGE_ORDERS_MAX: u32 = 100;
+/// How long the database may take to store an order.
+const DATABASE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 pub(crate) struct Orders {
@@ -95,44 +100,81 @@ async fn place(
 /// The order and its event, together. If the idempotency key was used before, nothing is stored
 /// and the order that it placed is the answer; that is read in the same transaction, and told
 /// after its commit, because the other request may have been here a moment ago.
+///
+/// It ends within [`DATABASE_MAX`]. Before the commit has begun it is certain that nothing was
+/// stored; from then on it is not, whatever fails.
 async fn commit(
     orders: &Orders,
     order: &OrderPlaced,
     key: Option<&str>,
     asked: Option<&str>,
 ) -> Result<Option<Row>, Problem> {
+    let deadline = Instant::now() + DATABASE_MAX;
     let mut transaction = orders.producer.transaction();
-    let mut tx = orders.db.lend(transaction.handle());
+    let tx = orders.db.lend(transaction.handle());
+    let before = match timeout_at(deadline, write(tx, order, key, asked)).await {
+        Ok(Ok(before)) => before,
+        Ok(Err(error)) => return Err(not_stored(&error)),
+        Err(_) => return Err(not_stored(&late())),
+    };
+    if before.is_none() {
+        let published = transaction.publish(order);
+        published.map_err(|error| not_stored(&*error.into_inner()))?;
+    }
+    match timeout_at(deadline, transaction.commit()).await {
+        Ok(Ok(())) => Ok(before),
+        Ok(Err(error)) => Err(perhaps_stored(&*error.into_inner(), key)),
+        Err(_) => Err(perhaps_stored(&late(), key)),
+    }
+}
+
+async fn write(
+    mut tx: Tx,
+    order: &OrderPlaced,
+    key: Option<&str>,
+    asked: Option<&str>,
+) -> Result<Option<Row>, StoreError> {
     let statements = vec![
         orders::place(order, key, asked),
         orders::placed(&order.order_id),
     ];
-    let before = match key {
-        // Nothing can be in the way of a new order, so nothing needs to be waited for.
-        None => {
-            tx.later(statements).await?;
-            None
-        }
-        Some(key) => {
-            let statements = statements.into_iter().chain([orders::with_key(key)]);
-            let placed = tx.run_all(statements.collect()).await?.pop();
-            placed
-                .and_then(|outcome| outcome.into_first())
-                .filter(|row| row.get::<String>(0).is_ok_and(|id| id != order.order_id))
-        }
+    // Nothing can be in the way of a new order without a key, so nothing needs to be waited for.
+    let Some(key) = key else {
+        tx.later(statements).await?;
+        return Ok(None);
     };
-    drop(tx);
-    if before.is_none() {
-        transaction.publish(order).map_err(not_stored)?;
-    }
-    transaction.commit().await.map_err(not_stored)?;
-    Ok(before)
+    let statements = statements.into_iter().chain([orders::with_key(key)]);
+    let placed = tx.run_all(statements.collect()).await?.pop();
+    let placed = placed.and_then(|outcome| outcome.into_first());
+    Ok(placed.filter(|row| row.get::<String>(0).is_ok_and(|id| id != order.order_id)))
 }
 
-fn not_stored(error: tidings::Error) -> Problem {
-    StoreError::new("the order was not committed")
-        .with_source(error.into_inner())
-        .into()
+fn late() -> StoreError {
+    StoreError::new(format!("it did not answer within {DATABASE_MAX:?}"))
+}
+
+fn not_stored(error: &(dyn std::error::Error + 'static)) -> Problem {
+    let cause = error.source().map(ToString::to_string);
+    tracing::error!(%error, cause, "the database did not take an order; nothing was stored");
+    Problem::unavailable("the database did not take the order; nothing was stored, try again")
+        .retry_soon()
+}
+
+/// The commit was asked for, and there is no good answer.
+fn perhaps_stored(error: &(dyn std::error::Error + 'static), key: Option<&str>) -> Problem {
+    let cause = error.source().map(ToString::to_string);
+    tracing::error!(%error, cause, "the database did not say whether it committed an order");
+    let what_to_do = match key {
+        Some(_) => "repeating the call with the same `Idempotency-Key` is safe, and tells",
+        None => {
+            "look at `GET /orders?customerId=` before you repeat the call; with an \
+             `Idempotency-Key` it would be safe to repeat"
+        }
+    };
+    Problem::outcome_unknown(format_args!(
+        "the database did not confirm the order; it may have been stored: {what_to_do}"
+    ))
+    .retry_soon()
 }
 
 /// The same key and the same request have the same answer; another request is a mistake.

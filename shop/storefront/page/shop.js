@@ -334,8 +334,10 @@ for (const button of document.querySelectorAll("[data-mode]")) {
 
 async function loadHealth() {
   const [style, words] = await call("/health/ready").then(
-    () => ["up", "everything is running"],
-    (error) => (error.status === 503 ? ["", "orders are taken; not all is connected"] : ["down", "the shop does not answer"]));
+    ({ body }) => (Object.values(body.checks).every((state) => state === "up")
+      ? ["up", "everything is running"]
+      : ["", "orders are taken; not all is connected"]),
+    (error) => (error.status === 503 ? ["down", "orders cannot be taken now"] : ["down", "the shop does not answer"]));
   $("health").className = `health ${style}`;
   const text = $("health").querySelector(".text");
   if (text.textContent !== words) text.textContent = words;

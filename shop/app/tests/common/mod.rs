@@ -129,22 +129,7 @@ impl Shop {
         headers: &[(&str, &str)],
         body: impl Into<Body>,
     ) -> Answer {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url()));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(body.into()).unwrap();
-        let answer = tokio::time::timeout(SOON, self.client.call(request, ANSWER_BYTES_MAX));
-        let (parts, body) = answer.await.expect(path).expect(path).into_parts();
-        let text = String::from_utf8(body.to_vec()).unwrap();
-        Answer {
-            status: parts.status.as_u16(),
-            headers: parts.headers,
-            json: serde_json::from_str(&text).unwrap_or_default(),
-            text,
-        }
+        call(&self.client, self.http, method, path, headers, body).await
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -247,6 +232,32 @@ impl Shop {
         self.get(&format!("/loyalty/{customer_id}")).await.json["points"]
             .as_i64()
             .unwrap()
+    }
+}
+
+/// Calls whoever listens at an address.
+pub async fn call(
+    client: &HttpClient,
+    http: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Body>,
+) -> Answer {
+    let uri = format!("http://{http}{path}");
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(body.into()).unwrap();
+    let answer = tokio::time::timeout(SOON, client.call(request, ANSWER_BYTES_MAX));
+    let (parts, body) = answer.await.expect(path).expect(path).into_parts();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    Answer {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        json: serde_json::from_str(&text).unwrap_or_default(),
+        text,
     }
 }
 
