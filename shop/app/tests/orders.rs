@@ -296,6 +296,7 @@ async fn the_page_is_served_with_a_strict_policy() {
         ("/", "text/html"),
         ("/style.css", "text/css"),
         ("/shop.js", "text/javascript"),
+        ("/live.js", "text/javascript"),
         ("/favicon.svg", "image/svg+xml"),
     ] {
         let file = shop.get(path).await;

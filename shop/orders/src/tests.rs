@@ -14,13 +14,13 @@ use crate::{
     overdue, stuck,
 };
 
-struct Fixture {
-    db: Db,
+pub(crate) struct Fixture {
+    pub(crate) db: Db,
     folder: tempfile::TempDir,
 }
 
 impl Fixture {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::Sqlite(folder.path().into());
         let db = database.open(NAME, MIGRATIONS).await.unwrap();
@@ -36,7 +36,7 @@ impl Fixture {
         }
     }
 
-    async fn write(&self, statement: Statement) {
+    pub(crate) async fn write(&self, statement: Statement) {
         self.db.write(vec![statement]).await.unwrap();
     }
 
@@ -63,7 +63,8 @@ impl Fixture {
     }
 }
 
-fn placed(order_id: &str, ago: Duration) -> OrderPlaced {
+/// An order that was placed so long ago.
+pub(crate) fn placed(order_id: &str, ago: Duration) -> OrderPlaced {
     OrderPlaced {
         order_id: order_id.into(),
         amount: Money::from_cents(1290),
