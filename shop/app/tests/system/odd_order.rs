@@ -9,7 +9,7 @@ use crate::random::Random;
 pub(crate) struct Odd {
     pub(crate) body: Vec<u8>,
     pub(crate) properties: BasicProperties,
-    /// The ids that somebody may read out of the body.
+    /// The ids that somebody may read out of the body (nobody can be asked about one with a NUL).
     pub(crate) ids: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn odd_order(random: &mut Random, number: usize, known: &[&String]) -
         .iter()
         .filter(|(name, _)| *name == "orderId")
         .filter_map(|(_, value)| serde_json::from_str::<String>(value).ok())
-        .filter(|id| !id.is_empty() && id.len() <= 300)
+        .filter(|id| !id.is_empty() && id.len() <= 300 && !id.contains('\0'))
         .collect();
     let text: Vec<_> = fields
         .iter()
