@@ -93,6 +93,10 @@ impl Site {
 }
 
 async fn current(State(site): State<Site>, request: Request) -> Response {
+    if names_nul(request.uri()) {
+        let problem = Problem::malformed("nothing has a NUL (`%00`) in its name; leave it out");
+        return problem.into_response();
+    }
     match site.services.get() {
         Some(services) => match services.clone().oneshot(request).await {
             Ok(answer) => answer,
@@ -103,6 +107,11 @@ async fn current(State(site): State<Site>, request: Request) -> Response {
             .retry_soon()
             .into_response(),
     }
+}
+
+/// No id has a NUL, and PostgreSQL cannot even be asked for one.
+fn names_nul(uri: &Uri) -> bool {
+    uri.path().contains("%00") || uri.query().is_some_and(|query| query.contains("%00"))
 }
 
 async fn nothing_here(uri: Uri) -> Problem {

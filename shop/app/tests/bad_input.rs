@@ -101,6 +101,11 @@ async fn every_other_call_says_what_is_wrong_too() {
         ("/emails", 400),
         ("/bank/ledger", 400),
         ("/nothing/here", 404),
+        ("/orders/a%00b", 400),
+        ("/orders?customerId=a%00b", 400),
+        ("/orders?status=stuck&after=a%00b", 400),
+        ("/payments/a%00b", 400),
+        ("/bank/ledger?orderId=a%00b", 400),
     ] {
         let answer = shop.get(path).await;
         assert_eq!(answer.status, status, "{path}: {}", answer.text);

@@ -11,6 +11,11 @@ use crate::world::World;
 /// and that no consumer has dead letters.
 pub(crate) fn balance(world: &World) {
     no_dead_letters(world);
+    goods_are_all_there(world);
+}
+
+/// Asserts that no goods appeared or vanished.
+pub(crate) fn goods_are_all_there(world: &World) {
     for product in world.get("/products").as_array().unwrap() {
         let stock = world.get(&format!("/stock/{}", product["sku"].as_str().unwrap()));
         let count = |what: &str| stock[what].as_i64().unwrap();

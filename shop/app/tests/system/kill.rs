@@ -7,13 +7,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use crate::books::{self, Placed};
 use crate::http;
+use crate::random::Random;
 use crate::world::{BrokerKind, DatabaseKind, SERVICES, World, order};
 
 const ORDERS: usize = 500;
@@ -211,44 +212,5 @@ impl Clients {
             thread::sleep(Duration::from_millis(50));
         }
         bail!("nobody takes orders");
-    }
-}
-
-/// A small generator of numbers that look random (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn from_environment() -> Random {
-        let given = std::env::var("TIDINGS_TEST_SEED")
-            .ok()
-            .and_then(|seed| seed.parse().ok());
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let seed = given.unwrap_or_else(|| u64::from(now.subsec_nanos()) + now.as_secs());
-        println!("to repeat: TIDINGS_TEST_SEED={seed}");
-        Random(seed.max(1))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit.max(1) as u64).unwrap_or_default()
-    }
-
-    fn up_to(&mut self, most: Duration) -> Duration {
-        most.mul_f64(self.below(1000) as f64 / 1000.0)
-    }
-
-    fn shuffled<T>(&mut self, mut items: Vec<T>) -> Vec<T> {
-        for at in (1..items.len()).rev() {
-            items.swap(at, self.below(at + 1));
-        }
-        items
     }
 }
