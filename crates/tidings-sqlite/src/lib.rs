@@ -93,8 +93,12 @@ impl SqliteOptions {
         }
     }
 
-    /// The longest that a handler may hold its transaction open between two statements before it
-    /// is rolled back (default: 5 seconds). All other writes to the file wait meanwhile.
+    /// The longest that a handler may hold its transaction open between statements, in sum, before
+    /// it is rolled back (default: 5 seconds). All other writes to the file wait meanwhile.
+    ///
+    /// Transactions that have run already and wait to be committed together with the handler's do
+    /// not wait for so long: after 100 milliseconds the handler's is rolled back with
+    /// [`is_conflict`](StoreError::is_conflict), to be tried again.
     pub fn transaction_idle_max(mut self, idle: Duration) -> Self {
         self.transaction_idle_max = idle;
         self

@@ -255,7 +255,9 @@ pub(crate) fn commit_work(
 ///
 /// It has no `commit`: the toolkit commits it, with the inbox row and the outbox rows, when the
 /// handler returns `Ok`. It begins with its first statement; from then on every other write to the
-/// file waits, so do slow work before.
+/// file waits, so do slow work before. A handler that is idle for too long between its statements
+/// loses its transaction; see
+/// [`transaction_idle_max`](crate::SqliteOptions::transaction_idle_max).
 ///
 /// ```
 /// # async fn handler(mut tx: tidings_sqlite::Tx) -> Result<(), tidings_core::StoreError> {

@@ -114,6 +114,26 @@ async fn a_handler_that_holds_its_transaction_too_long_loses_it_and_others_go_on
 }
 
 #[tokio::test]
+async fn short_gaps_between_statements_add_up_to_too_long() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder).await;
+    let slot = slot(&store);
+    let mut tx = Tx::from(slot.handle());
+    for statement in 0..100 {
+        if let Err(error) = write(&mut tx, &statement.to_string()).await {
+            assert!(
+                error.to_string().contains("`transaction_idle_max`"),
+                "{error}"
+            );
+            assert!(!error.is_conflict(), "it would be idle again");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    panic!("it held the writer for as long as it liked");
+}
+
+#[tokio::test]
 async fn a_statement_that_fails_undoes_nothing_else_of_its_transaction() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = open(&folder).await;
