@@ -222,7 +222,9 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// When `work` fails, or what it wrote cannot be made durable.
+    /// When `work` fails, or what it wrote cannot be made durable; with
+    /// [`is_conflict`](StoreError::is_conflict) if that is the fault of a transaction that shared
+    /// the sync, so that nothing was written and trying again may succeed.
     pub async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
