@@ -210,7 +210,7 @@ impl SqliteStore {
             });
             writer::Unit {
                 keep: outcome.is_ok(),
-                done: Box::new(|durable| drop(reply.send(outcome.and(durable)))),
+                done: Box::new(|durable| drop(reply.send(durable.and(outcome)))),
             }
         });
         self.0.send(Job::Unit(work)).await?;

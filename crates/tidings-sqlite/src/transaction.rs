@@ -190,9 +190,7 @@ where
         let outcome = run(&shared, ready, work);
         Unit {
             keep: outcome.is_ok(),
-            done: Box::new(|durable| {
-                drop(reply.send(outcome.and_then(|value| durable.map(|()| value))))
-            }),
+            done: Box::new(|durable| drop(reply.send(durable.and(outcome)))),
         }
     })
 }
@@ -238,7 +236,7 @@ pub(crate) fn commit_work(
         });
         let keep = matches!(outcome, Ok(Committed::Done));
         let done = move |durable: Result<(), StoreError>| {
-            let outcome = outcome.and_then(|committed| durable.map(|()| committed));
+            let outcome = durable.and(outcome);
             if matches!(outcome, Ok(Committed::Done)) && !commit.outbox.is_empty() {
                 shared.wake_relays();
             }

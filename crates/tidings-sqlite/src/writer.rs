@@ -82,7 +82,8 @@ pub(crate) type Statement = Box<dyn FnOnce(Ready<'_>) + Send>;
 pub(crate) struct Unit {
     /// Whether its writes stay.
     pub(crate) keep: bool,
-    /// Tells its owner the outcome, after the outer commit went as it is told.
+    /// Tells its owner the outcome, after the outer commit went as it is told. If that failed, so
+    /// did this, whatever its own outcome: that may rest on a neighbour's write that is undone.
     pub(crate) done: Box<dyn FnOnce(Result<(), StoreError>) + Send>,
 }
 
@@ -254,7 +255,12 @@ impl Writer {
                    try again";
         self.fail(innocent, &Failure::conflict(why));
         if let Some(unit) = guilty {
-            (unit.done)(Err(lost().error()));
+            // Unless it ignored the error, its own outcome says more.
+            (unit.done)(if unit.keep {
+                Err(lost().error())
+            } else {
+                Ok(())
+            });
         }
     }
 

@@ -320,6 +320,45 @@ async fn what_fails_only_at_the_commit_soon_fails_alone() {
     guilty.abort();
 }
 
+#[tokio::test]
+async fn a_failure_that_rests_on_what_was_undone_is_a_conflict() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder).await;
+    let reply = "create table reply (note text references note deferrable initially deferred)";
+    let tables = [TABLES[0], ("0002", reply)];
+    store.migrate(&tables).await.expect("tables");
+    for round in 0..ROUNDS_MAX {
+        let text = round.to_string();
+        let insert = |text: String| {
+            move |connection: &Connection| {
+                connection.execute("insert into note values (?1)", (text,))
+            }
+        };
+        let busy = Busy::keep(&store).await;
+        // It cannot be committed, and until that shows the note is there.
+        let guilty_note = insert(text.clone());
+        let mut guilty = pin!(store.write(|connection| {
+            connection.execute("insert into reply values ('there is none')", ())?;
+            guilty_note(connection)
+        }));
+        queue(guilty.as_mut()).await;
+        let mut innocent = pin!(store.write(insert(text.clone())));
+        queue(innocent.as_mut()).await;
+        busy.release().await;
+        guilty.await.expect_err("it must not be committed");
+        match innocent.await {
+            // They missed each other.
+            Ok(_) => {}
+            Err(error) => {
+                assert!(error.is_conflict(), "{error}");
+                store.write(insert(text)).await.expect("it succeeds now");
+                return;
+            }
+        }
+    }
+    panic!("they missed each other {ROUNDS_MAX} times");
+}
+
 fn later(text: &'static str) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
     move |connection| {
         connection
