@@ -93,8 +93,12 @@ impl SqliteOptions {
         }
     }
 
-    /// The longest that a handler may hold its transaction open between two statements before it
-    /// is rolled back (default: 5 seconds). All other writes to the file wait meanwhile.
+    /// The longest that a handler may hold its transaction open between statements, in sum, before
+    /// it is rolled back (default: 5 seconds). All other writes to the file wait meanwhile.
+    ///
+    /// Transactions that have run already and wait to be committed together with the handler's do
+    /// not wait for so long: after 100 milliseconds the handler's is rolled back with
+    /// [`is_conflict`](StoreError::is_conflict), to be tried again.
     pub fn transaction_idle_max(mut self, idle: Duration) -> Self {
         self.transaction_idle_max = idle;
         self
@@ -206,7 +210,7 @@ impl SqliteStore {
             });
             writer::Unit {
                 keep: outcome.is_ok(),
-                done: Box::new(|durable| drop(reply.send(outcome.and(durable)))),
+                done: Box::new(|durable| drop(reply.send(durable.and(outcome)))),
             }
         });
         self.0.send(Job::Unit(work)).await?;
@@ -218,7 +222,9 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// When `work` fails, or what it wrote cannot be made durable.
+    /// When `work` fails, or what it wrote cannot be made durable; with
+    /// [`is_conflict`](StoreError::is_conflict) if that is the fault of a transaction that shared
+    /// the sync, so that nothing was written and trying again may succeed.
     pub async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,

@@ -190,9 +190,7 @@ where
         let outcome = run(&shared, ready, work);
         Unit {
             keep: outcome.is_ok(),
-            done: Box::new(|durable| {
-                drop(reply.send(outcome.and_then(|value| durable.map(|()| value))))
-            }),
+            done: Box::new(|durable| drop(reply.send(durable.and(outcome)))),
         }
     })
 }
@@ -238,7 +236,7 @@ pub(crate) fn commit_work(
         });
         let keep = matches!(outcome, Ok(Committed::Done));
         let done = move |durable: Result<(), StoreError>| {
-            let outcome = outcome.and_then(|committed| durable.map(|()| committed));
+            let outcome = durable.and(outcome);
             if matches!(outcome, Ok(Committed::Done)) && !commit.outbox.is_empty() {
                 shared.wake_relays();
             }
@@ -255,7 +253,9 @@ pub(crate) fn commit_work(
 ///
 /// It has no `commit`: the toolkit commits it, with the inbox row and the outbox rows, when the
 /// handler returns `Ok`. It begins with its first statement; from then on every other write to the
-/// file waits, so do slow work before.
+/// file waits, so do slow work before. A handler that is idle for too long between its statements
+/// loses its transaction; see
+/// [`transaction_idle_max`](crate::SqliteOptions::transaction_idle_max).
 ///
 /// ```
 /// # async fn handler(mut tx: tidings_sqlite::Tx) -> Result<(), tidings_core::StoreError> {

@@ -82,7 +82,8 @@ pub(crate) type Statement = Box<dyn FnOnce(Ready<'_>) + Send>;
 pub(crate) struct Unit {
     /// Whether its writes stay.
     pub(crate) keep: bool,
-    /// Tells its owner the outcome, after the outer commit went as it is told.
+    /// Tells its owner the outcome, after the outer commit went as it is told. If that failed, so
+    /// did this, whatever its own outcome: that may rest on a neighbour's write that is undone.
     pub(crate) done: Box<dyn FnOnce(Result<(), StoreError>) + Send>,
 }
 
@@ -254,7 +255,12 @@ impl Writer {
                    try again";
         self.fail(innocent, &Failure::conflict(why));
         if let Some(unit) = guilty {
-            (unit.done)(Err(lost().error()));
+            // Unless it ignored the error, its own outcome says more.
+            (unit.done)(if unit.keep {
+                Err(lost().error())
+            } else {
+                Ok(())
+            });
         }
     }
 
@@ -291,18 +297,20 @@ impl Writer {
 
     fn session(&mut self, session: Session, others_wait: bool) -> Option<Unit> {
         (session.first)(Ok(&self.connection));
+        let idle_max = if others_wait {
+            self.idle_max.min(IDLE_BEFORE_OTHERS_MAX)
+        } else {
+            self.idle_max
+        };
+        // In sum: otherwise many short gaps would make the others wait for as long as they like.
         let mut idle = Duration::ZERO;
         loop {
             if self.connection.is_autocommit() {
                 let _ = session.ended.set(lost());
                 return None;
             }
-            let wait_max = match others_wait {
-                true => (IDLE_BEFORE_OTHERS_MAX.saturating_sub(idle)).min(self.idle_max),
-                false => self.idle_max,
-            };
             let since = Instant::now();
-            let step = session.steps.recv_timeout(wait_max);
+            let step = session.steps.recv_timeout(idle_max.saturating_sub(idle));
             idle += since.elapsed();
             if idle >= IDLE_BEFORE_OTHERS_MAX {
                 self.apart_until = Some(Instant::now() + APART_AFTER_IDLE);
@@ -320,7 +328,7 @@ impl Writer {
                     return None;
                 }
                 Err(std_mpsc::RecvTimeoutError::Timeout) => {
-                    let _ = session.ended.set(self.too_idle(wait_max));
+                    let _ = session.ended.set(self.too_idle(idle_max));
                     self.undo();
                     return None;
                 }
@@ -328,9 +336,9 @@ impl Writer {
         }
     }
 
-    /// Why a session was ended after it had been idle for `waited`.
-    fn too_idle(&self, waited: Duration) -> Failure {
-        if waited < self.idle_max {
+    /// Why a session was ended that may have been idle for `allowed`.
+    fn too_idle(&self, allowed: Duration) -> Failure {
+        if allowed < self.idle_max {
             return Failure::conflict(format!(
                 "the transaction was rolled back because it was idle for \
                  {IDLE_BEFORE_OTHERS_MAX:?} while others waited to be committed with it; try \
@@ -338,9 +346,9 @@ impl Writer {
             ));
         }
         Failure::new(format!(
-            "the transaction was rolled back because it was held open without a statement for \
-             {:?} (`transaction_idle_max`) while all other writes waited; do slow work before the \
-             first use of `Tx`",
+            "the transaction was rolled back because it was held open without a statement for more \
+             than {:?} in sum (`transaction_idle_max`) while all other writes waited; do slow work \
+             before the first use of `Tx`",
             self.idle_max
         ))
     }

@@ -1,10 +1,15 @@
 //! What sharing a writer and a commit means for those who share it.
 
-use std::{sync::Arc, time::Duration};
+mod support;
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use support::{Busy, ROUNDS_MAX, is_done, queue};
 
 use tempfile::TempDir;
 use tidings_core::{
-    Claim, Commit, Committed, InboxEntry, Lane, Store, StoreError, TransactionSlot,
+    Claim, Commit, Committed, Expected, InboxEntry, Lane, RecordChange, RecordId, Refusal, Store,
+    StoreError, TransactionSlot,
 };
 use tidings_sqlite::{
     SqliteOptions, SqliteStore, SqliteTransaction, Tx,
@@ -111,6 +116,26 @@ async fn a_handler_that_holds_its_transaction_too_long_loses_it_and_others_go_on
         "{error}"
     );
     assert_eq!(notes(&store).await, ["other"]);
+}
+
+#[tokio::test]
+async fn short_gaps_between_statements_add_up_to_too_long() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder).await;
+    let slot = slot(&store);
+    let mut tx = Tx::from(slot.handle());
+    for statement in 0..100 {
+        if let Err(error) = write(&mut tx, &statement.to_string()).await {
+            assert!(
+                error.to_string().contains("`transaction_idle_max`"),
+                "{error}"
+            );
+            assert!(!error.is_conflict(), "it would be idle again");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    panic!("it held the writer for as long as it liked");
 }
 
 #[tokio::test]
@@ -280,8 +305,9 @@ async fn what_fails_only_at_the_commit_soon_fails_alone() {
                 for _ in 0..3 {
                     let written =
                         store.write(move |connection| connection.execute(insert, (number,)));
-                    if written.await.is_ok() {
-                        return;
+                    match written.await {
+                        Ok(_) => return,
+                        Err(error) => assert!(error.is_conflict(), "{error}"),
                     }
                 }
                 panic!("{number} failed again and again for another's fault");
@@ -292,6 +318,45 @@ async fn what_fails_only_at_the_commit_soon_fails_alone() {
         innocent.await.expect("it is committed");
     }
     guilty.abort();
+}
+
+#[tokio::test]
+async fn a_failure_that_rests_on_what_was_undone_is_a_conflict() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder).await;
+    let reply = "create table reply (note text references note deferrable initially deferred)";
+    let tables = [TABLES[0], ("0002", reply)];
+    store.migrate(&tables).await.expect("tables");
+    for round in 0..ROUNDS_MAX {
+        let text = round.to_string();
+        let insert = |text: String| {
+            move |connection: &Connection| {
+                connection.execute("insert into note values (?1)", (text,))
+            }
+        };
+        let busy = Busy::keep(&store).await;
+        // It cannot be committed, and until that shows the note is there.
+        let guilty_note = insert(text.clone());
+        let mut guilty = pin!(store.write(|connection| {
+            connection.execute("insert into reply values ('there is none')", ())?;
+            guilty_note(connection)
+        }));
+        queue(guilty.as_mut()).await;
+        let mut innocent = pin!(store.write(insert(text.clone())));
+        queue(innocent.as_mut()).await;
+        busy.release().await;
+        guilty.await.expect_err("it must not be committed");
+        match innocent.await {
+            // They missed each other.
+            Ok(_) => {}
+            Err(error) => {
+                assert!(error.is_conflict(), "{error}");
+                store.write(insert(text)).await.expect("it succeeds now");
+                return;
+            }
+        }
+    }
+    panic!("they missed each other {ROUNDS_MAX} times");
 }
 
 fn later(text: &'static str) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
@@ -330,4 +395,116 @@ async fn what_is_deferred_runs_before_the_next_step_or_with_the_commit_or_not_at
     let error = commit(&undone).await.expect_err("`a` is there already");
     assert!(error.to_string().contains("run a statement"), "{error}");
     assert_eq!(notes(&store).await, ["a", "b", "c"]);
+}
+
+/// A commit that says that the message `1` was handled, or that a record is there that is not.
+fn refused_or_in_conflict(is_conflict: bool) -> Commit {
+    let claim = Claim {
+        consumer: "c".into(),
+        message: "1".into(),
+    };
+    let change = RecordChange {
+        id: RecordId::new("kind", "there is none"),
+        expected: Expected::Version(1),
+        value: None,
+    };
+    if is_conflict {
+        Commit {
+            records: vec![change],
+            ..Commit::default()
+        }
+    } else {
+        Commit {
+            inbox: vec![InboxEntry::handled(claim)],
+            ..Commit::default()
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_or_in_conflict_leaves_its_neighbours_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder).await;
+    let first = store.commit(refused_or_in_conflict(false)).await;
+    assert_eq!(first.expect("an answer"), Committed::Done);
+    let write = |text: &'static str| store.write(later(text));
+    let work = |text: &'static str, is_conflict| {
+        let slot = slot(&store);
+        async move {
+            let mut tx = Tx::from(slot.handle());
+            tx.defer(later(text)).await?;
+            drop(tx);
+            let transaction = slot.take()?.expect("a transaction was begun");
+            transaction
+                .commit(refused_or_in_conflict(is_conflict))
+                .await
+        }
+    };
+    let busy = Busy::keep(&store).await;
+    let mut a = pin!(write("a"));
+    queue(a.as_mut()).await;
+    let mut refused = pin!(work("refused", false));
+    queue(refused.as_mut()).await;
+    let mut b = pin!(write("b"));
+    queue(b.as_mut()).await;
+    let mut in_conflict = pin!(work("in conflict", true));
+    queue(in_conflict.as_mut()).await;
+    let mut c = pin!(write("c"));
+    queue(c.as_mut()).await;
+    busy.release().await;
+    for neighbour in [a.await, b.await, c.await] {
+        neighbour.expect("it commits");
+    }
+    let known = Committed::Refused {
+        entry: 0,
+        why: Refusal::Known,
+    };
+    assert_eq!(refused.await.expect("an answer"), known);
+    let error = in_conflict.await.expect_err("the record is not there");
+    assert!(error.is_conflict(), "{error}");
+    assert_eq!(notes(&store).await, ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn nobody_is_told_an_outcome_before_what_it_rests_on_is_durable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder).await;
+    let first = store.commit(refused_or_in_conflict(false)).await;
+    assert_eq!(first.expect("an answer"), Committed::Done);
+    let mut shared = 0;
+    for round in 0..ROUNDS_MAX {
+        let slot = slot(&store);
+        let mut tx = Tx::from(slot.handle());
+        let busy = Busy::keep(&store).await;
+        let insert = "insert into note values (?1)";
+        let mut done = pin!(
+            store.write(move |connection| connection.execute(insert, (format!("{round} a"),)))
+        );
+        queue(done.as_mut()).await;
+        let mut refused = pin!(store.commit(refused_or_in_conflict(false)));
+        queue(refused.as_mut()).await;
+        {
+            let note = format!("{round} b");
+            let mut written = pin!(write(&mut tx, &note));
+            queue(written.as_mut()).await;
+            busy.release().await;
+            written.await.expect("a write");
+        }
+        // The writer waits for the handler's next step, and nothing of all this is durable.
+        let (done_early, refused_early) = (is_done(done.as_mut()), is_done(refused.as_mut()));
+        let durable = notes(&store).await;
+        if done_early.is_some() || refused_early.is_some() {
+            // They missed each other: the handler began after their commit.
+            assert!(durable.contains(&format!("{round} a")), "{durable:?}");
+            continue;
+        }
+        drop(tx);
+        let handler = slot.take().expect("handed back").expect("begun");
+        // It may have given way meanwhile.
+        let _ = handler.commit(Commit::default()).await;
+        done.await.expect("it commits");
+        assert!(refused.await.expect("an answer").is_known());
+        shared += 1;
+    }
+    assert!(shared > 0, "they missed each other {ROUNDS_MAX} times");
 }

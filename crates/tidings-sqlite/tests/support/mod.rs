@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{Arc, mpsc},
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -72,6 +72,14 @@ pub(crate) async fn queue<F: Future>(mut future: Pin<&mut F>) {
         Poll::Ready(())
     })
     .await;
+}
+
+/// What `future` has come to, if it has.
+pub(crate) fn is_done<F: Future>(future: Pin<&mut F>) -> Option<F::Output> {
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(outcome) => Some(outcome),
+        Poll::Pending => None,
+    }
 }
 
 /// Keeps the writer busy until [`release`](Self::release).
