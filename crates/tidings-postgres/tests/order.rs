@@ -266,20 +266,20 @@ async fn commits_in_opposite_orders_do_not_deadlock() {
                 let message = |number: &usize| {
                     server::message("t", &format!("{number}"), Some(&format!("k{number}")))
                 };
-                // In every other round nothing but claims is in the way of each other: a key would
-                // make one wait for the other before it comes to them.
-                let outbox = match round % 2 {
-                    0 => numbers.iter().map(message).collect(),
-                    _ => Vec::new(),
-                };
-                let commit = Commit {
-                    inbox: numbers
-                        .iter()
-                        .map(handled)
-                        .chain(numbers.iter().map(waits))
-                        .collect(),
-                    outbox,
-                    ..Commit::default()
+                let waits = numbers.iter().map(waits);
+                // In every other round nothing but rows that wait, each a statement, is in the way
+                // of each other: a key, or claims in one statement, would make one wait for the
+                // other before it comes to them.
+                let commit = match round % 2 {
+                    0 => Commit {
+                        inbox: numbers.iter().map(handled).chain(waits).collect(),
+                        outbox: numbers.iter().map(message).collect(),
+                        ..Commit::default()
+                    },
+                    _ => Commit {
+                        inbox: waits.collect(),
+                        ..Commit::default()
+                    },
                 };
                 store.commit(commit).await
             });
