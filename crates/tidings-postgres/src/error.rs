@@ -51,13 +51,9 @@ enum Kind {
 
 fn kind_of(error: &Error) -> Kind {
     match error {
-        // A connection that was lost in the middle of an answer is a protocol error to the driver.
-        Error::Io(_)
-        | Error::PoolTimedOut
-        | Error::PoolClosed
-        | Error::WorkerCrashed
-        | Error::Protocol(_)
-        | Error::BeginFailed => Kind::Unavailable,
+        Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {
+            Kind::Unavailable
+        }
         Error::Encode(_) => Kind::Invalid,
         Error::Database(refused) => refused
             .code()

@@ -266,14 +266,20 @@ async fn commits_in_opposite_orders_do_not_deadlock() {
                 let message = |number: &usize| {
                     server::message("t", &format!("{number}"), Some(&format!("k{number}")))
                 };
-                let commit = Commit {
-                    inbox: numbers
-                        .iter()
-                        .map(handled)
-                        .chain(numbers.iter().map(waits))
-                        .collect(),
-                    outbox: numbers.iter().map(message).collect(),
-                    ..Commit::default()
+                let waits = numbers.iter().map(waits);
+                // In every other round nothing but rows that wait, each a statement, is in the way
+                // of each other: a key, or claims in one statement, would make one wait for the
+                // other before it comes to them.
+                let commit = match round % 2 {
+                    0 => Commit {
+                        inbox: numbers.iter().map(handled).chain(waits).collect(),
+                        outbox: numbers.iter().map(message).collect(),
+                        ..Commit::default()
+                    },
+                    _ => Commit {
+                        inbox: waits.collect(),
+                        ..Commit::default()
+                    },
                 };
                 store.commit(commit).await
             });
@@ -295,6 +301,41 @@ async fn commits_in_opposite_orders_do_not_deadlock() {
     for outcome in ended {
         outcome.expect("nobody ran into another");
     }
+}
+
+/// All commits take the keys they lock before the claims they may have to wait for: the usual one,
+/// which is a single statement, too.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL"]
+async fn a_commit_that_waits_for_a_claim_has_its_keys() {
+    let schema = fresh_schema();
+    let store = open(&schema).await;
+    let mut obstacle = store.pool().begin().await.expect("a transaction");
+    sqlx::query("insert into tidings_inbox (consumer, message) values ('c', '1')")
+        .execute(&mut *obstacle)
+        .await
+        .expect("a claim that is not committed");
+    let usual = Commit {
+        inbox: vec![InboxEntry::handled(claim("1"))],
+        outbox: vec![server::message("t", "1", Some("k"))],
+        ..Commit::default()
+    };
+    let commits = tokio::spawn({
+        let store = store.clone();
+        async move { store.commit(usual).await.expect("an answer") }
+    });
+    waiting_for_locks(&schema, &store, 1).await;
+    let keys: i64 = sqlx::query_scalar(
+        "select count(*) from pg_locks join pg_stat_activity using (pid)
+         where granted and locktype = 'advisory' and application_name = $1",
+    )
+    .bind(format!("tidings {schema}"))
+    .fetch_one(store.pool())
+    .await
+    .expect("a count");
+    assert_eq!(keys, 1);
+    obstacle.commit().await.expect("it was handled");
+    assert!(commits.await.expect("an end").is_known());
 }
 
 /// Instances that discard, reschedule and settle at once leave every key with somebody to go on.

@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tidings_core::{Commit, Lane, Store, TransactionSlot};
+use tidings_core::{Commit, Committed, Fate, Lane, Store, TransactionSlot};
 use tidings_postgres::{PostgresOptions, PostgresStore, Tx, sqlx};
+use tidings_testing::servers::Postgres;
 use tokio::{task::JoinSet, time::timeout};
 
 mod server;
@@ -200,4 +201,25 @@ async fn a_handler_that_holds_its_transaction_too_long_loses_it_and_its_locks() 
         .expect("it was begun");
     let outcome = transaction.commit(Commit::default()).await;
     outcome.expect_err("there is nothing to commit");
+}
+
+#[test]
+#[should_panic(expected = "give `connections_max` at least 4")]
+fn a_store_without_a_connection_to_write_on_is_refused() {
+    let _ = PostgresOptions::new("postgres://a@localhost/a", "a").connections_max(3);
+}
+
+/// Order by key is decided under locks, by what was committed before each statement.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: run `cargo xtask test`"]
+async fn a_database_that_takes_one_snapshot_by_default_keeps_the_order_of_keys_too() {
+    let postgres = Postgres::start().expect("a server of its own");
+    postgres
+        .sql("alter database postgres set default_transaction_isolation = 'serializable'")
+        .expect("a default");
+    let store = PostgresStore::connect(postgres.url(), "s").await;
+    let store = store.expect("a store");
+    let handled = server::ordered("1", "key", Fate::Handled);
+    let ended = server::commit(&store, handled).await;
+    assert_eq!(ended, Committed::Done);
 }
