@@ -309,7 +309,8 @@ impl Shared {
 
     /// Declares what belongs to `queue` again; somebody deleted it.
     async fn restore(&self, queue: &str) {
-        if let Some(declared) = self.declared_about(queue)
+        let delays = || self.declared.lock().delays_of(queue);
+        if let Some(declared) = self.declared_about(queue).or_else(delays)
             && let Err(error) = self.declare(declared).await
         {
             warn!("{error}");

@@ -11,6 +11,9 @@
 //! confirmed later messages, or when the window is full of such, is it given up, and then the whole
 //! channel with it: a new one begins to count anew, so that no later confirm can be taken for
 //! another's.
+//!
+//! While the broker says that it takes nothing (an alarm), nothing is sent: it would all be taken
+//! when the alarm ends, once for each time that somebody tried again.
 
 use std::{
     borrow::Cow,
@@ -305,6 +308,9 @@ impl Publisher {
         if items.is_empty() {
             return Vec::new();
         }
+        if self.channel.session.is_blocked() {
+            return items.iter().map(|_| Err(blocked())).collect();
+        }
         let (batch, done) = Batch::new(items);
         let confirmed = async {
             self.send_all(&batch).await;
@@ -350,12 +356,13 @@ impl Publisher {
     }
 
     /// Gives the channel up if a confirm will not come any more: the broker has confirmed later
-    /// messages, or it is not blocked and yet leaves a whole window unconfirmed for long.
+    /// messages, or it is not blocked and yet leaves so many unconfirmed for long that there is no
+    /// room for a chunk.
     fn give_up_lost(&self) {
         let reason = {
             let flight = self.shared.flight.lock();
             let is_passed = flight.first < flight.confirmed;
-            let is_full = self.shared.window.available_permits() == 0;
+            let is_full = self.shared.window.available_permits() < CHUNK_MAX;
             if is_passed && flight.is_late(self.confirm_timeout) {
                 "the broker confirmed later messages, but not an earlier one"
             } else if is_full
@@ -592,6 +599,14 @@ fn is_guilty(item: &Item, closed: &Closed) -> bool {
         }
         _ => false,
     }
+}
+
+/// The broker has told us of an alarm.
+fn blocked() -> PublishError {
+    PublishError::new(
+        PublishErrorKind::Refused,
+        "the broker takes no messages for now (see its alarms: memory, disk); it can be sent again",
+    )
 }
 
 /// The connection or channel went before the broker answered.

@@ -83,17 +83,22 @@ impl Declared {
         }
     }
 
-    /// Everything about `queue`.
+    /// Everything about `queue`, if it was declared.
     pub(crate) fn about(&self, queue: &str) -> Option<Self> {
         let topics = self.queues.get(queue)?;
-        let delays = self.delays.get_key_value(queue);
         Some(Self {
             topics: topics.clone(),
             queues: [(queue.to_owned(), topics.clone())].into(),
-            delays: delays
-                .map(|(queue, steps)| (queue.clone(), steps.clone()))
-                .into_iter()
-                .collect(),
+            ..self.delays_of(queue).unwrap_or_default()
+        })
+    }
+
+    /// Where retries of `queue` wait.
+    pub(crate) fn delays_of(&self, queue: &str) -> Option<Self> {
+        let steps = self.delays.get(queue)?;
+        Some(Self {
+            delays: [(queue.to_owned(), steps.clone())].into(),
+            ..Self::default()
         })
     }
 

@@ -143,30 +143,27 @@ async fn a_broker_that_confirms_nothing_is_given_another_channel() {
         peer.confirm_channels
     });
     publish_at_last(&amqp, "the first message").await;
-    let outcomes = publish(&amqp, vec![message("never"); WINDOW]).await;
-    assert_eq!(outcomes, [LOST; WINDOW]);
+    // So many that there is no room for as many as are sent at a time.
+    let outcomes = publish(&amqp, vec![message("never"); WINDOW - 200]).await;
+    assert_eq!(outcomes, [LOST; WINDOW - 200]);
+    let outcomes = publish(&amqp, vec![message("no room"); 300]).await;
+    assert_eq!(outcomes, [LOST; 300]);
     publish_at_last(&amqp, "on a new channel").await;
     amqp.close().await;
     assert_eq!(broker.await.expect("no panic"), 2);
 }
 
 #[tokio::test]
-async fn who_gives_up_while_the_broker_is_blocked_takes_nothing_of_the_window() {
+async fn who_gives_up_while_the_broker_reads_nothing_takes_nothing_of_the_window() {
     let (amqp, mut peer) = connect(DEADLINE).await;
     let amqp = Arc::new(amqp);
-    let (blocked, unblock) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (is_blocked, unblocked) = (Arc::clone(&blocked), Arc::clone(&unblock));
+    let go_on = Arc::new(Notify::new());
+    let goes_on = Arc::clone(&go_on);
     tokio::spawn(async move {
         let first = peer.published().await.expect("the first message");
-        let reason = ConnectionBlocked {
-            reason: ShortStr::from_static("low on memory"),
-        };
-        peer.send(0, reason).await;
         peer.confirm(first, false).await;
-        is_blocked.notify_one();
         // Nothing is read meanwhile.
-        unblocked.notified().await;
-        peer.send(0, ConnectionUnblocked {}).await;
+        goes_on.notified().await;
         // All that was sent is confirmed, and then, at the test's word, only a whole window.
         let mut marked = false;
         let mut count = 0;
@@ -184,7 +181,6 @@ async fn who_gives_up_while_the_broker_is_blocked_takes_nothing_of_the_window() 
         }
     });
     publish_at_last(&amqp, "the first message").await;
-    blocked.notified().await;
     // Each sends as much as there is room for, waits for more, and gives up.
     let large = message(vec![b' '; 64 * 1024]);
     for _ in 0..2 * WINDOW / 256 {
@@ -194,13 +190,43 @@ async fn who_gives_up_while_the_broker_is_blocked_takes_nothing_of_the_window() 
         );
         assert!(giving_up.await.is_err(), "nothing is confirmed");
     }
-    unblock.notify_one();
+    go_on.notify_one();
     assert_eq!(
         publish(&amqp, vec![message(vec![b' '; MARK])]).await,
         [Ok(())]
     );
     let outcomes = publish(&amqp, vec![message("n"); WINDOW]).await;
     assert_eq!(outcomes, [Ok(()); WINDOW]);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_while_the_broker_says_that_it_is_blocked() {
+    let (amqp, mut peer) = connect(DEADLINE).await;
+    let go_on = Arc::new(Notify::new());
+    let goes_on = Arc::clone(&go_on);
+    let broker = tokio::spawn(async move {
+        let first = peer.published().await.expect("the first message");
+        let blocked = ConnectionBlocked {
+            reason: ShortStr::from_static("low on memory"),
+        };
+        peer.send(0, blocked).await;
+        peer.confirm(first, false).await;
+        goes_on.notified().await;
+        peer.send(0, ConnectionUnblocked {}).await;
+        let next = peer.published().await.expect("the next message");
+        peer.confirm(next, false).await;
+        next.tag
+    });
+    publish_at_last(&amqp, "the first message").await;
+    let refused = Err(PublishErrorKind::Refused);
+    assert_eq!(publish(&amqp, vec![message("now"); 3]).await, [refused; 3]);
+    go_on.notify_one();
+    let end = Instant::now() + DEADLINE;
+    while publish(&amqp, vec![message("then")]).await != [Ok(())] {
+        assert!(Instant::now() < end, "it takes messages again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(broker.await.expect("no panic"), 2, "nothing else was sent");
 }
 
 /// The size of a body that says: now hold the confirms back until a window is full.

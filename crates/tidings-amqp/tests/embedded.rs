@@ -56,6 +56,7 @@ behaviours! {
 behaviours! {
     of crate::behaviour::settling, on url();
     what_is_requeued_or_dropped_comes_again_at_once
+    a_queue_that_counts_deliveries_says_how_many_there_were
     a_refusal_is_never_overtaken_by_an_acknowledgement
     a_foreign_message_is_read_as_what_it_says_it_is
     what_amqp_cannot_carry_harms_nothing_else
@@ -66,6 +67,7 @@ behaviours! {
     all_consumers_wait_on_one_ladder_and_keep_their_order
     a_retry_whose_queue_was_deleted_is_kept_and_holds_up_nobody
     a_failure_that_passes_is_not_a_dead_letter_while_its_delay_is_missing
+    what_an_earlier_version_left_waiting_comes_back
 }
 
 /// One that stops and comes back with what is in its folder.

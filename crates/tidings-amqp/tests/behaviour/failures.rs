@@ -95,7 +95,7 @@ impl Wire {
 }
 
 /// Publishes until it is confirmed, as the relay does.
-async fn publish_at_last(amqp: &Amqp, message: Outgoing) {
+pub(crate) async fn publish_at_last(amqp: &Amqp, message: Outgoing) {
     let trying = async {
         loop {
             let outcome = amqp.publish(vec![message.clone()]).await.pop();

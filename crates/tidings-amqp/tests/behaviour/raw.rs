@@ -97,11 +97,16 @@ impl Raw {
         assert!(matches!(answer, Method::BasicAck(_)), "{answer:?}");
     }
 
-    /// A durable classic queue.
-    pub(crate) async fn declare_queue(&mut self, queue: &str) {
+    /// A durable queue.
+    pub(crate) async fn declare_queue(&mut self, queue: &str, arguments: &[(&str, Value)]) {
+        let mut table = Table::builder();
+        for (name, value) in arguments {
+            table.push_value(name, value).expect("a short name");
+        }
         let declare = QueueDeclare {
             queue: queue.try_into().expect("a short name"),
             durable: true,
+            arguments: table.build(),
             ..QueueDeclare::default()
         };
         let answer = self.call(1, &declare).await;

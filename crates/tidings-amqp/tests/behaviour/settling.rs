@@ -54,6 +54,35 @@ pub(crate) async fn what_is_requeued_or_dropped_comes_again_at_once(url: String)
     expect_nothing(&mut deliveries).await;
 }
 
+pub(crate) async fn a_queue_that_counts_deliveries_says_how_many_there_were(url: String) {
+    let amqp = connect(&url).await;
+    let (queue, other) = (unique("queue"), unique("other"));
+    let mut raw = Raw::connect(&url).await;
+    let quorum = [("x-queue-type", Value::from("quorum"))];
+    raw.declare_queue(&queue, &quorum).await;
+    amqp.declare(&topology(&other, &[]))
+        .await
+        .expect("declared");
+    publish_all(&amqp, vec![to_queue(&queue, "1")]).await;
+    let mut deliveries = subscribe(&amqp, &queue, 1).await;
+    for count in 0..3 {
+        let delivery = next(&mut deliveries).await;
+        assert_eq!(delivery.redelivered, count > 0);
+        assert_eq!(delivery.delivered_before.unwrap_or(0), count);
+        assert_eq!(delivery.envelope.header("x-delivery-count"), None);
+        drop(delivery);
+    }
+    // A copy begins anew.
+    let delay = Duration::ZERO;
+    let delivery = next(&mut deliveries).await;
+    let settling = delivery.settle(Settlement::Defer { delay });
+    within("the copy", settling).await.expect("settled");
+    let delivery = next(&mut deliveries).await;
+    assert_eq!(delivery.delivered_before.unwrap_or(0), 0);
+    delivery.settle(Settlement::Ack).await.expect("settled");
+    raw.delete_queue(&queue).await;
+}
+
 /// Those that can have no copy are refused among others that are acknowledged: the broker must see
 /// the refusal of a lower tag before an acknowledgement that covers it.
 pub(crate) async fn a_refusal_is_never_overtaken_by_an_acknowledgement(url: String) {
