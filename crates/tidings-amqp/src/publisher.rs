@@ -15,20 +15,19 @@
 //! While the broker says that it takes nothing (an alarm), nothing is sent: it would all be taken
 //! when the alarm ends, once for each time that somebody tried again.
 
+mod item;
+
 use std::{
-    borrow::Cow,
     collections::VecDeque,
     ops::Range,
     sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use parking_lot::Mutex;
-use tidings_core::{Destination, Outgoing, PublishError, PublishErrorKind, Unrouted};
-use tidings_wire::{
-    BasicReturn, Command, ConfirmSelect, Method, Properties, ShortStr, encode_publish, reply,
-};
+use tidings_core::{PublishError, PublishErrorKind};
+use tidings_wire::{BasicReturn, Command, ConfirmSelect, Method, ShortStr, encode_publish, reply};
 use tokio::{
     sync::{Notify, Semaphore, oneshot},
     time::timeout_at,
@@ -36,103 +35,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{
-    message,
-    session::{BODY_BYTES_MAX, Channel, Closed, Inbound, Session},
-};
+pub(crate) use item::{Item, header_bytes_max};
+
+use crate::session::{BODY_BYTES_MAX, Channel, Closed, Inbound, Session};
 
 /// How many messages may be unconfirmed; more wait.
 pub(crate) const IN_FLIGHT_MAX: usize = 8192;
 /// How many of one batch are sent at a time, so that batches of several callers mix.
 const CHUNK_MAX: usize = 256;
-/// What a header frame has beside the properties.
-const HEADER_OVERHEAD_BYTES: usize = 32;
 
 pub(crate) type Outcome = Result<(), PublishError>;
-
-/// Something to publish.
-pub(crate) enum Item {
-    /// What a service sends.
-    Message(Outgoing),
-    /// A copy of a delivery.
-    Copy {
-        /// Empty: to the queue that the routing key names.
-        exchange: String,
-        routing_key: String,
-        properties: Properties,
-        body: Bytes,
-    },
-}
-
-impl Item {
-    /// The topic it is published to, if it is not for one queue.
-    pub(crate) fn topic(&self) -> Option<&str> {
-        match self {
-            Self::Message(Outgoing {
-                destination: Destination::Topic(topic),
-                ..
-            }) => Some(topic),
-            _ => None,
-        }
-    }
-
-    fn exchange(&self) -> &str {
-        match self {
-            Self::Copy { exchange, .. } => exchange,
-            Self::Message(_) => self.topic().unwrap_or_default(),
-        }
-    }
-
-    fn routing_key(&self) -> &str {
-        match self {
-            Self::Message(Outgoing {
-                destination: Destination::Queue(queue),
-                ..
-            }) => queue,
-            Self::Message(_) => "",
-            Self::Copy { routing_key, .. } => routing_key,
-        }
-    }
-
-    fn body(&self) -> &Bytes {
-        match self {
-            Self::Message(message) => &message.envelope.body,
-            Self::Copy { body, .. } => body,
-        }
-    }
-
-    fn mandatory(&self) -> bool {
-        !matches!(self, Self::Message(message) if message.unrouted == Unrouted::Drop)
-    }
-
-    fn properties(&self, bytes_max: usize) -> Result<Properties, String> {
-        match self {
-            Self::Message(message) => message::properties_of(&message.envelope, bytes_max),
-            Self::Copy { properties, .. } => Ok(properties.clone()),
-        }
-    }
-
-    /// True if this is, as far as can be told, the message that was returned.
-    fn is_returned_as(&self, returned: &BasicReturn, id: Option<&ShortStr>) -> bool {
-        let own_id: Option<Cow<'_, [u8]>> = match self {
-            Self::Message(message) => {
-                let id = message
-                    .envelope
-                    .id
-                    .as_ref()
-                    .map(|id| id.as_str().as_bytes());
-                id.filter(|id| (1..=ShortStr::BYTES_MAX).contains(&id.len()))
-                    .map(Cow::Borrowed)
-            }
-            Self::Copy { properties, .. } => {
-                properties.message_id().map(|id| Cow::Owned(id.to_vec()))
-            }
-        };
-        returned.exchange == *self.exchange()
-            && returned.routing_key == *self.routing_key()
-            && own_id.as_deref() == id.map(|id| &**id)
-    }
-}
 
 /// A batch under way, and the outcomes so far.
 struct Batch {
@@ -446,11 +358,6 @@ impl Publisher {
         )
         .map_err(|error| format!("the name of its destination: {error}"))
     }
-}
-
-/// How much the headers and properties of a message may have, so that they fit into one frame.
-pub(crate) fn header_bytes_max(frame_bytes_max: u32) -> usize {
-    frame_bytes_max as usize - HEADER_OVERHEAD_BYTES
 }
 
 impl Shared {
