@@ -142,11 +142,12 @@ pub(crate) async fn a_failure_that_passes_is_not_a_dead_letter_while_its_delay_i
 ) {
     let amqp = connect(&url).await;
     let queue = unique("queue");
-    amqp.declare(&topology(&queue, &[]))
-        .await
-        .expect("declared");
-    // Somebody has made another queue of that name: it cannot be declared.
+    // The queue is a foreign one, so that its delays are declared when they are needed.
     let mut raw = Raw::connect(&url).await;
+    let dead = dead_letter_queue(&queue);
+    raw.declare_queue(&queue, &[]).await;
+    raw.declare_queue(&dead, &[]).await;
+    // Somebody has made another queue of that name: it cannot be declared.
     raw.declare_queue(UNUSED_QUEUE, &[]).await;
     publish_all(&amqp, vec![to_queue(&queue, "1")]).await;
     let mut deliveries = subscribe(&amqp, &queue, 1).await;
@@ -165,7 +166,6 @@ pub(crate) async fn a_failure_that_passes_is_not_a_dead_letter_while_its_delay_i
     let mut settling = tokio::spawn(delivery.settle(retry()));
     let early = tokio::time::timeout(Duration::from_secs(1), &mut settling).await;
     assert!(early.is_err(), "it has nowhere to wait: {early:?}");
-    let dead = dead_letter_queue(&queue);
     assert_eq!(raw.count(&dead).await, Some(0));
     raw.delete_queue(UNUSED_QUEUE).await;
     let settled = within("the copy", settling).await.expect("no panic");
