@@ -13,6 +13,10 @@
 //!       └───────────────────────────────────────────────────► handled
 //! ```
 //!
+//! Of the messages of one [`OrderKey`] at most one is the *head*: deferred, or dead and blocking. A
+//! key is open as long as it has a head; whatever takes the head away, in the same transaction makes
+//! the first parked message the next one.
+//!
 //! Rows are written by [`Commit`](crate::Commit)s, in the transaction of the attempt; [`Deferred`]
 //! is the worker's and the operator's side.
 
@@ -73,12 +77,13 @@ pub enum Over {
     /// A delivery: there must be no row.
     Nothing,
     /// A delivery of a dead letter that was sent again: there must be no row, or a dead one with a
-    /// lower number.
+    /// lower number. A dead message that blocks its key is not behind those that wait for it.
     Dead {
         /// The number of the redrive.
         redrive: u32,
     },
-    /// A row that [`Deferred::take_due`] leased: the lease must still be this one.
+    /// A row that [`Deferred::take_due`] leased: the lease must still be this one. Such a row is the
+    /// first of its key and cannot be parked.
     Lease(Lease),
 }
 

@@ -67,7 +67,8 @@ pub trait Outbox: Send + Sync {
     fn held<'a>(&'a self, lanes: &'a [Lane])
     -> BoxFuture<'a, Result<Vec<Destination>, StoreError>>;
 
-    /// The oldest rows held for `destination`, as [`next`](Self::next).
+    /// The oldest rows held for `destination`, as [`next`](Self::next); none of them is
+    /// [behind](OutboxRow::is_behind).
     fn next_held<'a>(
         &'a self,
         lanes: &'a [Lane],

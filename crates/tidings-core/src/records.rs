@@ -89,8 +89,8 @@ pub trait Records: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<Option<Record>>, StoreError>>;
 
     /// Leases due records of `kind`, at most `limit`, those that are due longest first. A record
-    /// that is not written over its lease is due again when `lease` has passed. Taking one does not
-    /// change its version.
+    /// that is not written over its lease is due again when `lease` has passed. Taking one changes
+    /// neither its version nor its value; any write ends the lease.
     fn take_due<'a>(
         &'a self,
         kind: &'a str,

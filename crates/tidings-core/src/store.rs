@@ -89,6 +89,7 @@ pub trait Transaction: Any + Send {
 /// What the toolkit adds to a transaction before it commits.
 ///
 /// Within one commit, entries of the inbox name different messages, and changes different records.
+/// Entries are written in their order: one that is behind an earlier entry of its key is refused.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Commit {
     /// What becomes of the messages that are being handled; empty outside of handlers.

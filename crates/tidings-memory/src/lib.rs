@@ -5,6 +5,11 @@
 //! same conformance suites as the real ones. Their clock is tokio's: in a test with
 //! `start_paused = true` a retry of an hour takes no time.
 //!
+//! A test can make things go wrong: [`MemoryTransport::limit`] makes a queue refuse,
+//! [`MemoryTransport::delete_queue`] takes one away, [`close`](tidings_core::Transport::close) cuts a connection,
+//! and [`MemoryStore::damage_outbox`] and [`MemoryStore::damage_inbox`] make stored messages
+//! unreadable.
+//!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {

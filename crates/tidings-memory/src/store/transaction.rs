@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{Shared, Values, read};
 
-/// A transaction on a [`MemoryStore`].
+/// A transaction on a [`MemoryStore`](super::MemoryStore).
 pub struct MemoryTransaction {
     shared: Arc<Shared>,
     values: Values,

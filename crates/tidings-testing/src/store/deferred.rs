@@ -123,16 +123,20 @@ pub(super) async fn a_lease_that_ends_makes_it_due_again_and_counts_the_start(
     let store = subject.store();
     done(&store, inbox([entry("1", deferred())])).await;
     let mut seen = BTreeSet::new();
-    let mut since = Instant::now();
+    let mut leased_after: Option<Instant> = None;
     for unfinished in 0..3 {
-        let due = take_soon(&store, SHORT).await;
+        let (asked, due) = until(async || {
+            let asked = Instant::now();
+            Some((asked, take(&store, SHORT, 1).await.pop()?))
+        })
+        .await;
         assert_eq!(due.unfinished, unfinished, "starts that never ended");
         assert_eq!(due.failures, 1, "that is no failure");
         assert!(seen.insert(due.lease.0), "a lease is never used twice");
-        if unfinished > 0 {
+        if let Some(since) = leased_after {
             not_before(since, SHORT);
         }
-        since = Instant::now();
+        leased_after = Some(asked);
     }
     // An attempt that ended clears the count.
     let due = take_soon(&store, LONG).await;
@@ -150,14 +154,16 @@ pub(super) async fn a_renewed_lease_lasts(subject: Arc<impl Subject>) {
         .renew(std::slice::from_ref(&first.lease), SHORT)
         .await;
     shorten.expect("it is renewed");
-    let second = take_soon(&store, SHORT).await;
+    let ends = Duration::from_secs(1);
+    let second = take_soon(&store, ends).await;
     let renew = [second.lease.clone(), Lease("unknown".into())];
     deferred.renew(&renew, LONG).await.expect("it is renewed");
     // What the first worker does now is too late.
-    let late = deferred.renew(&leases(&[first]), Duration::ZERO).await;
+    let late = [first.lease];
+    let late = deferred.renew(&late, Duration::ZERO).await;
     late.expect("it does nothing");
     deferred.renew(&[], LONG).await.expect("nothing to do");
-    sleep(SHORT + CLOCK).await;
+    sleep(ends + CLOCK).await;
     assert!(take(&store, LONG, 1).await.is_empty(), "it is renewed");
     done(&store, inbox([settled(&second, Fate::Handled)])).await;
 }

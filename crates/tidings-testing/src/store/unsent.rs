@@ -42,7 +42,9 @@ async fn set_aside(store: &Arc<dyn Store>, relay: &str, rows: &[i64], reason: &s
 
 async fn held(store: &Arc<dyn Store>, destination: &Destination, limit: usize) -> Vec<OutboxRow> {
     let rows = store.outbox().next_held(&lanes(), destination, limit).await;
-    rows.expect("the outbox can be read")
+    let rows = rows.expect("the outbox can be read");
+    assert!(rows.iter().all(|row| !row.is_behind), "they are in order");
+    rows
 }
 
 async fn listed(store: &Arc<dyn Store>, state: OutboxState) -> Vec<(String, String)> {
@@ -341,4 +343,20 @@ pub(super) async fn stats_say_how_full_the_outbox_is(subject: Arc<impl Subject>)
     let confirmed = store.outbox().confirmed(&rows).await;
     confirmed.expect("they are removed");
     assert_eq!(stats(&store).await, OutboxStats::default());
+}
+
+/// A million rows must not make counting slow.
+pub(super) async fn counts_of_the_outbox_stop_at_a_limit(subject: Arc<impl Subject>) {
+    const COMMITS: u64 = 50;
+    let store = subject.store();
+    let rows = OutboxStats::COUNT_MAX / COMMITS + 1;
+    let messages: Vec<Outgoing> = (0..rows)
+        .map(|number| message("", &number.to_string()))
+        .collect();
+    for _ in 0..COMMITS {
+        send(&store, messages.clone()).await;
+    }
+    let all = stats(&store).await;
+    assert_eq!(all.ready, OutboxStats::COUNT_MAX);
+    assert_eq!((all.held, all.set_aside), (0, 0));
 }
