@@ -35,6 +35,7 @@ behaviours! {
     #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
     what_is_requeued_or_dropped_comes_again_at_once
     a_queue_that_counts_deliveries_says_how_many_there_were
+    a_dead_letter_waits_for_room_in_its_queue
     a_refusal_is_never_overtaken_by_an_acknowledgement
     a_foreign_message_is_read_as_what_it_says_it_is
     what_amqp_cannot_carry_harms_nothing_else
@@ -84,6 +85,5 @@ async fn a_killed_broker_keeps_the_retries_that_wait() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
 async fn it_keeps_the_contract_of_a_transport() {
-    let url = rabbitmq_url();
-    tidings_testing::transport::conformance(async || behaviour::connect(&url).await).await;
+    behaviour::conformance(&rabbitmq_url()).await;
 }

@@ -113,6 +113,16 @@ impl Raw {
         assert!(matches!(answer, Method::QueueDeclareOk(_)), "{answer:?}");
     }
 
+    pub(crate) async fn bind(&mut self, queue: &str, exchange: &str) {
+        let bind = QueueBind {
+            queue: queue.try_into().expect("a short name"),
+            exchange: exchange.try_into().expect("a short name"),
+            ..QueueBind::default()
+        };
+        let answer = self.call(1, &bind).await;
+        assert!(matches!(answer, Method::QueueBindOk(_)), "{answer:?}");
+    }
+
     /// How many messages wait in the queue. `None`, and an end of the channel, if there is none.
     pub(crate) async fn count(&mut self, queue: &str) -> Option<u32> {
         let look = QueueDeclare {
