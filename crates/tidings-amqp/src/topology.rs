@@ -102,6 +102,24 @@ impl Declared {
         })
     }
 
+    /// The same, each thing for itself, in an order in which it can be declared.
+    pub(crate) fn apart(&self) -> impl Iterator<Item = Self> {
+        let topics = self.topics.iter().map(|topic| Self::topic(topic));
+        let queues = self.queues.iter().map(|(queue, topics)| Self {
+            queues: [(queue.clone(), topics.clone())].into(),
+            ..Self::default()
+        });
+        let delays = self.delays.keys().filter_map(|queue| self.delays_of(queue));
+        topics.chain(queues).chain(delays)
+    }
+
+    /// The exchanges that are published to.
+    pub(crate) fn exchanges(&self) -> impl Iterator<Item = String> {
+        let steps = self.delays.values().flatten();
+        let delays = steps.map(|step_ms| delays::name_of(*step_ms));
+        self.topics.iter().cloned().chain(delays)
+    }
+
     /// Declares everything, in a pipeline on a channel of its own.
     pub(crate) async fn declare(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
         // Before anything is asked: a name that cannot be is nobody else's trouble.

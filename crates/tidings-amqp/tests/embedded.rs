@@ -50,6 +50,7 @@ behaviours! {
     a_broker_that_is_not_there_yet_is_waited_for
     a_deleted_queue_is_declared_again_and_subscribed
     a_deleted_topic_is_declared_again
+    what_cannot_be_declared_again_stops_nothing_else
     a_foreign_message_is_copied_as_it_came
 }
 
