@@ -8,8 +8,8 @@
 //!
 //! A confirm that does not come within the time-out ends the wait of its caller, not the flight: it
 //! may come yet, and until then the message counts against the window. Only when the broker has
-//! confirmed later messages, or when the window is full of such, is it given up, and then the whole
-//! channel with it: a new one begins to count anew, so that no later confirm can be taken for
+//! confirmed later messages for a while, or when the window is full of such, is it given up, and then
+//! the whole channel with it: a new one begins to count anew, so that no later confirm can be taken for
 //! another's.
 //!
 //! While the broker says that it takes nothing (an alarm), nothing is sent: it would all be taken
@@ -148,6 +148,8 @@ struct Flight {
     first: u64,
     /// The highest publish number that was confirmed.
     confirmed: u64,
+    /// Since when the front is not confirmed although a later one is.
+    passed: Option<Instant>,
     closed: Option<Closed>,
 }
 
@@ -156,6 +158,11 @@ impl Flight {
     fn is_late(&self, time: Duration) -> bool {
         let oldest = self.queue.front();
         oldest.is_some_and(|oldest| oldest.sent_at.elapsed() >= time)
+    }
+
+    /// True if later ones than the oldest are confirmed for longer than `time` already.
+    fn is_passed(&self, time: Duration) -> bool {
+        self.passed.is_some_and(|since| since.elapsed() >= time)
     }
 }
 
@@ -183,6 +190,7 @@ impl Publisher {
                 queue: VecDeque::new(),
                 first: 1,
                 confirmed: 0,
+                passed: None,
                 closed: None,
             }),
             window: Semaphore::new(IN_FLIGHT_MAX),
@@ -268,19 +276,16 @@ impl Publisher {
     }
 
     /// Gives the channel up if a confirm will not come any more: the broker has confirmed later
-    /// messages, or it is not blocked and yet leaves so many unconfirmed for long that there is no
+    /// messages long since (a broker that comes out of an alarm does not keep to the order), or it is not blocked and yet leaves so many unconfirmed for long that there is no
     /// room for a chunk.
     fn give_up_lost(&self) {
         let reason = {
             let flight = self.shared.flight.lock();
-            let is_passed = flight.first < flight.confirmed;
             let is_full = self.shared.window.available_permits() < CHUNK_MAX;
-            if is_passed && flight.is_late(self.confirm_timeout) {
+            let time = self.confirm_timeout;
+            if flight.is_late(time) && flight.is_passed(time / 2) {
                 "the broker confirmed later messages, but not an earlier one"
-            } else if is_full
-                && flight.is_late(2 * self.confirm_timeout)
-                && !self.channel.session.is_blocked()
-            {
+            } else if is_full && flight.is_late(2 * time) && !self.channel.session.is_blocked() {
                 "the broker confirms nothing"
             } else {
                 return;
@@ -406,6 +411,7 @@ impl Confirms {
             queue,
             first,
             confirmed,
+            passed,
             ..
         } = &mut *flight;
         // Tag 0 with `multiple` means everything so far.
@@ -433,6 +439,12 @@ impl Confirms {
             landed += 1;
         }
         *first += landed as u64;
+        if landed > 0 {
+            *passed = None;
+        }
+        if *confirmed > *first && passed.is_none() {
+            *passed = Some(Instant::now());
+        }
         let is_empty = queue.is_empty();
         drop(flight);
         self.0.window.add_permits(landed);
