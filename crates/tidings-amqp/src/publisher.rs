@@ -41,6 +41,8 @@ use crate::session::{BODY_BYTES_MAX, Channel, Closed, Inbound, Session};
 
 /// How many messages may be unconfirmed; more wait.
 pub(crate) const IN_FLIGHT_MAX: usize = 8192;
+/// How far the oldest unconfirmed message may be behind the newest; then it is given up.
+const SPAN_MAX: usize = 64 * IN_FLIGHT_MAX;
 /// How many of one batch are sent at a time, so that batches of several callers mix.
 const CHUNK_MAX: usize = 256;
 
@@ -100,16 +102,9 @@ impl Batch {
 struct Pending {
     batch: Arc<Batch>,
     index: usize,
-    state: PendingState,
+    /// Why it came back, if it did; its confirm is still to come.
+    returned: Option<Box<str>>,
     sent_at: Instant,
-}
-
-enum PendingState {
-    Sent,
-    /// It came back; its confirm is still to come.
-    Returned(Box<str>),
-    /// Confirmed before others that were sent before it.
-    Done,
 }
 
 impl Pending {
@@ -117,17 +112,13 @@ impl Pending {
         &self.batch.items[self.index]
     }
 
-    /// Sets the outcome unless it was set before.
-    fn resolve(&mut self, outcome: Outcome) {
-        if !matches!(self.state, PendingState::Done) {
-            self.state = PendingState::Done;
-            self.batch.set(self.index, outcome);
-        }
+    fn resolve(self, outcome: Outcome) {
+        self.batch.set(self.index, outcome);
     }
 
-    fn confirm(&mut self, taken: bool) {
-        let outcome = match &self.state {
-            PendingState::Returned(reason) => Err(PublishError::new(
+    fn confirm(self, taken: bool) {
+        let outcome = match &self.returned {
+            Some(reason) => Err(PublishError::new(
                 PublishErrorKind::Unroutable,
                 format!("no queue wants it: {reason}"),
             )),
@@ -143,7 +134,8 @@ impl Pending {
 
 /// What is in flight on one channel.
 struct Flight {
-    queue: VecDeque<Pending>,
+    /// `None` for what was confirmed before others that were sent before it.
+    queue: VecDeque<Option<Pending>>,
     /// The publish number of the front of `queue`.
     first: u64,
     /// The highest publish number that was confirmed.
@@ -156,7 +148,7 @@ struct Flight {
 impl Flight {
     /// True if the oldest message waits for longer than `time` already.
     fn is_late(&self, time: Duration) -> bool {
-        let oldest = self.queue.front();
+        let oldest = self.queue.front().and_then(Option::as_ref);
         oldest.is_some_and(|oldest| oldest.sent_at.elapsed() >= time)
     }
 
@@ -283,7 +275,8 @@ impl Publisher {
             let flight = self.shared.flight.lock();
             let is_full = self.shared.window.available_permits() < CHUNK_MAX;
             let time = self.confirm_timeout;
-            if flight.is_late(time) && flight.is_passed(time / 2) {
+            if (flight.is_late(time) && flight.is_passed(time / 2)) || flight.queue.len() > SPAN_MAX
+            {
                 "the broker confirmed later messages, but not an earlier one"
             } else if is_full && flight.is_late(2 * time) && !self.channel.session.is_blocked() {
                 "the broker confirms nothing"
@@ -312,12 +305,12 @@ impl Publisher {
         session.send(|out| {
             for index in chunk {
                 match self.encode(&batch.items[index], out) {
-                    Ok(()) => flight.queue.push_back(Pending {
+                    Ok(()) => flight.queue.push_back(Some(Pending {
                         batch: Arc::clone(batch),
                         index,
-                        state: PendingState::Sent,
+                        returned: None,
                         sent_at,
-                    }),
+                    })),
                     Err(reason) => refused.push((index, reason)),
                 }
             }
@@ -414,32 +407,28 @@ impl Confirms {
             passed,
             ..
         } = &mut *flight;
+        let count = queue.len() as u64;
         // Tag 0 with `multiple` means everything so far.
-        let last = match (tag, multiple) {
-            (0, true) => queue.len(),
-            _ => match tag.checked_sub(*first) {
-                Some(offset) => queue.len().min(offset as usize + 1),
-                None => 0,
-            },
+        let named = match (tag.checked_sub(*first), multiple) {
+            (_, true) if tag == 0 => 0..count,
+            (Some(offset), true) => 0..count.min(offset + 1),
+            (Some(offset), false) if offset < count => offset..offset + 1,
+            // Of an earlier one, or of one that was never sent.
+            _ => 0..0,
         };
-        let from = if multiple { 0 } else { last.saturating_sub(1) };
-        if from < last {
-            *confirmed = (*confirmed).max(*first + last as u64 - 1);
+        if !named.is_empty() {
+            *confirmed = (*confirmed).max(*first + named.end - 1);
         }
-        for pending in queue.range_mut(from..last) {
-            pending.confirm(taken);
+        let mut resolved = 0;
+        for place in queue.range_mut(named.start as usize..named.end as usize) {
+            if let Some(pending) = place.take() {
+                pending.confirm(taken);
+                resolved += 1;
+            }
         }
-        let mut landed = 0;
-        while let Some(Pending {
-            state: PendingState::Done,
-            ..
-        }) = queue.front()
-        {
+        while let Some(None) = queue.front() {
             queue.pop_front();
-            landed += 1;
-        }
-        *first += landed as u64;
-        if landed > 0 {
+            *first += 1;
             *passed = None;
         }
         if *confirmed > *first && passed.is_none() {
@@ -447,7 +436,8 @@ impl Confirms {
         }
         let is_empty = queue.is_empty();
         drop(flight);
-        self.0.window.add_permits(landed);
+        // Also for those behind one that waits: they hold up nobody.
+        self.0.window.add_permits(resolved);
         if is_empty {
             self.0.landed.notify_waiters();
         }
@@ -456,12 +446,10 @@ impl Confirms {
     fn returned(&self, returned: &BasicReturn, id: Option<&ShortStr>) {
         let mut flight = self.0.flight.lock();
         let mut found = false;
-        for pending in &mut flight.queue {
-            if matches!(pending.state, PendingState::Sent)
-                && pending.item().is_returned_as(returned, id)
-            {
+        for pending in flight.queue.iter_mut().flatten() {
+            if pending.returned.is_none() && pending.item().is_returned_as(returned, id) {
                 let text = returned.reply_text.to_str_lossy();
-                pending.state = PendingState::Returned(text.into());
+                pending.returned = Some(text.into());
                 found = true;
             }
         }
@@ -477,9 +465,10 @@ impl Confirms {
 
 /// The channel is gone. If it went because of one message, that one is told so, and the others may
 /// be sent again.
-fn fail_all(queue: VecDeque<Pending>, closed: &Closed) {
-    let alone = queue.len() == 1;
-    for mut pending in queue {
+fn fail_all(queue: VecDeque<Option<Pending>>, closed: &Closed) {
+    let pending: Vec<Pending> = queue.into_iter().flatten().collect();
+    let alone = pending.len() == 1;
+    for pending in pending {
         let guilty = !closed.is_connection && (alone || is_guilty(pending.item(), closed));
         let is_copy = matches!(pending.item(), Item::Copy { .. });
         let kind = match closed.code {
