@@ -283,7 +283,7 @@ impl Shared {
             let up = self.publishing.up().await?;
             let error = match wanted.declare(&up.session).await {
                 Ok(()) => {
-                    up.known.lock().extend(wanted.topics.iter().cloned());
+                    up.known.lock().extend(wanted.exchanges());
                     self.declared.lock().merge(wanted);
                     return Ok(());
                 }
@@ -300,16 +300,20 @@ impl Shared {
     /// The exchange that delays what goes back to `queue`, declared if it was not.
     async fn delay_exchange(&self, queue: &str, delay: Duration) -> Result<String, TransportError> {
         let step_ms = delays::step(delay);
-        let is_declared = self.declared.lock().has_delay(queue, step_ms);
-        if !is_declared {
+        let exchange = delays::name_of(step_ms);
+        let up = self.publishing.up().await?;
+        // On this connection: what could not be declared again would close the channel for all.
+        let is_known = up.known.lock().contains(&exchange);
+        if !is_known || !self.declared.lock().has_delay(queue, step_ms) {
             self.declare(Declared::delay(queue, step_ms)).await?;
         }
-        Ok(delays::name_of(step_ms))
+        Ok(exchange)
     }
 
     /// Declares what belongs to `queue` again; somebody deleted it.
     async fn restore(&self, queue: &str) {
-        if let Some(declared) = self.declared_about(queue)
+        let delays = || self.declared.lock().delays_of(queue);
+        if let Some(declared) = self.declared_about(queue).or_else(delays)
             && let Err(error) = self.declare(declared).await
         {
             warn!("{error}");
@@ -364,7 +368,7 @@ struct Publishing {
 struct PublishingUp {
     session: Arc<Session>,
     publisher: Publisher,
-    /// Topics whose exchange exists, as far as we know.
+    /// Exchanges of topics and delays that exist, as far as we know.
     known: Mutex<HashSet<String>>,
 }
 
@@ -375,17 +379,25 @@ impl Role for Publishing {
 
     async fn set_up(&self, session: &Arc<Session>) -> Result<PublishingUp, Closed> {
         let declared = self.declared.lock().clone();
-        let known = match declared.declare(session).await {
-            Ok(()) => declared.topics.into_iter().collect(),
+        let mut known = HashSet::new();
+        match declared.declare(session).await {
+            Ok(()) => known.extend(declared.exchanges()),
             Err(DeclareError::Closed { closed, .. }) if closed.is_connection => {
                 return Err(closed);
             }
-            // Somebody changed it meanwhile. What can go on, goes on.
-            Err(error) => {
-                error!("{}", error.into_transport());
-                HashSet::new()
+            // Somebody changed something meanwhile. What can go on, goes on.
+            Err(_) => {
+                for part in declared.apart() {
+                    match part.declare(session).await {
+                        Ok(()) => known.extend(part.exchanges()),
+                        Err(DeclareError::Closed { closed, .. }) if closed.is_connection => {
+                            return Err(closed);
+                        }
+                        Err(error) => error!("{}", error.into_transport()),
+                    }
+                }
             }
-        };
+        }
         Ok(PublishingUp {
             session: Arc::clone(session),
             publisher: Publisher::open(session, self.confirm_timeout).await?,

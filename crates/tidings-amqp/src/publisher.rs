@@ -8,24 +8,26 @@
 //!
 //! A confirm that does not come within the time-out ends the wait of its caller, not the flight: it
 //! may come yet, and until then the message counts against the window. Only when the broker has
-//! confirmed later messages, or when the window is full of such, is it given up, and then the whole
-//! channel with it: a new one begins to count anew, so that no later confirm can be taken for
+//! confirmed later messages for a while, or when the window is full of such, is it given up, and then
+//! the whole channel with it: a new one begins to count anew, so that no later confirm can be taken for
 //! another's.
+//!
+//! While the broker says that it takes nothing (an alarm), nothing is sent: it would all be taken
+//! when the alarm ends, once for each time that somebody tried again.
+
+mod item;
 
 use std::{
-    borrow::Cow,
     collections::VecDeque,
     ops::Range,
     sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use parking_lot::Mutex;
-use tidings_core::{Destination, Outgoing, PublishError, PublishErrorKind, Unrouted};
-use tidings_wire::{
-    BasicReturn, Command, ConfirmSelect, Method, Properties, ShortStr, encode_publish, reply,
-};
+use tidings_core::{PublishError, PublishErrorKind};
+use tidings_wire::{BasicReturn, Command, ConfirmSelect, Method, ShortStr, encode_publish, reply};
 use tokio::{
     sync::{Notify, Semaphore, oneshot},
     time::timeout_at,
@@ -33,103 +35,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{
-    message,
-    session::{BODY_BYTES_MAX, Channel, Closed, Inbound, Session},
-};
+pub(crate) use item::{Item, header_bytes_max};
+
+use crate::session::{BODY_BYTES_MAX, Channel, Closed, Inbound, Session};
 
 /// How many messages may be unconfirmed; more wait.
 pub(crate) const IN_FLIGHT_MAX: usize = 8192;
+/// How far the oldest unconfirmed message may be behind the newest; then it is given up.
+const SPAN_MAX: usize = 64 * IN_FLIGHT_MAX;
 /// How many of one batch are sent at a time, so that batches of several callers mix.
 const CHUNK_MAX: usize = 256;
-/// What a header frame has beside the properties.
-const HEADER_OVERHEAD_BYTES: usize = 32;
 
 pub(crate) type Outcome = Result<(), PublishError>;
-
-/// Something to publish.
-pub(crate) enum Item {
-    /// What a service sends.
-    Message(Outgoing),
-    /// A copy of a delivery.
-    Copy {
-        /// Empty: to the queue that the routing key names.
-        exchange: String,
-        routing_key: String,
-        properties: Properties,
-        body: Bytes,
-    },
-}
-
-impl Item {
-    /// The topic it is published to, if it is not for one queue.
-    pub(crate) fn topic(&self) -> Option<&str> {
-        match self {
-            Self::Message(Outgoing {
-                destination: Destination::Topic(topic),
-                ..
-            }) => Some(topic),
-            _ => None,
-        }
-    }
-
-    fn exchange(&self) -> &str {
-        match self {
-            Self::Copy { exchange, .. } => exchange,
-            Self::Message(_) => self.topic().unwrap_or_default(),
-        }
-    }
-
-    fn routing_key(&self) -> &str {
-        match self {
-            Self::Message(Outgoing {
-                destination: Destination::Queue(queue),
-                ..
-            }) => queue,
-            Self::Message(_) => "",
-            Self::Copy { routing_key, .. } => routing_key,
-        }
-    }
-
-    fn body(&self) -> &Bytes {
-        match self {
-            Self::Message(message) => &message.envelope.body,
-            Self::Copy { body, .. } => body,
-        }
-    }
-
-    fn mandatory(&self) -> bool {
-        !matches!(self, Self::Message(message) if message.unrouted == Unrouted::Drop)
-    }
-
-    fn properties(&self, bytes_max: usize) -> Result<Properties, String> {
-        match self {
-            Self::Message(message) => message::properties_of(&message.envelope, bytes_max),
-            Self::Copy { properties, .. } => Ok(properties.clone()),
-        }
-    }
-
-    /// True if this is, as far as can be told, the message that was returned.
-    fn is_returned_as(&self, returned: &BasicReturn, id: Option<&ShortStr>) -> bool {
-        let own_id: Option<Cow<'_, [u8]>> = match self {
-            Self::Message(message) => {
-                let id = message
-                    .envelope
-                    .id
-                    .as_ref()
-                    .map(|id| id.as_str().as_bytes());
-                id.filter(|id| (1..=ShortStr::BYTES_MAX).contains(&id.len()))
-                    .map(Cow::Borrowed)
-            }
-            Self::Copy { properties, .. } => {
-                properties.message_id().map(|id| Cow::Owned(id.to_vec()))
-            }
-        };
-        returned.exchange == *self.exchange()
-            && returned.routing_key == *self.routing_key()
-            && own_id.as_deref() == id.map(|id| &**id)
-    }
-}
 
 /// A batch under way, and the outcomes so far.
 struct Batch {
@@ -185,16 +102,9 @@ impl Batch {
 struct Pending {
     batch: Arc<Batch>,
     index: usize,
-    state: PendingState,
+    /// Why it came back, if it did; its confirm is still to come.
+    returned: Option<Box<str>>,
     sent_at: Instant,
-}
-
-enum PendingState {
-    Sent,
-    /// It came back; its confirm is still to come.
-    Returned(Box<str>),
-    /// Confirmed before others that were sent before it.
-    Done,
 }
 
 impl Pending {
@@ -202,17 +112,13 @@ impl Pending {
         &self.batch.items[self.index]
     }
 
-    /// Sets the outcome unless it was set before.
-    fn resolve(&mut self, outcome: Outcome) {
-        if !matches!(self.state, PendingState::Done) {
-            self.state = PendingState::Done;
-            self.batch.set(self.index, outcome);
-        }
+    fn resolve(self, outcome: Outcome) {
+        self.batch.set(self.index, outcome);
     }
 
-    fn confirm(&mut self, taken: bool) {
-        let outcome = match &self.state {
-            PendingState::Returned(reason) => Err(PublishError::new(
+    fn confirm(self, taken: bool) {
+        let outcome = match &self.returned {
+            Some(reason) => Err(PublishError::new(
                 PublishErrorKind::Unroutable,
                 format!("no queue wants it: {reason}"),
             )),
@@ -228,19 +134,27 @@ impl Pending {
 
 /// What is in flight on one channel.
 struct Flight {
-    queue: VecDeque<Pending>,
+    /// `None` for what was confirmed before others that were sent before it.
+    queue: VecDeque<Option<Pending>>,
     /// The publish number of the front of `queue`.
     first: u64,
     /// The highest publish number that was confirmed.
     confirmed: u64,
+    /// Since when the front is not confirmed although a later one is.
+    passed: Option<Instant>,
     closed: Option<Closed>,
 }
 
 impl Flight {
     /// True if the oldest message waits for longer than `time` already.
     fn is_late(&self, time: Duration) -> bool {
-        let oldest = self.queue.front();
+        let oldest = self.queue.front().and_then(Option::as_ref);
         oldest.is_some_and(|oldest| oldest.sent_at.elapsed() >= time)
+    }
+
+    /// True if later ones than the oldest are confirmed for longer than `time` already.
+    fn is_passed(&self, time: Duration) -> bool {
+        self.passed.is_some_and(|since| since.elapsed() >= time)
     }
 }
 
@@ -268,6 +182,7 @@ impl Publisher {
                 queue: VecDeque::new(),
                 first: 1,
                 confirmed: 0,
+                passed: None,
                 closed: None,
             }),
             window: Semaphore::new(IN_FLIGHT_MAX),
@@ -304,6 +219,9 @@ impl Publisher {
     pub(crate) async fn publish(&self, items: Vec<Item>, deadline: Instant) -> Vec<Outcome> {
         if items.is_empty() {
             return Vec::new();
+        }
+        if self.channel.session.is_blocked() {
+            return items.iter().map(|_| Err(blocked())).collect();
         }
         let (batch, done) = Batch::new(items);
         let confirmed = async {
@@ -350,18 +268,17 @@ impl Publisher {
     }
 
     /// Gives the channel up if a confirm will not come any more: the broker has confirmed later
-    /// messages, or it is not blocked and yet leaves a whole window unconfirmed for long.
+    /// messages long since (a broker that comes out of an alarm does not keep to the order), or it is not blocked and yet leaves so many unconfirmed for long that there is no
+    /// room for a chunk.
     fn give_up_lost(&self) {
         let reason = {
             let flight = self.shared.flight.lock();
-            let is_passed = flight.first < flight.confirmed;
-            let is_full = self.shared.window.available_permits() == 0;
-            if is_passed && flight.is_late(self.confirm_timeout) {
-                "the broker confirmed later messages, but not an earlier one"
-            } else if is_full
-                && flight.is_late(2 * self.confirm_timeout)
-                && !self.channel.session.is_blocked()
+            let is_full = self.shared.window.available_permits() < CHUNK_MAX;
+            let time = self.confirm_timeout;
+            if (flight.is_late(time) && flight.is_passed(time / 2)) || flight.queue.len() > SPAN_MAX
             {
+                "the broker confirmed later messages, but not an earlier one"
+            } else if is_full && flight.is_late(2 * time) && !self.channel.session.is_blocked() {
                 "the broker confirms nothing"
             } else {
                 return;
@@ -388,12 +305,12 @@ impl Publisher {
         session.send(|out| {
             for index in chunk {
                 match self.encode(&batch.items[index], out) {
-                    Ok(()) => flight.queue.push_back(Pending {
+                    Ok(()) => flight.queue.push_back(Some(Pending {
                         batch: Arc::clone(batch),
                         index,
-                        state: PendingState::Sent,
+                        returned: None,
                         sent_at,
-                    }),
+                    })),
                     Err(reason) => refused.push((index, reason)),
                 }
             }
@@ -439,11 +356,6 @@ impl Publisher {
         )
         .map_err(|error| format!("the name of its destination: {error}"))
     }
-}
-
-/// How much the headers and properties of a message may have, so that they fit into one frame.
-pub(crate) fn header_bytes_max(frame_bytes_max: u32) -> usize {
-    frame_bytes_max as usize - HEADER_OVERHEAD_BYTES
 }
 
 impl Shared {
@@ -492,36 +404,40 @@ impl Confirms {
             queue,
             first,
             confirmed,
+            passed,
             ..
         } = &mut *flight;
+        let count = queue.len() as u64;
         // Tag 0 with `multiple` means everything so far.
-        let last = match (tag, multiple) {
-            (0, true) => queue.len(),
-            _ => match tag.checked_sub(*first) {
-                Some(offset) => queue.len().min(offset as usize + 1),
-                None => 0,
-            },
+        let named = match (tag.checked_sub(*first), multiple) {
+            (_, true) if tag == 0 => 0..count,
+            (Some(offset), true) => 0..count.min(offset + 1),
+            (Some(offset), false) if offset < count => offset..offset + 1,
+            // Of an earlier one, or of one that was never sent.
+            _ => 0..0,
         };
-        let from = if multiple { 0 } else { last.saturating_sub(1) };
-        if from < last {
-            *confirmed = (*confirmed).max(*first + last as u64 - 1);
+        if !named.is_empty() {
+            *confirmed = (*confirmed).max(*first + named.end - 1);
         }
-        for pending in queue.range_mut(from..last) {
-            pending.confirm(taken);
+        let mut resolved = 0;
+        for place in queue.range_mut(named.start as usize..named.end as usize) {
+            if let Some(pending) = place.take() {
+                pending.confirm(taken);
+                resolved += 1;
+            }
         }
-        let mut landed = 0;
-        while let Some(Pending {
-            state: PendingState::Done,
-            ..
-        }) = queue.front()
-        {
+        while let Some(None) = queue.front() {
             queue.pop_front();
-            landed += 1;
+            *first += 1;
+            *passed = None;
         }
-        *first += landed as u64;
+        if *confirmed > *first && passed.is_none() {
+            *passed = Some(Instant::now());
+        }
         let is_empty = queue.is_empty();
         drop(flight);
-        self.0.window.add_permits(landed);
+        // Also for those behind one that waits: they hold up nobody.
+        self.0.window.add_permits(resolved);
         if is_empty {
             self.0.landed.notify_waiters();
         }
@@ -530,12 +446,10 @@ impl Confirms {
     fn returned(&self, returned: &BasicReturn, id: Option<&ShortStr>) {
         let mut flight = self.0.flight.lock();
         let mut found = false;
-        for pending in &mut flight.queue {
-            if matches!(pending.state, PendingState::Sent)
-                && pending.item().is_returned_as(returned, id)
-            {
+        for pending in flight.queue.iter_mut().flatten() {
+            if pending.returned.is_none() && pending.item().is_returned_as(returned, id) {
                 let text = returned.reply_text.to_str_lossy();
-                pending.state = PendingState::Returned(text.into());
+                pending.returned = Some(text.into());
                 found = true;
             }
         }
@@ -551,9 +465,10 @@ impl Confirms {
 
 /// The channel is gone. If it went because of one message, that one is told so, and the others may
 /// be sent again.
-fn fail_all(queue: VecDeque<Pending>, closed: &Closed) {
-    let alone = queue.len() == 1;
-    for mut pending in queue {
+fn fail_all(queue: VecDeque<Option<Pending>>, closed: &Closed) {
+    let pending: Vec<Pending> = queue.into_iter().flatten().collect();
+    let alone = pending.len() == 1;
+    for pending in pending {
         let guilty = !closed.is_connection && (alone || is_guilty(pending.item(), closed));
         let is_copy = matches!(pending.item(), Item::Copy { .. });
         let kind = match closed.code {
@@ -592,6 +507,14 @@ fn is_guilty(item: &Item, closed: &Closed) -> bool {
         }
         _ => false,
     }
+}
+
+/// The broker has told us of an alarm.
+fn blocked() -> PublishError {
+    PublishError::new(
+        PublishErrorKind::Refused,
+        "the broker takes no messages for now (see its alarms: memory, disk); it can be sent again",
+    )
 }
 
 /// The connection or channel went before the broker answered.

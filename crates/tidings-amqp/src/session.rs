@@ -41,6 +41,10 @@ pub(crate) const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// memory it was read into, so that small reads must not take much each.
 const READ_BYTES: usize = 64 * 1024;
 const READ_BYTES_MIN: usize = 4 * 1024;
+/// How much larger than agreed a frame may be that is read. A broker that dead-letters a message adds
+/// to its headers, and both RabbitMQ and the broker in the box then send them in one frame, however
+/// large: who refused it could never read that queue again.
+const FRAME_BYTES_ADDED_MAX: u32 = 64 * 1024;
 /// Publishers wait while more than this is yet to be written.
 const OUT_BYTES_MAX: usize = 1024 * 1024;
 /// How long the last bytes may take to be written.
@@ -364,7 +368,8 @@ impl Session {
     /// Handles every complete frame.
     fn dispatch(&self, buffer: &mut BytesMut) -> Result<Option<Closed>, WireError> {
         let mut channels = self.channels.lock();
-        while let Some(Frame { channel, payload }) = decode_frame(buffer, self.frame_bytes_max)? {
+        let bytes_max = self.frame_bytes_max.saturating_add(FRAME_BYTES_ADDED_MAX);
+        while let Some(Frame { channel, payload }) = decode_frame(buffer, bytes_max)? {
             let Some(place) = channels.slots.get_mut(usize::from(channel)) else {
                 continue;
             };

@@ -83,18 +83,41 @@ impl Declared {
         }
     }
 
-    /// Everything about `queue`.
+    /// Everything about `queue`, if it was declared.
     pub(crate) fn about(&self, queue: &str) -> Option<Self> {
         let topics = self.queues.get(queue)?;
-        let delays = self.delays.get_key_value(queue);
         Some(Self {
             topics: topics.clone(),
             queues: [(queue.to_owned(), topics.clone())].into(),
-            delays: delays
-                .map(|(queue, steps)| (queue.clone(), steps.clone()))
-                .into_iter()
-                .collect(),
+            ..self.delays_of(queue).unwrap_or_default()
         })
+    }
+
+    /// Where retries of `queue` wait.
+    pub(crate) fn delays_of(&self, queue: &str) -> Option<Self> {
+        let steps = self.delays.get(queue)?;
+        Some(Self {
+            delays: [(queue.to_owned(), steps.clone())].into(),
+            ..Self::default()
+        })
+    }
+
+    /// The same, each thing for itself, in an order in which it can be declared.
+    pub(crate) fn apart(&self) -> impl Iterator<Item = Self> {
+        let topics = self.topics.iter().map(|topic| Self::topic(topic));
+        let queues = self.queues.iter().map(|(queue, topics)| Self {
+            queues: [(queue.clone(), topics.clone())].into(),
+            ..Self::default()
+        });
+        let delays = self.delays.keys().filter_map(|queue| self.delays_of(queue));
+        topics.chain(queues).chain(delays)
+    }
+
+    /// The exchanges that are published to.
+    pub(crate) fn exchanges(&self) -> impl Iterator<Item = String> {
+        let steps = self.delays.values().flatten();
+        let delays = steps.map(|step_ms| delays::name_of(*step_ms));
+        self.topics.iter().cloned().chain(delays)
     }
 
     /// Declares everything, in a pipeline on a channel of its own.

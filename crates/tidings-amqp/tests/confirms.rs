@@ -14,7 +14,7 @@ use tidings_core::{Destination, Envelope, Outgoing, PublishErrorKind, Transport,
 use tidings_wire::{ConnectionBlocked, ConnectionUnblocked, ShortStr};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, watch},
     time::timeout,
 };
 
@@ -65,6 +65,17 @@ async fn publish_at_last(amqp: &Amqp, what: &str) {
     }
 }
 
+#[track_caller]
+fn all_are(
+    outcomes: &[Result<(), PublishErrorKind>],
+    expected: Result<(), PublishErrorKind>,
+    count: usize,
+) {
+    assert_eq!(outcomes.len(), count);
+    let other = outcomes.iter().position(|outcome| *outcome != expected);
+    assert_eq!(other, None, "the first outcome that is not {expected:?}");
+}
+
 const LOST: Result<(), PublishErrorKind> = Err(PublishErrorKind::Unavailable);
 
 #[tokio::test]
@@ -94,25 +105,33 @@ async fn a_lost_confirm_takes_no_other_with_it_and_is_never_made_up_for() {
     publish_at_last(&amqp, "on a new channel").await;
     assert_eq!(*selected.borrow_and_update(), 2, "the channel is a new one");
     let outcomes = publish(&amqp, vec![message("n"); 1000]).await;
-    assert_eq!(outcomes, [Ok(()); 1000]);
+    all_are(&outcomes, Ok(()), 1000);
     assert_eq!(*selected.borrow_and_update(), 2, "and stays");
 }
 
 #[tokio::test]
 async fn confirms_that_come_late_are_no_reason_to_begin_anew() {
-    let (amqp, mut peer) = connect(Duration::from_millis(200)).await;
-    let (go_on, held) = oneshot::channel::<()>();
+    let time = Duration::from_secs(2);
+    let (amqp, mut peer) = connect(time).await;
     let broker = tokio::spawn(async move {
         let first = peer.published().await.expect("the first message");
         peer.confirm(first, false).await;
-        let mut last = None;
-        for _ in 0..3 {
-            last = peer.published().await;
-        }
-        held.await.expect("the test goes on");
-        peer.confirm(last.expect("three came"), true).await;
+        let mut late = Vec::new();
         while let Some(publish) = peer.published().await {
-            peer.confirm(publish, false).await;
+            match publish.tag {
+                ..5 => late.push(publish),
+                // As after an alarm: not in the order in which they came.
+                5 => {
+                    peer.confirm(late.pop().expect("three came"), false).await;
+                    peer.confirm(publish, false).await;
+                }
+                _ => {
+                    for late in late.drain(..) {
+                        peer.confirm(late, false).await;
+                    }
+                    peer.confirm(publish, false).await;
+                }
+            }
         }
         peer.confirm_channels
     });
@@ -120,15 +139,46 @@ async fn confirms_that_come_late_are_no_reason_to_begin_anew() {
     let started = Instant::now();
     let outcomes = publish(&amqp, vec![message("late"); 3]).await;
     assert_eq!(outcomes, [LOST; 3]);
-    assert!(started.elapsed() >= Duration::from_millis(200));
-    go_on.send(()).expect("the broker waits");
-    publish_at_last(&amqp, "after the late ones").await;
+    assert!(started.elapsed() >= time);
+    for _ in 0..3 {
+        assert_eq!(publish(&amqp, vec![message("after it")]).await, [Ok(())]);
+    }
     amqp.close().await;
     assert_eq!(
         broker.await.expect("no panic"),
         1,
         "one channel all the time"
     );
+}
+
+#[tokio::test]
+async fn one_confirm_that_does_not_come_holds_up_nobody() {
+    let (amqp, mut peer) = connect(DEADLINE).await;
+    tokio::spawn(async move {
+        while let Some(publish) = peer.published().await {
+            if publish.tag != 2 {
+                peer.confirm(publish, false).await;
+                // One that was never sent, and one again.
+                let never = peer::Publish {
+                    tag: publish.tag + 1_000_000,
+                    ..publish
+                };
+                peer.confirm(never, false).await;
+                peer.confirm(publish, false).await;
+            }
+        }
+    });
+    publish_at_last(&amqp, "the first message").await;
+    let mut waiting = amqp.publish(vec![message("never")]);
+    let sent = timeout(Duration::from_millis(20), &mut waiting).await;
+    assert!(sent.is_err(), "sent, and not confirmed");
+    // More than a window of others.
+    for _ in 0..3 {
+        let outcomes = publish(&amqp, vec![message("n"); WINDOW]).await;
+        all_are(&outcomes, Ok(()), WINDOW);
+    }
+    let waits = timeout(Duration::from_millis(20), waiting).await;
+    assert!(waits.is_err(), "not confirmed by another's confirm");
 }
 
 #[tokio::test]
@@ -143,30 +193,27 @@ async fn a_broker_that_confirms_nothing_is_given_another_channel() {
         peer.confirm_channels
     });
     publish_at_last(&amqp, "the first message").await;
-    let outcomes = publish(&amqp, vec![message("never"); WINDOW]).await;
-    assert_eq!(outcomes, [LOST; WINDOW]);
+    // So many that there is no room for as many as are sent at a time.
+    let outcomes = publish(&amqp, vec![message("never"); WINDOW - 200]).await;
+    all_are(&outcomes, LOST, WINDOW - 200);
+    let outcomes = publish(&amqp, vec![message("no room"); 300]).await;
+    all_are(&outcomes, LOST, 300);
     publish_at_last(&amqp, "on a new channel").await;
     amqp.close().await;
     assert_eq!(broker.await.expect("no panic"), 2);
 }
 
 #[tokio::test]
-async fn who_gives_up_while_the_broker_is_blocked_takes_nothing_of_the_window() {
+async fn who_gives_up_while_the_broker_reads_nothing_takes_nothing_of_the_window() {
     let (amqp, mut peer) = connect(DEADLINE).await;
     let amqp = Arc::new(amqp);
-    let (blocked, unblock) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (is_blocked, unblocked) = (Arc::clone(&blocked), Arc::clone(&unblock));
+    let go_on = Arc::new(Notify::new());
+    let goes_on = Arc::clone(&go_on);
     tokio::spawn(async move {
         let first = peer.published().await.expect("the first message");
-        let reason = ConnectionBlocked {
-            reason: ShortStr::from_static("low on memory"),
-        };
-        peer.send(0, reason).await;
         peer.confirm(first, false).await;
-        is_blocked.notify_one();
         // Nothing is read meanwhile.
-        unblocked.notified().await;
-        peer.send(0, ConnectionUnblocked {}).await;
+        goes_on.notified().await;
         // All that was sent is confirmed, and then, at the test's word, only a whole window.
         let mut marked = false;
         let mut count = 0;
@@ -184,7 +231,6 @@ async fn who_gives_up_while_the_broker_is_blocked_takes_nothing_of_the_window() 
         }
     });
     publish_at_last(&amqp, "the first message").await;
-    blocked.notified().await;
     // Each sends as much as there is room for, waits for more, and gives up.
     let large = message(vec![b' '; 64 * 1024]);
     for _ in 0..2 * WINDOW / 256 {
@@ -194,13 +240,43 @@ async fn who_gives_up_while_the_broker_is_blocked_takes_nothing_of_the_window() 
         );
         assert!(giving_up.await.is_err(), "nothing is confirmed");
     }
-    unblock.notify_one();
+    go_on.notify_one();
     assert_eq!(
         publish(&amqp, vec![message(vec![b' '; MARK])]).await,
         [Ok(())]
     );
     let outcomes = publish(&amqp, vec![message("n"); WINDOW]).await;
-    assert_eq!(outcomes, [Ok(()); WINDOW]);
+    all_are(&outcomes, Ok(()), WINDOW);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_while_the_broker_says_that_it_is_blocked() {
+    let (amqp, mut peer) = connect(DEADLINE).await;
+    let go_on = Arc::new(Notify::new());
+    let goes_on = Arc::clone(&go_on);
+    let broker = tokio::spawn(async move {
+        let first = peer.published().await.expect("the first message");
+        let blocked = ConnectionBlocked {
+            reason: ShortStr::from_static("low on memory"),
+        };
+        peer.send(0, blocked).await;
+        peer.confirm(first, false).await;
+        goes_on.notified().await;
+        peer.send(0, ConnectionUnblocked {}).await;
+        let next = peer.published().await.expect("the next message");
+        peer.confirm(next, false).await;
+        next.tag
+    });
+    publish_at_last(&amqp, "the first message").await;
+    let refused = Err(PublishErrorKind::Refused);
+    assert_eq!(publish(&amqp, vec![message("now"); 3]).await, [refused; 3]);
+    go_on.notify_one();
+    let end = Instant::now() + DEADLINE;
+    while publish(&amqp, vec![message("then")]).await != [Ok(())] {
+        assert!(Instant::now() < end, "it takes messages again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(broker.await.expect("no panic"), 2, "nothing else was sent");
 }
 
 /// The size of a body that says: now hold the confirms back until a window is full.

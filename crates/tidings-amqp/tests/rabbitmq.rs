@@ -27,6 +27,7 @@ behaviours! {
     a_broker_that_is_not_there_yet_is_waited_for
     a_deleted_queue_is_declared_again_and_subscribed
     a_deleted_topic_is_declared_again
+    what_cannot_be_declared_again_stops_nothing_else
     a_foreign_message_is_copied_as_it_came
 }
 
@@ -34,6 +35,8 @@ behaviours! {
     of crate::behaviour::settling, on async { rabbitmq_url() };
     #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
     what_is_requeued_or_dropped_comes_again_at_once
+    a_queue_that_counts_deliveries_says_how_many_there_were
+    a_dead_letter_waits_for_room_in_its_queue
     a_refusal_is_never_overtaken_by_an_acknowledgement
     a_foreign_message_is_read_as_what_it_says_it_is
     what_amqp_cannot_carry_harms_nothing_else
@@ -45,6 +48,7 @@ behaviours! {
     all_consumers_wait_on_one_ladder_and_keep_their_order
     a_retry_whose_queue_was_deleted_is_kept_and_holds_up_nobody
     a_failure_that_passes_is_not_a_dead_letter_while_its_delay_is_missing
+    what_an_earlier_version_left_waiting_comes_back
 }
 
 /// One that is killed and comes back with what was on its disk. It blocks the thread of its test,
@@ -82,6 +86,5 @@ async fn a_killed_broker_keeps_the_retries_that_wait() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
 async fn it_keeps_the_contract_of_a_transport() {
-    let url = rabbitmq_url();
-    tidings_testing::transport::conformance(async || behaviour::connect(&url).await).await;
+    behaviour::conformance(&rabbitmq_url()).await;
 }

@@ -3,12 +3,19 @@
 use std::time::{Duration, Instant};
 
 use tidings_amqp::Amqp;
-use tidings_core::{Delivery, Queue, Settlement, Topology, Transport, dead_letter_queue};
+use tidings_core::{
+    Delivery, FAILURES_HEADER, HISTORY_HEADER, Queue, Settlement, Topology, Transport,
+    dead_letter_queue,
+};
+use tidings_wire::{BasicProperties, ShortStr, Value};
 use tokio::time::sleep;
 
 use super::{
-    attempt, connect, expect_nothing, failures::Server, id, next, publish_all, raw::Raw, subscribe,
-    to_queue, topology, unique, within,
+    attempt, connect, expect_nothing,
+    failures::{Server, publish_at_last},
+    id, next, publish_all,
+    raw::Raw,
+    subscribe, to_queue, topology, unique, within,
 };
 
 const DELAY: Duration = Duration::from_millis(500);
@@ -135,12 +142,13 @@ pub(crate) async fn a_failure_that_passes_is_not_a_dead_letter_while_its_delay_i
 ) {
     let amqp = connect(&url).await;
     let queue = unique("queue");
-    amqp.declare(&topology(&queue, &[]))
-        .await
-        .expect("declared");
-    // Somebody has made another queue of that name: it cannot be declared.
+    // The queue is a foreign one, so that its delays are declared when they are needed.
     let mut raw = Raw::connect(&url).await;
-    raw.declare_queue(UNUSED_QUEUE).await;
+    let dead = dead_letter_queue(&queue);
+    raw.declare_queue(&queue, &[]).await;
+    raw.declare_queue(&dead, &[]).await;
+    // Somebody has made another queue of that name: it cannot be declared.
+    raw.declare_queue(UNUSED_QUEUE, &[]).await;
     publish_all(&amqp, vec![to_queue(&queue, "1")]).await;
     let mut deliveries = subscribe(&amqp, &queue, 1).await;
     let retry = || Settlement::Retry {
@@ -158,16 +166,66 @@ pub(crate) async fn a_failure_that_passes_is_not_a_dead_letter_while_its_delay_i
     let mut settling = tokio::spawn(delivery.settle(retry()));
     let early = tokio::time::timeout(Duration::from_secs(1), &mut settling).await;
     assert!(early.is_err(), "it has nowhere to wait: {early:?}");
-    let dead = dead_letter_queue(&queue);
     assert_eq!(raw.count(&dead).await, Some(0));
     raw.delete_queue(UNUSED_QUEUE).await;
     let settled = within("the copy", settling).await.expect("no panic");
     settled.expect("settled");
     assert_eq!(raw.count(&dead).await, Some(0));
     assert_eq!(raw.count(UNUSED_QUEUE).await, Some(1), "it waits");
+
+    // Whatever somebody deletes of it is made again.
+    for (deletes_exchange, waiting) in [(true, 2), (false, 1)] {
+        if deletes_exchange {
+            raw.delete_exchange(UNUSED_QUEUE).await;
+        } else {
+            raw.delete_queue(UNUSED_QUEUE).await;
+        }
+        publish_at_last(&amqp, to_queue(&queue, "next")).await;
+        let settling = next(&mut deliveries).await.settle(retry());
+        within("the copy", settling).await.expect("settled");
+        assert_eq!(raw.count(UNUSED_QUEUE).await, Some(waiting));
+    }
     raw.delete_exchange(UNUSED_QUEUE).await;
     raw.delete_queue(UNUSED_QUEUE).await;
     expect_nothing(&mut deliveries).await;
+}
+
+/// Each queue had queues of its own for its delays, before they shared a ladder.
+pub(crate) async fn what_an_earlier_version_left_waiting_comes_back(url: String) {
+    let amqp = connect(&url).await;
+    let queue = unique("queue");
+    amqp.declare(&topology(&queue, &[]))
+        .await
+        .expect("declared");
+    let mut raw = Raw::connect(&url).await;
+    let waiting = format!("{queue}.retry.500");
+    let arguments = [
+        ("x-dead-letter-exchange", Value::from("")),
+        ("x-dead-letter-routing-key", Value::from(&*queue)),
+        ("x-queue-type", Value::from("quorum")),
+        ("x-dead-letter-strategy", Value::from("at-least-once")),
+        ("x-overflow", Value::from("reject-publish")),
+        ("x-message-ttl", Value::I64(500)),
+    ];
+    raw.declare_queue(&waiting, &arguments).await;
+    let history = r#"[{"at":"1970-01-01T00:00:00Z","reason":"long ago"}]"#;
+    let headers = [
+        (ShortStr::from_static(FAILURES_HEADER), Value::I64(1)),
+        (ShortStr::from_static(HISTORY_HEADER), Value::from(history)),
+    ];
+    let properties = BasicProperties {
+        headers: Some(headers.into_iter().collect()),
+        delivery_mode: Some(2),
+        ..BasicProperties::default()
+    };
+    raw.publish("", &waiting, &properties, b"{}").await;
+    let delivery = next(&mut subscribe(&amqp, &queue, 1).await).await;
+    assert_eq!(
+        (delivery.failures, reasons(&delivery)),
+        (1, vec!["long ago"])
+    );
+    delivery.settle(Settlement::Ack).await.expect("settled");
+    raw.delete_queue(&waiting).await;
 }
 
 /// What waits is on the disk: the broker is killed and started again, and all comes back.

@@ -95,7 +95,7 @@ impl Wire {
 }
 
 /// Publishes until it is confirmed, as the relay does.
-async fn publish_at_last(amqp: &Amqp, message: Outgoing) {
+pub(crate) async fn publish_at_last(amqp: &Amqp, message: Outgoing) {
     let trying = async {
         loop {
             let outcome = amqp.publish(vec![message.clone()]).await.pop();
@@ -253,6 +253,52 @@ pub(crate) async fn a_deleted_topic_is_declared_again(url: String) {
     let mut deliveries = subscribe(&amqp, &queue, 10).await;
     assert_eq!(id(&next(&mut deliveries).await), "1");
     assert_eq!(id(&next(&mut deliveries).await), "2");
+}
+
+/// While nobody is connected somebody changes a queue and a delay so that they cannot be declared any
+/// more, and deletes another queue.
+pub(crate) async fn what_cannot_be_declared_again_stops_nothing_else(url: String) {
+    // Nobody else uses this step.
+    const CHANGED: &str = "tidings.delay.600000";
+    let delay = Duration::from_secs(600);
+    let mut wire = Wire::to(&url).await;
+    let amqp = connect(&wire.url).await;
+    let (queue, deleted, topic) = (unique("queue"), unique("deleted"), unique("topic"));
+    let changed = unique("a-changed-one-comes-first");
+    let wanted = Topology::new()
+        .queue(Queue::new(changed.clone()))
+        .queue(Queue::new(queue.clone()).delay(delay))
+        .queue(Queue::new(deleted.clone()).topic(topic.clone()));
+    amqp.declare(&wanted).await.expect("declared");
+    let mut raw = Raw::connect(&url).await;
+    wire.cut().await;
+    raw.delete_exchange(CHANGED).await;
+    raw.delete_queue(CHANGED).await;
+    raw.declare_queue(CHANGED, &[]).await;
+    raw.delete_queue(&changed).await;
+    raw.declare_queue(&changed, &[]).await;
+    raw.delete_queue(&deleted).await;
+    wire.mend().await;
+
+    publish_at_last(&amqp, to_topic(&topic, "1")).await;
+    assert_eq!(raw.count(&deleted).await, Some(1), "it is there again");
+    publish_at_last(&amqp, to_queue(&queue, "1")).await;
+    let mut deliveries = subscribe(&amqp, &queue, 1).await;
+    let attempt = attempt("not yet");
+    let retry = Settlement::Retry { delay, attempt };
+    let settling = tokio::spawn(next(&mut deliveries).await.settle(retry));
+    // It has nowhere to wait, and nobody else notices.
+    let end = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < end {
+        let outcomes = amqp.publish(vec![to_topic(&topic, "2")]).await;
+        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    }
+    assert!(!settling.is_finished());
+    raw.delete_queue(CHANGED).await;
+    let settled = within("the copy", settling).await.expect("no panic");
+    settled.expect("settled");
+    raw.delete_exchange(CHANGED).await;
+    raw.delete_queue(CHANGED).await;
 }
 
 pub(crate) async fn a_foreign_message_is_copied_as_it_came(url: String) {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
+use raw::Raw;
 use tidings_amqp::Amqp;
 use tidings_core::{
     Attempt, Deliveries, Delivery, Destination, Envelope, Outgoing, PublishErrorKind, Queue,
@@ -403,6 +404,30 @@ pub(crate) async fn refusals_say_what_to_do(url: String) {
         .await
         .expect("declared");
     publish_all(&amqp, vec![to_queue(&queue, "1")]).await;
+}
+
+/// The conformance suite of the port.
+pub(crate) async fn conformance(url: &str) {
+    let limit = async |queue: &str, messages: usize| limit(url, queue, messages).await;
+    tidings_testing::transport::conformance_with_limits(async || connect(url).await, limit).await;
+}
+
+/// Puts a queue that refuses what is beyond so many messages in the place of one of the suite's.
+async fn limit(url: &str, queue: &str, messages: usize) {
+    let mut raw = Raw::connect(url).await;
+    raw.delete_queue(queue).await;
+    let messages = i64::try_from(messages).expect("not so many");
+    let limits = [
+        ("x-max-length", messages.into()),
+        ("x-overflow", "reject-publish".into()),
+    ];
+    raw.declare_queue(queue, &limits).await;
+    // The suite names its topic after the case, as it does its queue.
+    let case = queue
+        .strip_prefix("consumer-")
+        .and_then(|it| it.split('.').next());
+    let case = case.expect("a queue of the suite");
+    raw.bind(queue, &format!("topic-{case}.shared")).await;
 }
 
 /// One test for each behaviour in `$module`, on the broker at `$url`.

@@ -97,15 +97,30 @@ impl Raw {
         assert!(matches!(answer, Method::BasicAck(_)), "{answer:?}");
     }
 
-    /// A durable classic queue.
-    pub(crate) async fn declare_queue(&mut self, queue: &str) {
+    /// A durable queue.
+    pub(crate) async fn declare_queue(&mut self, queue: &str, arguments: &[(&str, Value)]) {
+        let mut table = Table::builder();
+        for (name, value) in arguments {
+            table.push_value(name, value).expect("a short name");
+        }
         let declare = QueueDeclare {
             queue: queue.try_into().expect("a short name"),
             durable: true,
+            arguments: table.build(),
             ..QueueDeclare::default()
         };
         let answer = self.call(1, &declare).await;
         assert!(matches!(answer, Method::QueueDeclareOk(_)), "{answer:?}");
+    }
+
+    pub(crate) async fn bind(&mut self, queue: &str, exchange: &str) {
+        let bind = QueueBind {
+            queue: queue.try_into().expect("a short name"),
+            exchange: exchange.try_into().expect("a short name"),
+            ..QueueBind::default()
+        };
+        let answer = self.call(1, &bind).await;
+        assert!(matches!(answer, Method::QueueBindOk(_)), "{answer:?}");
     }
 
     /// How many messages wait in the queue. `None`, and an end of the channel, if there is none.

@@ -54,6 +54,35 @@ pub(crate) async fn what_is_requeued_or_dropped_comes_again_at_once(url: String)
     expect_nothing(&mut deliveries).await;
 }
 
+pub(crate) async fn a_queue_that_counts_deliveries_says_how_many_there_were(url: String) {
+    let amqp = connect(&url).await;
+    let (queue, other) = (unique("queue"), unique("other"));
+    let mut raw = Raw::connect(&url).await;
+    let quorum = [("x-queue-type", Value::from("quorum"))];
+    raw.declare_queue(&queue, &quorum).await;
+    amqp.declare(&topology(&other, &[]))
+        .await
+        .expect("declared");
+    publish_all(&amqp, vec![to_queue(&queue, "1")]).await;
+    let mut deliveries = subscribe(&amqp, &queue, 1).await;
+    for count in 0..3 {
+        let delivery = next(&mut deliveries).await;
+        assert_eq!(delivery.redelivered, count > 0);
+        assert_eq!(delivery.delivered_before.unwrap_or(0), count);
+        assert_eq!(delivery.envelope.header("x-delivery-count"), None);
+        drop(delivery);
+    }
+    // A copy begins anew.
+    let delay = Duration::ZERO;
+    let delivery = next(&mut deliveries).await;
+    let settling = delivery.settle(Settlement::Defer { delay });
+    within("the copy", settling).await.expect("settled");
+    let delivery = next(&mut deliveries).await;
+    assert_eq!(delivery.delivered_before.unwrap_or(0), 0);
+    delivery.settle(Settlement::Ack).await.expect("settled");
+    raw.delete_queue(&queue).await;
+}
+
 /// Those that can have no copy are refused among others that are acknowledged: the broker must see
 /// the refusal of a lower tag before an acknowledgement that covers it.
 pub(crate) async fn a_refusal_is_never_overtaken_by_an_acknowledgement(url: String) {
@@ -104,8 +133,45 @@ pub(crate) async fn a_refusal_is_never_overtaken_by_an_acknowledgement(url: Stri
         }
     };
     within("all dead letters", all_dead).await;
+    // With what the broker has added they are larger than a frame, and can be read nevertheless.
+    let mut letters = subscribe(&amqp, &dead, 10).await;
+    for _ in 0..COUNT / 3 {
+        let letter = next(&mut letters).await;
+        let large = letter.envelope.header("large").map(str::len);
+        assert_eq!(large, Some(130_900));
+        letter.settle(Settlement::Ack).await.expect("settled");
+    }
     amqp.close().await;
     assert_eq!(raw.count(&queue).await, Some(0));
+    assert_eq!(raw.count(&dead).await, Some(0));
+}
+
+pub(crate) async fn a_dead_letter_waits_for_room_in_its_queue(url: String) {
+    let amqp = connect(&url).await;
+    let queue = unique("queue");
+    let dead = dead_letter_queue(&queue);
+    let mut raw = Raw::connect(&url).await;
+    raw.declare_queue(&queue, &[]).await;
+    let limited = [
+        ("x-max-length", Value::I32(1)),
+        ("x-overflow", Value::from("reject-publish")),
+    ];
+    raw.declare_queue(&dead, &limited).await;
+    publish_all(&amqp, vec![to_queue(&dead, "0"), to_queue(&queue, "1")]).await;
+    let mut deliveries = subscribe(&amqp, &queue, 1).await;
+    let attempt = attempt("no");
+    let dead_letter = Settlement::DeadLetter { attempt };
+    let mut settling = Box::pin(next(&mut deliveries).await.settle(dead_letter));
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut settling).await;
+    assert!(early.is_err(), "there is no room: {early:?}");
+    let mut letters = subscribe(&amqp, &dead, 1).await;
+    let first = next(&mut letters).await;
+    assert_eq!(id(&first), "0");
+    first.settle(Settlement::Ack).await.expect("settled");
+    within("the copy", settling).await.expect("settled");
+    let letter = next(&mut letters).await;
+    assert_eq!((&*id(&letter), letter.failures), ("1", 1));
+    letter.settle(Settlement::Ack).await.expect("settled");
 }
 
 pub(crate) async fn a_foreign_message_is_read_as_what_it_says_it_is(url: String) {

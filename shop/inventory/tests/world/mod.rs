@@ -50,10 +50,8 @@ impl World {
     /// A new broker, and inventory running.
     pub(crate) async fn new(database: Database) -> Self {
         let broker = MemoryTransport::new();
-        let mut topology = shop_inventory::topology();
-        topology
-            .queues
-            .push(Queue::new(SAID, TOPICS.map(Into::into).to_vec()));
+        let said = TOPICS.into_iter().fold(Queue::new(SAID), Queue::topic);
+        let topology = shop_inventory::topology().queue(said);
         broker.declare(&topology).await.unwrap();
         let mut world = Self {
             broker,

@@ -40,10 +40,8 @@ impl World {
         let mailer = Mailer::smtp(url).unwrap();
         let service = shop_notification::service(&database, mailer).await.unwrap();
         let broker = MemoryTransport::new();
-        let mut topology = shop_notification::topology();
-        topology
-            .queues
-            .push(Queue::new(SENT, vec!["email-sent.v1".into()]));
+        let sent = Queue::new(SENT).topic("email-sent.v1");
+        let topology = shop_notification::topology().queue(sent);
         broker.declare(&topology).await.unwrap();
         let serve = tidings::serve(broker.clone(), service.messages.unwrap());
         tokio::spawn(async move { serve.await.unwrap() });

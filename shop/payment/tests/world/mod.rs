@@ -51,9 +51,8 @@ impl World {
         let bank = shop_bank::service(&database).await.unwrap();
         let gate = Gate::serve(bank.http.clone()).await;
         let broker = MemoryTransport::new();
-        let mut topology = shop_payment::topology();
-        let topics = TOPICS.map(Into::into).to_vec();
-        topology.queues.push(Queue::new(SAID, topics));
+        let said = TOPICS.into_iter().fold(Queue::new(SAID), Queue::topic);
+        let topology = shop_payment::topology().queue(said);
         broker.declare(&topology).await.unwrap();
         let mut world = Self {
             gate,

@@ -1,0 +1,161 @@
+//! What comes in, as an envelope.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tidings_core::{
+    Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, QUEUE_HEADER, REASON_HEADER,
+};
+use tidings_wire::{BasicProperties, Properties, ShortStr, Table, Value};
+use tracing::debug;
+
+use super::{DELIVERY_COUNT, is_of_broker};
+use crate::headers::text_of;
+
+/// A foreign program's AMQP property `type`, when it is not taken for the message's name.
+const FOREIGN_TYPE: &str = "amqp:type";
+
+/// What came in.
+pub(crate) struct Received {
+    pub(crate) envelope: Envelope,
+    pub(crate) history: Vec<Attempt>,
+    pub(crate) failures: u32,
+    /// How often it was handed out before, if its queue counts.
+    pub(crate) delivered_before: Option<u32>,
+}
+
+/// Reads a delivery, of whatever program it comes from.
+pub(crate) fn read(properties: &Properties, body: Bytes) -> Received {
+    let properties = properties.decode();
+    let mut envelope = Envelope::new(Cow::Borrowed(""), body);
+    envelope.content_type = Cow::Borrowed("");
+    let mut reading = Reading {
+        received: Received {
+            envelope,
+            history: Vec::new(),
+            failures: 0,
+            delivered_before: None,
+        },
+        is_cloud_event: false,
+    };
+    for (name, value) in properties.headers.iter().flat_map(Table::iter) {
+        reading.header(&name.to_str_lossy(), &value);
+    }
+    reading.properties(&properties);
+    reading.received
+}
+
+struct Reading {
+    received: Received,
+    is_cloud_event: bool,
+}
+
+impl Reading {
+    fn header(&mut self, name: &str, value: &Value) {
+        // What the transport and the broker wrote on earlier deliveries is not the message's, and
+        // no more is whom else a copy went to.
+        if is_of_broker(name) || matches!(name, "CC" | "BCC" | REASON_HEADER | QUEUE_HEADER) {
+            return;
+        }
+        let Some(text) = text_of(value) else {
+            debug!(
+                header = name,
+                "left out: neither text, nor a plain value, nor JSON"
+            );
+            return;
+        };
+        let received = &mut self.received;
+        match name {
+            // Foreign programs may write anything there; the count stands for itself.
+            FAILURES_HEADER => received.failures = text.parse().unwrap_or_default(),
+            HISTORY_HEADER => received.history = serde_json::from_str(&text).unwrap_or_default(),
+            DELIVERY_COUNT => received.delivered_before = text.parse().ok(),
+            _ => self.attribute(name, text),
+        }
+    }
+
+    /// The first of a name counts, so that none that came along as a plain header replaces it.
+    fn attribute(&mut self, name: &str, text: Cow<'_, str>) {
+        let envelope = &mut self.received.envelope;
+        let first = |attribute: &mut Option<Box<str>>, text: Cow<'_, str>| {
+            attribute.get_or_insert_with(|| text.into());
+        };
+        let attribute = name
+            .strip_prefix("cloudEvents")
+            .and_then(|rest| rest.strip_prefix([':', '_']));
+        match attribute {
+            Some("id") => {
+                envelope.id.get_or_insert_with(|| MessageId::new(text));
+            }
+            Some("type") if envelope.name.is_empty() => {
+                envelope.name = Cow::Owned(text.into_owned());
+            }
+            Some("source") if envelope.source.is_empty() => {
+                envelope.source = Cow::Owned(text.into_owned());
+            }
+            // A time that is none is left out: nothing rests on it.
+            Some("time") if envelope.time.is_none() => envelope.time = text.parse().ok(),
+            Some("partitionkey") => first(&mut envelope.key, text),
+            Some("correlationid") => first(&mut envelope.correlation_id, text),
+            Some("causationid") => first(&mut envelope.causation_id, text),
+            Some("traceparent") => first(&mut envelope.traceparent, text),
+            Some("specversion") => self.is_cloud_event = true,
+            Some("type" | "source" | "time") => {}
+            _ => envelope.headers.push((name.into(), text.into())),
+        }
+    }
+
+    /// What no header said.
+    fn properties(&mut self, properties: &BasicProperties) {
+        let envelope = &mut self.received.envelope;
+        let owned =
+            |text: &Option<ShortStr>| text.as_ref().map(|it| it.to_str_lossy().into_owned());
+        if envelope.id.is_none() {
+            envelope.id = owned(&properties.message_id).map(MessageId::new);
+        }
+        if let ("", Some(source)) = (&*envelope.source, owned(&properties.app_id)) {
+            envelope.source = Cow::Owned(source);
+        }
+        if envelope.correlation_id.is_none() {
+            envelope.correlation_id = owned(&properties.correlation_id).map(Into::into);
+        }
+        if envelope.time.is_none() {
+            let seconds = properties.timestamp.and_then(|it| i64::try_from(it).ok());
+            envelope.time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        }
+        if let Some(content_type) = owned(&properties.content_type) {
+            envelope.content_type = Cow::Owned(content_type);
+        }
+        if let Some(kind) = owned(&properties.kind) {
+            self.kind(kind);
+        }
+    }
+
+    /// The property `type`. Programs that know nothing of CloudEvents put anything into it, so on
+    /// its own it is the message's name only if it has the form of one: a message with the type
+    /// `x` is read by its shape and not passed over as another.
+    fn kind(&mut self, kind: String) {
+        let envelope = &mut self.received.envelope;
+        if kind.is_empty() || envelope.name == kind {
+            return;
+        }
+        if envelope.name.is_empty() && (self.is_cloud_event || is_wire_name(&kind)) {
+            envelope.name = Cow::Owned(kind);
+        } else if envelope.header(FOREIGN_TYPE).is_none() {
+            envelope.headers.push((FOREIGN_TYPE.into(), kind.into()));
+        }
+    }
+}
+
+/// True for the form that every name on the wire has: `order-placed.v1`.
+fn is_wire_name(text: &str) -> bool {
+    let Some((name, version)) = text.rsplit_once(".v") else {
+        return false;
+    };
+    let is_kebab = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !name.is_empty()
+        && name.bytes().all(is_kebab)
+        && !version.is_empty()
+        && version.bytes().all(|byte| byte.is_ascii_digit())
+}
