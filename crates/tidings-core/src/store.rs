@@ -23,8 +23,8 @@ pub trait Store: Send + Sync + 'static {
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Committed, StoreError>>;
 
     /// Runs pieces of work, each of which may use a transaction, and commits those that succeed.
-    /// One outcome each, in their order, told after what it reports is durable. One that fails,
-    /// panics or is refused harms no other.
+    /// One outcome each, in their order, told after what it reports is durable. One that fails or is
+    /// refused harms no other. (The toolkit's own work catches the panics of handlers.)
     ///
     /// A store may let all of them share one transaction (each in a savepoint) and one disk sync;
     /// the default runs one after the other.
@@ -151,6 +151,17 @@ impl Work {
             slot,
             future: Box::pin(future),
         }
+    }
+
+    /// For stores: the slot to put a transaction into, and the work that uses it. When the work has
+    /// resolved, take the transaction out of the slot again, and commit or undo it.
+    pub fn into_parts(
+        self,
+    ) -> (
+        Arc<TransactionSlot>,
+        BoxFuture<'static, Result<Commit, BoxError>>,
+    ) {
+        (self.slot, self.future)
     }
 
     /// Runs it alone, in a transaction of its own that `store` begins when it is first used.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Commit, Error, Expected, Permanent, RecordChange, RecordId, RecordQuery, RecordValue, Store,
-    StoreError,
+    StoreError, retry,
 };
 
 /// The kind of the records; their ids are consumers' or handlers' names.
@@ -93,7 +93,7 @@ async fn write(
         }],
         ..Commit::default()
     };
-    store.commit(commit).await.map(drop)
+    retry::commit(store, commit).await.map(drop)
 }
 
 /// Which of `handlers` of `consumer` are paused, themselves or with the whole consumer.

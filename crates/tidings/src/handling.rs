@@ -28,7 +28,7 @@ use crate::{
     StoreError, Waiting, dead_letter,
     gate::{Gate, Pass, Source},
     handler::{Upcast, claim_of, panicked},
-    retry::{Failed, Pause, Verdict, is_unstorable, reason},
+    retry::{self, Failed, Pause, Verdict, is_unstorable, reason},
     router::Accept,
     throttle::Throttle,
     trace::Trace,
@@ -319,7 +319,7 @@ impl Handling {
             ..Commit::default()
         };
         for _ in 0..PARK_ATTEMPTS_MAX {
-            match store.commit(commit(fate.clone(), outbox.clone())).await? {
+            match retry::commit(store, commit(fate.clone(), outbox.clone())).await? {
                 Committed::Done => return Ok(true),
                 Committed::Refused {
                     why: Refusal::Known,
@@ -328,7 +328,7 @@ impl Handling {
                 Committed::Refused { .. } => {}
             }
             let parked = Fate::Parked(message.waiting(Duration::ZERO));
-            match store.commit(commit(parked, Vec::new())).await? {
+            match retry::commit(store, commit(parked, Vec::new())).await? {
                 Committed::Done => {
                     self.counts.parked.increment(1);
                     return Ok(false);

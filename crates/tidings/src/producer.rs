@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use crate::{
     Command, Error, Event, IntoMessages, Message, Messages, Outgoing, ScheduleId, Store,
-    TransactionHandle, TransactionSlot, publish::Sender, schedule,
+    TransactionHandle, TransactionSlot, publish::Sender, retry, schedule,
 };
 
 /// Sends events and commands through the outbox, in one transaction with what else is written.
@@ -164,7 +164,7 @@ impl ProducerTransaction {
         let commit = self.sender.commit(self.messages, None);
         match self.slot.take()? {
             Some(transaction) => transaction.commit(commit).await?,
-            None => self.slot.store().commit(commit).await?,
+            None => retry::commit(&**self.slot.store(), commit).await?,
         };
         Ok(())
     }

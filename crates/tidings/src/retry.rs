@@ -17,7 +17,8 @@ use std::{
 use tower::{Service, ServiceExt, load_shed::error::Overloaded};
 
 use crate::{
-    BoxError, BoxFuture, CircuitOpen, Context, Handled, RetryAfter, StoreError, is_permanent,
+    BoxError, BoxFuture, CircuitOpen, Commit, Committed, Context, Handled, RetryAfter, Store,
+    StoreError, is_permanent,
 };
 
 /// How often and when a message is tried, before it becomes a dead letter.
@@ -222,6 +223,30 @@ fn untried(error: &(dyn StdError + 'static)) -> Option<Pause> {
     find::<Overloaded>(error).map(|_| OVERLOAD)
 }
 
+/// How often in a row an attempt is made again, uncounted, because another transaction was in its
+/// way.
+const CONFLICTS_MAX: u32 = 20;
+/// How long to wait after the first conflict; longer by as much after each further one.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(5);
+
+fn is_conflict(error: &(dyn StdError + 'static)) -> bool {
+    find::<StoreError>(error).is_some_and(StoreError::is_conflict)
+}
+
+/// Commits something for which there is no transaction yet; again if another one was in the way.
+pub(crate) async fn commit(store: &dyn Store, commit: Commit) -> Result<Committed, StoreError> {
+    let mut conflicts = 0;
+    loop {
+        match store.commit(commit.clone()).await {
+            Err(error) if error.is_conflict() && conflicts < CONFLICTS_MAX => {
+                conflicts += 1;
+                tokio::time::sleep(CONFLICT_PAUSE * conflicts).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// True if the store can never hold what it was given: there is no writing down that it failed.
 pub(crate) fn is_unstorable(error: &(dyn StdError + 'static)) -> bool {
     find::<StoreError>(error).is_some_and(StoreError::is_invalid)
@@ -284,12 +309,18 @@ where
         Box::pin(async move {
             let failures = context.failures();
             let attempts_max = policy.attempts_of_delivery(failures);
-            let mut attempts = 1;
+            let (mut attempts, mut conflicts) = (1, 0);
             loop {
                 let error: BoxError = match inner.clone().oneshot(context.again()).await {
                     Ok(handled) => return Ok(handled),
                     Err(error) => error.into(),
                 };
+                // Another transaction was in the way: that says nothing about the message.
+                if is_conflict(&*error) && conflicts < CONFLICTS_MAX {
+                    conflicts += 1;
+                    tokio::time::sleep(CONFLICT_PAUSE * conflicts).await;
+                    continue;
+                }
                 let is_worth_it = attempts < attempts_max
                     && !is_permanent(&*error)
                     && untried(&*error).is_none()
