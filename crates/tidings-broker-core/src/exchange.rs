@@ -170,21 +170,23 @@ impl Exchange {
         Ok(true)
     }
 
-    /// Takes a binding away; tells whether it was there.
-    pub(crate) fn unbind(&mut self, target: Target, key: &Bytes, arguments: &Table) -> bool {
+    /// Takes a binding away, if it is there. Gives the arguments it was made with: they are equal to
+    /// `arguments`, but a store may write them in other bytes.
+    pub(crate) fn unbind(
+        &mut self,
+        target: Target,
+        key: &Bytes,
+        arguments: &Table,
+    ) -> Option<Table> {
         let entry = (target, key.clone());
-        let Some(same) = self.bindings.get_mut(&entry) else {
-            return false;
-        };
-        let Some(at) = same.iter().position(|bound| bound == arguments) else {
-            return false;
-        };
-        same.remove(at);
+        let same = self.bindings.get_mut(&entry)?;
+        let at = same.iter().position(|bound| bound == arguments)?;
+        let bound = same.remove(at);
         if same.is_empty() {
             self.bindings.remove(&entry);
         }
-        self.index.remove(target, key, arguments);
-        true
+        self.index.remove(target, key, &bound);
+        Some(bound)
     }
 
     /// Whether any binding leads from here to `target` with `key`.

@@ -46,4 +46,4 @@ pub use effect::{ChannelId, ConnectionId, Delivery, Effect};
 pub use message::{Death, DeathReason, Deaths, Message};
 pub use record::{BindingEnd, BindingRecord, MessageId, QueueId, Queues, Record};
 pub use refusal::{Refusal, ReplyCode};
-pub use value::{Table, Value};
+pub use value::{NAME_BYTES_MAX, Table, Value};

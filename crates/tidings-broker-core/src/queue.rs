@@ -8,7 +8,8 @@ use bytes::Bytes;
 use crate::backlog::Backlog;
 use crate::slab::Key;
 use crate::{
-    ConnectionId, Counters, QueueDeclare, QueueId, QueueStats, Refusal, ReplyCode, Table, Value,
+    ConnectionId, Counters, NAME_BYTES_MAX, QueueDeclare, QueueId, QueueStats, Refusal, ReplyCode,
+    Table, Value,
 };
 
 /// The longest time to live, as RabbitMQ has it.
@@ -188,7 +189,32 @@ pub(crate) fn check_argument(
     )))
 }
 
+/// Refuses a name that AMQP has no room for.
+pub(crate) fn check_name(what: &str, name: &[u8]) -> Result<(), Refusal> {
+    if name.len() <= NAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Refusal::precondition(format_args!(
+        "invalid {what}: it has {} bytes, at most {NAME_BYTES_MAX} are possible",
+        name.len()
+    )))
+}
+
+/// Refuses arguments that are nested deeper than a store reads back.
+pub(crate) fn check_depth(what: &str, arguments: &Table) -> Result<(), Refusal> {
+    if arguments.is_within_depth() {
+        return Ok(());
+    }
+    Err(Refusal::precondition(format_args!(
+        "invalid arguments for {what}: they are nested deeper than {} levels",
+        Table::DEPTH_MAX
+    )))
+}
+
 type Check = fn(&Value) -> Result<(), &'static str>;
+
+const DEAD_LETTER_EXCHANGE: &str = "x-dead-letter-exchange";
+const DEAD_LETTER_KEY: &str = "x-dead-letter-routing-key";
 
 /// Every argument of a queue that means something, and what it must look like.
 const ARGUMENTS: &[(&str, Check)] = &[
@@ -199,8 +225,8 @@ const ARGUMENTS: &[(&str, Check)] = &[
     ("x-overflow", |v| {
         one_of(v, &["drop-head", "reject-publish", "reject-publish-dlx"])
     }),
-    ("x-dead-letter-exchange", string),
-    ("x-dead-letter-routing-key", string),
+    (DEAD_LETTER_EXCHANGE, name),
+    (DEAD_LETTER_KEY, name),
     ("x-dead-letter-strategy", |v| {
         one_of(v, &["at-most-once", "at-least-once"])
     }),
@@ -243,6 +269,17 @@ fn string(value: &Value) -> Result<(), &'static str> {
     }
 }
 
+/// What is to become an exchange's name or a routing key on the wire.
+pub(crate) fn name(value: &Value) -> Result<(), &'static str> {
+    const TOO_LONG: &str = "it must have at most 255 bytes";
+    const { assert!(NAME_BYTES_MAX == 255) }
+    string(value)?;
+    match value {
+        Value::Str(name) if name.len() > NAME_BYTES_MAX => Err(TOO_LONG),
+        _ => Ok(()),
+    }
+}
+
 fn boolean(value: &Value) -> Result<(), &'static str> {
     if matches!(value, Value::Bool(_)) {
         Ok(())
@@ -259,6 +296,14 @@ fn one_of(value: &Value, words: &[&str]) -> Result<(), &'static str> {
     }
 }
 
+/// The arguments that cannot be accepted: name, and why.
+fn faults(arguments: &Table) -> impl Iterator<Item = (&'static str, &'static str)> {
+    ARGUMENTS.iter().filter_map(|(name, check)| {
+        let why = check(arguments.get(name)?).err()?;
+        Some((*name, why))
+    })
+}
+
 impl Rules {
     /// Understands the arguments of a queue, or says which one is wrong.
     pub(crate) fn of(declare: &QueueDeclare, vhost: &str) -> Result<Self, Refusal> {
@@ -267,26 +312,17 @@ impl Rules {
         let invalid = |name: &str, why: &str| {
             Refusal::precondition(format_args!("invalid arg '{name}' for {what}: {why}"))
         };
-        for (name, check) in ARGUMENTS {
-            if let Some(value) = arguments.get(name) {
-                check(value).map_err(|why| invalid(name, why))?;
-            }
+        check_name("name of a queue", &declare.name)?;
+        if let Some((name, why)) = faults(arguments).next() {
+            return Err(invalid(name, why));
         }
-        let number = |name| match arguments.get(name) {
-            Some(Value::Int(value)) => u64::try_from(*value).ok(),
-            _ => None,
-        };
-        let word = |name| match arguments.get(name) {
-            Some(Value::Str(value)) => Some(value.clone()),
-            _ => None,
-        };
-        let kind = word("x-queue-type").unwrap_or(Bytes::from_static(b"classic"));
-        if kind == "stream" {
+        check_depth(&what, arguments)?;
+        if matches!(arguments.get("x-queue-type"), Some(Value::Str(kind)) if kind == "stream") {
             let why = format_args!("{what}: this broker has no streams; declare a classic queue");
             return Err(Refusal::new(ReplyCode::NotImplemented, why));
         }
-        let quorum = kind == "quorum";
-        if quorum && (!declare.durable || declare.exclusive) {
+        let rules = Self::read(arguments);
+        if rules.quorum && (!declare.durable || declare.exclusive) {
             let property = if declare.exclusive {
                 "exclusive"
             } else {
@@ -296,7 +332,37 @@ impl Rules {
                 format_args!("invalid property '{property}' for {what}: it is a quorum queue");
             return Err(Refusal::precondition(why));
         }
-        let rules = Self {
+        if rules.dead_letter_key.is_some() && rules.dead_letter_exchange.is_none() {
+            let why = "routing_key_but_no_dlx_defined: it needs x-dead-letter-exchange";
+            return Err(invalid(DEAD_LETTER_KEY, why));
+        }
+        Ok(rules)
+    }
+
+    /// Understands the arguments of a queue that a store brought back. What an earlier version
+    /// accepted and this one does not is left aside, so that the queue and its messages are kept;
+    /// gives the names of such arguments, and why.
+    pub(crate) fn restored(arguments: &Table) -> (Self, Vec<(&'static str, &'static str)>) {
+        let faults: Vec<_> = faults(arguments).collect();
+        let mut understood = arguments.clone();
+        understood
+            .0
+            .retain(|(name, _)| faults.iter().all(|(faulty, _)| name != faulty));
+        (Self::read(&understood), faults)
+    }
+
+    /// Reads arguments without faults.
+    fn read(arguments: &Table) -> Self {
+        let number = |name| match arguments.get(name) {
+            Some(Value::Int(value)) => u64::try_from(*value).ok(),
+            _ => None,
+        };
+        let word = |name| match arguments.get(name) {
+            Some(Value::Str(value)) => Some(value.clone()),
+            _ => None,
+        };
+        let quorum = word("x-queue-type").is_some_and(|kind| kind == "quorum");
+        Self {
             ttl: number("x-message-ttl"),
             expires: number("x-expires"),
             length_max: number("x-max-length"),
@@ -306,8 +372,8 @@ impl Rules {
                 Some(b"reject-publish-dlx") => Overflow::RejectPublishDlx,
                 _ => Overflow::DropHead,
             },
-            dead_letter_exchange: word("x-dead-letter-exchange"),
-            dead_letter_key: word("x-dead-letter-routing-key"),
+            dead_letter_exchange: word(DEAD_LETTER_EXCHANGE),
+            dead_letter_key: word(DEAD_LETTER_KEY),
             single_active: arguments.get("x-single-active-consumer") == Some(&Value::Bool(true)),
             priority_max: number("x-max-priority").map_or(0, |max| max as u8),
             quorum,
@@ -315,11 +381,6 @@ impl Rules {
                 Some(Value::Int(limit)) => u32::try_from(*limit).ok(),
                 _ => quorum.then_some(QUORUM_DELIVERY_LIMIT),
             },
-        };
-        if rules.dead_letter_key.is_some() && rules.dead_letter_exchange.is_none() {
-            let why = "routing_key_but_no_dlx_defined: it needs x-dead-letter-exchange";
-            return Err(invalid("x-dead-letter-routing-key", why));
         }
-        Ok(rules)
     }
 }

@@ -9,8 +9,15 @@ use std::fmt;
 
 use bytes::Bytes;
 
+/// The longest a name can be, in bytes: of an exchange, a queue or a consumer, and a routing key. It is
+/// what AMQP has room for.
+pub const NAME_BYTES_MAX: usize = 255;
+
 /// One value of a table: an argument of a queue, exchange, binding or consumer, or a header.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// Values of different types are never equal. A number that is none (NaN) equals every other such
+/// number, so that what was declared with one can be declared again and taken away.
+#[derive(Debug, Clone)]
 pub enum Value {
     /// No value (`V`); in a binding of a headers exchange it asks only for presence.
     Void,
@@ -39,7 +46,41 @@ impl Value {
     pub fn str(text: &str) -> Self {
         Self::Str(Bytes::copy_from_slice(text.as_bytes()))
     }
+
+    /// Whether at most `levels` tables and arrays lie within each other here.
+    fn fits(&self, levels: usize) -> bool {
+        match self {
+            Self::Array(values) => levels > 0 && values.iter().all(|value| value.fits(levels - 1)),
+            Self::Table(table) => levels > 0 && table.fits(levels - 1),
+            _ => true,
+        }
+    }
 }
+
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Void, Self::Void) => true,
+            (Self::Bool(one), Self::Bool(other)) => one == other,
+            (Self::Int(one), Self::Int(other)) => one == other,
+            (Self::Float(one), Self::Float(other)) => {
+                one == other || (one.is_nan() && other.is_nan())
+            }
+            (Self::Decimal(scale, one), Self::Decimal(other_scale, other)) => {
+                scale == other_scale && one == other
+            }
+            (Self::Str(one), Self::Str(other)) | (Self::Bytes(one), Self::Bytes(other)) => {
+                one == other
+            }
+            (Self::Timestamp(one), Self::Timestamp(other)) => one == other,
+            (Self::Array(one), Self::Array(other)) => one == other,
+            (Self::Table(one), Self::Table(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Value {}
 
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,10 +99,15 @@ impl fmt::Display for Value {
 }
 
 /// Named values in the order they were given. A name given twice keeps its first value.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table(pub Vec<(Bytes, Value)>);
 
 impl Table {
+    /// How many tables and arrays may lie within each other in a table. Commands whose arguments are
+    /// nested deeper are refused, so that a store never has to keep what it could not read back;
+    /// servers and stores take their own limit from here.
+    pub const DEPTH_MAX: usize = 32;
+
     /// A table without entries.
     pub const fn new() -> Self {
         Self(Vec::new())
@@ -77,6 +123,15 @@ impl Table {
             .iter()
             .find(|(key, _)| key == name)
             .map(|(_, value)| value)
+    }
+
+    /// Whether it is nested no deeper than [`Table::DEPTH_MAX`].
+    pub fn is_within_depth(&self) -> bool {
+        self.fits(Self::DEPTH_MAX)
+    }
+
+    fn fits(&self, levels: usize) -> bool {
+        self.0.iter().all(|(_, value)| value.fits(levels))
     }
 
     /// Whether there is no entry.

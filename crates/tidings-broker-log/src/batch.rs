@@ -23,7 +23,8 @@ pub(crate) const ALIGNMENT: usize = 8;
 pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
 
 const MAGIC: u32 = 0x5442_4c31;
-const LENGTH_BYTES: usize = 4;
+/// What stands before each record.
+pub(crate) const LENGTH_BYTES: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {

@@ -22,9 +22,6 @@ const REMOVED: u8 = 8;
 const REMOVED_MANY: u8 = 9;
 const IDS: u8 = 10;
 
-/// Tables within tables, at most; the wire has fewer.
-const DEPTH_MAX: u32 = 64;
-
 /// Bytes that are no record although their checksum is right: written by something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
@@ -197,6 +194,16 @@ fn get_queues(reader: &mut &[u8]) -> Result<Queues> {
                 .collect(),
         ),
     })
+}
+
+/// Whether an encoded record can be read back. Messages always can; arguments may be nested too deep.
+pub(crate) fn is_readable(encoded: &[u8]) -> bool {
+    match encoded.first() {
+        Some(&(EXCHANGE_DECLARED | QUEUE_DECLARED | BOUND | UNBOUND)) => {
+            decode(copy(encoded)).is_ok()
+        }
+        kind => kind.is_some(),
+    }
 }
 
 /// The whole record. Its message shares `encoded`.
@@ -452,16 +459,15 @@ impl Reader {
         })
     }
 
-    fn table(&mut self, depth: u32) -> Result<Table> {
+    /// A table that lies in `depth` tables and arrays.
+    fn table(&mut self, depth: usize) -> Result<Table> {
         let count = self.u32()?;
-        let entry = |_| Ok((self.bytes()?, self.value(depth + 1)?));
+        let entry = |_| Ok((self.bytes()?, self.value(depth)?));
         (0..count).map(entry).collect::<Result<_>>().map(Table)
     }
 
-    fn value(&mut self, depth: u32) -> Result<Value> {
-        if depth > DEPTH_MAX {
-            return Err(Malformed);
-        }
+    /// A value whose table or array lies in `depth` others.
+    fn value(&mut self, depth: usize) -> Result<Value> {
         Ok(match self.u8()? {
             0 => Value::Void,
             1 => Value::Bool(self.u8()? != 0),
@@ -471,6 +477,7 @@ impl Reader {
             5 => Value::Str(self.bytes()?),
             6 => Value::Bytes(self.bytes()?),
             7 => Value::Timestamp(self.u64()?),
+            8 | 9 if depth >= Table::DEPTH_MAX => return Err(Malformed),
             8 => {
                 let count = self.u32()?;
                 Value::Array(

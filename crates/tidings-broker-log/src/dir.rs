@@ -28,9 +28,22 @@ const SEGMENT_MAGIC: &[u8; 8] = b"TIDINGS\n";
 #[derive(Debug)]
 pub(crate) struct Dir {
     path: PathBuf,
-    /// Locked for as long as it is open.
-    _lock: File,
+    _lock: Lock,
     pub(crate) salt: u64,
+}
+
+/// A lock file, locked until this is dropped.
+///
+/// Dropping unlocks the file. Closing it would not be enough: while another thread starts a program,
+/// the new process holds a copy of every open file for a moment, and with it the lock.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // If it fails, closing the file unlocks it, unless there is such a copy.
+        let _ = self.0.unlock();
+    }
 }
 
 impl Dir {
@@ -79,7 +92,7 @@ impl Dir {
     }
 }
 
-fn lock(path: &Path) -> Result<File, LogError> {
+fn lock(path: &Path) -> Result<Lock, LogError> {
     let lock_path = path.join("LOCK");
     let open = OpenOptions::new()
         .read(true)
@@ -102,11 +115,13 @@ fn lock(path: &Path) -> Result<File, LogError> {
         }
         Err(TryLockError::Error(e)) => return Err(LogError::io("lock", &lock_path, e)),
     }
+    let lock = Lock(file);
     let holder = format!("process {}\n", std::process::id());
-    file.set_len(0)
-        .and_then(|()| file.write_all_at(holder.as_bytes(), 0))
+    lock.0
+        .set_len(0)
+        .and_then(|()| lock.0.write_all_at(holder.as_bytes(), 0))
         .map_err(|e| LogError::io("write to", &lock_path, e))?;
-    Ok(file)
+    Ok(lock)
 }
 
 fn parse_format(dir: &Path, text: &str) -> Result<u64, LogError> {
@@ -232,5 +247,22 @@ impl Spare {
         }
         file.sync_all()?;
         Ok(Self { file, size })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_free_when_it_is_let_go_of_even_if_a_copy_of_its_lock_file_is_open() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = Dir::open(folder.path()).expect("free");
+        // What a process has that is just being started by somebody else.
+        let copy = dir._lock.0.try_clone().expect("a copy");
+        assert!(Dir::open(folder.path()).expect_err("taken").is_in_use());
+        drop(dir);
+        Dir::open(folder.path()).expect("free again");
+        drop(copy);
     }
 }

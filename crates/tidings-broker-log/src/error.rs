@@ -133,6 +133,9 @@ impl std::error::Error for LogError {
 pub enum AppendError {
     /// The disk is full. The record was not taken; later ones may be.
     DiskFull,
+    /// A record could not be read back, because its arguments are nested deeper than
+    /// [`Table::DEPTH_MAX`](tidings_broker_core::Table::DEPTH_MAX). None of the records was taken.
+    Unreadable,
     /// The log has failed for good.
     Failed(Arc<LogError>),
 }
@@ -141,6 +144,9 @@ impl fmt::Display for AppendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DiskFull => f.write_str("cannot store a message: the disk is full"),
+            Self::Unreadable => f.write_str(
+                "cannot store a record: its arguments are nested deeper than can be read back",
+            ),
             Self::Failed(_) => f.write_str("cannot store anything: the log has failed"),
         }
     }
@@ -149,7 +155,7 @@ impl fmt::Display for AppendError {
 impl std::error::Error for AppendError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::DiskFull => None,
+            Self::DiskFull | Self::Unreadable => None,
             Self::Failed(error) => Some(error),
         }
     }

@@ -142,7 +142,8 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// When the log has failed, or the disk is full and this record is not one that frees space.
+    /// When the log has failed, when the disk is full and this record is not one that frees space, or
+    /// when it could not be read back.
     pub fn append(&self, record: &Record) -> Result<Lsn, AppendError> {
         self.shared.append(std::iter::once(record))
     }

@@ -79,8 +79,11 @@ impl Shared {
                         }
                         return Ok(lsn);
                     }
-                    Err(_) if self.is_full() => return Err(AppendError::DiskFull),
-                    Err(wanted) => {
+                    Err(NotAdded::Unreadable) => return Err(AppendError::Unreadable),
+                    Err(NotAdded::NoRoom(_)) if self.is_full() => {
+                        return Err(AppendError::DiskFull);
+                    }
+                    Err(NotAdded::NoRoom(wanted)) => {
                         buffer.wanted = buffer.wanted.max(wanted);
                         buffer.poked = true;
                         self.filled.notify_one();
@@ -171,14 +174,27 @@ impl Shared {
     }
 }
 
+/// Why records were not added to the buffer.
+enum NotAdded {
+    /// There must be room for this many bytes.
+    NoRoom(usize),
+    /// One of them could not be read back.
+    Unreadable,
+}
+
 impl Buffer {
-    /// Adds all of the records, or none: then gives the bytes that there must be room for.
-    fn add<'a>(&mut self, records: impl Iterator<Item = &'a Record>) -> Result<Lsn, usize> {
+    /// Adds all of the records, or none.
+    fn add<'a>(&mut self, records: impl Iterator<Item = &'a Record>) -> Result<Lsn, NotAdded> {
         let before = self.bytes.len();
         let (mut count, mut new_bytes) = (0, 0);
         for record in records {
             let start = self.bytes.len();
             batch::add(&mut self.bytes, |out| codec::encode(record, out));
+            // What cannot be read back would make the whole log unreadable.
+            if !codec::is_readable(&self.bytes[start + batch::LENGTH_BYTES..]) {
+                self.bytes.truncate(before);
+                return Err(NotAdded::Unreadable);
+            }
             count += 1;
             if !frees_space(record) {
                 new_bytes += self.bytes.len() - start;
@@ -186,7 +202,7 @@ impl Buffer {
         }
         if new_bytes > self.room {
             self.bytes.truncate(before);
-            return Err(new_bytes);
+            return Err(NotAdded::NoRoom(new_bytes));
         }
         if count == 0 {
             return Ok(Lsn::default());

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::*;
-use tidings_broker_core::{MessageId, QueueId, Record};
-use tidings_broker_log::Options;
+use tidings_broker_core::{BindingRecord, MessageId, QueueId, Record, Table, Value};
+use tidings_broker_log::{AppendError, Options};
 
 fn write(dir: &Path, records: &[Record]) {
     let (log, _) = open(dir);
@@ -52,6 +52,80 @@ fn what_was_written_is_given_back_whoever_closes_it() {
             "of {upto} records"
         );
     }
+}
+
+/// A value within `depth` tables, arrays, or both in turn.
+fn nested(depth: usize, is_table: fn(usize) -> bool) -> Table {
+    let mut inner = Value::Int(1);
+    for level in 0..depth {
+        inner = if is_table(level) {
+            Value::Table(Table::new().with("n", inner))
+        } else {
+            Value::Array(vec![inner])
+        };
+    }
+    Table::new().with("n", inner)
+}
+
+/// The records that have arguments, with these.
+fn with_arguments(id: u64, table: &Table) -> [Record; 3] {
+    let (mut exchange, mut queue) = (exchange(&format!("x-{id}")), queue(id));
+    if let Record::ExchangeDeclared { arguments, .. } | Record::QueueDeclared { arguments, .. } =
+        &mut exchange
+    {
+        arguments.clone_from(table);
+    }
+    if let Record::QueueDeclared { arguments, .. } = &mut queue {
+        arguments.clone_from(table);
+    }
+    let bound = Record::Bound(BindingRecord {
+        arguments: table.clone(),
+        ..binding(&format!("x-{id}"), id)
+    });
+    [exchange, queue, bound]
+}
+
+const CONTAINERS: [fn(usize) -> bool; 3] = [|_| true, |_| false, |level| level % 2 == 0];
+
+#[test]
+fn arguments_nested_up_to_the_limit_come_back() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut history = Vec::new();
+    for depth in 0..=Table::DEPTH_MAX {
+        for is_table in CONTAINERS {
+            let table = nested(depth, is_table);
+            history.extend(with_arguments(1 + history.len() as u64, &table));
+        }
+    }
+    write(dir.path(), &history);
+    let (_log, recovered) = open(dir.path());
+    for record in &history {
+        assert!(recovered.records.contains(record), "{record:?}");
+    }
+}
+
+#[test]
+fn what_could_not_be_read_back_is_refused_with_all_that_comes_with_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (log, _) = open(dir.path());
+    log.append(&queue(1)).expect("it takes the record");
+    for is_table in CONTAINERS {
+        let table = nested(Table::DEPTH_MAX + 1, is_table);
+        for deep in with_arguments(2, &table) {
+            let refused = log.append_all(&[queue(3), deep]);
+            assert!(
+                matches!(refused, Err(AppendError::Unreadable)),
+                "{refused:?}"
+            );
+        }
+    }
+    log.append(&queue(4)).expect("it takes the record");
+    log.close().expect("it closes");
+    let (_log, recovered) = open(dir.path());
+    assert_eq!(
+        Model::of(&recovered.records),
+        Model::of(&[queue(1), queue(4)])
+    );
 }
 
 #[test]

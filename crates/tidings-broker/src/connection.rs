@@ -200,7 +200,7 @@ impl Connection {
         let durable = signals.durable();
         let mut waits = self.session.confirm(durable);
         let failed = signals.failure().is_some();
-        waits |= self.encoder.fill(
+        let filled = self.encoder.fill(
             &self.outbound,
             durable,
             failed,
@@ -208,6 +208,13 @@ impl Connection {
             WRITE_BYTES,
             self.frame_max,
         );
+        waits |= filled.map_err(|error| {
+            tracing::error!(
+                connection = self.outbound.id.0,
+                "dropped: the broker made a frame that cannot be written; please report this: {error}"
+            );
+            error.to_string()
+        })?;
         if waits {
             signals.wake_when_durable(&self.outbound);
             if signals.durable() > durable {

@@ -107,9 +107,7 @@ impl Shared {
                     tracing::warn!(file = %file.display(), offset, "cut off an unfinished write that was never confirmed");
                 }
                 let records = recovered.records.len();
-                for record in recovered.records {
-                    core.restore(meter.weighed(record), now());
-                }
+                restore(&mut core, &meter, recovered.records);
                 tracing::info!(dir = %dir.display(), records, "recovered");
                 Some(log)
             }
@@ -437,6 +435,26 @@ impl Engine {
         for connection in overfull {
             self.core.pause_connection(connection);
         }
+    }
+}
+
+/// Brings back what the log held, and says what of it is not as it was stored.
+fn restore(core: &mut core::Broker, meter: &Arc<Meter>, records: Vec<Record>) {
+    /// Enough to see what is the matter.
+    const WARNINGS_MAX: usize = 100;
+    let mut notes = 0;
+    for record in records {
+        let Some(note) = core.restore(meter.weighed(record), now()) else {
+            continue;
+        };
+        notes += 1;
+        if notes <= WARNINGS_MAX {
+            tracing::warn!("{note}");
+        }
+    }
+    if notes > WARNINGS_MAX {
+        let more = notes - WARNINGS_MAX;
+        tracing::warn!("{more} more things in the data folder are not as they were stored");
     }
 }
 

@@ -76,6 +76,20 @@ impl Options {
                 limits.frame_max
             ));
         }
+        if limits.frame_max > FRAME_MAX_MOST {
+            return wrong(format!(
+                "`frame_max` is {} but at most {FRAME_MAX_MOST} can be stored of a message's \
+                 properties",
+                limits.frame_max
+            ));
+        }
+        if limits.body_bytes_max > BODY_BYTES_MOST {
+            return wrong(format!(
+                "`body_bytes_max` is {} but at most {BODY_BYTES_MOST} can be stored of a message's \
+                 body",
+                limits.body_bytes_max
+            ));
+        }
         if limits.channel_max == 0 || limits.connections_max == 0 {
             return wrong("`channel_max` and `connections_max` must be at least 1".into());
         }
@@ -96,6 +110,11 @@ impl Options {
 /// The smallest `frame_max` a peer may ask for: RabbitMQ 4's, so that its clients agree.
 pub(crate) const FRAME_MIN_SIZE: u32 = 8192;
 
+/// The largest `frame_max` and `body_bytes_max` that can be set. A record of the log has a length of
+/// 32 bits, and holds the properties, the body and what the broker adds to them.
+const FRAME_MAX_MOST: u32 = 256 * 1024 * 1024;
+const BODY_BYTES_MOST: u64 = 1024 * 1024 * 1024;
+
 /// What one broker allows. Change a field of the default: `Limits { channel_max: 16,
 /// ..Limits::default() }`.
 #[derive(Debug, Clone)]
@@ -104,9 +123,9 @@ pub struct Limits {
     pub connections_max: usize,
     /// The highest channel number of a connection, hence its channels. Default 2047.
     pub channel_max: u16,
-    /// Bytes of a frame, everything included. Default 131072.
+    /// Bytes of a frame, everything included. Default 131072, at most 256 MiB.
     pub frame_max: u32,
-    /// Bytes of a message's body. Default 16 MiB.
+    /// Bytes of a message's body. Default 16 MiB, at most 1 GiB.
     pub body_bytes_max: u64,
     /// How long a peer may take from connecting to `connection.open`. Default 10 s.
     pub handshake_timeout: Duration,

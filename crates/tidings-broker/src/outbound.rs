@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use tidings_broker_core::{ConnectionId, Delivery};
 use tidings_broker_log::Lsn;
 use tidings_wire::{
-    BasicCancel, EncodeMethod, Method, ShortStr, encode_content, encode_deliver, encode_method,
+    BasicCancel, EncodeMethod, Method, ShortStr, ShortStrTooLong, encode_content, encode_deliver,
+    encode_method,
 };
 use tokio::sync::Notify;
 
@@ -59,14 +60,15 @@ impl Item {
         matches!(self, Item::Reply { after, .. } if *after > durable)
     }
 
-    fn encode(&self, out: &mut BytesMut, frame_max: u32) {
+    /// Fails, and appends nothing, when a name is too long; the core lets none in.
+    fn encode(&self, out: &mut BytesMut, frame_max: u32) -> Result<(), ShortStrTooLong> {
         match self {
-            Item::Deliver(delivery) => encode_delivery(delivery, out, frame_max),
+            Item::Deliver(delivery) => return encode_delivery(delivery, out, frame_max),
             Item::Cancel {
                 channel,
                 consumer_tag,
             } => {
-                let consumer_tag = ShortStr::try_from(consumer_tag.clone()).unwrap_or_default();
+                let consumer_tag = ShortStr::try_from(consumer_tag.clone())?;
                 encode_method(
                     out,
                     *channel,
@@ -89,10 +91,15 @@ impl Item {
                 encode_content(out, *channel, properties, body, frame_max);
             }
         }
+        Ok(())
     }
 }
 
-fn encode_delivery(delivery: &Delivery, out: &mut BytesMut, frame_max: u32) {
+fn encode_delivery(
+    delivery: &Delivery,
+    out: &mut BytesMut,
+    frame_max: u32,
+) -> Result<(), ShortStrTooLong> {
     let message = &delivery.message;
     let properties = delivered_properties(message, delivery.delivery_count);
     encode_deliver(
@@ -106,7 +113,7 @@ fn encode_delivery(delivery: &Delivery, out: &mut BytesMut, frame_max: u32) {
         &properties,
         &message.body,
         frame_max,
-    );
+    )
 }
 
 /// The queue of items of one connection.
@@ -193,7 +200,8 @@ pub(crate) struct Encoder {
 
 impl Encoder {
     /// Encodes until `out` has `bytes_max`, nothing is left, or an item has to wait for the log:
-    /// gives whether it is that. When the log has failed, what waits for it is never sent.
+    /// gives whether it is that. When the log has failed, what waits for it is never sent. An item that
+    /// cannot be encoded is an error, and the connection cannot go on.
     pub(crate) fn fill(
         &mut self,
         outbound: &Outbound,
@@ -202,7 +210,7 @@ impl Encoder {
         out: &mut BytesMut,
         bytes_max: usize,
         frame_max: u32,
-    ) -> bool {
+    ) -> Result<bool, ShortStrTooLong> {
         let mut written = 0;
         let mut waits = false;
         while out.len() < bytes_max {
@@ -219,13 +227,13 @@ impl Encoder {
                 break;
             }
             if !must_wait {
-                item.encode(out, frame_max);
+                item.encode(out, frame_max)?;
             }
             written += item.weight();
             self.taken.pop_front();
         }
         outbound.bytes.fetch_sub(written, Ordering::Relaxed);
-        waits
+        Ok(waits)
     }
 
     /// Whether something could be encoded at once.

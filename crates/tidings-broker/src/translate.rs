@@ -9,6 +9,11 @@ use tidings_broker_core as core;
 use tidings_broker_core::{DeathReason, Deaths, Message};
 use tidings_wire::{Array, Properties, ShortStr, Table, Value};
 
+// What the wire accepts, the core and the log can hold. The wire and the core do not know each other,
+// so that their limits are compared here; the log has the core's.
+const _: () = assert!(tidings_wire::DEPTH_MAX == core::Table::DEPTH_MAX);
+const _: () = assert!(ShortStr::BYTES_MAX == core::NAME_BYTES_MAX);
+
 /// The core's view of a table.
 pub(crate) fn table(table: &Table) -> core::Table {
     core::Table(

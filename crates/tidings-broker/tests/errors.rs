@@ -489,3 +489,56 @@ async fn a_message_that_is_wrong_in_itself_is_406() {
         );
     }
 }
+
+/// RabbitMQ refuses the wrong types, too; names that are too long it accepts, and fails when it has to
+/// write them.
+#[tokio::test]
+async fn names_in_arguments_that_cannot_be_names_are_406() {
+    let long = || text(&"n".repeat(256));
+    let too_long = "it must have at most 255 bytes";
+    const EXCHANGE: &str = "x-dead-letter-exchange";
+    let dead = (EXCHANGE, text("dead"));
+    let declare = |entries: &[(&'static str, Value)]| queue_with("q", entries);
+    let alternate = |value| ExchangeDeclare {
+        arguments: table(&[("alternate-exchange", value)]),
+        ..exchange("x", "direct")
+    };
+    let key = "x-dead-letter-routing-key";
+    let invalid_key = "invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost '/'";
+    for row in [
+        row(
+            vec![],
+            declare(&[dead.clone(), (key, long())]),
+            406,
+            too_long,
+        ),
+        row(
+            vec![],
+            declare(&[dead.clone(), (key, long())]),
+            406,
+            invalid_key,
+        ),
+        row(
+            vec![],
+            declare(&[dead, (key, Value::I32(1))]),
+            406,
+            "it must be a string",
+        ),
+        row(vec![], declare(&[(EXCHANGE, long())]), 406, too_long),
+        row(
+            vec![],
+            declare(&[(EXCHANGE, Value::Void)]),
+            406,
+            "it must be a string",
+        ),
+        row(vec![], alternate(long()), 406, too_long),
+        row(
+            vec![],
+            alternate(Value::Bool(true)),
+            406,
+            "it must be a string",
+        ),
+    ] {
+        check(row).await;
+    }
+}

@@ -9,6 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use support::*;
+use tidings_broker_core as core;
+use tidings_broker_core::{MessageId, QueueId, Queues, Record};
 use tidings_wire::*;
 
 /// The running program; killed when it goes out of scope.
@@ -19,6 +21,10 @@ struct Program {
 
 impl Program {
     fn start(data: &Path) -> Program {
+        Program::start_with(data, Stdio::inherit())
+    }
+
+    fn start_with(data: &Path, log: Stdio) -> Program {
         let mut child = command(&[
             "--listen",
             "127.0.0.1:0",
@@ -26,7 +32,7 @@ impl Program {
             &data.display().to_string(),
         ])
         .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
+        .stderr(log)
         .spawn()
         .expect("started");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -260,6 +266,56 @@ async fn a_polite_stop_tells_clients_and_exits_with_0() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert!(status.success());
+}
+
+#[test]
+fn a_start_says_what_of_the_folder_is_not_as_it_was_and_not_without_end() {
+    const MESSAGES: u64 = 150;
+    let long = "k".repeat(300);
+    let arguments = core::Table::new()
+        .with("x-dead-letter-exchange", core::Value::str(""))
+        .with("x-dead-letter-routing-key", core::Value::str(&long));
+    let mut records = vec![Record::QueueDeclared {
+        queue: QueueId(1),
+        name: "old".into(),
+        auto_delete: false,
+        arguments,
+    }];
+    records.extend((1..=MESSAGES).map(|id| {
+        Record::Enqueued {
+            id: MessageId(id),
+            at: 0,
+            queues: Queues::One(QueueId(1)),
+            message: core::Message {
+                persistent: true,
+                ..core::Message::new("", long.clone(), "body")
+            }
+            .into(),
+        }
+    }));
+    let data = tempfile::tempdir().expect("a folder");
+    support::lasting::write_folder(data.path(), &records);
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let stderr = log.reopen().expect("the same file");
+    // What it has to say about the folder it has said when it is ready.
+    let program = Program::start_with(data.path(), stderr.into());
+    program.kill();
+    let log = std::fs::read_to_string(log.path()).expect("text");
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 101, "100 and how many more:\n{log}");
+    for words in ["queue `old` is kept", "`x-dead-letter-routing-key`"] {
+        assert!(warnings[0].contains(words), "{}", warnings[0]);
+    }
+    assert!(
+        warnings[1].contains("a routing key of 300 bytes"),
+        "{}",
+        warnings[1]
+    );
+    assert!(
+        warnings[100].contains("51 more things"),
+        "{}",
+        warnings[100]
+    );
 }
 
 #[test]

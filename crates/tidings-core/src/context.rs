@@ -12,7 +12,9 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{BoxFuture, Envelope, Error, MessageId, Store, StoreError, Transaction};
+use crate::{
+    BoxFuture, Envelope, Error, MessageId, OrderKey, Over, Store, StoreError, Transaction,
+};
 
 /// Values that were given to a router with `with_state`, by type.
 pub type States = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
@@ -36,6 +38,12 @@ pub struct Incoming {
     pub queue: Arc<str>,
     /// How many deliveries or attempts failed before.
     pub failures: u32,
+    /// What the inbox must say of it already, for the commit of the attempt.
+    pub over: Over,
+    /// What order is kept by, at consumers that ask for order.
+    pub order: Option<OrderKey>,
+    /// W3C trace context of the handling: what messages carry that it sends.
+    pub traceparent: Option<Box<str>>,
 }
 
 struct Received {
@@ -92,6 +100,11 @@ impl Context {
     /// Metadata and body of the message.
     pub fn envelope(&self) -> &Envelope {
         &self.message.incoming.envelope
+    }
+
+    /// For the toolkit: where the message came from.
+    pub fn incoming(&self) -> &Incoming {
+        &self.message.incoming
     }
 
     /// The id that identifies the message for ever.

@@ -1,7 +1,7 @@
 //! Errors of handlers. Any error means *try again*, unless it is marked [`Permanent`]: then the
 //! message goes to the dead letters at once.
 
-use std::{error::Error as StdError, fmt};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 /// Any error, as tower's layers return it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -16,6 +16,12 @@ impl Error {
     /// An error from a text.
     pub fn msg(message: impl fmt::Display) -> Self {
         Self(message.to_string().into())
+    }
+
+    /// The same error, with a word on when to try again: not before `delay` has passed (a
+    /// `Retry-After` of an HTTP answer, for example). It counts as a failed attempt.
+    pub fn retry_after(self, delay: Duration) -> Self {
+        Self(Box::new(RetryAfter::new(self.0, delay)))
     }
 
     /// True if trying again cannot help.
@@ -72,6 +78,40 @@ impl fmt::Display for Permanent {
 impl StdError for Permanent {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source()
+    }
+}
+
+/// An error after which the next attempt should wait for a while: the other side said how long.
+#[derive(Debug)]
+pub struct RetryAfter {
+    error: BoxError,
+    delay: Duration,
+}
+
+impl RetryAfter {
+    /// Says that what failed with `error` is worth another attempt after `delay`, not before.
+    pub fn new(error: impl Into<BoxError>, delay: Duration) -> Self {
+        Self {
+            error: error.into(),
+            delay,
+        }
+    }
+
+    /// How long to wait.
+    pub fn delay(&self) -> Duration {
+        self.delay
+    }
+}
+
+impl fmt::Display for RetryAfter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl StdError for RetryAfter {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
     }
 }
 

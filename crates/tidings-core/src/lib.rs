@@ -17,6 +17,7 @@ mod message;
 mod metadata;
 mod outbox;
 mod records;
+mod sending;
 mod store;
 mod transport;
 
@@ -28,22 +29,21 @@ pub use delivery::{
     REDRIVE_HEADER, Settlement, Settler, dead_letter,
 };
 pub use envelope::{Envelope, MessageId};
-pub use error::{BoxError, Error, Permanent, PermanentExt, is_permanent};
+pub use error::{BoxError, Error, Permanent, PermanentExt, RetryAfter, is_permanent};
 pub use inbox::{
     Ask, Claim, Deferred, Due, Fate, InboxEntry, InboxQuery, InboxRow, InboxState, Lease, OrderKey,
     Over, Refusal, Seen, Waiting,
 };
-pub use message::{
-    Command, Destination, Event, IntoMessages, Message, Outgoing, Unrouted, identity_of,
-};
+pub use message::{Command, Destination, Event, Message, Outgoing, Unrouted, identity_of};
 pub use outbox::{
     Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, hash_of_key,
 };
 pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records};
+pub use sending::{Cancel, IntoMessages, Messages, ScheduleId, Scheduled, SendWith, When, With};
 pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError};
 pub use transport::{
-    Deliveries, Features, PublishError, PublishErrorKind, Queue, Subscription, Topology, Transport,
-    TransportError, dead_letter_queue,
+    Deliveries, Features, Group, PublishError, PublishErrorKind, Queue, SLOT_COUNT, Subscription,
+    Topology, Transport, TransportError, dead_letter_queue, slot_of,
 };
 
 /// A boxed future, as the ports return it so that they can be used as trait objects.

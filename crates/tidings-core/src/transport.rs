@@ -10,7 +10,7 @@ use std::{
 
 use futures_core::Stream;
 
-use crate::{BoxError, BoxFuture, Delivery, Outgoing};
+use crate::{BoxError, BoxFuture, Delivery, Outgoing, hash_of_key};
 
 /// A message broker, seen by the toolkit.
 ///
@@ -101,6 +101,8 @@ pub struct Features {
     /// The engine says how often it handed a message out
     /// ([`Delivery::delivered_before`](crate::Delivery::delivered_before)), at least of some queues.
     pub counts_deliveries: bool,
+    /// How many partitions a [`Group`] may have; zero if the engine keeps no order across instances.
+    pub partitions_max: u16,
     /// The longest name of a queue or topic, in bytes, with everything the adapter adds to it.
     pub name_bytes_max: usize,
     /// The largest body, in bytes; `None` if only the broker's own limit holds.
@@ -116,6 +118,7 @@ impl Features {
             reports_unroutable: false,
             delay_max: Duration::ZERO,
             counts_deliveries: false,
+            partitions_max: 0,
             name_bytes_max: 64,
             body_bytes_max: None,
         }
@@ -139,6 +142,8 @@ pub struct Topology {
     pub topics: Vec<Cow<'static, str>>,
     /// Queues it receives from.
     pub queues: Vec<Queue>,
+    /// Ordered groups it receives from.
+    pub groups: Vec<Group>,
 }
 
 impl Topology {
@@ -164,10 +169,19 @@ impl Topology {
         self
     }
 
+    /// Adds an ordered group to receive from, if it is not there yet.
+    pub fn group(mut self, group: Group) -> Self {
+        if !self.groups.contains(&group) {
+            self.groups.push(group);
+        }
+        self
+    }
+
     /// Adds everything of another topology.
     pub fn merge(self, other: Self) -> Self {
         let with_topics = other.topics.into_iter().fold(self, Self::topic);
-        other.queues.into_iter().fold(with_topics, Self::queue)
+        let with_queues = other.queues.into_iter().fold(with_topics, Self::queue);
+        other.groups.into_iter().fold(with_queues, Self::group)
     }
 }
 
@@ -207,6 +221,76 @@ impl Queue {
     }
 }
 
+/// How many slots keys fall into. A publisher sends the slot of a message's key along (on AMQP as
+/// the routing key `tidings.slot.17`), so that engines without partitions can be given some.
+pub const SLOT_COUNT: u16 = 64;
+
+/// The slot of a key.
+pub fn slot_of(key: &str) -> u16 {
+    (hash_of_key(key) % u64::from(SLOT_COUNT)) as u16
+}
+
+/// An ordered group of a consumer: messages with one key, of all the types it takes, go to one
+/// partition in the order they were published, and a partition is received by one subscription at a
+/// time. Each partition is a queue: [`partition`](Self::partition) names it. What comes without a key,
+/// or from a publisher that knows nothing of slots, goes to one more queue, [`any`](Self::any). Dead
+/// letters are beside the group's name ([`dead_letter_queue`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Group {
+    /// Its name: `payment.ordered`.
+    pub name: Cow<'static, str>,
+    /// The topics whose messages it wants.
+    pub topics: Vec<Cow<'static, str>>,
+    /// The queues of commands that go through the group: what is sent to one of them by name.
+    pub commands: Vec<Cow<'static, str>>,
+    /// How many partitions it has, at most [`SLOT_COUNT`].
+    pub partitions: NonZeroU16,
+}
+
+impl Group {
+    /// A group that wants nothing yet.
+    pub fn new(name: impl Into<Cow<'static, str>>, partitions: NonZeroU16) -> Self {
+        Self {
+            name: name.into(),
+            topics: Vec::new(),
+            commands: Vec::new(),
+            partitions,
+        }
+    }
+
+    /// Subscribes it to a topic.
+    pub fn topic(mut self, topic: impl Into<Cow<'static, str>>) -> Self {
+        let topic = topic.into();
+        if !self.topics.contains(&topic) {
+            self.topics.push(topic);
+        }
+        self
+    }
+
+    /// Lets it take what is sent to a command's queue.
+    pub fn command(mut self, queue: impl Into<Cow<'static, str>>) -> Self {
+        self.commands.push(queue.into());
+        self
+    }
+
+    /// The queue of a partition. The number of partitions is in its name, so that groups that differ
+    /// in it never share a queue.
+    pub fn partition(&self, partition: u16) -> String {
+        format!("{}.{}of{}", self.name, partition, self.partitions)
+    }
+
+    /// The queue of what has no slot.
+    pub fn any(&self) -> String {
+        format!("{}.any", self.name)
+    }
+
+    /// The partition that a slot belongs to.
+    pub fn partition_of_slot(&self, slot: u16) -> u16 {
+        slot % self.partitions.get()
+    }
+}
+
 /// The name of the dead letters beside `queue`.
 pub fn dead_letter_queue(queue: &str) -> String {
     format!("{queue}.dead")
@@ -220,6 +304,13 @@ pub struct Subscription {
     pub queue: Cow<'static, str>,
     /// How many deliveries may be out unsettled.
     pub prefetch: NonZeroU16,
+    /// Whether the queue is a partition of a [`Group`].
+    ///
+    /// Then only one subscription at a time gets deliveries; another one waits until that ends. When
+    /// the stream is dropped, whatever is out is given back to the queue at once, in its old order,
+    /// and its deliveries are stale: finish what runs before, so that the next subscription does not
+    /// get later messages while earlier ones are still being handled.
+    pub is_ordered: bool,
 }
 
 impl Subscription {
@@ -228,7 +319,14 @@ impl Subscription {
         Self {
             queue: queue.into(),
             prefetch: const { NonZeroU16::new(64).unwrap() },
+            is_ordered: false,
         }
+    }
+
+    /// Receives from a partition of a [`Group`], or its [`any`](Group::any).
+    pub fn ordered(mut self) -> Self {
+        self.is_ordered = true;
+        self
     }
 
     /// How many deliveries may be out unsettled.

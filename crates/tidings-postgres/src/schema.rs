@@ -3,41 +3,20 @@
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, raw_sql};
 use tidings_core::StoreError;
 
-use crate::error::explain;
+use crate::{error::explain, upgrade};
 
 /// Whose tables a migration makes.
 pub(crate) const OWN: &str = "tidings";
 pub(crate) const APPLICATION: &str = "application";
 
-/// The lanes' rows keep their place in their page (`fillfactor`), since they are updated for ever.
-pub(crate) const MIGRATIONS: &[(&str, &str)] = &[(
-    "0001",
-    "create table tidings_inbox (
-         consumer text not null,
-         message text not null,
-         claimed_at timestamptz not null default clock_timestamp(),
-         primary key (consumer, message)
-     );
-     create index tidings_inbox_age on tidings_inbox using brin (claimed_at);
-     create table tidings_outbox (
-         position bigint generated always as identity primary key,
-         lane smallint not null,
-         created_at timestamptz not null default clock_timestamp(),
-         deferred_until timestamptz,
-         message text not null,
-         body bytea not null
-     );
-     create index tidings_outbox_ready on tidings_outbox (position) include (lane)
-         where deferred_until is null;
-     create index tidings_outbox_deferred on tidings_outbox (deferred_until)
-         where deferred_until is not null;
-     create table tidings_lane (
-         lane smallint primary key,
-         relay text,
-         leased_until timestamptz not null default '-infinity'
-     ) with (fillfactor = 10);
-     insert into tidings_lane (lane) select generate_series(0, 15);",
-)];
+/// What each version added. A migration that was released is never changed.
+pub(crate) const MIGRATIONS: &[(&str, &str)] = &[
+    ("0001", include_str!("../migrations/0001.sql")),
+    (WITH_WAITING, include_str!("../migrations/0002.sql")),
+];
+
+/// The migration after which elder outbox rows are told where they go.
+const WITH_WAITING: &str = "0002";
 
 /// Refuses a name that would have to be quoted everywhere.
 pub(crate) fn check_name(schema: &str) -> Result<(), StoreError> {
@@ -163,9 +142,12 @@ async fn run_once(
     if new.rows_affected() > 0 {
         // A migration is a text of the program, as a handler's statements are.
         raw_sql(AssertSqlSafe(sql.to_owned()))
-            .execute(connection)
+            .execute(&mut *connection)
             .await
             .map_err(failed)?;
+        if (owner, name) == (OWN, WITH_WAITING) {
+            upgrade::route(connection).await.map_err(failed)?;
+        }
     }
     Ok(())
 }

@@ -1,19 +1,21 @@
 //! A handler's transaction, and the `Tx` it is used through.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use sqlx::{PgConnection, Postgres};
 use tidings_core::{
-    BoxFuture, Commit, Committed, Context, Error, FromContext, Provided, StoreError, Transaction,
-    TransactionHandle,
+    BoxFuture, Commit, Committed, Context, Error, FromContext, Provided, Record, RecordId,
+    StoreError, Transaction, TransactionHandle,
 };
 
-use crate::{Shared, error::explain, outbox};
+use crate::{Shared, commit, error::explain, records};
 
 /// A transaction on a [`PostgresStore`](crate::PostgresStore).
 pub struct PostgresTransaction {
     shared: Arc<Shared>,
     transaction: sqlx::Transaction<'static, Postgres>,
+    /// The records that it has read.
+    locked: HashSet<RecordId>,
 }
 
 impl PostgresTransaction {
@@ -22,6 +24,7 @@ impl PostgresTransaction {
         Ok(Self {
             transaction: transaction.map_err(|error| explain("begin a transaction", &error))?,
             shared,
+            locked: HashSet::new(),
         })
     }
 
@@ -29,24 +32,39 @@ impl PostgresTransaction {
     pub fn conn(&mut self) -> &mut PgConnection {
         &mut self.transaction
     }
+
+    /// Writes what is in `commit` and ends the transaction. An error undoes it, when it is dropped.
+    pub(crate) async fn finish(mut self, commit: Commit) -> Result<Committed, StoreError> {
+        let connection = &mut *self.transaction;
+        let written = commit::write(connection, &self.shared, &self.locked, &commit).await?;
+        let ended = match written {
+            Committed::Done => self.transaction.commit().await,
+            Committed::Refused { .. } => self.transaction.rollback().await,
+        };
+        ended.map_err(|error| explain("end a transaction", &error))?;
+        self.shared.committed(&commit, &written);
+        Ok(written)
+    }
 }
 
 impl Transaction for PostgresTransaction {
+    fn read<'a>(
+        &'a mut self,
+        ids: &'a [RecordId],
+    ) -> BoxFuture<'a, Result<Vec<Option<Record>>, StoreError>> {
+        Box::pin(async move {
+            let names = self.shared.locks;
+            let read = records::read_locked(&mut self.transaction, names, ids).await?;
+            self.locked.extend(ids.iter().cloned());
+            Ok(read)
+        })
+    }
+
     fn commit(
-        mut self: Box<Self>,
+        self: Box<Self>,
         commit: Commit,
     ) -> BoxFuture<'static, Result<Committed, StoreError>> {
-        Box::pin(async move {
-            let schema_hash = self.shared.schema_hash;
-            let written = outbox::write(&mut *self.transaction, schema_hash, &commit).await?;
-            let ended = match written {
-                Committed::Done => self.transaction.commit().await,
-                Committed::Duplicate => self.transaction.rollback().await,
-            };
-            ended.map_err(|error| explain("end a transaction", &error))?;
-            self.shared.committed(&commit, written);
-            Ok(written)
-        })
+        Box::pin((*self).finish(commit))
     }
 
     fn rollback(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -4,7 +4,7 @@ use std::{any::Any, sync::Arc};
 
 use tidings_core::{BoxFuture, Store, StoreError, Transaction};
 use tidings_postgres::{PostgresStore, PostgresTransaction, sqlx};
-use tidings_testing::store::{Subject, conformance};
+use tidings_testing::store::{Damage, Subject, conformance};
 
 mod server;
 
@@ -50,6 +50,24 @@ impl Subject for Schema {
                 .fetch_all(self.store.pool())
                 .await
                 .expect("notes can be read")
+        })
+    }
+
+    fn damage<'a>(&'a self, what: Damage<'a>) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let query = match what {
+                Damage::Outbox(position) => {
+                    sqlx::query("update tidings_outbox set message = '{' where position = $1")
+                        .bind(position)
+                }
+                Damage::Inbox(claim) => sqlx::query(
+                    "update tidings_inbox set metadata = '{' where consumer = $1 and message = $2",
+                )
+                .bind(&*claim.consumer)
+                .bind(claim.message.as_str()),
+            };
+            let done = query.execute(self.store.pool()).await;
+            done.expect("a row is changed").rows_affected() == 1
         })
     }
 }

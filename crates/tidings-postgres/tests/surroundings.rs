@@ -75,8 +75,8 @@ async fn copies_of_a_service_that_start_at_once_make_its_schema_once() {
     copies.join_all().await;
     let store = PostgresStore::connect(server::url(), name).await;
     let store = store.expect("a store");
-    let leased = store.lease_lanes("relay", Duration::ZERO).await;
-    assert_eq!(leased.expect("lanes").len(), usize::from(Lane::COUNT));
+    let leased = store.outbox().lease("relay", Duration::ZERO).await;
+    assert_eq!(leased.expect("lanes").lanes.len(), usize::from(Lane::COUNT));
 }
 
 #[tokio::test]
@@ -149,10 +149,11 @@ async fn a_connection_that_is_killed_is_an_error_and_the_next_transaction_works(
         .take()
         .expect("it was handed back")
         .expect("it was begun");
-    transaction
+    let error = transaction
         .commit(Commit::default())
         .await
         .expect_err("nothing is committed");
+    assert!(error.is_unavailable(), "{error}");
 
     let slot = Arc::new(TransactionSlot::new(store.clone().into()));
     let mut tx = Tx::from(slot.handle());

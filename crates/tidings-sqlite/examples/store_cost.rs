@@ -1,4 +1,4 @@
-//! How many small durable transactions a second one file takes: claim, one write, one outbox row.
+//! How many small durable transactions a second one file takes: inbox row, one write, one outbox row.
 //!
 //! `cargo run --release -p tidings-sqlite --example store_cost -- [tasks] [seconds] [folder]`
 //!
@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidings_core::{Claim, Commit, Destination, Envelope, Outgoing, Store, StoreError, Unrouted};
+use tidings_core::{
+    Ask, Claim, Commit, Destination, Envelope, InboxEntry, Outgoing, Store, StoreError, Unrouted,
+};
 use tidings_sqlite::{SqliteStore, SqliteTransaction};
 
 const TABLE: &[(&str, &str)] = &[(
@@ -79,25 +81,25 @@ async fn one(store: &SqliteStore, way: Way, order: String) -> Result<(), StoreEr
     let mut envelope = Envelope::new("payment-settled.v1", vec![b'x'; 128]);
     envelope.id = Some(order.as_str().into());
     envelope.key = Some(order.as_str().into());
+    let claim = Claim {
+        consumer: "payment.order-placed.v1".into(),
+        message: order.as_str().into(),
+    };
     let commit = Commit {
-        claim: Some(Claim {
-            consumer: "payment.order-placed.v1".into(),
-            message: order.as_str().into(),
-        }),
+        inbox: vec![InboxEntry::handled(claim.clone())],
         outbox: vec![Outgoing {
             destination: Destination::topic("payment_events"),
-            unrouted: Unrouted::Park,
+            unrouted: Unrouted::Hold,
             envelope,
         }],
+        ..Commit::default()
     };
     if matches!(way, Way::OneStep) {
         store.commit(commit).await?;
         return Ok(());
     }
-    if matches!(way, Way::HandlerAfterLook)
-        && let Some(claim) = &commit.claim
-    {
-        store.is_claimed(claim).await?;
+    if matches!(way, Way::HandlerAfterLook) {
+        store.look(&[Ask { claim, order: None }]).await?;
     }
     let mut transaction = store.begin().await?;
     let own: &mut dyn Any = transaction.as_mut();

@@ -26,12 +26,22 @@
 //! # Ok(()) }
 //! ```
 
+mod clock;
+mod commit;
+mod deferred;
 mod error;
+mod inbox;
+mod lanes;
+mod migrations;
 mod outbox;
 mod readers;
+mod records;
 mod schema;
 mod transaction;
 mod writer;
+
+#[cfg(test)]
+mod plans;
 
 use std::{
     path::{Path, PathBuf},
@@ -44,7 +54,7 @@ use std::{
 
 use rusqlite::Connection;
 use tidings_core::{
-    BoxFuture, Claim, Commit, Committed, Lane, OutboxRow, OutboxStats, Store, StoreError,
+    Ask, BoxFuture, Commit, Committed, Deferred, Outbox, Records, Seen, Store, StoreError,
     Transaction,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -52,7 +62,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use rusqlite;
 pub use transaction::{SqliteTransaction, Tx};
 
-use transaction::{Deferred, commit_work, gone, statement, unit};
+use migrations::Migration;
+use transaction::{Postponed, commit_work, gone, statement, unit};
 use writer::{Job, Statement};
 
 /// How long a write waits for another process that holds the file's lock.
@@ -178,9 +189,13 @@ impl SqliteStore {
     /// When a migration fails, or the file has run one that is not in `migrations`: it was written
     /// by a newer version of the program.
     pub async fn migrate(&self, migrations: &[(&str, &str)]) -> Result<(), StoreError> {
-        let migrations: Vec<(String, String)> = migrations
+        let migrations: Vec<Migration> = migrations
             .iter()
-            .map(|&(name, sql)| (name.to_owned(), sql.to_owned()))
+            .map(|&(name, sql)| Migration {
+                name: name.to_owned(),
+                sql: sql.to_owned(),
+                then: None,
+            })
             .collect();
         let path = Arc::clone(&self.0.path);
         // The migration's own error says more than one of SQLite's could.
@@ -240,11 +255,11 @@ impl Shared {
 
     async fn commit(
         self: Arc<Self>,
-        deferred: Vec<Deferred>,
+        postponed: Vec<Postponed>,
         commit: Commit,
     ) -> Result<Committed, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let work = commit_work(Arc::clone(&self), deferred, commit, reply);
+        let work = commit_work(Arc::clone(&self), postponed, commit, reply);
         self.send(Job::Unit(work)).await?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
@@ -278,73 +293,31 @@ impl Store for SqliteStore {
         Box::pin(Arc::clone(&self.0).commit(Vec::new(), commit))
     }
 
-    fn is_claimed<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<bool, StoreError>> {
-        let claim = claim.clone();
-        Box::pin(self.read(move |connection| outbox::is_claimed(connection, &claim)))
+    fn look<'a>(&'a self, asked: &'a [Ask]) -> BoxFuture<'a, Result<Vec<Seen>, StoreError>> {
+        let asked = asked.to_vec();
+        Box::pin(self.read(move |connection| inbox::look(connection, &asked)))
     }
 
-    fn lease_lanes<'a>(
+    fn forget<'a>(
         &'a self,
-        relay: &'a str,
-        lease: Duration,
-    ) -> BoxFuture<'a, Result<Vec<Lane>, StoreError>> {
-        let relay = relay.to_owned();
-        Box::pin(self.write(move |connection| outbox::lease_lanes(connection, &relay, lease)))
-    }
-
-    fn release_lanes<'a>(&'a self, relay: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
-        let relay = relay.to_owned();
-        Box::pin(self.write(move |connection| outbox::release_lanes(connection, &relay)))
-    }
-
-    fn unsent<'a>(
-        &'a self,
-        lanes: &'a [Lane],
+        consumer: &'a str,
+        age: Duration,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>> {
-        let lanes = lanes.to_vec();
-        Box::pin(self.read(move |connection| outbox::unsent(connection, &lanes, limit)))
+    ) -> BoxFuture<'a, Result<u64, StoreError>> {
+        let consumer = consumer.to_owned();
+        Box::pin(self.write(move |connection| inbox::forget(connection, &consumer, age, limit)))
     }
 
-    fn defer<'a>(
-        &'a self,
-        positions: &'a [i64],
-        delay: Duration,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
-        let positions = positions.to_vec();
-        Box::pin(self.write(move |connection| outbox::defer(connection, &positions, delay)))
+    fn outbox(&self) -> &dyn Outbox {
+        self
     }
 
-    fn sent<'a>(&'a self, positions: &'a [i64]) -> BoxFuture<'a, Result<(), StoreError>> {
-        let positions = positions.to_vec();
-        Box::pin(self.write(move |connection| outbox::sent(connection, &positions)))
+    fn deferred(&self) -> &dyn Deferred {
+        self
     }
 
-    fn committed(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let mut commits = self.0.commits.subscribe();
-            loop {
-                let now = *commits.borrow_and_update();
-                if self.0.commits_seen.swap(now, Ordering::Relaxed) != now {
-                    return;
-                }
-                if tokio::time::timeout(OTHER_PROCESSES_POLL, commits.changed())
-                    .await
-                    .is_err()
-                    && self.0.others_committed().await.unwrap_or(false)
-                {
-                    return;
-                }
-            }
-        })
-    }
-
-    fn outbox_stats(&self) -> BoxFuture<'_, Result<OutboxStats, StoreError>> {
-        Box::pin(self.read(outbox::stats))
-    }
-
-    fn forget_claims(&self, age: Duration, limit: usize) -> BoxFuture<'_, Result<u64, StoreError>> {
-        Box::pin(self.write(move |connection| outbox::forget_claims(connection, age, limit)))
+    fn records(&self) -> &dyn Records {
+        self
     }
 }
 

@@ -1,145 +1,371 @@
-//! The statements of inbox, outbox and lanes.
+//! The outbox: writing rows, and the relay's side of it but for the lanes.
+//!
+//! `destination` and `key_hash` are columns, so that nothing is decoded to find a row. Rows that
+//! are held or set aside are in no index that the rounds of ready ones use.
 
 use std::{
-    collections::BinaryHeap,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    collections::{BinaryHeap, HashSet},
+    sync::atomic::Ordering,
+    time::Duration,
 };
 
-use rusqlite::{Connection, OptionalExtension, Result, types::Type};
-use tidings_core::{Claim, Commit, Committed, Lane, OutboxRow, OutboxStats, Outgoing};
+use rusqlite::{Connection, OptionalExtension, Result, Row};
+use tidings_core::{
+    BoxError, BoxFuture, Destination, Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState,
+    OutboxStats, Outgoing, StoreError,
+};
 
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> i64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_1970.map_or(0, millis)
-}
+use crate::{
+    OTHER_PROCESSES_POLL, SqliteStore,
+    clock::{between, limit, now_ms, timestamp},
+    lanes,
+    migrations::key_hash,
+};
 
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
+const INSERT: &str = "\
+insert into tidings_outbox (lane, created_at, destination, key_hash, message, body) \
+values (?1, ?2, ?3, ?4, ?5, ?6)";
 
-/// Writes the claim and the outbox rows. After `Duplicate` the caller rolls back.
-pub(crate) fn write(connection: &Connection, commit: &Commit) -> Result<Committed> {
-    let now = now_ms();
-    if let Some(claim) = &commit.claim {
-        let written = connection
-            .prepare_cached(
-                "insert into tidings_inbox (consumer, message, claimed_at) values (?1, ?2, ?3) \
-                 on conflict do nothing",
-            )?
-            .execute((&*claim.consumer, claim.message.as_str(), now))?;
-        if written == 0 {
-            return Ok(Committed::Duplicate);
-        }
+pub(crate) const READY: &str = "\
+select position from tidings_outbox where lane = ?1 and state = 0 order by position limit ?2";
+
+const ROW: &str = "\
+select position, created_at, message, body, destination, key_hash \
+from tidings_outbox where position = ?1";
+
+pub(crate) const IS_HELD: &str = "\
+select 1 from tidings_outbox where destination = ?1 and key_hash = ?2 and state = 1";
+
+/// The first destination of a lane after another: a step of a loose scan of the index.
+pub(crate) const HELD_AFTER: &str = "\
+select destination from tidings_outbox \
+where lane = ?1 and state = 1 and destination > ?2 order by destination limit 1";
+
+pub(crate) const NEXT_HELD: &str = "\
+select position from tidings_outbox \
+where lane = ?1 and destination = ?2 and state = 1 order by position limit ?3";
+
+const CONFIRMED: &str = "delete from tidings_outbox where position = ?1";
+
+/// Only in lanes that the relay `?3` has at the time `?4`. A row that was set aside stays so.
+const HOLD: &str = "\
+update tidings_outbox set state = 1, reason = ?2 where position = ?1 and state <> 2 and exists ( \
+    select 1 from tidings_lane where tidings_lane.lane = tidings_outbox.lane \
+    and relay = ?3 and leased_until > ?4)";
+const SET_ASIDE: &str = "\
+update tidings_outbox set state = 2, reason = ?2 where position = ?1 and exists ( \
+    select 1 from tidings_lane where tidings_lane.lane = tidings_outbox.lane \
+    and relay = ?3 and leased_until > ?4)";
+
+/// `state <> 0` is said for the sake of the partial index.
+pub(crate) const LIST: &str = "\
+select position, created_at, message, body, destination, reason from tidings_outbox \
+where state = ?1 and state <> 0 and position > ?2 order by position limit ?3";
+
+const RESTORE: &str = "\
+update tidings_outbox set state = 0, reason = null where position = ?1 and state = 2";
+
+const DISCARD: &str = "delete from tidings_outbox where position = ?1 and state = 2";
+
+/// Counts stop at `?1`.
+pub(crate) const COUNT_READY: &str = "\
+select count(*) from (select 1 from tidings_outbox where state = 0 limit ?1)";
+pub(crate) const COUNT_HELD: &str = "\
+select count(*) from (select 1 from tidings_outbox where state = 1 limit ?1)";
+pub(crate) const COUNT_SET_ASIDE: &str = "\
+select count(*) from (select 1 from tidings_outbox where state = 2 and state <> 0 limit ?1)";
+
+/// The ready rows are ordered within their lanes: the oldest is the oldest of all lanes' oldest.
+pub(crate) const OLDEST_READY: &str = "\
+select min((select created_at from tidings_outbox \
+    where tidings_outbox.lane = tidings_lane.lane and state = 0 order by position limit 1)) \
+from tidings_lane";
+pub(crate) const OLDEST_HELD: &str = "\
+select created_at from tidings_outbox where state = 1 and state <> 0 order by position limit 1";
+
+/// Writes the messages of a commit.
+pub(crate) fn write(connection: &Connection, messages: &[Outgoing], now: i64) -> Result<()> {
+    if messages.is_empty() {
+        return Ok(());
     }
-    if !commit.outbox.is_empty() {
-        let mut insert = connection.prepare_cached(
-            "insert into tidings_outbox (lane, created_at, message, body) values (?1, ?2, ?3, ?4)",
-        )?;
-        for message in &commit.outbox {
-            let lane = Lane::of_message(message).0;
-            insert.execute((lane, now, message.to_record(), &*message.envelope.body))?;
-        }
-    }
-    Ok(Committed::Done)
-}
-
-pub(crate) fn is_claimed(connection: &Connection, claim: &Claim) -> Result<bool> {
-    connection
-        .prepare_cached("select 1 from tidings_inbox where consumer = ?1 and message = ?2")?
-        .exists((&*claim.consumer, claim.message.as_str()))
-}
-
-/// Deletes from the front, where the oldest claims are, and stops at the first young one.
-pub(crate) fn forget_claims(connection: &Connection, age: Duration, limit: usize) -> Result<u64> {
-    let forgotten = connection
-        .prepare_cached(
-            "delete from tidings_inbox where claim in (
-                 select claim from (
-                     select claim, claimed_at from tidings_inbox order by claim limit ?1
-                 ) where claimed_at < ?2
-             )",
-        )?
-        .execute((
-            i64::try_from(limit).unwrap_or(i64::MAX),
-            now_ms().saturating_sub(millis(age)),
+    let mut insert = connection.prepare_cached(INSERT)?;
+    for message in messages {
+        insert.execute((
+            Lane::of_message(message).0,
+            now,
+            message.destination.to_text(),
+            key_hash(message),
+            message.to_metadata(),
+            &*message.envelope.body,
         ))?;
-    Ok(forgotten as u64)
+    }
+    Ok(())
 }
 
-pub(crate) fn lease_lanes(
+impl Outbox for SqliteStore {
+    fn lease<'a>(
+        &'a self,
+        relay: &'a str,
+        lease: Duration,
+    ) -> BoxFuture<'a, std::result::Result<Leased, StoreError>> {
+        let relay = relay.to_owned();
+        Box::pin(self.write(move |connection| lanes::lease(connection, &relay, lease)))
+    }
+
+    fn release<'a>(
+        &'a self,
+        relay: &'a str,
+        lanes: Option<&'a [Lane]>,
+    ) -> BoxFuture<'a, std::result::Result<(), StoreError>> {
+        let (relay, lanes) = (relay.to_owned(), lanes.map(<[Lane]>::to_vec));
+        Box::pin(self.write(move |connection| lanes::release(connection, &relay, lanes.as_deref())))
+    }
+
+    fn next<'a>(
+        &'a self,
+        lanes: &'a [Lane],
+        held: &'a [Destination],
+        except: &'a [i64],
+        limit: usize,
+    ) -> BoxFuture<'a, std::result::Result<Vec<OutboxRow>, StoreError>> {
+        let lanes = lanes.to_vec();
+        let held = held.iter().map(Destination::to_text).collect();
+        let except = except.iter().copied().collect();
+        Box::pin(self.read(move |connection| next(connection, &lanes, &held, &except, limit)))
+    }
+
+    fn confirmed<'a>(
+        &'a self,
+        positions: &'a [i64],
+    ) -> BoxFuture<'a, std::result::Result<(), StoreError>> {
+        let positions = positions.to_vec();
+        let confirmed = self.write(move |connection| each(connection, CONFIRMED, &positions));
+        Box::pin(async { confirmed.await.map(drop) })
+    }
+
+    fn hold<'a>(
+        &'a self,
+        relay: &'a str,
+        positions: &'a [i64],
+        reason: &'a str,
+    ) -> BoxFuture<'a, std::result::Result<(), StoreError>> {
+        let (relay, reason, positions) = (relay.to_owned(), reason.to_owned(), positions.to_vec());
+        Box::pin(
+            self.write(move |connection| {
+                each_of_relay(connection, HOLD, &relay, &positions, &reason)
+            }),
+        )
+    }
+
+    fn held<'a>(
+        &'a self,
+        lanes: &'a [Lane],
+    ) -> BoxFuture<'a, std::result::Result<Vec<Destination>, StoreError>> {
+        let lanes = lanes.to_vec();
+        Box::pin(self.read(move |connection| held(connection, &lanes)))
+    }
+
+    fn next_held<'a>(
+        &'a self,
+        lanes: &'a [Lane],
+        destination: &'a Destination,
+        limit: usize,
+    ) -> BoxFuture<'a, std::result::Result<Vec<OutboxRow>, StoreError>> {
+        let (lanes, destination) = (lanes.to_vec(), destination.to_text());
+        Box::pin(self.read(move |connection| next_held(connection, &lanes, &destination, limit)))
+    }
+
+    fn set_aside<'a>(
+        &'a self,
+        relay: &'a str,
+        positions: &'a [i64],
+        reason: &'a str,
+    ) -> BoxFuture<'a, std::result::Result<(), StoreError>> {
+        let (relay, reason, positions) = (relay.to_owned(), reason.to_owned(), positions.to_vec());
+        Box::pin(self.write(move |connection| {
+            each_of_relay(connection, SET_ASIDE, &relay, &positions, &reason)
+        }))
+    }
+
+    fn list<'a>(
+        &'a self,
+        state: OutboxState,
+        after: Option<i64>,
+        limit: usize,
+    ) -> BoxFuture<'a, std::result::Result<Vec<ListedRow>, StoreError>> {
+        Box::pin(self.read(move |connection| list(connection, state, after, limit)))
+    }
+
+    fn restore<'a>(
+        &'a self,
+        positions: &'a [i64],
+    ) -> BoxFuture<'a, std::result::Result<u64, StoreError>> {
+        let positions = positions.to_vec();
+        let restored = self.write(move |connection| each(connection, RESTORE, &positions));
+        Box::pin(async move {
+            // They are ready now.
+            restored.await.inspect(|_| self.0.wake_relays())
+        })
+    }
+
+    fn discard<'a>(
+        &'a self,
+        positions: &'a [i64],
+    ) -> BoxFuture<'a, std::result::Result<u64, StoreError>> {
+        let positions = positions.to_vec();
+        Box::pin(self.write(move |connection| each(connection, DISCARD, &positions)))
+    }
+
+    fn committed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut commits = self.0.commits.subscribe();
+            loop {
+                let now = *commits.borrow_and_update();
+                if self.0.commits_seen.swap(now, Ordering::Relaxed) != now {
+                    return;
+                }
+                if tokio::time::timeout(OTHER_PROCESSES_POLL, commits.changed())
+                    .await
+                    .is_err()
+                    && self.0.others_committed().await.unwrap_or(false)
+                {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn stats(&self) -> BoxFuture<'_, std::result::Result<OutboxStats, StoreError>> {
+        Box::pin(self.read(stats))
+    }
+}
+
+/// Runs a statement on each position, and says how many rows it changed.
+fn each(connection: &Connection, sql: &str, positions: &[i64]) -> Result<u64> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut count = 0;
+    for position in positions {
+        count += statement.execute((position,))? as u64;
+    }
+    Ok(count)
+}
+
+fn each_of_relay(
     connection: &Connection,
+    sql: &str,
     relay: &str,
-    lease: Duration,
-) -> Result<Vec<Lane>> {
+    positions: &[i64],
+    reason: &str,
+) -> Result<()> {
     let now = now_ms();
-    let mut lanes: Vec<Lane> = connection
-        .prepare_cached(
-            "update tidings_lane set relay = ?1, leased_until = ?2 \
-             where relay is null or relay = ?1 or leased_until <= ?3 returning lane",
-        )?
-        .query_map((relay, now.saturating_add(millis(lease)), now), |row| {
-            row.get(0).map(Lane)
-        })?
-        .collect::<Result<_>>()?;
-    lanes.sort_unstable();
-    Ok(lanes)
+    let mut statement = connection.prepare_cached(sql)?;
+    positions
+        .iter()
+        .try_for_each(|position| statement.execute((position, reason, relay, now)).map(drop))
 }
 
-pub(crate) fn release_lanes(connection: &Connection, relay: &str) -> Result<()> {
-    connection
-        .prepare_cached("update tidings_lane set relay = null, leased_until = 0 where relay = ?1")?
-        .execute((relay,))
-        .map(drop)
-}
-
-/// The oldest rows of `lanes`: first their positions, from the index alone, then the rows.
-pub(crate) fn unsent(
+/// The oldest ready rows of `lanes`: first their positions, from the index alone, then the rows.
+pub(crate) fn next(
     connection: &Connection,
     lanes: &[Lane],
-    limit: usize,
+    held: &HashSet<String>,
+    except: &HashSet<i64>,
+    count_max: usize,
 ) -> Result<Vec<OutboxRow>> {
-    let positions = oldest(connection, lanes, limit)?;
-    let mut row = connection
-        .prepare_cached("select message, body from tidings_outbox where position = ?1")?;
-    let mut rows = Vec::with_capacity(positions.len());
-    for position in positions {
-        let message = row
-            .query_row((position,), |row| {
-                let body = row.get_ref(1)?.as_blob()?.to_vec();
-                Outgoing::from_record(row.get_ref(0)?.as_str()?, body.into()).map_err(|error| {
-                    rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into())
-                })
-            })
-            .optional()?;
-        rows.extend(message.map(|message| OutboxRow { position, message }));
+    let mut oldest = Smallest::new(count_max);
+    let mut ready = connection.prepare_cached(READY)?;
+    let enough = limit(count_max.saturating_add(except.len()));
+    for lane in lanes {
+        let mut positions = ready.query((lane.0, enough))?;
+        while let Some(row) = positions.next()? {
+            let position = row.get(0)?;
+            if !except.contains(&position) && !oldest.take(position) {
+                break;
+            }
+        }
     }
-    Ok(rows)
+    rows(connection, oldest, held)
 }
 
-fn oldest(connection: &Connection, lanes: &[Lane], limit: usize) -> Result<Vec<i64>> {
-    let mut oldest = Smallest::new(limit);
-    let mut ready = connection.prepare_cached(
-        "select position from tidings_outbox where lane = ?1 and deferred_until is null \
-         order by position limit ?2",
-    )?;
+pub(crate) fn next_held(
+    connection: &Connection,
+    lanes: &[Lane],
+    destination: &str,
+    count_max: usize,
+) -> Result<Vec<OutboxRow>> {
+    let mut oldest = Smallest::new(count_max);
+    let mut held = connection.prepare_cached(NEXT_HELD)?;
     for lane in lanes {
-        let mut rows = ready.query((lane.0, i64::try_from(limit).unwrap_or(i64::MAX)))?;
-        while let Some(row) = rows.next()? {
+        let mut positions = held.query((lane.0, destination, limit(count_max)))?;
+        while let Some(row) = positions.next()? {
             if !oldest.take(row.get(0)?) {
                 break;
             }
         }
     }
-    let mut due = connection
-        .prepare_cached("select position, lane from tidings_outbox where deferred_until <= ?1")?;
-    let mut rows = due.query((now_ms(),))?;
-    while let Some(row) = rows.next()? {
-        if lanes.contains(&Lane(row.get(1)?)) {
-            oldest.take(row.get(0)?);
+    rows(connection, oldest, &HashSet::new())
+}
+
+pub(crate) fn held(connection: &Connection, lanes: &[Lane]) -> Result<Vec<Destination>> {
+    let mut next = connection.prepare_cached(HELD_AFTER)?;
+    let mut found = HashSet::new();
+    for lane in lanes {
+        let mut last = String::new();
+        while let Some(destination) = next
+            .query_row((lane.0, &last), |row| row.get::<_, String>(0))
+            .optional()?
+        {
+            found.insert(destination.clone());
+            last = destination;
         }
     }
-    Ok(oldest.0.into_sorted_vec())
+    Ok(found
+        .iter()
+        .filter_map(|text| Destination::from_text(text))
+        .collect())
+}
+
+fn rows(
+    connection: &Connection,
+    positions: Smallest,
+    held: &HashSet<String>,
+) -> Result<Vec<OutboxRow>> {
+    let now = now_ms();
+    let mut select = connection.prepare_cached(ROW)?;
+    let mut is_held = connection.prepare_cached(IS_HELD)?;
+    let mut rows = Vec::new();
+    for position in positions.ascending() {
+        let row = select
+            .query_row((position,), |row| {
+                let destination = row.get_ref(4)?.as_str().unwrap_or_default();
+                let key_hash: Option<i64> = row.get(5)?;
+                let is_behind = match key_hash {
+                    Some(hash) if held.contains(destination) => {
+                        is_held.exists((destination, hash))?
+                    }
+                    _ => false,
+                };
+                Ok(OutboxRow {
+                    position,
+                    age: between(row.get(1)?, now),
+                    is_behind,
+                    message: message_of(row),
+                })
+            })
+            .optional()?;
+        rows.extend(row);
+    }
+    Ok(rows)
+}
+
+/// The message whose metadata and body are the columns 2 and 3, or why it cannot be read: one bad
+/// row harms no other.
+fn message_of(row: &Row<'_>) -> std::result::Result<Outgoing, BoxError> {
+    let body = row.get_ref(3)?.as_blob()?.to_vec();
+    Ok(Outgoing::from_metadata(
+        row.get_ref(2)?.as_str()?,
+        body.into(),
+    )?)
 }
 
 /// Keeps the smallest numbers of those it is given; the greatest kept is on top, to be replaced.
@@ -164,39 +390,59 @@ impl Smallest {
             _ => false,
         }
     }
+
+    fn ascending(self) -> Vec<i64> {
+        self.0.into_sorted_vec()
+    }
 }
 
-pub(crate) fn defer(connection: &Connection, positions: &[i64], delay: Duration) -> Result<()> {
-    let until = now_ms().saturating_add(millis(delay));
-    let mut update = connection
-        .prepare_cached("update tidings_outbox set deferred_until = ?2 where position = ?1")?;
-    positions
-        .iter()
-        .try_for_each(|position| update.execute((position, until)).map(drop))
+fn list(
+    connection: &Connection,
+    state: OutboxState,
+    after: Option<i64>,
+    count_max: usize,
+) -> Result<Vec<ListedRow>> {
+    let after = after.unwrap_or(i64::MIN);
+    connection
+        .prepare_cached(LIST)?
+        .query_map((state as i16, after, limit(count_max)), |row| {
+            let destination: String = row.get(4)?;
+            Ok(ListedRow {
+                position: row.get(0)?,
+                written: timestamp(row.get(1)?),
+                // Only a row of an older version that cannot be read has none.
+                destination: Destination::from_text(&destination)
+                    .unwrap_or_else(|| Destination::Queue(destination.into())),
+                reason: row.get::<_, Option<String>>(5)?.unwrap_or_default(),
+                message: message_of(row).ok(),
+            })
+        })?
+        .collect()
 }
 
-pub(crate) fn sent(connection: &Connection, positions: &[i64]) -> Result<()> {
-    let mut delete = connection.prepare_cached("delete from tidings_outbox where position = ?1")?;
-    positions
-        .iter()
-        .try_for_each(|position| delete.execute((position,)).map(drop))
-}
-
-pub(crate) fn stats(connection: &Connection) -> Result<OutboxStats> {
-    // Two counts, since each then needs only its index and no bodies.
-    let unsent: i64 = connection
-        .prepare_cached(
-            "select (select count(*) from tidings_outbox where deferred_until is null)
-                  + (select count(*) from tidings_outbox where deferred_until is not null)",
-        )?
-        .query_row((), |row| row.get(0))?;
-    let oldest: Option<i64> = connection
-        .prepare_cached("select created_at from tidings_outbox order by position limit 1")?
-        .query_row((), |row| row.get(0))
-        .optional()?;
-    let age = oldest.map_or(0, |created| now_ms().saturating_sub(created));
+fn stats(connection: &Connection) -> Result<OutboxStats> {
+    let count_max = i64::try_from(OutboxStats::COUNT_MAX).unwrap_or(i64::MAX);
+    let count = |sql| -> Result<u64> {
+        let count: i64 = connection
+            .prepare_cached(sql)?
+            .query_row((count_max,), |row| row.get(0))?;
+        Ok(count.unsigned_abs())
+    };
+    let now = now_ms();
+    let age = |sql| -> Result<Duration> {
+        let oldest: Option<Option<i64>> = connection
+            .prepare_cached(sql)?
+            .query_row((), |row| row.get(0))
+            .optional()?;
+        Ok(oldest
+            .flatten()
+            .map_or(Duration::ZERO, |created| between(created, now)))
+    };
     Ok(OutboxStats {
-        unsent: unsent.unsigned_abs(),
-        oldest_age: Duration::from_millis(age.unsigned_abs()),
+        ready: count(COUNT_READY)?,
+        oldest_ready_age: age(OLDEST_READY)?,
+        held: count(COUNT_HELD)?,
+        oldest_held_age: age(OLDEST_HELD)?,
+        set_aside: count(COUNT_SET_ASIDE)?,
     })
 }

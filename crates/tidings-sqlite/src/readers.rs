@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use tidings_core::StoreError;
 use tokio::sync::mpsc;
 
-use crate::{error, writer::Statement};
+use crate::{error::Failure, writer::Statement};
 
 /// The most reads that share one snapshot.
 const READS_PER_SNAPSHOT_MAX: usize = 64;
@@ -43,9 +43,9 @@ fn run(connection: &Connection, path: &Path, jobs: &Mutex<mpsc::Receiver<Stateme
         > 0
     {
         if let Err(error) = execute(connection, "begin /* tidings */") {
-            let why = error::text(path, "begin to read", &error);
+            let why = Failure::of(path, "begin to read", &error);
             for read in batch.drain(..) {
-                read(Err(StoreError::new(&*why)));
+                read(Err(why.error()));
             }
             continue;
         }

@@ -5,7 +5,12 @@ use std::{path::Path, time::Duration};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, config::DbConfig};
 use tidings_core::StoreError;
 
-use crate::{LOCK_WAIT_MAX, error, outbox::now_ms};
+use crate::{
+    LOCK_WAIT_MAX,
+    clock::now_ms,
+    error,
+    migrations::{self, Migration},
+};
 
 /// How many prepared statements each connection keeps.
 const STATEMENTS_MAX: usize = 256;
@@ -17,40 +22,6 @@ const LOCK_WAIT_STEP: Duration = Duration::from_millis(1);
 /// Whose tables a migration makes.
 pub(crate) const OWN: &str = "tidings";
 pub(crate) const APPLICATION: &str = "application";
-
-/// Claims are an ordinary table with a unique index rather than `without rowid`: row ids grow with
-/// time, so that old claims are found at the front without an index on their age.
-pub(crate) const MIGRATIONS: &[(&str, &str)] = &[(
-    "0001",
-    "create table tidings_inbox (
-         claim integer primary key,
-         consumer text not null,
-         message text not null,
-         claimed_at integer not null,
-         unique (consumer, message)
-     ) strict;
-     create table tidings_outbox (
-         position integer primary key autoincrement,
-         lane integer not null,
-         created_at integer not null,
-         deferred_until integer,
-         message text not null,
-         body blob not null
-     ) strict;
-     create index tidings_outbox_ready on tidings_outbox (lane, position)
-         where deferred_until is null;
-     create index tidings_outbox_deferred on tidings_outbox (deferred_until)
-         where deferred_until is not null;
-     create table tidings_lane (
-         lane integer primary key,
-         relay text,
-         leased_until integer not null
-     ) strict;
-     with recursive numbers (lane) as (
-         select 0 union all select lane + 1 from numbers where lane < 15
-     )
-     insert into tidings_lane (lane, leased_until) select lane, 0 from numbers;",
-)];
 
 /// Opens a connection for the writer and makes the file a database that is safe to write.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
@@ -67,7 +38,7 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     connection
         .execute_batch("pragma synchronous = full; pragma fullfsync = on;")
         .map_err(failed)?;
-    migrate(&connection, path, OWN, MIGRATIONS)?;
+    migrate(&connection, path, OWN, &migrations::own())?;
     Ok(connection)
 }
 
@@ -123,7 +94,7 @@ pub(crate) fn migrate(
     connection: &Connection,
     path: &Path,
     owner: &str,
-    migrations: &[(impl AsRef<str>, impl AsRef<str>)],
+    migrations: &[Migration],
 ) -> Result<(), StoreError> {
     let failed = |error| error::explain(path, "begin a migration", &error);
     connection
@@ -145,7 +116,7 @@ pub(crate) fn migrate_inside(
     connection: &Connection,
     path: &Path,
     owner: &str,
-    migrations: &[(impl AsRef<str>, impl AsRef<str>)],
+    migrations: &[Migration],
 ) -> Result<(), StoreError> {
     let failed = |error| error::explain(path, "read which migrations have run", &error);
     connection
@@ -159,8 +130,7 @@ pub(crate) fn migrate_inside(
         )
         .map_err(failed)?;
     refuse_newer(connection, path, owner, migrations)?;
-    for (name, sql) in migrations {
-        let (name, sql) = (name.as_ref(), sql.as_ref());
+    for Migration { name, sql, then } in migrations {
         let run = connection
             .query_row(
                 "select 1 from tidings_migration where owner = ?1 and name = ?2",
@@ -174,6 +144,7 @@ pub(crate) fn migrate_inside(
         }
         connection
             .execute_batch(sql)
+            .and_then(|()| then.map_or(Ok(()), |then| then(connection)))
             .and_then(|()| {
                 connection.execute(
                     "insert into tidings_migration (owner, name, run_at) values (?1, ?2, ?3)",
@@ -189,7 +160,7 @@ fn refuse_newer(
     connection: &Connection,
     path: &Path,
     owner: &str,
-    migrations: &[(impl AsRef<str>, impl AsRef<str>)],
+    migrations: &[Migration],
 ) -> Result<(), StoreError> {
     let newest: Option<String> = connection
         .query_row(
@@ -201,7 +172,7 @@ fn refuse_newer(
     let Some(newest) = newest else {
         return Ok(());
     };
-    if migrations.iter().any(|(name, _)| name.as_ref() == newest) {
+    if migrations.iter().any(|migration| migration.name == newest) {
         return Ok(());
     }
     Err(StoreError::new(format!(
@@ -210,6 +181,6 @@ fn refuse_newer(
         path.display(),
         migrations
             .last()
-            .map_or("nothing", |(name, _)| name.as_ref()),
+            .map_or("nothing", |migration| &migration.name),
     )))
 }

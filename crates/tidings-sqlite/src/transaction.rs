@@ -8,14 +8,16 @@ use std::{
 
 use rusqlite::{Connection, Params, Row};
 use tidings_core::{
-    BoxFuture, Commit, Committed, Context, Error, FromContext, Provided, StoreError, Transaction,
-    TransactionHandle,
+    BoxFuture, Commit, Committed, Context, Error, FromContext, Provided, Record, RecordId,
+    StoreError, Transaction, TransactionHandle,
 };
 use tokio::sync::oneshot;
 
 use crate::{
-    Shared, error, outbox,
-    writer::{Job, Ready, Session, Statement, Step, Unit, Work},
+    Shared, commit,
+    error::{self, Failure},
+    records,
+    writer::{self, Job, Ready, Session, Statement, Step, Unit, Work},
 };
 
 /// How many statements of one transaction may wait for the writer. More than one only waits when
@@ -27,15 +29,15 @@ const STATEMENTS_WAITING_MAX: usize = 8;
 pub struct SqliteTransaction {
     shared: Arc<Shared>,
     begun: Option<Begun>,
-    deferred: Vec<Deferred>,
+    postponed: Vec<Postponed>,
 }
 
 /// Statements whose outcome nobody waits for: they run with the next step, or with the commit.
-pub(crate) type Deferred = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+pub(crate) type Postponed = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 
 struct Begun {
     steps: std_mpsc::SyncSender<Step>,
-    ended: Arc<OnceLock<String>>,
+    ended: Arc<OnceLock<Failure>>,
 }
 
 impl SqliteTransaction {
@@ -43,7 +45,7 @@ impl SqliteTransaction {
         Self {
             shared,
             begun: None,
-            deferred: Vec::new(),
+            postponed: Vec::new(),
         }
     }
 
@@ -54,7 +56,7 @@ impl SqliteTransaction {
     where
         F: FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     {
-        self.deferred.push(Box::new(work));
+        self.postponed.push(Box::new(work));
     }
 
     /// Runs `work` on the writer's thread, inside this transaction.
@@ -68,9 +70,9 @@ impl SqliteTransaction {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let deferred = std::mem::take(&mut self.deferred);
+        let postponed = std::mem::take(&mut self.postponed);
         let work = move |connection: &Connection| {
-            run_deferred(deferred, connection)?;
+            run_postponed(postponed, connection)?;
             work(connection)
         };
         let statement = statement(&self.shared, reply, work);
@@ -96,16 +98,25 @@ impl SqliteTransaction {
 }
 
 impl Transaction for SqliteTransaction {
+    fn read<'a>(
+        &'a mut self,
+        ids: &'a [RecordId],
+    ) -> BoxFuture<'a, Result<Vec<Option<Record>>, StoreError>> {
+        // Nobody else writes until the transaction ends: that is the lock.
+        let ids = ids.to_vec();
+        Box::pin(self.call(move |connection| records::read(connection, &ids)))
+    }
+
     fn commit(
         self: Box<Self>,
         commit: Commit,
     ) -> BoxFuture<'static, Result<Committed, StoreError>> {
         Box::pin(async move {
             let Some(begun) = self.begun else {
-                return self.shared.commit(self.deferred, commit).await;
+                return self.shared.commit(self.postponed, commit).await;
             };
             let (reply, answer) = oneshot::channel();
-            let work = commit_work(Arc::clone(&self.shared), self.deferred, commit, reply);
+            let work = commit_work(Arc::clone(&self.shared), self.postponed, commit, reply);
             begun.send(Step::Commit(work))?;
             answer.await.unwrap_or_else(|_| Err(begun.error()))
         })
@@ -138,14 +149,14 @@ impl Begun {
 
     /// Why the writer does not answer.
     fn error(&self) -> StoreError {
-        self.ended
-            .get()
-            .map_or_else(gone, |why| StoreError::new(why.as_str()))
+        self.ended.get().map_or_else(gone, Failure::error)
     }
 }
 
 pub(crate) fn gone() -> StoreError {
-    StoreError::new("the database's thread has ended without an answer; restart the service")
+    StoreError::unavailable(
+        "the database's thread has ended without an answer; restart the service",
+    )
 }
 
 /// A closure of the user as a step: its panic ends neither the thread nor its neighbours.
@@ -193,6 +204,9 @@ fn run<T>(
 ) -> Result<T, StoreError> {
     let connection = ready?;
     match catch_unwind(AssertUnwindSafe(|| work(connection))) {
+        Ok(Err(error)) if error::is_denied(&error) && connection.is_autocommit() => {
+            Err(writer::lost().error())
+        }
         Ok(outcome) => {
             outcome.map_err(|error| error::explain(&shared.path, "run a statement", &error))
         }
@@ -202,24 +216,25 @@ fn run<T>(
     }
 }
 
-fn run_deferred(deferred: Vec<Deferred>, connection: &Connection) -> rusqlite::Result<()> {
-    deferred.into_iter().try_for_each(|work| work(connection))
+fn run_postponed(postponed: Vec<Postponed>, connection: &Connection) -> rusqlite::Result<()> {
+    postponed.into_iter().try_for_each(|work| work(connection))
 }
 
-/// What was deferred, the claim and the outbox rows as the last step of a transaction.
+/// What was postponed, the inbox, the records and the outbox as the last step of a transaction.
 pub(crate) fn commit_work(
     shared: Arc<Shared>,
-    deferred: Vec<Deferred>,
+    postponed: Vec<Postponed>,
     commit: Commit,
     reply: oneshot::Sender<Result<Committed, StoreError>>,
 ) -> Work {
     Box::new(move |ready| {
         let outcome = ready.and_then(|connection| {
             run(&shared, Ok(connection), |connection| {
-                run_deferred(deferred, connection)
+                run_postponed(postponed, connection)
             })?;
-            outbox::write(connection, &commit)
-                .map_err(|error| error::explain(&shared.path, "write claim and outbox", &error))
+            commit::write(connection, &commit)
+                .map_err(|error| error::explain(&shared.path, "write inbox and outbox", &error))?
+                .into_result()
         });
         let keep = matches!(outcome, Ok(Committed::Done));
         let done = move |durable: Result<(), StoreError>| {
@@ -238,7 +253,7 @@ pub(crate) fn commit_work(
 
 /// The transaction of the attempt, as an argument of a handler.
 ///
-/// It has no `commit`: the toolkit commits it, with the inbox claim and the outbox rows, when the
+/// It has no `commit`: the toolkit commits it, with the inbox row and the outbox rows, when the
 /// handler returns `Ok`. It begins with its first statement; from then on every other write to the
 /// file waits, so do slow work before.
 ///

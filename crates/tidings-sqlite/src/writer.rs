@@ -3,15 +3,19 @@
 //! SQLite has one writer at a time and pays one disk sync per commit. So transactions that wait
 //! run one after the other as savepoints of one outer transaction, which commits when none waits
 //! or a bound is reached: many transactions share one sync. A failing one rolls back to its
-//! savepoint alone. Nobody hears the outcome of a transaction, be it `Done` or `Duplicate`, before
+//! savepoint alone. Nobody hears the outcome of a transaction, be it `Done` or `Refused`, before
 //! the outer commit: until then its neighbours' writes, on which it may rest, are not durable.
 //!
-//! What SQLite finds only at the outer commit (a deferred foreign key) fails all that share it. Then
-//! transactions are committed one by one for a while, so that when they are tried again only the
-//! guilty one fails.
+//! What SQLite finds only at the outer commit (a deferred foreign key) fails all that share it, and
+//! so does an error for which SQLite rolls back the outer transaction by itself. The innocent are
+//! told that it was a conflict. Then transactions are committed one by one for a while, so that
+//! when they are tried again only the guilty one fails.
 //!
 //! A transaction that an async handler holds open (a [`Job::Session`]) keeps the writer to itself
-//! until it ends or stays idle for too long.
+//! until it ends or stays idle for too long. Those that have run before it in the same outer
+//! transaction wait for it too, but not for long: it is rolled back, as a conflict, once it has
+//! been idle for [`IDLE_BEFORE_OTHERS_MAX`]. When that has happened, what waits is committed before
+//! the next session begins, for a while, so that it succeeds when it is tried again.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -31,7 +35,7 @@ use rusqlite::{
 use tidings_core::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error;
+use crate::error::{self, Failure};
 
 /// The most transactions that share one commit. Bounds how much one failed disk write undoes.
 const UNITS_PER_COMMIT_MAX: usize = 1024;
@@ -43,6 +47,14 @@ const COMMIT_DELAY_MAX: Duration = Duration::from_millis(10);
 /// How many transactions are committed alone for each that failed in a shared commit: as many as
 /// try again, and as many that come in between.
 const ALONE_PER_FAILURE: usize = 2;
+
+/// How long, in sum, a session may be idle while transactions before it wait to be committed with
+/// it. Far more than a handler needs that only talks to this database.
+const IDLE_BEFORE_OTHERS_MAX: Duration = Duration::from_millis(100);
+
+/// How long, after a session was idle for longer than that, sessions begin with nothing before
+/// them. Long enough for a handler to be tried again.
+const APART_AFTER_IDLE: Duration = Duration::from_secs(1);
 
 /// The savepoint of the transaction that runs.
 const SAVEPOINT: &str = "tidings";
@@ -80,7 +92,7 @@ pub(crate) struct Session {
     /// The rest. When the other end is dropped, the transaction is rolled back.
     pub(crate) steps: std_mpsc::Receiver<Step>,
     /// Why the writer ended it, if it did.
-    pub(crate) ended: Arc<OnceLock<String>>,
+    pub(crate) ended: Arc<OnceLock<Failure>>,
 }
 
 pub(crate) enum Step {
@@ -96,15 +108,17 @@ pub(crate) fn spawn(
     jobs: mpsc::Receiver<Job>,
     idle_max: Duration,
 ) -> Result<(), StoreError> {
-    let own = Arc::new(AtomicBool::new(false));
-    guard_transactions(&connection, Arc::clone(&own))
+    let guard = Arc::new(Guard::default());
+    guard
+        .watch(&connection)
         .map_err(|error| error::explain(&path, "guard transactions", &error))?;
     let writer = Writer {
         connection,
         path,
         idle_max,
-        own,
+        guard,
         alone: 0,
+        apart_until: None,
     };
     std::thread::Builder::new()
         .name("tidings-sqlite-writer".into())
@@ -113,63 +127,94 @@ pub(crate) fn spawn(
         .map_err(|error| StoreError::new("cannot start the writer's thread").with_source(error))
 }
 
-/// A closure that committed would commit its neighbours' half-done work: only the writer may.
-fn guard_transactions(connection: &Connection, own: Arc<AtomicBool>) -> rusqlite::Result<()> {
-    let guard = move |context: AuthContext<'_>| {
+/// Only the writer begins, commits and rolls back. A closure that did would commit, or undo, its
+/// neighbours' half-done work.
+#[derive(Default)]
+struct Guard {
+    /// True while the writer's own statements run.
+    own: AtomicBool,
+    /// SQLite has rolled back the outer transaction by itself (a full disk, `insert or rollback`).
+    /// A closure that goes on would write outside of any transaction.
+    lost: AtomicBool,
+}
+
+impl Guard {
+    /// Statements that are prepared are asked about by the authorizer. Those that were prepared
+    /// before are not; if one writes after the transaction was lost, its commit is turned into a
+    /// rollback.
+    fn watch(self: &Arc<Self>, connection: &Connection) -> rusqlite::Result<()> {
+        let (ask, commit, roll_back) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
+        connection.authorizer(Some(move |context: AuthContext<'_>| {
+            ask.authorize(&context)
+        }))?;
+        connection.commit_hook(Some(move || !commit.own.load(Ordering::Relaxed)))?;
+        connection.rollback_hook(Some(move || roll_back.lost.store(true, Ordering::Relaxed)))
+    }
+
+    fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
         let guarded = match context.action {
             AuthAction::Transaction { .. } => true,
             AuthAction::Savepoint { savepoint_name, .. } => {
                 savepoint_name.eq_ignore_ascii_case(SAVEPOINT)
             }
-            _ => false,
+            _ => self.lost.load(Ordering::Relaxed),
         };
-        if guarded && !own.load(Ordering::Relaxed) {
+        if guarded && !self.own.load(Ordering::Relaxed) {
             Authorization::Deny
         } else {
             Authorization::Allow
         }
-    };
-    connection.authorizer(Some(guard))
+    }
 }
 
 struct Writer {
     connection: Connection,
     path: Arc<Path>,
     idle_max: Duration,
-    /// True while the writer's own statements are prepared, which alone may begin and commit.
-    own: Arc<AtomicBool>,
+    guard: Arc<Guard>,
     /// How many transactions are to be committed alone.
     alone: usize,
+    /// Until when sessions begin with nothing before them.
+    apart_until: Option<Instant>,
 }
 
 impl Writer {
     fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        while let Some(job) = jobs.blocking_recv() {
+        let mut next = None;
+        while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
             match job {
                 Job::Look(look) => look(Ok(&self.connection)),
-                job => self.transaction(job, &mut jobs),
+                job => next = self.transaction(job, &mut jobs),
             }
         }
     }
 
-    /// Runs `first` and whatever waits behind it, and commits them together.
-    fn transaction(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
+    /// Runs `first` and whatever waits behind it, and commits them together. Returns a job that
+    /// has to begin after that commit, if it came upon one.
+    fn transaction(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
         if let Err(error) = self.own("begin immediate /* own */") {
-            let why = error::text(&self.path, "begin to write", &error);
+            let why = Failure::of(&self.path, "begin to write", &error);
             refuse(first, &why);
             while let Ok(job) = jobs.try_recv() {
                 refuse(job, &why);
             }
-            return;
+            return None;
         }
         let begun = Instant::now();
         let mut waiting = Vec::new();
         let mut next = Some(first);
+        let mut after = None;
         while let Some(job) = next {
-            waiting.extend(self.job(job));
-            if self.connection.is_autocommit() {
-                return self.fail(waiting, "SQLite gave up the transaction after an error");
+            if matches!(job, Job::Session(_)) && !waiting.is_empty() && self.is_apart() {
+                after = Some(job);
+                break;
             }
+            let unit = self.job(job, !waiting.is_empty());
+            if self.connection.is_autocommit() {
+                self.lose(unit, waiting);
+                return None;
+            }
+            waiting.extend(unit);
             let full = self.alone > 0
                 || waiting.len() >= UNITS_PER_COMMIT_MAX
                 || begun.elapsed() >= COMMIT_DELAY_MAX;
@@ -179,53 +224,90 @@ impl Writer {
         match self.own("commit /* own */") {
             Ok(()) => waiting.into_iter().for_each(|unit| (unit.done)(Ok(()))),
             Err(error) => {
+                let mut why = Failure::of(&self.path, "commit", &error);
                 if waiting.len() > 1 {
                     self.alone = waiting.len() * ALONE_PER_FAILURE;
+                    if !why.is_unavailable() {
+                        why = Failure::conflict(format!(
+                            "a transaction that shared the commit failed, and nothing was \
+                             written; try again: {}",
+                            why.text()
+                        ));
+                    }
                 }
-                self.fail(waiting, &error::text(&self.path, "commit", &error));
+                self.fail(waiting, &why);
             }
+        }
+        after
+    }
+
+    fn is_apart(&self) -> bool {
+        self.apart_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// SQLite has rolled back the outer transaction while `guilty` ran.
+    fn lose(&mut self, guilty: Option<Unit>, innocent: Vec<Unit>) {
+        if !innocent.is_empty() {
+            self.alone = (innocent.len() + 1) * ALONE_PER_FAILURE;
+        }
+        let why = "SQLite gave up a transaction that shared the commit, and nothing was written; \
+                   try again";
+        self.fail(innocent, &Failure::conflict(why));
+        if let Some(unit) = guilty {
+            (unit.done)(Err(lost().error()));
         }
     }
 
     /// Ends the outer transaction without its commit and tells those who waited for it.
-    fn fail(&self, waiting: Vec<Unit>, why: &str) {
+    fn fail(&self, waiting: Vec<Unit>, why: &Failure) {
         self.roll_back_all();
+        self.guard.lost.store(false, Ordering::Relaxed);
         tracing::error!(
             path = %self.path.display(),
             transactions = waiting.len(),
-            "nothing was committed: {why}"
+            "nothing was committed: {}", why.text()
         );
         for unit in waiting {
-            (unit.done)(Err(StoreError::new(why)));
+            (unit.done)(Err(why.error()));
         }
     }
 
     /// Runs a transaction inside the outer one. What it returns waits for the outer commit.
-    fn job(&self, job: Job) -> Option<Unit> {
+    fn job(&mut self, job: Job, others_wait: bool) -> Option<Unit> {
         if let Job::Look(look) = job {
             look(Ok(&self.connection));
             return None;
         }
         if let Err(error) = self.own("savepoint tidings /* own */") {
-            refuse(job, &error::text(&self.path, "begin to write", &error));
+            refuse(job, &Failure::of(&self.path, "begin to write", &error));
             return None;
         }
         match job {
             Job::Unit(work) => self.finish(work),
-            Job::Session(session) => self.session(session),
+            Job::Session(session) => self.session(session, others_wait),
             Job::Look(_) => None,
         }
     }
 
-    fn session(&self, session: Session) -> Option<Unit> {
+    fn session(&mut self, session: Session, others_wait: bool) -> Option<Unit> {
         (session.first)(Ok(&self.connection));
+        let mut idle = Duration::ZERO;
         loop {
             if self.connection.is_autocommit() {
-                let why = "SQLite gave up the transaction after an earlier error; try again";
-                let _ = session.ended.set(why.into());
+                let _ = session.ended.set(lost());
                 return None;
             }
-            match session.steps.recv_timeout(self.idle_max) {
+            let wait_max = match others_wait {
+                true => (IDLE_BEFORE_OTHERS_MAX.saturating_sub(idle)).min(self.idle_max),
+                false => self.idle_max,
+            };
+            let since = Instant::now();
+            let step = session.steps.recv_timeout(wait_max);
+            idle += since.elapsed();
+            if idle >= IDLE_BEFORE_OTHERS_MAX {
+                self.apart_until = Some(Instant::now() + APART_AFTER_IDLE);
+            }
+            match step {
                 Ok(Step::Statement(statement)) => statement(Ok(&self.connection)),
                 Ok(Step::Commit(work)) => return self.finish(work),
                 Ok(Step::Rollback(done)) => {
@@ -238,18 +320,29 @@ impl Writer {
                     return None;
                 }
                 Err(std_mpsc::RecvTimeoutError::Timeout) => {
-                    let why = format!(
-                        "the transaction was rolled back because it was held open without a \
-                         statement for {:?} (`transaction_idle_max`) while all other writes \
-                         waited; do slow work before the first use of `Tx`",
-                        self.idle_max
-                    );
-                    let _ = session.ended.set(why);
+                    let _ = session.ended.set(self.too_idle(wait_max));
                     self.undo();
                     return None;
                 }
             }
         }
+    }
+
+    /// Why a session was ended after it had been idle for `waited`.
+    fn too_idle(&self, waited: Duration) -> Failure {
+        if waited < self.idle_max {
+            return Failure::conflict(format!(
+                "the transaction was rolled back because it was idle for \
+                 {IDLE_BEFORE_OTHERS_MAX:?} while others waited to be committed with it; try \
+                 again, and do slow work before the first use of `Tx`"
+            ));
+        }
+        Failure::new(format!(
+            "the transaction was rolled back because it was held open without a statement for \
+             {:?} (`transaction_idle_max`) while all other writes waited; do slow work before the \
+             first use of `Tx`",
+            self.idle_max
+        ))
     }
 
     /// Runs the last step of a transaction and closes its savepoint.
@@ -292,25 +385,29 @@ impl Writer {
     /// Runs one of the writer's own statements. Their texts hold `/* own */`, since a closure with
     /// the same text would find the statement prepared, past the guard.
     fn own(&self, sql: &str) -> rusqlite::Result<()> {
-        self.own.store(true, Ordering::Relaxed);
+        self.guard.own.store(true, Ordering::Relaxed);
         let outcome = self
             .connection
             .prepare_cached(sql)
             .and_then(|mut statement| statement.execute(()));
-        self.own.store(false, Ordering::Relaxed);
+        self.guard.own.store(false, Ordering::Relaxed);
         outcome.map(drop)
     }
 }
 
+/// Why a transaction during which SQLite rolled back by itself has ended.
+pub(crate) fn lost() -> Failure {
+    Failure::new("SQLite gave up the transaction after an earlier error, and nothing of it stays")
+}
+
 /// Tells the owner of `job` that it did not run.
-fn refuse(job: Job, why: &str) {
-    let error = Err(StoreError::new(why));
+fn refuse(job: Job, why: &Failure) {
     match job {
-        Job::Unit(work) => (work(error).done)(Ok(())),
+        Job::Unit(work) => (work(Err(why.error())).done)(Ok(())),
         Job::Session(session) => {
-            let _ = session.ended.set(why.into());
-            (session.first)(error);
+            let _ = session.ended.set(why.clone());
+            (session.first)(Err(why.error()));
         }
-        Job::Look(look) => look(error),
+        Job::Look(look) => look(Err(why.error())),
     }
 }

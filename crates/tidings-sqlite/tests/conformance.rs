@@ -5,7 +5,7 @@ use std::{any::Any, sync::Arc};
 use tempfile::TempDir;
 use tidings_core::{BoxFuture, Store, StoreError, Transaction};
 use tidings_sqlite::{SqliteStore, SqliteTransaction};
-use tidings_testing::store::{Subject, conformance};
+use tidings_testing::store::{Damage, Subject, conformance};
 
 struct File {
     store: SqliteStore,
@@ -48,6 +48,23 @@ impl Subject for File {
             });
             notes.await.expect("notes can be read")
         })
+    }
+
+    fn damage<'a>(&'a self, what: Damage<'a>) -> BoxFuture<'a, bool> {
+        let damage = match what {
+            Damage::Outbox(position) => {
+                format!("update tidings_outbox set message = '{{' where position = {position}")
+            }
+            Damage::Inbox(claim) => format!(
+                "update tidings_inbox set metadata = '{{' \
+                 where consumer = '{}' and message = '{}' and metadata is not null",
+                claim.consumer, claim.message
+            ),
+        };
+        let damaged = self
+            .store
+            .write(move |connection| connection.execute(&damage, ()));
+        Box::pin(async { damaged.await.expect("a write") == 1 })
     }
 }
 

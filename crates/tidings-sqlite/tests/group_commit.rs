@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use tempfile::TempDir;
-use tidings_core::{Claim, Commit, Committed, Lane, Store, StoreError, TransactionSlot};
+use tidings_core::{
+    Claim, Commit, Committed, InboxEntry, Lane, Store, StoreError, TransactionSlot,
+};
 use tidings_sqlite::{
     SqliteOptions, SqliteStore, SqliteTransaction, Tx,
     rusqlite::{self, Connection},
@@ -208,19 +210,20 @@ async fn processes_that_share_a_file_take_turns_and_wake_each_other() {
     let here = open(&folder).await;
     // Another connection of this process is to SQLite what another process is.
     let there = open(&folder).await;
-    let _ = tokio::time::timeout(Duration::from_millis(300), here.committed()).await;
+    let _ = tokio::time::timeout(Duration::from_millis(300), here.outbox().committed()).await;
 
     let message = tidings_core::Outgoing {
         destination: tidings_core::Destination::topic("t"),
-        unrouted: tidings_core::Unrouted::Park,
+        unrouted: tidings_core::Unrouted::Hold,
         envelope: tidings_core::Envelope::new("noted.v1", "{}"),
     };
     let work = |number: usize| Commit {
-        claim: Some(Claim {
+        inbox: vec![InboxEntry::handled(Claim {
             consumer: "c".into(),
             message: number.to_string().into(),
-        }),
+        })],
         outbox: vec![message.clone()],
+        ..Commit::default()
     };
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..200 {
@@ -232,12 +235,13 @@ async fn processes_that_share_a_file_take_turns_and_wake_each_other() {
     let done = outcomes
         .iter()
         .filter(|outcome| **outcome == Committed::Done);
-    assert_eq!(done.count(), 100, "each claim is taken once");
+    assert_eq!(done.count(), 100, "each message is handled once");
     let lanes: Vec<Lane> = (0..Lane::COUNT).map(Lane).collect();
-    assert_eq!(here.unsent(&lanes, 1000).await.expect("rows").len(), 100);
+    let rows = here.outbox().next(&lanes, &[], &[], 1000).await;
+    assert_eq!(rows.expect("rows").len(), 100);
 
-    here.committed().await;
-    let woken = tokio::time::timeout(Duration::from_secs(5), here.committed());
+    here.outbox().committed().await;
+    let woken = tokio::time::timeout(Duration::from_secs(5), here.outbox().committed());
     there.commit(work(1000)).await.expect("a commit");
     woken.await.expect("a commit elsewhere wakes");
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use tidings_core::{
-    Claim, Commit, Committed, Destination, Envelope, Lane, Outgoing, Store, TransactionSlot,
-    Unrouted,
+    Ask, Claim, Commit, Committed, Destination, Envelope, InboxEntry, InboxState, Lane, Outgoing,
+    Store, TransactionSlot, Unrouted,
 };
 use tidings_sqlite::{SqliteStore, Tx};
 
@@ -49,12 +49,13 @@ async fn writer() {
                 drop(tx);
                 let message = Outgoing {
                     destination: Destination::topic("notes"),
-                    unrouted: Unrouted::Park,
+                    unrouted: Unrouted::Hold,
                     envelope: Envelope::new("noted.v1", number.clone()),
                 };
                 let commit = Commit {
-                    claim: Some(claim(&number)),
+                    inbox: vec![InboxEntry::handled(claim(&number))],
                     outbox: vec![message],
+                    ..Commit::default()
                 };
                 let transaction = slot.take().expect("handed back").expect("begun");
                 let committed = transaction.commit(commit).await.expect("it commits");
@@ -109,15 +110,28 @@ async fn what_was_reported_as_committed_survives_kill_nine() {
         assert!(notes.binary_search(number).is_ok(), "`{number}` was lost");
     }
     let lanes: Vec<Lane> = (0..Lane::COUNT).map(Lane).collect();
-    let rows = store.unsent(&lanes, usize::MAX).await.expect("the outbox");
+    let rows = store.outbox().next(&lanes, &[], &[], usize::MAX).await;
     let mut sent: Vec<String> = rows
-        .iter()
-        .map(|row| String::from_utf8_lossy(&row.message.envelope.body).into_owned())
+        .expect("the outbox")
+        .into_iter()
+        .map(|row| row.message.expect("a row that can be read").envelope.body)
+        .map(|body| String::from_utf8_lossy(&body).into_owned())
         .collect();
     sent.sort();
     assert_eq!(sent, notes, "writes and messages stand and fall together");
-    for number in &notes {
-        let claimed = store.is_claimed(&claim(number)).await;
-        assert!(claimed.expect("an answer"), "`{number}` has no claim");
+    let asked: Vec<Ask> = notes
+        .iter()
+        .map(|number| Ask {
+            claim: claim(number),
+            order: None,
+        })
+        .collect();
+    let seen = store.look(&asked).await.expect("an answer");
+    for (number, seen) in notes.iter().zip(seen) {
+        assert_eq!(
+            seen.state,
+            Some(InboxState::Handled),
+            "`{number}` has no row"
+        );
     }
 }

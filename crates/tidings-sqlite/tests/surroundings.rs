@@ -118,10 +118,33 @@ async fn a_full_disk_is_an_error_that_loses_nothing_and_passes() {
         .await
         .expect_err("there is no space");
     assert!(error.to_string().contains("the disk is full"), "{error}");
+    assert!(error.is_unavailable(), "it is not the writer's fault");
     pages(1_000_000).await.expect("there is space again");
     store
         .write(|connection| connection.execute("insert into a values (zeroblob(1000000))", ()))
         .await
         .expect("and it is used");
     store.commit(Commit::default()).await.expect("all is well");
+}
+
+#[tokio::test]
+async fn a_database_that_another_program_keeps_locked_is_unavailable_until_it_is_free() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.db");
+    let store = SqliteStore::open(&path).await.expect("a new database");
+    store.migrate(ONE).await.expect("a table");
+    let other = Connection::open(&path).expect("another connection");
+    other.execute_batch("begin immediate").expect("a lock");
+    let insert = || store.write(|connection| connection.execute("insert into a values (1)", ()));
+    let error = insert().await.expect_err("it is locked");
+    assert!(error.is_unavailable(), "{error}");
+    assert!(error.to_string().contains("kept it locked"), "{error}");
+    other.execute_batch("commit").expect("the lock is freed");
+    insert().await.expect("it is free");
+
+    let violated = store.write(|connection| {
+        connection.execute_batch("create unique index once on a (x); insert into a values (1)")
+    });
+    let error = violated.await.expect_err("it is there already");
+    assert!(!error.is_unavailable() && !error.is_conflict(), "{error}");
 }

@@ -3,7 +3,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::{EncodeMethod, Method, ShortStr, ShortStrTooLong, WireError, reader::Reader};
+use crate::{EncodeMethod, Method, ShortStrTooLong, WireError, reader::Reader, short_str::Short};
 
 /// What a client says first.
 pub const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
@@ -177,17 +177,12 @@ pub fn encode_publish(
     body: &[u8],
     frame_bytes_max: u32,
 ) -> Result<(), ShortStrTooLong> {
-    for name in [exchange, routing_key] {
-        if name.len() > ShortStr::BYTES_MAX {
-            return Err(ShortStrTooLong { bytes: name.len() });
-        }
-    }
+    let names = [Short::of(exchange)?, Short::of(routing_key)?];
     reserve(out, exchange.len() + routing_key.len(), properties, body);
     frame(out, METHOD, channel, |out| {
         out.put_u32(u32::from(BASIC) << 16 | 40);
         out.put_u16(0);
-        put_short(out, exchange.as_bytes());
-        put_short(out, routing_key.as_bytes());
+        names.iter().for_each(|name| name.put(out));
         out.put_u8(mandatory.into());
     });
     encode_content(out, channel, properties, body, frame_bytes_max);
@@ -195,6 +190,10 @@ pub fn encode_publish(
 }
 
 /// Appends `basic.deliver` with its content.
+///
+/// # Errors
+///
+/// When a name is too long to be one; nothing is appended then.
 #[expect(clippy::too_many_arguments, reason = "they are the method's")]
 pub fn encode_deliver(
     out: &mut BytesMut,
@@ -207,18 +206,20 @@ pub fn encode_deliver(
     properties: &[u8],
     body: &[u8],
     frame_bytes_max: u32,
-) {
-    let names = consumer_tag.len() + exchange.len() + routing_key.len();
-    reserve(out, names, properties, body);
+) -> Result<(), ShortStrTooLong> {
+    let tag = Short::of(consumer_tag)?;
+    let names = [Short::of(exchange)?, Short::of(routing_key)?];
+    let names_bytes = consumer_tag.len() + exchange.len() + routing_key.len();
+    reserve(out, names_bytes, properties, body);
     frame(out, METHOD, channel, |out| {
         out.put_u32(u32::from(BASIC) << 16 | 60);
-        put_short(out, consumer_tag);
+        tag.put(out);
         out.put_u64(delivery_tag);
         out.put_u8(redelivered.into());
-        put_short(out, exchange);
-        put_short(out, routing_key);
+        names.iter().for_each(|name| name.put(out));
     });
     encode_content(out, channel, properties, body, frame_bytes_max);
+    Ok(())
 }
 
 /// Appends `basic.ack`: a consumer's, or a broker's confirm.
@@ -233,11 +234,6 @@ pub fn encode_ack(out: &mut BytesMut, channel: u16, delivery_tag: u64, multiple:
 /// What the frames of a small content need at most, so that the buffer grows once.
 fn reserve(out: &mut BytesMut, names: usize, properties: &[u8], body: &[u8]) {
     out.reserve(names + properties.len() + body.len() + 72);
-}
-
-fn put_short(out: &mut BytesMut, text: &[u8]) {
-    out.put_u8(text.len() as u8);
-    out.put_slice(text);
 }
 
 /// Appends a frame whose payload `fill` writes; the length is written afterwards.

@@ -36,7 +36,8 @@
 //! [`encode_publish`], [`encode_deliver`] and [`encode_ack`] are the hot ones without any
 //! allocation, [`encode_content`] adds properties and body after any other method that carries
 //! content (`basic.return`, `basic.get-ok`), [`encode_heartbeat`] does what it says. A
-//! [`ShortStr`] is at most 255 bytes by construction, so that encoding one cannot fail.
+//! [`ShortStr`] is at most 255 bytes by construction, so that encoding one cannot fail; encoders that
+//! take plain names refuse those that are too long.
 //!
 //! Every error of a peer is a [`WireError`] with the reply code to close the connection with
 //! (see [`reply`]). A connection begins with [`PROTOCOL_HEADER`]; a server checks it with

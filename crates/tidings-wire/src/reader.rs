@@ -104,7 +104,8 @@ impl Field for bool {
 impl Field for ShortStr {
     fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let length = u8::read(reader)?;
-        reader.slice(length.into()).map(Self::from_checked)
+        let bytes = reader.slice(length.into())?;
+        Self::try_from(bytes).map_err(|error| WireError::syntax(error.to_string()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, ops::Deref};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// AMQP's short string: at most 255 bytes, which RabbitMQ does not require to be UTF-8.
 ///
@@ -51,10 +51,33 @@ impl ShortStr {
         &self.0
     }
 
-    /// For the reader, which read the length from one octet.
-    pub(crate) fn from_checked(bytes: Bytes) -> Self {
-        debug_assert!(bytes.len() <= Self::BYTES_MAX);
-        Self(bytes)
+    pub(crate) fn borrowed(&self) -> Short<'_> {
+        Short {
+            // By construction it is not longer.
+            length: self.0.len() as u8,
+            text: &self.0,
+        }
+    }
+}
+
+/// A borrowed short string, whose length fits the octet that is written before it. Every short string
+/// is written by [`Short::put`], so that none can be longer than it says.
+pub(crate) struct Short<'a> {
+    length: u8,
+    text: &'a [u8],
+}
+
+impl<'a> Short<'a> {
+    pub(crate) fn of(text: &'a (impl AsRef<[u8]> + ?Sized)) -> Result<Self, ShortStrTooLong> {
+        let text = text.as_ref();
+        let bytes = text.len();
+        let length = u8::try_from(bytes).map_err(|_| ShortStrTooLong { bytes })?;
+        Ok(Self { length, text })
+    }
+
+    pub(crate) fn put(&self, out: &mut BytesMut) {
+        out.put_u8(self.length);
+        out.put_slice(self.text);
     }
 }
 

@@ -5,9 +5,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::{ShortStr, ShortStrTooLong, WireError, reader::Reader};
+use crate::{ShortStr, ShortStrTooLong, WireError, reader::Reader, short_str::Short};
 
-/// How deep tables and arrays may be nested.
+/// How many tables and arrays may lie within each other in a table.
 pub const DEPTH_MAX: usize = 32;
 
 /// A field table, as its bytes without the length before them. Order and duplicates are kept.
@@ -304,7 +304,7 @@ pub struct TableBuilder(BytesMut);
 impl TableBuilder {
     /// Appends an entry.
     pub fn push(&mut self, name: &ShortStr, value: &Value) -> &mut Self {
-        put_name(&mut self.0, name);
+        name.borrowed().put(&mut self.0);
         value.put(&mut self.0);
         self
     }
@@ -333,10 +333,7 @@ impl TableBuilder {
     }
 
     fn push_name(&mut self, name: &str) -> Result<(), ShortStrTooLong> {
-        if name.len() > ShortStr::BYTES_MAX {
-            return Err(ShortStrTooLong { bytes: name.len() });
-        }
-        put_name(&mut self.0, name.as_bytes());
+        Short::of(name)?.put(&mut self.0);
         Ok(())
     }
 
@@ -361,11 +358,6 @@ impl ArrayBuilder {
     pub fn build(self) -> Array {
         Array(self.0.freeze())
     }
-}
-
-fn put_name(out: &mut BytesMut, name: &[u8]) {
-    out.put_u8(name.len() as u8);
-    out.put_slice(name);
 }
 
 fn put_long(out: &mut BytesMut, bytes: &[u8]) {

@@ -53,8 +53,8 @@ impl Put for bool {
 
 impl Put for ShortStr {
     fn put(&self, writer: &mut Writer<'_>) {
-        (self.len() as u8).put(writer);
-        writer.out.put_slice(self);
+        writer.bits_used = 0;
+        self.borrowed().put(writer.out);
     }
 }
 

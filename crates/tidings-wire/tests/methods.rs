@@ -188,7 +188,8 @@ fn the_hot_encoders_write_what_the_general_one_does() {
         properties.as_bytes(),
         b"",
         FRAME_MAX,
-    );
+    )
+    .expect("short names");
     let deliver = BasicDeliver {
         consumer_tag: tag,
         delivery_tag: 9,
@@ -215,6 +216,25 @@ fn a_name_that_is_too_long_is_refused_and_nothing_is_written() {
     let refused = encode_publish(&mut out, 1, "", &long, true, &[0, 0], b"", FRAME_MAX);
     assert_eq!(refused, Err(ShortStrTooLong { bytes: 256 }));
     assert!(out.is_empty());
+    for at in 0..3 {
+        let mut names = [&b"n"[..]; 3];
+        names[at] = long.as_bytes();
+        let [tag, exchange, key] = names;
+        let refused = encode_deliver(
+            &mut out,
+            1,
+            tag,
+            1,
+            false,
+            exchange,
+            key,
+            &[0, 0],
+            b"",
+            FRAME_MAX,
+        );
+        assert_eq!(refused, Err(ShortStrTooLong { bytes: 256 }));
+        assert!(out.is_empty());
+    }
     assert!(ShortStr::try_from(long.as_str()).is_err());
     assert!(Table::builder().push_str(&long, "").is_err());
     let truncated = ShortStr::truncated(&"ö".repeat(200));

@@ -38,7 +38,7 @@ async fn main() -> anyhow::Result<()> {
     let router = Router::new("payment")
         .on(settle)
         .transactional(store)
-        .layer(RetryLayer::exponential(Duration::from_millis(100)).attempts(5));
+        .retry(Retry::exponential(Duration::from_millis(100)).attempts(5));
     let ctrl_c = async { drop(tokio::signal::ctrl_c().await) };
     let service = serve(Amqp::connect(&url).await?, router);
     Ok(service.with_graceful_shutdown(ctrl_c).await?)

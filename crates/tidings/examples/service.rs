@@ -66,13 +66,11 @@ async fn notify(payment: PaymentSettled) -> Result<()> {
 async fn main() -> Result<()> {
     tracing_subscriber::fmt().init();
     let (transport, store) = (MemoryTransport::new(), MemoryStore::new());
-    let layers = ServiceBuilder::new()
-        .layer(RetryLayer::exponential(Duration::from_millis(100)).attempts(5)) // then dead-letter
-        .layer(TimeoutLayer::new(Duration::from_secs(10)));
     let payment = Router::new("payment")
         .on(settle)
         .transactional(store.clone())
-        .layer(layers)
+        .retry(Retry::exponential(Duration::from_millis(100)).attempts(5)) // then the dead letters
+        .layer(TimeoutLayer::new(Duration::from_secs(10)))
         .publishes::<OrderPlaced>()
         .with_state(Gateway {
             breaker: CircuitBreaker::new("bank"),

@@ -158,15 +158,22 @@ impl CircuitBreaker {
         }
     }
 
-    fn succeeded(&self) {
-        let before = std::mem::replace(&mut *self.state.lock(), State::Closed { failures: 0 });
-        if !matches!(before, State::Closed { .. }) {
-            self.gauge.set(0.0);
-            info!(
-                breaker = &*self.name,
-                "`{}` answers again: circuit closed", self.name
-            );
+    /// Only the trial closes an open breaker: a call that had begun before it opened says nothing
+    /// about now.
+    fn succeeded(&self, is_trial: bool) {
+        let mut state = self.state.lock();
+        match *state {
+            State::Closed { .. } => {}
+            State::HalfOpen { .. } if is_trial => {
+                self.gauge.set(0.0);
+                info!(
+                    breaker = &*self.name,
+                    "`{}` answers again: circuit closed", self.name
+                );
+            }
+            State::Open { .. } | State::HalfOpen { .. } => return,
         }
+        *state = State::Closed { failures: 0 };
     }
 
     /// The trial was not made: the next call is it.
@@ -178,7 +185,7 @@ impl CircuitBreaker {
         }
     }
 
-    fn failed(&self) {
+    fn failed(&self, is_trial: bool) {
         let mut state = self.state.lock();
         let pause = match *state {
             State::Closed { failures } if failures + 1 < self.failures_max => {
@@ -194,8 +201,9 @@ impl CircuitBreaker {
                 );
                 self.open_for
             }
-            State::HalfOpen { pause } => (pause * 2).min(self.open_for_max),
-            State::Open { .. } => return, // A call that had begun before it opened.
+            State::HalfOpen { pause } if is_trial => (pause * 2).min(self.open_for_max),
+            // A call that had begun before it opened.
+            State::HalfOpen { .. } | State::Open { .. } => return,
         };
         let until = Instant::now() + pause;
         *state = State::Open { until, pause };
@@ -230,7 +238,7 @@ impl Permit {
     /// The call got an answer.
     pub fn succeeded(mut self) {
         self.concluded = true;
-        self.breaker.succeeded();
+        self.breaker.succeeded(self.is_trial);
     }
 
     /// The call was not made.
@@ -250,7 +258,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.concluded {
-            self.breaker.failed();
+            self.breaker.failed(self.is_trial);
         }
     }
 }
@@ -392,6 +400,21 @@ mod tests {
         tokio::time::advance(PAUSE).await;
         assert_eq!(call(&breaker, true).await, None);
         tokio::time::advance(PAUSE).await;
+        assert_eq!(call(&breaker, true).await, Some(true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_had_begun_before_it_opened_neither_closes_it_nor_takes_the_trials_place() {
+        let breaker = breaker();
+        let [early, late] = [(); 2].map(|()| breaker.permit().expect("it is closed"));
+        call(&breaker, false).await;
+        call(&breaker, false).await;
+        early.succeeded();
+        assert_eq!(call(&breaker, true).await, None, "it is still open");
+        tokio::time::advance(PAUSE).await;
+        let trial = breaker.permit().expect("the pause is over");
+        drop(late);
+        trial.succeeded();
         assert_eq!(call(&breaker, true).await, Some(true));
     }
 

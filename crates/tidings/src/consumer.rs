@@ -1,133 +1,63 @@
-//! One queue's consumer: takes deliveries, runs their handlers side by side, settles them.
+//! One queue's consumer: takes deliveries, has them handled side by side, settles them.
 //!
-//! The loop owns the order ([`Lanes`]) and does nothing that takes time; each piece of work is a
-//! task that it joins. How many deliveries are out is bounded by the prefetch, how many handlers
-//! run by the concurrency. A delivery is settled by the task that handled it, after its commit.
+//! The loop does nothing that takes time; each delivery is a task that it joins. How many deliveries
+//! are out is bounded by the prefetch, how many handlers run by the concurrency. A delivery is
+//! settled by the task that handled it, after its commit.
+//!
+//! No delivery is held for long. What must wait goes into the store and is acknowledged; while
+//! nothing can be handled, or nothing be written down ([`Gate`](crate::gate)), the consumer gives
+//! back what it has and stops receiving, and the backlog stays in the broker.
+//!
+//! A delivery that the broker has handed out before may be the one that ended the process the last
+//! time. With a store it is written down and acknowledged before it is tried, and the worker counts
+//! its unfinished starts.
 
 use std::{
     collections::{HashSet, VecDeque},
-    panic::{AssertUnwindSafe, catch_unwind},
+    num::NonZeroU16,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt};
-use jiff::Timestamp;
-use metrics::{Counter, Histogram, counter, histogram};
-use parking_lot::Mutex;
-use tokio::{
-    task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
-};
+use futures_util::StreamExt;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tower::Service;
-use tracing::{Instrument, debug, debug_span, error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
-    Attempt, BoxError, Claim, Context, Deliveries, Delivery, Failed, Handled, HandlerService,
-    MessageId, Settlement, States, Store, TransportError, Verdict,
-    handler::panicked,
-    lanes::{End, Lanes, Next},
-    retry::{is_silent_store, reason},
-    router::{Accept, Accepted},
-    throttle::Throttle,
+    BoxError, Context, Deliveries, Delivery, Settlement, Store, StoreError, Subscription,
+    Transport, TransportError,
+    gate::Source,
+    handling::{Handling, Message, Outcome},
+    retry::SILENT_STORE,
 };
-
-/// How often lanes that are no longer needed are forgotten.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
-
-/// How long a place for a handler stays taken when the database does not answer, so that its
-/// messages do not go round as fast as the broker can.
-const SILENT_STORE_PAUSE: Duration = Duration::from_millis(500);
-
-/// How often the log says that messages are postponed.
-pub(crate) const POSTPONED_LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// How many foreign message names are remembered, to be named in the log once each.
 const SKIPPED_NAMES_MAX: usize = 100;
 
+/// How long the first deliveries wait for the word whether the handler is paused, before they are
+/// given back.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(5);
+
 /// What a consumer needs to know.
 pub(crate) struct Consumer {
-    pub(crate) queue: Arc<str>,
-    /// The name of the messages it handles.
-    pub(crate) name: &'static str,
-    /// Whether the queue gets a topic's messages, some of which may be none of its business.
-    pub(crate) is_subscribed: bool,
-    /// Whether messages with the same key wait for each other.
-    pub(crate) is_ordered: bool,
-    pub(crate) accept: Accept,
-    pub(crate) service: HandlerService,
-    pub(crate) states: Arc<States>,
-    pub(crate) store: Option<Arc<dyn Store>>,
-    pub(crate) concurrency: usize,
-    /// Who is trying, for the history of a message.
-    pub(crate) instance: Arc<str>,
-    pub(crate) counts: Counts,
-    pub(crate) postponed: Mutex<Throttle>,
+    pub(crate) handling: Arc<Handling>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) prefetch: NonZeroU16,
 }
 
-/// What is counted for each queue.
-pub(crate) struct Counts {
-    handled: Counter,
-    duplicates: Counter,
-    retried: Counter,
-    deferred: Counter,
-    dead_lettered: Counter,
-    skipped: Counter,
-    duration: Histogram,
+/// Why a subscription is left.
+enum Left {
+    /// The service stops.
+    Stopped,
+    /// The gate closed, or opened while only trials were received.
+    GateChanged,
+    /// The transport ended it.
+    Ended(TransportError),
 }
-
-impl Counts {
-    pub(crate) fn new(queue: &str) -> Self {
-        let queue = queue.to_owned();
-        let count = |end: &'static str| counter!("tidings_messages_total", "queue" => queue.clone(), "end" => end);
-        Self {
-            handled: count("handled"),
-            duplicates: count("duplicate"),
-            retried: count("retried"),
-            deferred: count("deferred"),
-            dead_lettered: count("dead-lettered"),
-            skipped: count("skipped"),
-            duration: histogram!("tidings_handler_duration_seconds", "queue" => queue),
-        }
-    }
-}
-
-/// A delivery in hand.
-struct Job {
-    delivery: Delivery,
-    context: Context,
-    key: Option<Box<str>>,
-}
-
-/// Something to do in a task of its own.
-enum Work {
-    Handle(Box<Job>),
-    Defer {
-        job: Box<Job>,
-        delay: Duration,
-        behind: MessageId,
-    },
-    /// It can never be handled.
-    Refuse(Box<Delivery>, BoxError),
-    /// It is none of this consumer's business.
-    Skip(Box<Delivery>),
-}
-
-impl From<Next<Box<Job>>> for Work {
-    fn from(next: Next<Box<Job>>) -> Self {
-        match next {
-            Next::Handle(job) => Self::Handle(job),
-            Next::Defer { job, delay, behind } => Self::Defer { job, delay, behind },
-        }
-    }
-}
-
-/// The end of a piece of work, for the lane of its key.
-type Finished = Option<(Box<str>, MessageId, End<Box<Job>>)>;
 
 impl Consumer {
-    /// Runs until `stop`, then finishes what is in hand.
+    /// Runs until `stop`, then finishes what has begun and gives back the rest.
     ///
     /// # Errors
     ///
@@ -137,90 +67,130 @@ impl Consumer {
         deliveries: Deliveries,
         stop: CancellationToken,
     ) -> Result<(), TransportError> {
-        let mut running = Running {
-            consumer: Arc::new(self),
-            lanes: Lanes::new(),
-            ready: VecDeque::new(),
-            tasks: JoinSet::new(),
-            skipped_names: HashSet::new(),
-        };
-        let mut deliveries = Some(deliveries);
-        let mut ended = Ok(());
-        let mut sweep = interval(SWEEP_EVERY);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            if deliveries.is_none() && running.is_idle() {
-                return ended;
-            }
-            let receiving = deliveries.is_some();
-            let next = async {
-                match &mut deliveries {
-                    Some(deliveries) => deliveries.next().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = stop.cancelled(), if receiving => deliveries = None,
-                Some(finished) = running.tasks.join_next() => running.finished(finished),
-                delivery = next => match delivery {
-                    Some(Ok(delivery)) => running.arrive(delivery),
-                    Some(Err(error)) => (deliveries, ended) = (None, Err(error)),
-                    None => (deliveries, ended) = (None, Err(TransportError::fatal(
-                        "the transport ended the subscription without a reason",
-                    ))),
+        let gate = &self.handling.gate;
+        let mut running = Running::new(Arc::clone(&self.handling));
+        // Whether an operator paused the handler is known at once, unless the database is away.
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = timeout(FIRST_LOOK_MAX, gate.opened(Source::Broker)) => {}
+        }
+        let mut next = Some(deliveries);
+        let ended = loop {
+            let is_trial = next.is_none() && !gate.is_open(Source::Broker);
+            let deliveries = match next.take() {
+                Some(deliveries) => deliveries,
+                None => match self.subscribe(is_trial, &stop).await {
+                    Ok(Some(deliveries)) => deliveries,
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
                 },
-                _ = sweep.tick() => running.lanes.sweep(Instant::now()),
+            };
+            match running.receive(deliveries, is_trial, &stop).await {
+                Left::Stopped => break Ok(()),
+                Left::Ended(error) => break Err(error),
+                Left::GateChanged => {}
             }
-            running.start();
+            running.finish_trials(is_trial).await;
+            tokio::select! {
+                () = stop.cancelled() => break Ok(()),
+                () = gate.passable(Source::Broker) => {}
+            }
+        };
+        while running.tasks.join_next().await.is_some() {}
+        ended
+    }
+
+    /// Receives again: one message at a time until the gate is open. `None` if it is told to stop.
+    async fn subscribe(
+        &self,
+        is_trial: bool,
+        stop: &CancellationToken,
+    ) -> Result<Option<Deliveries>, TransportError> {
+        let one = const { NonZeroU16::new(1).unwrap() };
+        let queue = self.handling.queue.to_string();
+        let prefetch = if is_trial { one } else { self.prefetch };
+        let subscription = Subscription::new(queue).prefetch(prefetch);
+        tokio::select! {
+            subscribed = self.transport.subscribe(subscription) => subscribed.map(Some),
+            () = stop.cancelled() => Ok(None),
         }
     }
 }
 
 /// The state of the loop.
 struct Running {
-    consumer: Arc<Consumer>,
-    lanes: Lanes<Box<Job>>,
-    ready: VecDeque<Work>,
-    tasks: JoinSet<Finished>,
+    handling: Arc<Handling>,
+    ready: VecDeque<Box<Delivery>>,
+    tasks: JoinSet<()>,
     skipped_names: HashSet<String>,
 }
 
 impl Running {
-    fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.ready.is_empty() && self.lanes.waiting() == 0
+    fn new(handling: Arc<Handling>) -> Self {
+        Self {
+            handling,
+            ready: VecDeque::new(),
+            tasks: JoinSet::new(),
+            skipped_names: HashSet::new(),
+        }
+    }
+
+    /// Receives until there is a reason not to, and gives back what has not begun.
+    async fn receive(
+        &mut self,
+        mut deliveries: Deliveries,
+        is_trial: bool,
+        stop: &CancellationToken,
+    ) -> Left {
+        let handling = Arc::clone(&self.handling);
+        let gate = &handling.gate;
+        let left = loop {
+            let changed = async {
+                match is_trial {
+                    true => gate.opened(Source::Broker).await,
+                    false => gate.shut(Source::Broker).await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break Left::Stopped,
+                () = changed => break Left::GateChanged,
+                Some(_) = self.tasks.join_next() => {
+                    if is_trial {
+                        break Left::GateChanged;
+                    }
+                }
+                delivery = deliveries.next() => match delivery {
+                    Some(Ok(delivery)) => self.arrive(delivery),
+                    Some(Err(error)) => break Left::Ended(error),
+                    None => break Left::Ended(TransportError::fatal(
+                        "the transport ended the subscription without a reason",
+                    )),
+                },
+            }
+            self.start();
+        };
+        drop(deliveries);
+        for delivery in self.ready.drain(..) {
+            self.handling.counts.returned.increment(1);
+            drop(delivery); // It goes back to the queue.
+        }
+        left
+    }
+
+    /// After a trial its task decides what comes next.
+    async fn finish_trials(&mut self, is_trial: bool) {
+        while is_trial && self.tasks.join_next().await.is_some() {}
     }
 
     fn arrive(&mut self, delivery: Delivery) {
         if self.is_foreign(&delivery) {
-            return self.ready.push_back(Work::Skip(Box::new(delivery)));
+            let handling = Arc::clone(&self.handling);
+            self.tasks
+                .spawn(async move { skip(&handling, delivery).await });
+        } else {
+            self.ready.push_back(Box::new(delivery));
         }
-        let consumer = &self.consumer;
-        let accepted = consumer.accept(&delivery);
-        let Accepted { context, key } = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                let refused = Work::Refuse(Box::new(delivery), error);
-                return self.ready.push_back(refused);
-            }
-        };
-        let job = |key| {
-            Box::new(Job {
-                delivery,
-                context: context.clone(),
-                key,
-            })
-        };
-        let work = match key {
-            None => Some(Work::Handle(job(None))),
-            Some(key) => {
-                let job = job(Some(key.clone()));
-                let id = context.message_id();
-                let next = self.lanes.arrive(&key, id, job, Instant::now());
-                next.map(Work::from)
-            }
-        };
-        self.ready.extend(work);
     }
 
     /// True if the message is another one than the handler's. A topic may carry several kinds;
@@ -228,202 +198,201 @@ impl Running {
     /// once each. (In a command's queue there is nobody else to handle it: it is tried, and ends
     /// in the dead letters if it is of another shape.)
     fn is_foreign(&mut self, delivery: &Delivery) -> bool {
-        let (name, consumer) = (&delivery.envelope.name, &self.consumer);
-        let foreign = consumer.is_subscribed && !name.is_empty() && *name != consumer.name;
+        let (name, handling) = (&delivery.envelope.name, &self.handling);
+        let foreign = handling.is_subscribed && !name.is_empty() && !handling.takes(name);
         if foreign
             && self.skipped_names.len() < SKIPPED_NAMES_MAX
             && self.skipped_names.insert(name.to_string())
         {
             info!(
-                queue = &*consumer.queue,
+                queue = &*handling.queue,
                 "passing over messages named `{name}`: this queue's handler takes `{}`",
-                consumer.name
+                handling.name
             );
         }
         foreign
     }
 
-    fn finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
-        let (key, id, end) = match finished {
-            Ok(Some(finished)) => finished,
-            Ok(None) => return,
-            // Panics are caught inside the task, so this is the runtime shutting down.
-            Err(_) => return,
-        };
-        let next = self.lanes.finished(&key, &id, end, Instant::now());
-        self.ready.extend(next.map(Work::from));
-    }
-
     /// Starts what is ready, as far as the concurrency allows.
     fn start(&mut self) {
-        while self.tasks.len() < self.consumer.concurrency
-            && let Some(work) = self.ready.pop_front()
+        while self.tasks.len() < self.handling.concurrency
+            && let Some(delivery) = self.ready.pop_front()
         {
-            self.tasks.spawn(Arc::clone(&self.consumer).work(work));
+            let handling = Arc::clone(&self.handling);
+            self.tasks.spawn(async move {
+                if let Some(untried) = handle(&handling, *delivery).await {
+                    give_back(&handling, untried).await;
+                }
+            });
         }
     }
 }
 
-impl Consumer {
-    /// Decodes a delivery. This runs code of the user's message, so it may panic.
-    fn accept(&self, delivery: &Delivery) -> Result<Accepted, BoxError> {
-        let accept = || (self.accept)(delivery, &self.states, self.store.as_ref());
-        let mut accepted =
-            catch_unwind(AssertUnwindSafe(accept)).map_err(|panic| panicked(&*panic))??;
-        accepted.key = accepted.key.filter(|_| self.is_ordered);
-        Ok(accepted)
+/// From a delivery to its settlement. Returns it if nothing was tried and it is to be given back.
+pub(crate) async fn handle(handling: &Handling, delivery: Delivery) -> Option<Delivery> {
+    if delivery.is_stale() {
+        return None; // Somebody else gets it.
     }
+    let context = match handling.accept(handling.incoming(&delivery)) {
+        Ok(context) => context,
+        Err(error) => {
+            Box::pin(dead_letter(handling, delivery, &error)).await;
+            return None;
+        }
+    };
+    handle_accepted(handling, delivery, context).await
+}
 
-    async fn work(self: Arc<Self>, work: Work) -> Finished {
-        match work {
-            Work::Handle(job) => {
-                let span =
-                    debug_span!("handle", queue = &*self.queue, id = %job.context.message_id());
-                self.handle(job).instrument(span).await
-            }
-            Work::Defer { job, delay, behind } => Box::pin(self.defer(job, delay, behind)).await,
-            Work::Refuse(delivery, error) => {
-                Box::pin(self.dead_letter(*delivery, &error)).await;
-                None
-            }
-            Work::Skip(delivery) => {
-                self.counts.skipped.increment(1);
-                self.settle(*delivery, Settlement::Ack).await;
-                None
-            }
+/// The same for a message that is decoded already.
+pub(crate) async fn handle_accepted(
+    handling: &Handling,
+    delivery: Delivery,
+    context: Context,
+) -> Option<Delivery> {
+    let store = handling.store.clone();
+    let Some(store) = store.as_deref() else {
+        return handle_without_store(handling, delivery, context).await;
+    };
+    if delivery.redelivered {
+        return Box::pin(write_down(handling, store, delivery, &context, Next::Now)).await;
+    }
+    // Boxed, so that a task has only the size that its usual way needs.
+    match handling.run(context.clone(), Source::Broker).await {
+        Outcome::Settled => {
+            settle(handling, delivery, Settlement::Ack).await;
+            None
+        }
+        Outcome::Untried => Some(delivery),
+        Outcome::Behind => {
+            Box::pin(write_down(handling, store, delivery, &context, Next::Now)).await
+        }
+        Outcome::Again(error, delay) => {
+            let next = Next::After(&error, delay);
+            Box::pin(write_down(handling, store, delivery, &context, next)).await
+        }
+        Outcome::Dead(error) if Handling::is_unstorable(&error) => {
+            Box::pin(dead_letter(handling, delivery, &error)).await;
+            None
+        }
+        Outcome::Dead(error) => {
+            let next = Next::Never(&error);
+            Box::pin(write_down(handling, store, delivery, &context, next)).await
         }
     }
+}
 
-    async fn handle(&self, job: Box<Job>) -> Finished {
-        let Job {
-            delivery,
-            context,
-            key,
-        } = *job;
-        let id = key.is_some().then(|| context.message_id().clone());
-        let started = Instant::now();
-        let outcome = AssertUnwindSafe(self.service.clone().call(context))
-            .catch_unwind()
-            .await
-            .unwrap_or_else(|panic| Err(panicked(&*panic).into()));
-        self.counts.duration.record(started.elapsed());
-        let end = match outcome {
-            Ok(handled) => {
-                match handled {
-                    Handled::Done => self.counts.handled.increment(1),
-                    Handled::Duplicate => self.counts.duplicates.increment(1),
-                }
-                self.settle(delivery, Settlement::Ack).await;
-                End::Settled
-            }
-            // Boxed, so that a task has only the size that its usual way needs.
-            Err(error) => Box::pin(self.failed(delivery, error)).await,
-        };
-        Some((key?, id?, end))
-    }
-
-    async fn failed(&self, delivery: Delivery, error: BoxError) -> End<Box<Job>> {
-        // Every service ends in a retry policy; without its word (a panic in a layer) the message
-        // is treated as one that cannot be handled.
-        let verdict = error
-            .downcast_ref::<Failed>()
-            .map_or(Verdict::DeadLetter, Failed::verdict);
-        match verdict {
-            Verdict::DeadLetter => {
-                self.dead_letter(delivery, &error).await;
-                End::Settled
-            }
-            Verdict::Postpone(delay) => {
-                if self.postponed.lock().allows() {
-                    let reason = reason(&*error);
-                    warn!(
-                        queue = &*self.queue,
-                        "messages are postponed, nothing is lost: {reason}"
-                    );
-                }
-                if is_silent_store(&*error) {
-                    tokio::time::sleep(SILENT_STORE_PAUSE).await;
-                }
-                self.counts.deferred.increment(1);
-                self.settle(delivery, Settlement::Defer { delay }).await;
-                End::Retried(delay)
-            }
-            Verdict::RetryAfter(delay) => {
-                let attempt = self.attempt(&error);
-                info!(
-                    queue = &*self.queue,
-                    id = delivery.envelope.id.as_ref().map(tracing::field::display),
-                    failures = delivery.failures + 1,
-                    "trying again in {delay:?}: {}",
-                    attempt.reason
-                );
-                self.counts.retried.increment(1);
-                self.settle(delivery, Settlement::Retry { delay, attempt })
-                    .await;
-                End::Retried(delay)
-            }
+async fn handle_without_store(
+    handling: &Handling,
+    delivery: Delivery,
+    context: Context,
+) -> Option<Delivery> {
+    match handling.run(context, Source::Broker).await {
+        Outcome::Settled => settle(handling, delivery, Settlement::Ack).await,
+        // Only a store knows keys.
+        Outcome::Untried | Outcome::Behind => return Some(delivery),
+        Outcome::Dead(error) => dead_letter(handling, delivery, &error).await,
+        Outcome::Again(error, delay) => {
+            let attempt = handling.attempt(&error);
+            log_retry(handling, &delivery, delay, &attempt.reason);
+            handling.counts.retried.increment(1);
+            settle(handling, delivery, Settlement::Retry { delay, attempt }).await;
         }
     }
+    None
+}
 
-    async fn defer(&self, job: Box<Job>, delay: Duration, behind: MessageId) -> Finished {
-        let key = job.key.clone()?;
-        let id = job.context.message_id().clone();
-        if self.was_handled(&behind).await {
-            return Some((key, id, End::Overtaken { job, behind }));
+/// When a message that is not done is tried again.
+enum Next<'a> {
+    /// It was not tried.
+    Now,
+    After(&'a BoxError, Duration),
+    Never(&'a BoxError),
+}
+
+/// Writes down in the store what becomes of a message, then acknowledges it. Returns it if that
+/// could not be done now.
+async fn write_down(
+    handling: &Handling,
+    store: &dyn Store,
+    delivery: Delivery,
+    context: &Context,
+    next: Next<'_>,
+) -> Option<Delivery> {
+    let message = Message::of(context, delivery.failures, delivery.history.clone());
+    let written = match next {
+        Next::Now => handling.defer(store, &message, Duration::ZERO).await,
+        Next::After(error, delay) => {
+            let attempt = handling.attempt(error);
+            log_retry(handling, &delivery, delay, &attempt.reason);
+            handling.counts.retried.increment(1);
+            handling.defer(store, &message.failed(attempt), delay).await
         }
-        debug!(queue = &*self.queue, %id, %behind, "waiting behind an earlier message of its key");
-        self.counts.deferred.increment(1);
-        self.settle(job.delivery, Settlement::Defer { delay }).await;
-        Some((key, id, End::Deferred))
-    }
-
-    /// True if the inbox knows that this consumer, in whichever instance, has handled `message`.
-    async fn was_handled(&self, message: &MessageId) -> bool {
-        let Some(store) = &self.store else {
-            return false;
-        };
-        let claim = Claim {
-            consumer: (*self.queue).into(),
-            message: message.clone(),
-        };
-        store.is_claimed(&claim).await.unwrap_or(false)
-    }
-
-    async fn dead_letter(&self, delivery: Delivery, error: &BoxError) {
-        let attempt = self.attempt(error);
-        error!(
-            queue = &*self.queue,
-            id = delivery.envelope.id.as_ref().map(tracing::field::display),
-            failures = delivery.failures + 1,
-            "dead letter: {}",
-            attempt.reason
-        );
-        self.counts.dead_lettered.increment(1);
-        self.settle(delivery, Settlement::DeadLetter { attempt })
-            .await;
-    }
-
-    fn attempt(&self, error: &BoxError) -> Attempt {
-        Attempt {
-            at: Timestamp::now(),
-            reason: reason(&**error),
-            by: Some(self.instance.to_string()),
+        Next::Never(error) => {
+            let message = message.failed(handling.attempt(error));
+            handling.give_up(store, &message).await
+        }
+    };
+    match written {
+        Ok(()) => settle(handling, delivery, Settlement::Ack).await,
+        Err(error) if error.is_invalid() => {
+            let error = error.into();
+            dead_letter(handling, delivery, &error).await;
+        }
+        Err(error) => {
+            pause(handling, &error);
+            return Some(delivery);
         }
     }
+    None
+}
 
-    /// A delivery that cannot be settled comes again; there is nothing else to do.
-    async fn settle(&self, delivery: Delivery, settlement: Settlement) {
-        if let Err(error) = delivery.settle(settlement).await {
-            match error.is_temporary() {
-                true => debug!(
-                    queue = &*self.queue,
-                    "not settled, it will come again: {error}"
-                ),
-                false => warn!(
-                    queue = &*self.queue,
-                    "not settled, it will come again: {error}"
-                ),
-            }
+/// A store that does not take even this does not take anything.
+fn pause(handling: &Handling, error: &StoreError) {
+    handling.pause(SILENT_STORE, &error.to_string());
+}
+
+fn log_retry(handling: &Handling, delivery: &Delivery, delay: Duration, reason: &str) {
+    info!(
+        queue = &*handling.queue,
+        id = delivery.envelope.id.as_ref().map(tracing::field::display),
+        failures = delivery.failures + 1,
+        "trying again in {delay:?}: {reason}"
+    );
+}
+
+/// To the dead letters by the broker: of a message that cannot be read, or that the store cannot
+/// hold, or of a consumer without a store.
+pub(crate) async fn dead_letter(handling: &Handling, delivery: Delivery, error: &BoxError) {
+    let attempt = handling.attempt(error);
+    error!(
+        queue = &*handling.queue,
+        id = delivery.envelope.id.as_ref().map(tracing::field::display),
+        failures = delivery.failures + 1,
+        "dead letter: {}",
+        attempt.reason
+    );
+    handling.counts.dead_lettered.increment(1);
+    settle(handling, delivery, Settlement::DeadLetter { attempt }).await;
+}
+
+/// Acknowledges a message that is none of this handler's business.
+pub(crate) async fn skip(handling: &Handling, delivery: Delivery) {
+    handling.counts.skipped.increment(1);
+    settle(handling, delivery, Settlement::Ack).await;
+}
+
+async fn give_back(handling: &Handling, delivery: Delivery) {
+    handling.counts.returned.increment(1);
+    settle(handling, delivery, Settlement::Requeue).await;
+}
+
+/// A delivery that cannot be settled comes again; there is nothing else to do.
+pub(crate) async fn settle(handling: &Handling, delivery: Delivery, settlement: Settlement) {
+    if let Err(error) = delivery.settle(settlement).await {
+        let queue = &*handling.queue;
+        match error.is_temporary() {
+            true => debug!(queue, "not settled, it will come again: {error}"),
+            false => warn!(queue, "not settled, it will come again: {error}"),
         }
     }
 }

@@ -9,6 +9,7 @@
 
 use std::{
     any::{Any, type_name},
+    borrow::Cow,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
@@ -21,9 +22,9 @@ use parking_lot::Mutex;
 use tower::{Service, ServiceExt};
 
 use crate::{
-    BoxError, BoxFuture, Claim, Commit, Committed, Context, Destination, Envelope, Error,
-    FromContext, IntoMessages, Message, Outgoing, Permanent, Provided, Transport, publish,
-    publish::Sender, retry::NotAsked,
+    Ask, BoxError, BoxFuture, Claim, Committed, Context, Destination, Envelope, Error, Fate,
+    FromContext, InboxEntry, InboxState, IntoMessages, Message, Messages, Over, Permanent,
+    Provided, Refusal, Seen, Store, Transport, Work, publish::Sender, retry::NotAsked,
 };
 
 /// An async function that handles messages of type `M`: the message first, then up to eight
@@ -57,7 +58,7 @@ pub trait Handler<M, A>: Clone + Send + Sync + 'static {
         self,
         message: M,
         context: Context,
-    ) -> impl Future<Output = Result<Vec<Outgoing>, Error>> + Send;
+    ) -> impl Future<Output = Result<Messages, Error>> + Send;
 
     /// Where the returned messages may go.
     fn destinations(into: &mut Vec<Destination>);
@@ -107,12 +108,12 @@ macro_rules! functions_are_handlers {
             M: Message,
             $($argument: FromContext + Send,)*
         {
-            async fn call(self, message: M, context: Context) -> Result<Vec<Outgoing>, Error> {
+            async fn call(self, message: M, context: Context) -> Result<Messages, Error> {
                 $(let $argument = $argument::from_context(&context).await?;)*
-                let messages = self(message, $($argument),*).await.into_result()?;
-                let mut outgoing = Vec::new();
-                messages.into_messages(&mut outgoing)?;
-                Ok(outgoing)
+                let returned = self(message, $($argument),*).await.into_result()?;
+                let mut messages = Messages::default();
+                returned.into_messages(&mut messages)?;
+                Ok(messages)
             }
 
             fn destinations(into: &mut Vec<Destination>) {
@@ -137,8 +138,10 @@ functions_are_handlers! {
 pub enum Handled {
     /// The handler ran and its effects are committed.
     Done,
-    /// The message had been handled before; nothing was done.
+    /// The message was known already (handled, or waiting in the store); nothing was done.
     Duplicate,
+    /// An earlier message of its key is not done, so it has to wait; nothing was done.
+    Behind,
 }
 
 /// One attempt to handle a message, as the tower service that layers stand around.
@@ -166,18 +169,23 @@ impl HandlerService {
     }
 
     /// The innermost service: an attempt of `handler`.
-    pub(crate) fn attempt<H, M, A>(handler: H, effects: Arc<Effects>) -> Self
+    pub(crate) fn attempt<H, M, A>(
+        handler: H,
+        effects: Arc<Effects>,
+        upcasts: Arc<[Upcast]>,
+        limit: Duration,
+    ) -> Self
     where
         H: Handler<M, A>,
         M: Message,
     {
         Self(Arc::new(move |context| {
             let handler = handler.clone();
-            let effects = Arc::clone(&effects);
+            let (effects, upcasts) = (Arc::clone(&effects), Arc::clone(&upcasts));
             Box::pin(async move {
-                let limit = effects.attempt_timeout;
-                match tokio::time::timeout(limit, attempt(handler, &effects, context)).await {
-                    Ok(outcome) => outcome.map_err(Error::into_inner),
+                let attempt = attempt(handler, effects, upcasts, context);
+                match tokio::time::timeout(limit, attempt).await {
+                    Ok(outcome) => outcome,
                     Err(_) => Err(format!(
                         "the handler was still running after the `attempt_timeout` of {limit:?}"
                     )
@@ -207,54 +215,113 @@ pub(crate) struct Effects {
     pub(crate) sender: Sender,
     /// Where messages go at once if the consumer has no store.
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) attempt_timeout: Duration,
 }
 
-async fn attempt<H, M, A>(handler: H, effects: &Effects, context: Context) -> Result<Handled, Error>
+async fn attempt<H, M, A>(
+    handler: H,
+    effects: Arc<Effects>,
+    upcasts: Arc<[Upcast]>,
+    context: Context,
+) -> Result<Handled, BoxError>
 where
     H: Handler<M, A>,
     M: Message,
 {
-    let claim = Claim {
-        consumer: context.queue().into(),
-        message: context.message_id().clone(),
-    };
-    let transaction = context.transaction();
-    if let Some(slot) = transaction
-        && slot.store().is_claimed(&claim).await.map_err(NotAsked)?
-    {
-        return Ok(Handled::Duplicate);
-    }
-    let message = match context.take_decoded::<M>() {
-        Some(message) => message,
-        None => decode(context.envelope())?,
-    };
-    let mut outbox = match guard(handler.call(message, context.clone())).await {
-        Ok(outgoing) => outgoing,
-        Err(error) => {
-            if let Some(Ok(Some(transaction))) = transaction.map(|slot| slot.take()) {
-                transaction.rollback().await;
-            }
-            return Err(error);
-        }
-    };
-    effects.sender.stamp(&mut outbox, Some(&context));
-    let Some(slot) = transaction else {
-        publish::directly(&*effects.transport, outbox).await?;
+    let Some(slot) = context.transaction().map(Arc::clone) else {
+        let messages = call(handler, &upcasts, &context).await?;
+        let published = effects
+            .sender
+            .directly(&*effects.transport, messages, &context)
+            .await;
+        published.map_err(Error::into_inner)?;
         return Ok(Handled::Done);
     };
-    let commit = Commit {
-        claim: Some(claim),
-        outbox,
+    let store = Arc::clone(slot.store());
+    if let Some(known) = look(&*store, &context).await? {
+        return Ok(known);
+    }
+    let entry = InboxEntry {
+        claim: claim_of(&context),
+        over: context.incoming().over.clone(),
+        order: context.incoming().order.clone(),
+        fate: Fate::Handled,
     };
-    let committed = match slot.take()? {
-        Some(transaction) => transaction.commit(commit).await?,
-        None => slot.store().commit(commit).await?,
+    let work = Work::new(slot, async move {
+        let messages = call(handler, &upcasts, &context).await?;
+        let mut commit = effects.sender.commit(messages, Some(&context));
+        commit.inbox.push(entry);
+        Ok(commit)
+    });
+    let committed = match store.run(vec![work]).await.pop() {
+        Some(outcome) => outcome.map_err(crate::WorkError::into_inner)?,
+        None => return Err("the store gave no outcome for an attempt".into()),
     };
     Ok(match committed {
         Committed::Done => Handled::Done,
-        Committed::Duplicate => Handled::Duplicate,
+        Committed::Refused { why, .. } => match why {
+            Refusal::Known => Handled::Duplicate,
+            Refusal::Behind | Refusal::Free => Handled::Behind,
+        },
     })
+}
+
+/// Decodes the message and runs the handler.
+async fn call<H, M, A>(
+    handler: H,
+    upcasts: &[Upcast],
+    context: &Context,
+) -> Result<Messages, BoxError>
+where
+    H: Handler<M, A>,
+    M: Message,
+{
+    let message = match context.take_decoded::<M>() {
+        Some(message) => message,
+        None => decode(context.envelope(), upcasts)?,
+    };
+    let messages = guard(handler.call(message, context.clone())).await;
+    messages.map_err(Error::into_inner)
+}
+
+/// The row of a message in the inbox.
+pub(crate) fn claim_of(context: &Context) -> Claim {
+    Claim {
+        consumer: context.queue().into(),
+        message: context.message_id().clone(),
+    }
+}
+
+/// Asks the inbox, so that a handler does not run in vain: what to answer instead of running it. A
+/// message from the store is not asked for, since its lease says enough.
+async fn look(store: &dyn Store, context: &Context) -> Result<Option<Handled>, BoxError> {
+    let incoming = context.incoming();
+    if let Over::Lease(_) = incoming.over {
+        return Ok(None);
+    }
+    let ask = Ask {
+        claim: claim_of(context),
+        order: incoming.order.clone(),
+    };
+    let seen = match store.look(&[ask]).await {
+        Ok(seen) => seen.into_iter().next().unwrap_or_default(),
+        Err(error) if error.is_invalid() => return Err(error.into()),
+        Err(error) => return Err(NotAsked(error).into()),
+    };
+    Ok(if is_known(&seen, &incoming.over) {
+        Some(Handled::Duplicate)
+    } else if seen.behind {
+        Some(Handled::Behind)
+    } else {
+        None
+    })
+}
+
+fn is_known(seen: &Seen, over: &Over) -> bool {
+    match (seen.state, over) {
+        (None, _) => false,
+        (Some(InboxState::Dead), Over::Dead { redrive }) => seen.redrive >= *redrive,
+        (Some(_), _) => true,
+    }
 }
 
 /// Runs a future of the user's; its panic is an error like any other.
@@ -262,21 +329,62 @@ async fn guard<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, E
     AssertUnwindSafe(future)
         .catch_unwind()
         .await
-        .unwrap_or_else(|panic| Err(Error::msg(panicked(&*panic))))
+        .unwrap_or_else(|panic| Err(Error::msg(panicked("the handler", &*panic))))
 }
 
-/// What a panic said.
-pub(crate) fn panicked(panic: &(dyn Any + Send)) -> String {
+/// Whose panic it was, and what it said.
+pub(crate) fn panicked(who: &str, panic: &(dyn Any + Send)) -> String {
     let said = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("something that is not text");
-    format!("the handler panicked: {said}")
+    format!("{who} panicked: {said}")
 }
 
-/// The message in an envelope.
-pub(crate) fn decode<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
+/// An older message that a handler of a newer one takes as well.
+#[derive(Clone)]
+pub(crate) struct Upcast {
+    /// The older message's name.
+    pub(crate) name: &'static str,
+    pub(crate) topic: Cow<'static, str>,
+    /// Decodes the older message and makes the newer one of it.
+    decode: fn(&Envelope) -> Result<Box<dyn Any + Send>, Permanent>,
+}
+
+impl Upcast {
+    pub(crate) fn new<Old, New>(topic: Cow<'static, str>) -> Self
+    where
+        Old: Message,
+        New: Message + From<Old>,
+    {
+        Self {
+            name: Old::NAME,
+            topic,
+            decode: |envelope| {
+                let old: Old = parse(envelope)?;
+                Ok(Box::new(New::from(old)))
+            },
+        }
+    }
+}
+
+/// The message in an envelope, which may hold an older one.
+pub(crate) fn decode<M: Message>(envelope: &Envelope, upcasts: &[Upcast]) -> Result<M, Permanent> {
+    let Some(upcast) = upcasts.iter().find(|upcast| envelope.name == upcast.name) else {
+        return parse(envelope);
+    };
+    let newer = (upcast.decode)(envelope)?;
+    newer.downcast().map(|newer| *newer).map_err(|_| {
+        Permanent::new(format!(
+            "`{}` was made into another message than `{}`",
+            upcast.name,
+            M::NAME
+        ))
+    })
+}
+
+fn parse<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
     serde_json::from_slice(&envelope.body).map_err(|error| {
         let hint = if envelope.body.is_empty() {
             "; the body is empty".to_owned()

@@ -58,28 +58,36 @@ extern crate self as tidings;
 
 mod breaker;
 mod consumer;
+mod control;
 mod extract;
+mod gate;
 mod handler;
-mod lanes;
+mod handling;
+mod ordered;
+mod partitions;
 mod producer;
 mod publish;
 mod relay;
 mod retry;
 mod router;
+mod schedule;
 mod serve;
 mod telemetry;
 mod throttle;
+mod trace;
 mod upkeep;
+mod worker;
 
 pub use breaker::{
     CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, CircuitOpen, Permit,
 };
+pub use control::{Paused, pause, paused, resume};
 pub use extract::{Metadata, State};
 pub use handler::{Handled, Handler, HandlerResult, HandlerService};
 pub use producer::{Producer, ProducerTransaction};
-pub use retry::{Failed, Retry, RetryLayer, RetryPolicy, Verdict};
-pub use router::Router;
-pub use serve::{Serve, ServeError, serve};
+pub use retry::Retry;
+pub use router::{AfterDeadLetter, HandlerOptions, Router};
+pub use serve::{IntoRouters, Serve, ServeError, serve};
 pub use tidings_core::*;
 pub use tidings_macros::{Command, Event, handler};
 pub use tower;
@@ -91,7 +99,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub mod prelude {
     pub use crate::{
         CircuitBreaker, CircuitBreakerLayer, Command, Context, Event, Message, MessageId, Metadata,
-        PermanentExt, Producer, Result, RetryLayer, RetryPolicy, Router, State, serve,
+        PermanentExt, Producer, Result, Retry, Router, SendWith, State, serve,
     };
     pub use serde::{Deserialize, Serialize};
     pub use tower::{ServiceBuilder, timeout::TimeoutLayer};

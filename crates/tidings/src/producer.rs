@@ -3,8 +3,8 @@
 use std::{borrow::Cow, sync::Arc};
 
 use crate::{
-    Command, Commit, Envelope, Error, Event, Message, Outgoing, Store, TransactionHandle,
-    TransactionSlot, publish::Sender,
+    Command, Error, Event, IntoMessages, Message, Messages, Outgoing, ScheduleId, Store,
+    TransactionHandle, TransactionSlot, publish::Sender, schedule,
 };
 
 /// Sends events and commands through the outbox, in one transaction with what else is written.
@@ -34,7 +34,7 @@ impl Producer {
         ProducerTransaction {
             slot: Arc::new(TransactionSlot::new(Arc::clone(&self.store))),
             sender: Arc::clone(&self.sender),
-            outbox: Vec::new(),
+            messages: Messages::default(),
             traceparent: None,
         }
     }
@@ -48,6 +48,16 @@ impl Producer {
         let mut transaction = self.transaction();
         transaction.publish(event)?;
         transaction.commit().await
+    }
+
+    /// Cancels what was scheduled under `id`, if it has not been sent yet. Returns whether there was
+    /// something to cancel.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn cancel(&self, id: &ScheduleId) -> Result<bool, Error> {
+        Ok(schedule::cancel(&*self.store, id).await?)
     }
 
     /// Commits one command to the outbox, with nothing else.
@@ -69,7 +79,7 @@ impl Producer {
 pub struct ProducerTransaction {
     slot: Arc<TransactionSlot>,
     sender: Arc<Sender>,
-    outbox: Vec<Outgoing>,
+    messages: Messages,
     traceparent: Option<Box<str>>,
 }
 
@@ -103,15 +113,43 @@ impl ProducerTransaction {
         self.push(command)
     }
 
+    /// Sends whatever a handler may return, if the transaction commits: several messages, one with
+    /// headers, one that is sent later, the cancellation of one.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tidings::prelude::*;
+    /// # #[derive(Serialize, Deserialize, Event)]
+    /// # struct OrderExpired { order_id: String }
+    /// # fn example(transaction: &mut tidings::ProducerTransaction) -> Result<()> {
+    /// let day = std::time::Duration::from_secs(24 * 3600);
+    /// transaction.say(OrderExpired { order_id: "o-1".into() }.after(day))?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Permanent: a body is over its size budget.
+    pub fn say(&mut self, messages: impl IntoMessages) -> Result<(), Error> {
+        let mut said = Messages::default();
+        messages.into_messages(&mut said)?;
+        let later = said
+            .later
+            .iter_mut()
+            .map(|scheduled| &mut scheduled.message);
+        for message in said.now.iter_mut().chain(later) {
+            message.envelope.traceparent = self.traceparent.clone();
+        }
+        self.messages.now.extend(said.now);
+        self.messages.later.extend(said.later);
+        self.messages.cancelled.extend(said.cancelled);
+        Ok(())
+    }
+
     fn push<M: Message>(&mut self, message: &M) -> Result<(), Error> {
-        let outgoing = Outgoing::new(message)?;
-        self.outbox.push(Outgoing {
-            envelope: Envelope {
-                traceparent: self.traceparent.clone(),
-                ..outgoing.envelope
-            },
-            ..outgoing
-        });
+        let mut outgoing = Outgoing::new(message)?;
+        outgoing.envelope.traceparent = self.traceparent.clone();
+        self.messages.now.push(outgoing);
         Ok(())
     }
 
@@ -119,13 +157,11 @@ impl ProducerTransaction {
     ///
     /// # Errors
     ///
-    /// When the database does not commit, or a handle is still in use: nothing was written.
-    pub async fn commit(mut self) -> Result<(), Error> {
-        self.sender.stamp(&mut self.outbox, None);
-        let commit = Commit {
-            claim: None,
-            outbox: self.outbox,
-        };
+    /// When a handle is still in use or a record was in the way
+    /// ([`StoreError::is_conflict`](crate::StoreError::is_conflict)): nothing was written. When the
+    /// database does not answer the outcome may be unknown.
+    pub async fn commit(self) -> Result<(), Error> {
+        let commit = self.sender.commit(self.messages, None);
         match self.slot.take()? {
             Some(transaction) => transaction.commit(commit).await?,
             None => self.slot.store().commit(commit).await?,

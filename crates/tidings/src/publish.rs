@@ -1,11 +1,14 @@
-//! What every message that leaves gets, and sending without an outbox.
+//! What every message that leaves gets, what is committed to send it, and sending without an outbox.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{Context, Error, MessageId, Outgoing, PublishErrorKind, Transport, Unrouted};
+use crate::{
+    Commit, Context, Error, MessageId, Messages, Outgoing, Permanent, PublishErrorKind,
+    RecordChange, RecordId, Transport, Unrouted, schedule, trace::Trace,
+};
 
 /// Who sends.
 pub(crate) struct Sender {
@@ -13,14 +16,32 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
+    /// What is committed to send `messages`: those that leave now as outbox rows, those that leave
+    /// later as schedules.
+    pub(crate) fn commit(&self, mut messages: Messages, cause: Option<&Context>) -> Commit {
+        self.stamp(messages.now.iter_mut(), cause);
+        self.stamp(messages.later.iter_mut().map(|it| &mut it.message), cause);
+        let cancelled = messages.cancelled.iter().map(schedule::cancelled);
+        let scheduled = messages.later.into_iter().map(schedule::record);
+        // Of several words about one name the last one holds, and a schedule more than a
+        // cancellation.
+        let mut records: BTreeMap<RecordId, RecordChange> = BTreeMap::new();
+        for change in cancelled.chain(scheduled) {
+            records.insert(change.id.clone(), change);
+        }
+        Commit {
+            outbox: messages.now,
+            records: records.into_values().collect(),
+            ..Commit::default()
+        }
+    }
+
     /// Completes the envelopes of messages that are about to leave: id, source, time, and what
     /// caused them.
-    pub(crate) fn stamp(&self, messages: &mut [Outgoing], cause: Option<&Context>) {
-        if messages.is_empty() {
-            return;
-        }
-        let now = Timestamp::now();
+    fn stamp<'a>(&self, messages: impl Iterator<Item = &'a mut Outgoing>, cause: Option<&Context>) {
+        let mut now = None;
         for Outgoing { envelope, .. } in messages {
+            let now = *now.get_or_insert_with(Timestamp::now);
             let id = envelope
                 .id
                 .get_or_insert_with(|| MessageId::new(Uuid::now_v7().to_string()));
@@ -33,50 +54,67 @@ impl Sender {
                     envelope.correlation_id =
                         Some(correlation_id.unwrap_or_else(|| incoming_id.as_str().into()));
                     envelope.causation_id = Some(incoming_id.as_str().into());
-                    envelope.traceparent = incoming.traceparent.clone();
+                    envelope.traceparent = context.incoming().traceparent.clone();
                 }
                 None => {
                     let first = || id.as_str().into();
                     envelope.correlation_id.get_or_insert_with(first);
+                    let begun = || Trace::below(None).traceparent().into();
+                    envelope.traceparent.get_or_insert_with(begun);
                 }
             }
         }
     }
-}
 
-/// Publishes without an outbox, and resolves when the broker has taken over every message.
-///
-/// This is for consumers without a store: a crash between this and the acknowledgement publishes
-/// again, so P2 (effects once) is not theirs.
-pub(crate) async fn directly(
-    transport: &dyn Transport,
-    messages: Vec<Outgoing>,
-) -> Result<(), Error> {
-    if messages.is_empty() {
-        return Ok(());
-    }
-    let sent: Vec<_> = messages
-        .iter()
-        .map(|message| {
-            (
-                message.envelope.name.clone(),
-                message.destination.clone(),
-                message.unrouted,
-            )
-        })
-        .collect();
-    let outcomes = transport.publish(messages).await;
-    for ((name, destination, unrouted), outcome) in sent.into_iter().zip(outcomes) {
-        match outcome {
-            Ok(()) => {}
-            Err(error)
-                if error.kind() == PublishErrorKind::Unroutable && unrouted == Unrouted::Drop => {}
-            Err(error) => {
-                return Err(Error::msg(format!(
-                    "`{name}` was not published to {destination}: {error}"
-                )));
+    /// Publishes without an outbox, and resolves when the broker has taken over every message.
+    ///
+    /// This is for consumers without a store: a crash between this and the acknowledgement publishes
+    /// again, so P2 (effects once) is not theirs.
+    ///
+    /// # Errors
+    ///
+    /// When the broker did not take a message; permanent, when one is to be sent later.
+    pub(crate) async fn directly(
+        &self,
+        transport: &dyn Transport,
+        mut messages: Messages,
+        cause: &Context,
+    ) -> Result<(), Error> {
+        if !messages.later.is_empty() || !messages.cancelled.is_empty() {
+            return Err(Error::from(Permanent::new(
+                "a message that is sent later waits in the store, and this consumer has none; add \
+                 `.transactional(store)` to its router",
+            )));
+        }
+        if messages.now.is_empty() {
+            return Ok(());
+        }
+        self.stamp(messages.now.iter_mut(), Some(cause));
+        let sent: Vec<_> = messages
+            .now
+            .iter()
+            .map(|message| {
+                (
+                    message.envelope.name.clone(),
+                    message.destination.clone(),
+                    message.unrouted,
+                )
+            })
+            .collect();
+        let outcomes = transport.publish(messages.now).await;
+        for ((name, destination, unrouted), outcome) in sent.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => {}
+                Err(error)
+                    if error.kind() == PublishErrorKind::Unroutable
+                        && unrouted == Unrouted::Drop => {}
+                Err(error) => {
+                    return Err(Error::msg(format!(
+                        "`{name}` was not published to {destination}: {error}"
+                    )));
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -1,34 +1,39 @@
 //! The relay: publishes what the outbox holds, and removes what the broker confirmed.
 //!
-//! There is no leader. Each instance of a service leases the lanes that are free and keeps renewing
-//! them; an instance that dies loses its lanes when the lease ends. A round reads the oldest unsent
-//! rows of its lanes, publishes them as one pipelined batch, and removes the confirmed ones. A
-//! crash between the two publishes the same rows again, under the same ids, which consumers know
-//! (P1 at the sender, P2 at the receiver).
+//! There is no leader. The instances of a service share the outbox's lanes by leases; an instance
+//! that dies loses its lanes when the lease ends. A round reads the oldest ready rows of its lanes,
+//! publishes them as one pipelined batch, and removes the confirmed ones. A crash between the two
+//! publishes the same rows again, under the same ids, which consumers know (P1 at the sender, P2 at
+//! the receiver).
 //!
-//! Order per key: rows of a key are in one lane, read and published in the order of their
-//! positions, on one connection. Three things may get in the way of a row, and each is met so that
-//! no later row of its key overtakes it:
+//! One bad row, one full queue, one silent listener harms nobody else:
 //!
 //! - *The connection is lost.* What the broker got is a prefix of the batch, so everything from the
-//!   first unconfirmed row on is published again, in order.
-//! - *Nobody listens* (unroutable). The destination is parked: all its rows, later ones too, are
-//!   hidden until one moment, and then the oldest goes alone to see.
-//! - *The broker refuses a row.* The relay goes on carefully, with one row per key at a time, until
-//!   a round is without refusals. (A row of the same batch that the broker took behind the refused
-//!   one has overtaken it; a broker that takes turns refusing is the one case where this can be.)
+//!   first unconfirmed row on is published again, in order, when the broker is back.
+//! - *Nobody listens* to a destination. Its rows are held, later ones without being offered; one of
+//!   them asks from time to time, and when it is taken the others follow in order.
+//! - *The broker refuses a row.* That row is held. A refusal does not name the queue that is full, so
+//!   other keys' rows to that destination are still offered, each once and in its turn; rows of a
+//!   key that has one held are held behind it. One held row of the destination asks from time to
+//!   time. (Rows of one batch and key that the broker took behind the first refused one have
+//!   overtaken it: a queue that refuses messages is promised no order.)
+//! - *A row cannot be sent as it is*, or not even be read. It is set aside with its reason, and an
+//!   operator decides.
 //!
-//! A row that can never be published stays, is put off for an hour at a time, and is named in the
-//! log as an error: somebody must look at it.
+//! Order per key rests on this: rows of a key are in one lane, a lane has one relay, rows are read
+//! and published in the order of their positions on one connection, and held rows go before ready
+//! ones. A relay that was paused past its lease may publish rows again that are long gone, but holds
+//! none that are not its own (the store checks), and removes only what was confirmed.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use metrics::{Counter, counter};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -47,17 +52,12 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 const BATCH_COUNT_MAX: usize = 1000;
 /// How long to wait without being woken.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// How long the broker may take to confirm a batch before it counts as not confirmed.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a row is put off that can never be published.
-const INVALID_DELAY: Duration = Duration::from_secs(60 * 60);
-/// How long the rows of a destination nobody listens to are put off: at first, and at most.
-const PARKED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How much longer a destination stays parked than its rows are hidden, so that all of them can be
-/// seen before the first one goes out, and they go in their order.
-const PARKED_SLACK: Duration = Duration::from_millis(500);
+/// How long a destination is left alone that took nothing: at first, and at most.
+const PROBE_AFTER: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long to leave a broker alone that does not answer: at first, and at most.
 const BREAKER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How often the log repeats that a destination takes nothing.
+const HELD_LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// A relay of one instance of a service.
 pub(crate) struct Relay {
@@ -67,37 +67,42 @@ pub(crate) struct Relay {
     transport: Arc<dyn Transport>,
     breaker: CircuitBreaker,
     lanes: Vec<Lane>,
+    /// How many lanes to give up for relays that have fewer.
+    surplus: usize,
     leased_until: Instant,
     renew_at: Instant,
-    parked: HashMap<Destination, Parked>,
-    careful: bool,
+    held: HashMap<Destination, Held>,
+    /// How long a topic's rows may be held, if not for ever.
+    held_max: Option<Duration>,
     sent: Counter,
     store_trouble: Throttle,
     broker_trouble: Throttle,
 }
 
-/// The rows of a round.
-#[derive(Default)]
-struct Sorted {
-    /// Those that are published now.
-    now: Vec<OutboxRow>,
-    /// Positions of those that are hidden for a time.
-    put_off: Vec<(Duration, Vec<i64>)>,
-    /// How many stay as they are for the next round.
-    left: usize,
+/// A destination that has held rows.
+struct Held {
+    why: Why,
+    probe_at: Instant,
+    pause: Duration,
+    log: Throttle,
 }
 
-/// A destination nobody listens to.
-struct Parked {
-    until: Instant,
-    delay: Duration,
+/// Why rows are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// Nobody listens.
+    Unrouted,
+    /// The broker refused.
+    Refused,
+    /// The destination takes messages again; those that are held go first.
+    Draining,
 }
 
 /// What to do after a round.
 enum After {
     /// There may be more.
     Again,
-    /// The outbox was empty.
+    /// Nothing is ready.
     Wait,
     /// It makes no sense to go on before this.
     Pause(Duration),
@@ -109,6 +114,7 @@ impl Relay {
         id: String,
         store: Arc<dyn Store>,
         transport: Arc<dyn Transport>,
+        held_max: Option<Duration>,
     ) -> Self {
         Self {
             id,
@@ -119,26 +125,32 @@ impl Relay {
                 .open_for(BREAKER.0)
                 .open_for_max(BREAKER.1),
             lanes: Vec::new(),
+            surplus: 0,
             leased_until: Instant::now(),
             renew_at: Instant::now(),
-            parked: HashMap::new(),
-            careful: false,
+            held: HashMap::new(),
+            held_max,
             sent: counter!("tidings_outbox_sent_total", "service" => service.to_owned()),
             store_trouble: Throttle::new(Duration::from_secs(5)),
             broker_trouble: Throttle::new(Duration::from_secs(5)),
         }
     }
 
-    /// Publishes until `stop`; then what is left, for at most `flush`; then gives up its lanes.
-    pub(crate) async fn run(mut self, stop: CancellationToken, flush: Duration) {
+    /// Publishes until `stop`; then what is left, until the time in `flush_until`; then gives up its
+    /// lanes.
+    pub(crate) async fn run(mut self, stop: CancellationToken, flush_until: &OnceLock<Instant>) {
         while !stop.is_cancelled() {
             match self.round().await {
                 After::Again => {}
-                After::Wait => tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = self.store.committed() => {}
-                    () = sleep(POLL_EVERY) => {}
-                },
+                After::Wait => {
+                    let next_probe = self.held.values().map(|held| held.probe_at).min();
+                    let poll_at = Instant::now() + POLL_EVERY;
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = self.store.outbox().committed() => {}
+                        () = sleep_until(next_probe.map_or(poll_at, |at| at.min(poll_at))) => {}
+                    }
+                }
                 After::Pause(pause) => tokio::select! {
                     () = stop.cancelled() => {}
                     () = sleep(pause) => {}
@@ -146,19 +158,28 @@ impl Relay {
             }
         }
         let drain = async { while let After::Again = self.round().await {} };
-        if timeout(flush, drain).await.is_err() {
+        let flush_until = flush_until.get().copied().unwrap_or_else(Instant::now);
+        if timeout_at(flush_until, drain).await.is_err() {
             info!("stopping with unsent messages in the outbox; they go out after the next start");
         }
-        if let Err(error) = self.store.release_lanes(&self.id).await {
+        if let Err(error) = self.store.outbox().release(&self.id, None).await {
             debug!("lanes not released, their lease will end: {error}");
         }
     }
 
     async fn round(&mut self) -> After {
-        if self.renew_at <= Instant::now() {
-            self.renew().await;
-        }
-        match self.try_round().await {
+        let outcome = async {
+            // Also after a pause of the whole process, in which others may have taken the lanes.
+            if self.renew_at <= Instant::now() {
+                self.renew().await?;
+            }
+            self.share().await?;
+            if self.lanes.is_empty() {
+                return Ok(After::Wait);
+            }
+            self.publish_ready().await
+        };
+        match outcome.await {
             Ok(after) => after,
             Err(error) => {
                 if self.store_trouble.allows() {
@@ -169,10 +190,8 @@ impl Relay {
         }
     }
 
-    async fn try_round(&mut self) -> Result<After, StoreError> {
-        if self.lanes.is_empty() {
-            return Ok(After::Wait);
-        }
+    /// One batch of ready rows, and those held rows whose turn it is to ask.
+    async fn publish_ready(&mut self) -> Result<After, StoreError> {
         let permit = match self.breaker.permit() {
             Ok(permit) => permit,
             Err(open) => return Ok(After::Pause(open.retry_after())),
@@ -182,87 +201,166 @@ impl Relay {
         } else {
             BATCH_COUNT_MAX
         };
-        let rows = match self.store.unsent(&self.lanes, limit).await {
-            Ok(rows) => rows,
+        let batch = match self.next_batch(limit).await {
+            Ok(batch) => batch,
             Err(error) => {
                 permit.unused();
                 return Err(error);
             }
         };
-        let full = rows.len() == limit;
-        let Sorted { now, put_off, left } = self.sort_out(rows);
-        for (delay, positions) in &put_off {
-            self.store.defer(positions, *delay).await?;
-        }
-        let idle = now.is_empty();
-        if idle {
+        let is_full = batch.is_full;
+        if batch.rows.is_empty() || self.leased_until <= Instant::now() {
             permit.unused();
         } else {
-            let round = self.publish(now).await;
+            let round = self.publish(batch.rows).await;
             self.conclude(round, permit).await?;
         }
-        Ok(match (idle, left > 0) {
-            (true, true) => After::Pause(PARKED_SLACK / 5),
-            (false, true) => After::Again,
+        Ok(match is_full {
+            true => After::Again,
             // After trouble the breaker says, in the next round, how long to wait.
-            (_, false) if full || self.breaker.is_open() => After::Again,
-            (_, false) => After::Wait,
+            false if self.breaker.is_open() => After::Again,
+            false if self.held.values().any(|held| held.why == Why::Draining) => After::Again,
+            false => After::Wait,
         })
     }
 
-    /// Takes away the rows of parked destinations, and in careful times all rows of a key but the
-    /// first.
-    fn sort_out(&self, rows: Vec<OutboxRow>) -> Sorted {
+    async fn next_batch(&mut self, limit: usize) -> Result<Batch, StoreError> {
+        let mut batch = Batch::default();
+        self.probe(&mut batch, limit).await?;
+        let room = limit.saturating_sub(batch.rows.len());
+        if room == 0 {
+            batch.is_full = true;
+            return Ok(batch);
+        }
+        let held: Vec<Destination> = self.held.keys().cloned().collect();
+        let outbox = self.store.outbox();
+        let ready = outbox.next(&self.lanes, &held, &[], room).await?;
+        batch.is_full = ready.len() == room;
+        self.sort_out(ready, &mut batch);
+        for (reason, positions) in std::mem::take(&mut batch.to_hold) {
+            outbox.hold(&self.id, &positions, reason).await?;
+        }
+        self.set_aside(std::mem::take(&mut batch.unreadable))
+            .await?;
+        Ok(batch)
+    }
+
+    /// Adds the held rows whose turn it is: one of each destination that may take messages again,
+    /// many of one that does.
+    async fn probe(&mut self, batch: &mut Batch, limit: usize) -> Result<(), StoreError> {
         let now = Instant::now();
-        let mut sorted = Sorted::default();
-        let mut put_off: HashMap<&Destination, (Duration, Vec<i64>)> = HashMap::new();
-        let (mut trials, mut keys) = (HashSet::new(), HashSet::new());
-        for row in rows {
-            let message = &row.message;
-            let goes = match self.parked.get_key_value(&message.destination) {
-                Some((destination, parked)) if now < parked.until => {
-                    let delay = parked.until - now;
-                    let (_, positions) = put_off.entry(destination).or_insert((delay, Vec::new()));
-                    positions.push(row.position);
-                    continue;
-                }
-                Some((_, parked)) if now < parked.until + PARKED_SLACK => false,
-                // The oldest goes alone, to see whether somebody listens now.
-                Some((destination, _)) => trials.insert(destination),
-                None => true,
-            };
-            let key = message.envelope.key.as_ref().filter(|_| self.careful);
-            if goes && key.is_none_or(|key| keys.insert(key.clone())) {
-                sorted.now.push(row);
+        let due = self.held.iter().filter(|(_, held)| held.probe_at <= now);
+        let due: Vec<(Destination, Why)> = due
+            .map(|(destination, held)| (destination.clone(), held.why))
+            .collect();
+        for (destination, why) in due {
+            let room = limit.saturating_sub(batch.rows.len());
+            let wanted = if why == Why::Draining {
+                room
             } else {
-                sorted.left += 1;
+                room.min(1)
+            };
+            if wanted == 0 {
+                break;
+            }
+            let outbox = self.store.outbox();
+            if why == Why::Unrouted {
+                self.end_of_waiting(&destination).await?;
+            }
+            let rows = outbox.next_held(&self.lanes, &destination, wanted).await?;
+            if rows.is_empty() {
+                self.held.remove(&destination);
+                info!("no message to {destination} is held any more");
+                continue;
+            }
+            let is_last = rows.len() < wanted;
+            for row in rows {
+                batch.push(row);
+            }
+            if why == Why::Draining && is_last {
+                batch.drained.insert(destination);
             }
         }
-        sorted.put_off = put_off.into_values().collect();
-        sorted
+        Ok(())
+    }
+
+    /// Sets aside what nobody listened to for too long, if that was configured.
+    async fn end_of_waiting(&self, destination: &Destination) -> Result<(), StoreError> {
+        let (Some(held_max), Destination::Topic(_)) = (self.held_max, destination) else {
+            return Ok(());
+        };
+        let outbox = self.store.outbox();
+        let rows = outbox
+            .next_held(&self.lanes, destination, BATCH_COUNT_MAX)
+            .await?;
+        let old = rows.iter().take_while(|row| row.age > held_max);
+        let positions: Vec<i64> = old.map(|row| row.position).collect();
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let reason = format!("nobody listened to {destination} for {held_max:?}");
+        warn!("{} messages are set aside: {reason}", positions.len());
+        outbox.set_aside(&self.id, &positions, &reason).await
+    }
+
+    /// Sorts rows that are ready into those that are offered now and those that are held.
+    fn sort_out(&self, ready: Vec<OutboxRow>, batch: &mut Batch) {
+        let mut offered: HashSet<(Destination, Box<str>)> = HashSet::new();
+        for row in ready {
+            let Ok(message) = &row.message else {
+                batch.push(row);
+                continue;
+            };
+            let Some(held) = self.held.get(&message.destination) else {
+                batch.push(row);
+                continue;
+            };
+            let key = message.envelope.key.clone();
+            match held.why {
+                // All that are held are in this batch, before it.
+                Why::Draining if batch.drained.contains(&message.destination) => batch.push(row),
+                Why::Unrouted => batch.hold("nobody listens to its destination", row.position),
+                Why::Draining => batch.hold("earlier messages go first", row.position),
+                Why::Refused if row.is_behind => {
+                    batch.hold("an earlier message of its key was refused", row.position);
+                }
+                // One of each key at a time, so that none overtakes one that is refused; the
+                // others of its key stay as they are for the next round.
+                Why::Refused => match key {
+                    Some(key) if offered.contains(&(message.destination.clone(), key.clone())) => {
+                        batch.is_full = true; // There is more for the next round.
+                    }
+                    Some(key) => {
+                        offered.insert((message.destination.clone(), key));
+                        batch.push(row);
+                    }
+                    None => batch.push(row),
+                },
+            }
+        }
     }
 
     /// Publishes rows and sorts them by their outcome; keeps the lease meanwhile.
-    async fn publish(&mut self, rows: Vec<OutboxRow>) -> Round {
+    async fn publish(&mut self, rows: Vec<(i64, Outgoing)>) -> Round {
         let mut about = Vec::with_capacity(rows.len());
         let mut batch = Vec::with_capacity(rows.len());
-        for OutboxRow { position, message } in rows {
+        for (position, message) in rows {
             about.push(About::new(position, &message));
             batch.push(message);
         }
         let transport = Arc::clone(&self.transport);
-        let mut publishing = std::pin::pin!(timeout(CONFIRM_TIMEOUT, transport.publish(batch)));
+        let mut publishing = transport.publish(batch);
         let outcomes = loop {
             tokio::select! {
                 outcomes = &mut publishing => break outcomes,
-                () = sleep_until(self.renew_at) => self.renew().await,
+                () = sleep_until(self.renew_at) => if let Err(error) = self.renew().await
+                    && self.store_trouble.allows()
+                {
+                    warn!("the relay cannot renew its lease of the outbox: {error}");
+                },
             }
         };
-        let outcomes = outcomes.unwrap_or_else(|_| {
-            let late = || format!("the broker did not confirm within {CONFIRM_TIMEOUT:?}");
-            let unavailable = || PublishError::new(PublishErrorKind::Unavailable, late());
-            about.iter().map(|_| Err(unavailable())).collect()
-        });
+        drop(publishing);
         let mut round = Round::default();
         for (about, outcome) in about.into_iter().zip(outcomes) {
             round.take(about, outcome);
@@ -272,7 +370,6 @@ impl Relay {
 
     /// Writes down what came of a round.
     async fn conclude(&mut self, round: Round, permit: Permit) -> Result<(), StoreError> {
-        self.careful = round.refused || (self.careful && round.trouble.is_some());
         match &round.trouble {
             None => permit.succeeded(),
             Some(trouble) => {
@@ -283,56 +380,142 @@ impl Relay {
             }
         }
         for destination in &round.reached {
-            if self.parked.remove(destination).is_some() {
-                info!("somebody listens to {destination} now: its messages go out");
+            if let Some(held) = self.held.get_mut(destination)
+                && !round.held.contains_key(destination)
+            {
+                held.why = Why::Draining;
+                held.probe_at = Instant::now();
             }
         }
         self.sent.increment(round.sent.len() as u64);
+        let store = Arc::clone(&self.store);
         if !round.sent.is_empty() {
-            self.store.sent(&round.sent).await?;
+            store.outbox().confirmed(&round.sent).await?;
         }
-        for (destination, (name, positions)) in &round.unroutable {
-            let delay = self.park(destination, name, positions.len());
-            self.store.defer(positions, delay).await?;
+        for (destination, (why, reason, positions)) in round.held {
+            store.outbox().hold(&self.id, &positions, &reason).await?;
+            self.hold(destination, why, &reason);
         }
-        if !round.invalid.is_empty() {
-            self.store.defer(&round.invalid, INVALID_DELAY).await?;
+        self.set_aside(round.invalid).await
+    }
+
+    /// Remembers that a destination takes nothing for now.
+    fn hold(&mut self, destination: Destination, why: Why, reason: &str) {
+        let before = self.held.remove(&destination);
+        let (pause, mut log) = match before {
+            Some(held) if held.why != Why::Draining => {
+                ((held.pause * 2).min(PROBE_AFTER.1), held.log)
+            }
+            Some(held) => (PROBE_AFTER.0, held.log),
+            None => (PROBE_AFTER.0, Throttle::new(HELD_LOG_EVERY)),
+        };
+        if log.allows() {
+            match why {
+                Why::Unrouted => warn!(
+                    "nobody listens to {destination}: its messages are held in the outbox until \
+                     somebody does; start a consumer of it, or write `unrouted = \"drop\"` beside \
+                     the event's name if nobody has to"
+                ),
+                _ => warn!(
+                    "{destination} refuses messages: those are held in the outbox and offered \
+                     again; is a queue behind it full? ({reason})"
+                ),
+            }
+        }
+        let probe_at = Instant::now() + pause;
+        let held = Held {
+            why,
+            probe_at,
+            pause,
+            log,
+        };
+        self.held.insert(destination, held);
+    }
+
+    async fn set_aside(&self, rows: Vec<(i64, String)>) -> Result<(), StoreError> {
+        for (position, reason) in rows {
+            error!(
+                position,
+                "a message in the outbox cannot be sent as it is; it is set aside, mend it or \
+                 discard it: {reason}"
+            );
+            let outbox = self.store.outbox();
+            outbox.set_aside(&self.id, &[position], &reason).await?;
         }
         Ok(())
     }
 
-    fn park(&mut self, destination: &Destination, name: &str, count: usize) -> Duration {
-        let before = self.parked.get(destination);
-        let delay = before.map_or(PARKED.0, |parked| (parked.delay * 2).min(PARKED.1));
-        let until = Instant::now() + delay;
-        self.parked
-            .insert(destination.clone(), Parked { until, delay });
-        warn!(
-            "nobody listens to {destination}: {count} messages (`{name}`) wait in the outbox and \
-             are tried again in {delay:?}; start a consumer of it, or write `unrouted = \"drop\"` \
-             beside the event's name if nobody has to"
-        );
-        delay
-    }
-
-    async fn renew(&mut self) {
+    /// Renews the lease, and takes and gives up lanes so that all relays have their share.
+    async fn renew(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
-        match self.store.lease_lanes(&self.id, LEASE).await {
-            Ok(lanes) => {
-                self.lanes = lanes;
-                self.leased_until = now + LEASE;
-                self.renew_at = now + RENEW_EVERY;
-            }
+        let outbox = self.store.outbox();
+        let leased = match outbox.lease(&self.id, LEASE).await {
+            Ok(leased) => leased,
             Err(error) => {
                 self.renew_at = now + STORE_PAUSE;
                 if now >= self.leased_until {
                     self.lanes.clear(); // Somebody else may have them by now.
                 }
-                if self.store_trouble.allows() {
-                    warn!("the relay cannot renew its lease of the outbox: {error}");
-                }
+                return Err(error);
+            }
+        };
+        if leased.lanes != self.lanes || self.leased_until <= now {
+            // What others held there meanwhile is not known here yet.
+            for destination in outbox.held(&leased.lanes).await? {
+                self.held.entry(destination).or_insert_with(|| Held {
+                    why: Why::Unrouted,
+                    probe_at: now,
+                    pause: PROBE_AFTER.0,
+                    log: Throttle::new(HELD_LOG_EVERY),
+                });
             }
         }
+        self.leased_until = now + LEASE;
+        self.renew_at = now + RENEW_EVERY;
+        self.lanes = leased.lanes;
+        self.surplus = leased.surplus.into();
+        Ok(())
+    }
+
+    /// Gives up the lanes that are beyond its share; between two rounds nothing of theirs is in
+    /// flight.
+    async fn share(&mut self) -> Result<(), StoreError> {
+        if self.surplus == 0 {
+            return Ok(());
+        }
+        let given_up = self
+            .lanes
+            .split_off(self.lanes.len().saturating_sub(self.surplus));
+        self.surplus = 0;
+        self.store.outbox().release(&self.id, Some(&given_up)).await
+    }
+}
+
+/// The rows of a round.
+#[derive(Default)]
+struct Batch {
+    /// Those that are published now.
+    rows: Vec<(i64, Outgoing)>,
+    /// Those that cannot be read, with the reason.
+    unreadable: Vec<(i64, String)>,
+    /// Positions of those that are held without being offered, by the reason.
+    to_hold: HashMap<&'static str, Vec<i64>>,
+    /// Destinations all of whose held rows are in this batch.
+    drained: HashSet<Destination>,
+    /// There may be more.
+    is_full: bool,
+}
+
+impl Batch {
+    fn push(&mut self, row: OutboxRow) {
+        match row.message {
+            Ok(message) => self.rows.push((row.position, message)),
+            Err(error) => self.unreadable.push((row.position, error.to_string())),
+        }
+    }
+
+    fn hold(&mut self, reason: &'static str, position: i64) {
+        self.to_hold.entry(reason).or_default().push(position);
     }
 }
 
@@ -341,23 +524,16 @@ struct About {
     position: i64,
     destination: Destination,
     unrouted: Unrouted,
-    name: std::borrow::Cow<'static, str>,
-    id: String,
+    name: Cow<'static, str>,
 }
 
 impl About {
     fn new(position: i64, message: &Outgoing) -> Self {
-        let envelope = &message.envelope;
         Self {
             position,
             destination: message.destination.clone(),
             unrouted: message.unrouted,
-            name: envelope.name.clone(),
-            id: envelope
-                .id
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            name: message.envelope.name.clone(),
         }
     }
 }
@@ -367,9 +543,9 @@ impl About {
 struct Round {
     sent: Vec<i64>,
     reached: HashSet<Destination>,
-    unroutable: HashMap<Destination, (String, Vec<i64>)>,
-    invalid: Vec<i64>,
-    refused: bool,
+    /// Rows that were not taken, by destination, with the reason.
+    held: HashMap<Destination, (Why, String, Vec<i64>)>,
+    invalid: Vec<(i64, String)>,
     trouble: Option<PublishError>,
 }
 
@@ -378,8 +554,8 @@ impl Round {
         let About {
             position,
             destination,
+            unrouted,
             name,
-            ..
         } = about;
         let Err(error) = outcome else {
             self.sent.push(position);
@@ -388,30 +564,20 @@ impl Round {
             }
             return;
         };
-        match error.kind() {
-            PublishErrorKind::Unroutable if about.unrouted == Unrouted::Drop => {
-                self.sent.push(position);
+        let why = match error.kind() {
+            PublishErrorKind::Unroutable if unrouted == Unrouted::Drop => {
+                return self.sent.push(position);
             }
-            PublishErrorKind::Unroutable => {
-                let (_, positions) = self
-                    .unroutable
-                    .entry(destination)
-                    .or_insert_with(|| (name.into_owned(), Vec::new()));
-                positions.push(position);
-            }
+            PublishErrorKind::Unroutable => Why::Unrouted,
+            PublishErrorKind::Refused => Why::Refused,
             PublishErrorKind::Invalid => {
-                error!(
-                    id = about.id,
-                    position,
-                    "the message `{name}` to {destination} can never be published as it is; it \
-                     stays in the outbox: {error}"
-                );
-                self.invalid.push(position);
+                let reason = format!("`{name}` to {destination}: {error}");
+                return self.invalid.push((position, reason));
             }
-            kind => {
-                self.refused |= kind == PublishErrorKind::Refused;
-                self.trouble = Some(error);
-            }
-        }
+            _ => return self.trouble = Some(error),
+        };
+        let held = self.held.entry(destination);
+        let (_, _, positions) = held.or_insert_with(|| (why, error.to_string(), Vec::new()));
+        positions.push(position);
     }
 }

@@ -1,13 +1,9 @@
-//! Retries: a few fast attempts in the process, then delayed ones through the broker, then dead
-//! letters. One policy describes all three.
-//!
-//! As a tower layer the policy makes the fast attempts itself, and ends with a [`Failed`] that
-//! tells the consumer what to do with the message. Delays are taken from a fixed ladder, because
-//! on AMQP every distinct delay is a queue.
+//! Retries: a few fast attempts in the process, then delayed ones, then dead letters. One policy
+//! describes all three.
 //!
 //! Only attempts count that tried something. When the database does not answer, a circuit breaker
-//! is open or a layer sheds load, the message is postponed, however often: an outage of an hour
-//! must not turn an hour of messages into dead letters.
+//! is open or a layer sheds load, the handler pauses instead, for as long as it takes: an outage of
+//! an hour must not turn an hour of messages into dead letters.
 
 use std::{
     collections::hash_map::RandomState,
@@ -18,36 +14,31 @@ use std::{
     time::Duration,
 };
 
-use tower::{Layer, Service, ServiceExt, load_shed::error::Overloaded};
+use tower::{Service, ServiceExt, load_shed::error::Overloaded};
 
-use crate::{BoxError, BoxFuture, CircuitOpen, Context, Handled, StoreError, is_permanent};
-
-/// The delays there are, in milliseconds.
-const LADDER: [u64; 17] = [
-    10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000,
-    600_000, 1_800_000, 3_600_000,
-];
+use crate::{
+    BoxError, BoxFuture, CircuitOpen, Context, Handled, RetryAfter, StoreError, is_permanent,
+};
 
 /// How often and when a message is tried, before it becomes a dead letter.
 ///
 /// An attempt that tried nothing does not count: when the database does not answer, a
-/// [`CircuitBreaker`](crate::CircuitBreaker) is open or a layer sheds load, the message is
-/// postponed.
+/// [`CircuitBreaker`](crate::CircuitBreaker) is open or a layer sheds load, the handler pauses.
 ///
-/// The default is 12 attempts: three at once, then after 1, 2, 5, 10, 30 seconds and 1, 2, 5 and 10
-/// minutes; a failure that passes within a quarter of an hour needs nobody.
+/// The default is 13 attempts: three at once, then after 1, 2, 4, ... seconds, the last after 512; a
+/// failure that passes within a quarter of an hour needs nobody.
 ///
 /// ```
 /// use std::time::Duration;
-/// use tidings::RetryPolicy;
+/// use tidings::Retry;
 ///
-/// let policy = RetryPolicy::exponential(Duration::from_secs(1)).attempts(5).fast_attempts(2);
+/// let policy = Retry::exponential(Duration::from_secs(1)).attempts(5).fast_attempts(2);
 /// // The first two attempts follow each other at once, the others come after:
 /// let delays: Vec<_> = (0..3).map(|failures| policy.delay(failures).as_secs()).collect();
-/// assert_eq!(delays, [1, 2, 5]);
+/// assert_eq!(delays, [1, 2, 4]);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RetryPolicy {
+pub struct Retry {
     attempts: u32,
     fast_attempts: u32,
     fast_backoff: Duration,
@@ -55,22 +46,18 @@ pub struct RetryPolicy {
     delay_max: Duration,
 }
 
-/// A [`RetryPolicy`] is a tower layer; so it is called among layers.
-pub type RetryLayer = RetryPolicy;
-
-impl Default for RetryPolicy {
+impl Default for Retry {
     fn default() -> Self {
-        Self::exponential(Duration::from_secs(1)).attempts(12)
+        Self::exponential(Duration::from_secs(1)).attempts(13)
     }
 }
 
-impl RetryPolicy {
-    /// Delays that begin with `delay` and about double each time. Each is a step of a fixed ladder
-    /// (10, 20, 50, 100, 200, 500 ms, 1, 2, 5, 10, 30 s, 1, 2, 5, 10, 30 min, 1 h); `delay` is
-    /// rounded up to the next one.
+impl Retry {
+    /// Delays that begin with `delay` and double each time. (A consumer without a store lets the
+    /// broker delay, and that may round up.)
     pub fn exponential(delay: Duration) -> Self {
         Self {
-            attempts: 12,
+            attempts: 13,
             fast_attempts: 3,
             fast_backoff: Duration::from_millis(20),
             delay_first: delay,
@@ -97,7 +84,7 @@ impl RetryPolicy {
         self
     }
 
-    /// The longest delay (at most an hour, unless the first delay is longer).
+    /// The longest delay (default 10 minutes; the first delay may be longer).
     pub fn delay_max(mut self, delay: Duration) -> Self {
         self.delay_max = delay;
         self
@@ -105,25 +92,23 @@ impl RetryPolicy {
 
     /// The delay after a delivery that failed, when `failures` deliveries had failed before it.
     pub fn delay(&self, failures: u32) -> Duration {
-        let step = |delay: Duration| {
-            LADDER
-                .iter()
-                .position(|&ms| delay <= Duration::from_millis(ms))
-        };
-        let Some(first) = step(self.delay_first) else {
-            return self.delay_first;
-        };
-        let last = step(self.delay_max).unwrap_or(LADDER.len() - 1).max(first);
-        let at = first.saturating_add(failures as usize).min(last);
-        Duration::from_millis(LADDER[at])
+        let doubled = self
+            .delay_first
+            .saturating_mul(2u32.saturating_pow(failures));
+        doubled.min(self.delay_max).max(self.delay_first)
     }
 
-    /// The delays of the attempts that come through the broker.
+    /// The different delays of the attempts after the fast ones, for a broker that prepares them.
     pub(crate) fn delays(&self) -> Vec<Duration> {
         let delayed = self.attempts.saturating_sub(self.fast_attempts);
-        let steps = delayed.min(LADDER.len() as u32);
-        let mut delays: Vec<_> = (0..steps).map(|failures| self.delay(failures)).collect();
-        delays.dedup();
+        let mut delays: Vec<Duration> = Vec::new();
+        for failures in 0..delayed {
+            let delay = self.delay(failures);
+            if delays.last() == Some(&delay) {
+                break; // It has come to its longest.
+            }
+            delays.push(delay);
+        }
         delays
     }
 
@@ -137,15 +122,15 @@ impl RetryPolicy {
 
     /// What happens to a message whose delivery failed, when `failures` had failed before it.
     fn verdict(&self, failures: u32, error: &(dyn StdError + 'static)) -> Verdict {
-        if is_untried(error) {
-            return Verdict::Postpone(self.delay(failures));
+        if let Some(pause) = untried(error) {
+            return Verdict::Pause(pause);
         }
         let attempts = self.fast_attempts.saturating_add(failures);
         if is_permanent(error) || attempts >= self.attempts {
-            Verdict::DeadLetter
-        } else {
-            Verdict::RetryAfter(self.delay(failures))
+            return Verdict::DeadLetter;
         }
+        let asked = find::<RetryAfter>(error).map_or(Duration::ZERO, RetryAfter::delay);
+        Verdict::RetryAfter(self.delay(failures).max(asked))
     }
 
     /// A random part of a backoff that doubles; so that instances do not fail in step.
@@ -154,18 +139,46 @@ impl RetryPolicy {
         let random = RandomState::new().build_hasher().finish() % 1000;
         ceiling / 2 + ceiling / 2 * (random as u32) / 1000
     }
+
+    /// The service that makes the fast attempts around `inner`, and ends with a [`Failed`].
+    pub(crate) fn around<S>(&self, inner: S) -> Retrying<S> {
+        Retrying {
+            policy: self.clone(),
+            inner,
+        }
+    }
 }
 
 /// What to do with a message whose delivery failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Deliver it again after this delay.
+pub(crate) enum Verdict {
+    /// Try it again after this delay.
     RetryAfter(Duration),
-    /// The same, but nothing was tried, so that it does not count as a failure.
-    Postpone(Duration),
+    /// Nothing was tried: the handler pauses, and the message is where it was.
+    Pause(Pause),
     /// It cannot be handled.
     DeadLetter,
 }
+
+/// How long a handler pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pause {
+    pub(crate) lasts: Duration,
+    /// Longer each time that it was not long enough.
+    pub(crate) grows: bool,
+}
+
+/// How a handler pauses whose database does not answer.
+pub(crate) const SILENT_STORE: Pause = Pause {
+    lasts: Duration::from_millis(500),
+    grows: true,
+};
+
+/// How a handler pauses when a layer sheds load.
+const OVERLOAD: Pause = Pause {
+    lasts: Duration::from_millis(50),
+    grows: false,
+};
 
 /// The database did not say whether a message was handled before, so it was not handled now.
 #[derive(Debug)]
@@ -183,39 +196,53 @@ impl StdError for NotAsked {
     }
 }
 
-/// True if `error` or one of its sources says that nothing was tried.
-fn is_untried(error: &(dyn StdError + 'static)) -> bool {
-    error.is::<CircuitOpen>()
-        || error.is::<NotAsked>()
-        || error.is::<Overloaded>()
-        || error.source().is_some_and(is_untried)
-}
-
-/// True if nothing was tried because the database does not answer.
-pub(crate) fn is_silent_store(error: &(dyn StdError + 'static)) -> bool {
-    match error.downcast_ref::<Failed>() {
-        Some(failed) => is_silent_store(&*failed.error),
-        None => error.is::<NotAsked>() || error.source().is_some_and(is_silent_store),
+/// The first `E` among `error` and its sources.
+fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
     }
+    None
 }
 
-/// The error of a [`RetryLayer`]: the last attempt's, and what to do now.
+/// If `error` or one of its sources says that nothing was tried: how long to leave it alone.
+fn untried(error: &(dyn StdError + 'static)) -> Option<Pause> {
+    if let Some(open) = find::<CircuitOpen>(error) {
+        return Some(Pause {
+            lasts: open.retry_after(),
+            grows: false,
+        });
+    }
+    if find::<NotAsked>(error).is_some() {
+        return Some(SILENT_STORE);
+    }
+    find::<Overloaded>(error).map(|_| OVERLOAD)
+}
+
+/// True if the store can never hold what it was given: there is no writing down that it failed.
+pub(crate) fn is_unstorable(error: &(dyn StdError + 'static)) -> bool {
+    find::<StoreError>(error).is_some_and(StoreError::is_invalid)
+}
+
+/// How a delivery failed: the last attempt's error, and what to do now.
 #[derive(Debug)]
-pub struct Failed {
+pub(crate) struct Failed {
     verdict: Verdict,
-    attempts: u32,
     error: BoxError,
 }
 
 impl Failed {
     /// What to do with the message.
-    pub fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         self.verdict
     }
 
-    /// How many attempts this delivery got.
-    pub fn attempts(&self) -> u32 {
-        self.attempts
+    /// The last attempt's error.
+    pub(crate) fn error(&self) -> &(dyn StdError + 'static) {
+        &*self.error
     }
 }
 
@@ -231,25 +258,14 @@ impl StdError for Failed {
     }
 }
 
-impl<S> Layer<S> for RetryPolicy {
-    type Service = Retry<S>;
-
-    fn layer(&self, inner: S) -> Retry<S> {
-        Retry {
-            policy: self.clone(),
-            inner,
-        }
-    }
-}
-
-/// The service that [`RetryLayer`] makes.
+/// The service that [`Retry::around`] makes.
 #[derive(Debug, Clone)]
-pub struct Retry<S> {
-    policy: RetryPolicy,
+pub(crate) struct Retrying<S> {
+    policy: Retry,
     inner: S,
 }
 
-impl<S> Service<Context> for Retry<S>
+impl<S> Service<Context> for Retrying<S>
 where
     S: Service<Context, Response = Handled> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -274,15 +290,14 @@ where
                     Ok(handled) => return Ok(handled),
                     Err(error) => error.into(),
                 };
-                if error.is::<Failed>() {
-                    return Err(error); // A policy nearer to the handler has decided.
-                }
-                if attempts >= attempts_max || is_permanent(&*error) || is_untried(&*error) {
-                    return Err(Box::new(Failed {
-                        verdict: policy.verdict(failures, &*error),
-                        attempts,
-                        error,
-                    }));
+                let is_worth_it = attempts < attempts_max
+                    && !is_permanent(&*error)
+                    && untried(&*error).is_none()
+                    && find::<RetryAfter>(&*error).is_none()
+                    && !is_unstorable(&*error);
+                if !is_worth_it {
+                    let verdict = policy.verdict(failures, &*error);
+                    return Err(Box::new(Failed { verdict, error }) as BoxError);
                 }
                 tokio::time::sleep(policy.backoff(attempts - 1)).await;
                 attempts += 1;
@@ -320,7 +335,7 @@ mod tests {
     use crate::Permanent;
 
     /// Follows a message that never succeeds: after how many attempts what happens.
-    fn check(policy: &RetryPolicy, expected: &[(u32, Verdict)]) {
+    fn check(policy: &Retry, expected: &[(u32, Verdict)]) {
         let error: BoxError = "no answer".into();
         let mut attempts = 0;
         let mut seen = Vec::new();
@@ -341,9 +356,9 @@ mod tests {
 
     #[test]
     fn a_message_gets_as_many_attempts_as_the_policy_says_fast_ones_first() {
-        let exponential = |ms| RetryPolicy::exponential(Duration::from_millis(ms));
+        let exponential = |ms| Retry::exponential(Duration::from_millis(ms));
         let dead = Verdict::DeadLetter;
-        check(&RetryPolicy::none(), &[(1, dead)]);
+        check(&Retry::none(), &[(1, dead)]);
         check(&exponential(10).attempts(3), &[(3, dead)]);
         check(
             &exponential(50).attempts(5),
@@ -354,7 +369,7 @@ mod tests {
             &[
                 (1, after(1000)),
                 (2, after(2000)),
-                (3, after(5000)),
+                (3, after(4000)),
                 (4, dead),
             ],
         );
@@ -371,22 +386,40 @@ mod tests {
     }
 
     #[test]
-    fn delays_are_steps_of_the_ladder_so_that_there_are_few_retry_queues() {
-        for (first, expected) in [(0, 10), (30, 50), (1000, 1000), (7000, 10_000)] {
-            let policy = RetryPolicy::exponential(Duration::from_millis(first));
-            assert_eq!(policy.delay(0), Duration::from_millis(expected));
-        }
+    fn delays_double_up_to_the_longest_and_a_longer_first_one_stays() {
+        let policy = Retry::exponential(Duration::from_secs(1)).delay_max(Duration::from_secs(5));
+        let delays: Vec<_> = (0..5).map(|n| policy.delay(n).as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 5, 5]);
+        assert_eq!(policy.delay(u32::MAX), Duration::from_secs(5));
+        let known: Vec<_> = policy.attempts(1000).delays();
+        assert_eq!(known.len(), 4, "each is told once: {known:?}");
         let days = Duration::from_secs(2 * 24 * 3600);
-        assert_eq!(RetryPolicy::exponential(days).delay(5), days);
+        assert_eq!(Retry::exponential(days).delay(5), days);
+    }
+
+    #[test]
+    fn the_other_side_may_say_how_long_to_wait() {
+        let policy = Retry::exponential(Duration::from_secs(1));
+        let busy = RetryAfter::new("too many requests", Duration::from_secs(60));
+        assert_eq!(policy.verdict(0, &busy), after(60_000));
+        let soon = RetryAfter::new("too many requests", Duration::from_millis(1));
+        assert_eq!(
+            policy.verdict(0, &soon),
+            after(1000),
+            "not sooner than the policy"
+        );
     }
 
     #[test]
     fn an_attempt_that_tried_nothing_does_not_count() {
-        let policy = RetryPolicy::exponential(Duration::from_millis(10)).attempts(2);
-        let expected = Verdict::Postpone(Duration::from_millis(10));
-        let silent = NotAsked(StoreError::new("the database does not answer"));
-        assert_eq!(policy.verdict(0, &silent), expected);
-        assert_eq!(policy.verdict(0, &Overloaded::new()), expected);
+        let policy = Retry::exponential(Duration::from_millis(10)).attempts(2);
+        let silent = NotAsked(StoreError::unavailable("the database does not answer"));
+        for failures in [0, 100] {
+            let expected = Verdict::Pause(SILENT_STORE);
+            assert_eq!(policy.verdict(failures, &silent), expected);
+            let expected = Verdict::Pause(OVERLOAD);
+            assert_eq!(policy.verdict(failures, &Overloaded::new()), expected);
+        }
     }
 
     #[test]
@@ -404,7 +437,7 @@ mod tests {
             }
         }
         let error = Wrapped(Permanent::new("no such card"));
-        let verdict = RetryPolicy::default().verdict(0, &error);
+        let verdict = Retry::default().verdict(0, &error);
         assert_eq!(verdict, Verdict::DeadLetter);
         assert_eq!(reason(&error), "charging failed: no such card");
     }

@@ -12,14 +12,12 @@ use std::{
 use tower::{Layer, Service};
 
 use crate::{
-    BoxError, Context, Delivery, Destination, Envelope, Event, Handled, Handler, HandlerService,
-    Message, MessageId, Permanent, Provided, Queue, RetryPolicy, States, Store, Topology,
-    handler::{Effects, decode},
+    BoxError, Context, Destination, Envelope, Event, Group, Handled, Handler, HandlerService,
+    Incoming, Message, MessageId, OrderKey, Permanent, Provided, Queue, Retry, SLOT_COUNT, States,
+    Store, Topology,
+    handler::{Effects, Upcast, decode},
     identity_of,
 };
-
-/// A queue's name leaves room for `.dead` and `.retry.<ms>` in the 255 bytes AMQP gives it.
-const QUEUE_BYTES_MAX: usize = 230;
 
 /// The handlers of one consumer, and how they are run.
 ///
@@ -50,21 +48,106 @@ pub struct Router {
     pub(crate) routes: Vec<Route>,
     pub(crate) store: Option<Arc<dyn Store>>,
     pub(crate) states: States,
-    pub(crate) retry: RetryPolicy,
-    pub(crate) concurrency: NonZeroU16,
-    pub(crate) is_ordered: bool,
     pub(crate) limits: Limits,
-    layers: Vec<Box<dyn Fn(HandlerService) -> HandlerService + Send + Sync>>,
+    defaults: HandlerOptions,
+    layers: Vec<LayerFn>,
     published: Vec<Destination>,
+    /// With the name of the newer message.
+    upcasts: Vec<(&'static str, Upcast)>,
 }
 
-/// The durations a service keeps to.
+type LayerFn = Box<dyn Fn(HandlerService) -> HandlerService + Send + Sync>;
+
+/// The durations and counts a service keeps to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    pub(crate) attempt_timeout: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) claim_window: Duration,
     pub(crate) outbox_alarm: Duration,
+    pub(crate) held_max: Option<Duration>,
+    pub(crate) deferred_count_max: u64,
+    pub(crate) lease: Duration,
+}
+
+/// How one handler is run, where it differs from the others of its router; for
+/// [`Router::on_with`].
+#[derive(Debug, Clone, Default)]
+pub struct HandlerOptions {
+    retry: Option<Retry>,
+    concurrency: Option<NonZeroU16>,
+    attempt_timeout: Option<Duration>,
+    partitions: Option<NonZeroU16>,
+    after_dead_letter: Option<AfterDeadLetter>,
+}
+
+/// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
+/// asks for order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AfterDeadLetter {
+    /// They are handled without it.
+    #[default]
+    Pass,
+    /// They stay parked until it is redriven and handled, or discarded.
+    Park,
+}
+
+impl HandlerOptions {
+    /// Like the others of its router.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As [`Router::retry`], for this handler.
+    pub fn retry(mut self, policy: Retry) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// As [`Router::concurrency`], for this handler.
+    ///
+    /// # Panics
+    ///
+    /// As [`Router::concurrency`].
+    #[track_caller]
+    pub fn concurrency(mut self, messages: u16) -> Self {
+        self.concurrency = Some(concurrency(messages));
+        self
+    }
+
+    /// As [`Router::attempt_timeout`], for this handler.
+    pub fn attempt_timeout(mut self, limit: Duration) -> Self {
+        self.attempt_timeout = Some(limit);
+        self
+    }
+
+    /// As [`Router::ordered`], for this handler: its messages are an ordered group of their own.
+    ///
+    /// # Panics
+    ///
+    /// As [`Router::ordered`].
+    #[track_caller]
+    pub fn ordered(mut self, partitions: u16) -> Self {
+        self.partitions = Some(self::partitions(partitions));
+        self
+    }
+
+    /// As [`Router::after_dead_letter`], for this handler.
+    pub fn after_dead_letter(mut self, then: AfterDeadLetter) -> Self {
+        self.after_dead_letter = Some(then);
+        self
+    }
+
+    /// These, and where they say nothing, what `defaults` say; except for the group, which handlers
+    /// of their own share with no other.
+    fn or(&self, defaults: &Self) -> Self {
+        Self {
+            retry: self.retry.clone().or_else(|| defaults.retry.clone()),
+            concurrency: self.concurrency.or(defaults.concurrency),
+            attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
+            partitions: self.partitions,
+            after_dead_letter: self.after_dead_letter.or(defaults.after_dead_letter),
+        }
+    }
 }
 
 /// One handler.
@@ -73,22 +156,40 @@ pub(crate) struct Route {
     pub(crate) queue: Arc<str>,
     pub(crate) topic: Option<Cow<'static, str>>,
     pub(crate) accept: Accept,
+    options: HandlerOptions,
+    /// Those of the router it was added to, if that was merged into another one.
+    layers: Option<Arc<[LayerFn]>>,
     handler: &'static str,
     location: &'static Location<'static>,
     destinations: fn(&mut Vec<Destination>),
     check: fn(&Provided<'_>) -> Result<(), String>,
-    attempt: Box<dyn Fn(Arc<Effects>) -> HandlerService + Send + Sync>,
+    attempt: Box<AttemptFn>,
 }
 
-/// Decodes a delivery on arrival.
+/// Makes the innermost service of a handler, with its older messages and the longest time an attempt
+/// may take.
+type AttemptFn = dyn Fn(Arc<Effects>, Arc<[Upcast]>, Duration) -> HandlerService + Send + Sync;
+
+/// Decodes a message on arrival.
 pub(crate) type Accept =
-    fn(&Delivery, &Arc<States>, Option<&Arc<dyn Store>>) -> Result<Accepted, Permanent>;
+    fn(Incoming, &[Upcast], &Arc<States>, Option<&Arc<dyn Store>>) -> Result<Context, Permanent>;
 
-/// A delivery that can be handled.
-pub(crate) struct Accepted {
-    pub(crate) context: Context,
-    pub(crate) key: Option<Box<str>>,
+#[track_caller]
+fn concurrency(messages: u16) -> NonZeroU16 {
+    NonZeroU16::new(messages)
+        .filter(|messages| messages.get() <= CONCURRENCY_MAX)
+        .expect("`concurrency` is between 1 and 16383")
 }
+
+#[track_caller]
+fn partitions(count: u16) -> NonZeroU16 {
+    NonZeroU16::new(count)
+        .filter(|count| count.get() <= SLOT_COUNT)
+        .expect("`ordered` takes 1 to 64 partitions")
+}
+
+/// A broker counts what is out in 16 bits, and four times as many are fetched ahead.
+const CONCURRENCY_MAX: u16 = u16::MAX / 4;
 
 impl Router {
     /// A consumer without handlers. `consumer` names the group whose instances compete for
@@ -111,17 +212,18 @@ impl Router {
             routes: Vec::new(),
             store: None,
             states: States::new(),
-            retry: RetryPolicy::default(),
-            concurrency: const { NonZeroU16::new(64).unwrap() },
-            is_ordered: true,
             limits: Limits {
-                attempt_timeout: Duration::from_secs(15 * 60),
                 shutdown_timeout: Duration::from_secs(30),
                 claim_window: Duration::from_secs(7 * 24 * 60 * 60),
                 outbox_alarm: Duration::from_secs(30),
+                held_max: None,
+                deferred_count_max: 100_000,
+                lease: Duration::from_secs(10),
             },
+            defaults: HandlerOptions::new(),
             layers: Vec::new(),
             published: Vec::new(),
+            upcasts: Vec::new(),
         }
     }
 
@@ -132,7 +234,34 @@ impl Router {
     ///
     /// When the message has a handler already, or is a command for another consumer.
     #[track_caller]
-    pub fn on<H, M, A>(mut self, handler: H) -> Self
+    pub fn on<H, M, A>(self, handler: H) -> Self
+    where
+        H: Handler<M, A>,
+        M: Message,
+    {
+        self.on_with(handler, HandlerOptions::new())
+    }
+
+    /// As [`on`](Self::on), with options that hold for this handler alone.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tidings::prelude::*;
+    /// # #[derive(Serialize, Deserialize, Event)]
+    /// # struct OrderPlaced { order_id: String }
+    /// use tidings::HandlerOptions;
+    ///
+    /// async fn print_label(order: OrderPlaced) -> Result<()> { Ok(()) }
+    ///
+    /// // There is one printer.
+    /// let router = Router::new("labels").on_with(print_label, HandlerOptions::new().concurrency(1));
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`on`](Self::on).
+    #[track_caller]
+    pub fn on_with<H, M, A>(mut self, handler: H, options: HandlerOptions) -> Self
     where
         H: Handler<M, A>,
         M: Message,
@@ -141,16 +270,7 @@ impl Router {
         let consumer = &self.consumer;
         let queue = format!("{consumer}.{}", M::NAME);
         let handler_name = type_name::<H>();
-        if let Some(other) = self.routes.iter().find(|route| route.name == M::NAME) {
-            panic!(
-                "`{}` has two handlers in the router `{consumer}`: `{}` at {} and `{handler_name}`; \
-                 do both things in one handler, so that they happen together, or give the second \
-                 one to a router with another name",
-                M::NAME,
-                other.handler,
-                other.location
-            );
-        }
+        self.refuse_second(M::NAME, handler_name);
         let topic = match M::DESTINATION {
             Destination::Topic(topic) => Some(topic),
             Destination::Queue(target) => {
@@ -164,23 +284,136 @@ impl Router {
                 None
             }
         };
-        assert!(
-            queue.len() <= QUEUE_BYTES_MAX,
-            "the queue `{queue}` has a name of more than {QUEUE_BYTES_MAX} bytes; shorten the \
-             router's or the message's"
-        );
         self.routes.push(Route {
             name: M::NAME,
             queue: queue.into(),
             topic,
             accept: accept::<M>,
+            options,
+            layers: None,
             handler: handler_name,
             location,
             destinations: H::destinations,
             check: H::check,
-            attempt: Box::new(move |effects| HandlerService::attempt(handler.clone(), effects)),
+            attempt: Box::new(move |effects, upcasts, limit| {
+                HandlerService::attempt(handler.clone(), effects, upcasts, limit)
+            }),
         });
         self
+    }
+
+    #[track_caller]
+    fn refuse_second(&self, name: &str, handler: &str) {
+        if let Some(other) = self.routes.iter().find(|route| route.name == name) {
+            panic!(
+                "`{name}` has two handlers in the router `{}`: `{}` at {} and `{handler}`; do both \
+                 things in one handler, so that they happen together, or give the second one to a \
+                 router with another name",
+                self.consumer, other.handler, other.location
+            );
+        }
+    }
+
+    /// Adds the handlers of another router of the same consumer, made in another module, say. Their
+    /// options, layers and states stay theirs, except that states are for all.
+    ///
+    /// # Panics
+    ///
+    /// When the other router is of another consumer (give [`serve`](crate::serve) both instead), has
+    /// a handler for a message that has one here, a state of a type that there is here, or another
+    /// store.
+    #[track_caller]
+    pub fn merge(mut self, other: Self) -> Self {
+        assert!(
+            self.consumer == other.consumer,
+            "`merge` joins routers of one consumer, but these are `{}` and `{}`; give both to \
+             `serve` instead: `serve(transport, [first, second])`",
+            self.consumer,
+            other.consumer
+        );
+        let layers: Arc<[LayerFn]> = other.layers.into();
+        for mut route in other.routes {
+            self.refuse_second(route.name, route.handler);
+            route.options = route.options.or(&other.defaults);
+            route.layers.get_or_insert_with(|| Arc::clone(&layers));
+            self.routes.push(route);
+        }
+        for (of_type, state) in other.states {
+            let before = self.states.insert(of_type, state);
+            assert!(
+                before.is_none(),
+                "both routers of `{}` were given a state of the same type; give it to one of them",
+                self.consumer
+            );
+        }
+        match (&self.store, other.store) {
+            (Some(store), Some(other)) => assert!(
+                Arc::ptr_eq(store, &other),
+                "the two routers of `{}` have two stores; a consumer has one: give both a clone of \
+                 one `Arc`",
+                self.consumer
+            ),
+            (None, Some(other)) => self.store = Some(other),
+            (_, None) => {}
+        }
+        self.published.extend(other.published);
+        self.upcasts.extend(other.upcasts);
+        self
+    }
+
+    /// Lets the handler of `New` take messages of an older version as well: each is decoded as an
+    /// `Old` and made into a `New`, whether it comes from the broker, waited in the store, or is a
+    /// dead letter that is sent again.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tidings::prelude::*;
+    /// #[derive(Serialize, Deserialize, Event)]
+    /// #[event(name = "order-placed.v1", topic = "order_events", id = "order_id")]
+    /// struct OrderPlacedV1 { order_id: String, euros: u64 }
+    ///
+    /// #[derive(Serialize, Deserialize, Event)]
+    /// #[event(name = "order-placed.v2", topic = "order_events", id = "order_id")]
+    /// struct OrderPlaced { order_id: String, cents: u64 }
+    ///
+    /// impl From<OrderPlacedV1> for OrderPlaced {
+    ///     fn from(old: OrderPlacedV1) -> Self {
+    ///         Self { order_id: old.order_id, cents: old.euros * 100 }
+    ///     }
+    /// }
+    ///
+    /// async fn settle(order: OrderPlaced) -> Result<()> { Ok(()) }
+    ///
+    /// let router = Router::new("payment").on(settle).upcast::<OrderPlacedV1, OrderPlaced>();
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When `Old` is a command: it has a queue of its own, so give it a handler of its own.
+    #[track_caller]
+    pub fn upcast<Old, New>(mut self) -> Self
+    where
+        Old: Event,
+        New: Event + From<Old>,
+    {
+        let Destination::Topic(topic) = Old::DESTINATION else {
+            panic!(
+                "`{}` is sent to a queue, so it cannot be upcast; handle it with `on`",
+                Old::NAME
+            )
+        };
+        self.upcasts
+            .push((New::NAME, Upcast::new::<Old, New>(topic)));
+        self
+    }
+
+    /// The older messages that a handler takes as well.
+    pub(crate) fn upcasts_of(&self, route: &Route) -> Arc<[Upcast]> {
+        let of_route = self
+            .upcasts
+            .iter()
+            .filter(|(newer, _)| *newer == route.name);
+        of_route.map(|(_, upcast)| upcast.clone()).collect()
     }
 
     /// Gives the handlers a database: each attempt is one transaction that holds the claim on the
@@ -208,10 +441,9 @@ impl Router {
         self
     }
 
-    /// How often and when a message is tried before it is a dead letter. A
-    /// [`RetryLayer`](crate::RetryLayer) given to [`layer`](Self::layer) comes before this.
-    pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = policy;
+    /// How often and when a message is tried before it is a dead letter.
+    pub fn retry(mut self, policy: Retry) -> Self {
+        self.defaults = self.defaults.retry(policy);
         self
     }
 
@@ -221,25 +453,42 @@ impl Router {
         self
     }
 
-    /// How many messages of each queue are handled at the same time (default 64). Messages with
-    /// the same key never are.
+    /// How many messages of each queue are handled at the same time by one instance (default 64).
     ///
     /// # Panics
     ///
-    /// When it is not between 1 and 16383 (a broker counts what is out in 16 bits, and four times
-    /// as many are fetched ahead).
+    /// When it is not between 1 and 16383.
     #[track_caller]
-    pub fn concurrency(mut self, handlers: u16) -> Self {
-        self.concurrency = NonZeroU16::new(handlers)
-            .filter(|handlers| handlers.get() <= u16::MAX / 4)
-            .expect("`concurrency` is between 1 and 16383");
+    pub fn concurrency(mut self, messages: u16) -> Self {
+        self.defaults = self.defaults.concurrency(messages);
         self
     }
 
-    /// Gives up order per key: messages with the same key may be handled at the same time and in
-    /// any order, and none waits for an earlier one that is tried again.
-    pub fn unordered(mut self) -> Self {
-        self.is_ordered = false;
+    /// Asks for order: messages with one key, of all types that this router handles, are handled one
+    /// after the other in the order in which their sender committed them: across instances, retries,
+    /// redelivery and restarts. Other keys are never held up by them. It needs a store, in which
+    /// messages wait behind an earlier one of their key.
+    ///
+    /// Keys are spread over `partitions`, which the instances share: so many instances can work at
+    /// the same time. The number is written down in the store when it is first used, and an instance
+    /// that differs does not start. More partitions than instances cost little: 16 is a good number.
+    ///
+    /// Without this, and without [`HandlerOptions::ordered`], messages are handled in any order. A
+    /// broker's queue that refuses messages (`reject-publish`) is promised no order.
+    ///
+    /// # Panics
+    ///
+    /// When it is not between 1 and 64.
+    #[track_caller]
+    pub fn ordered(mut self, partitions: u16) -> Self {
+        self.defaults = self.defaults.ordered(partitions);
+        self
+    }
+
+    /// What becomes of the later messages of a key when one of them is a dead letter (default: they
+    /// are handled without it). Only with [`ordered`](Self::ordered).
+    pub fn after_dead_letter(mut self, then: AfterDeadLetter) -> Self {
+        self.defaults = self.defaults.after_dead_letter(then);
         self
     }
 
@@ -263,7 +512,7 @@ impl Router {
     /// The longest one attempt may take, in case no timeout layer is shorter (default 15 minutes:
     /// half of what RabbitMQ waits for an acknowledgement).
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
-        self.limits.attempt_timeout = limit;
+        self.defaults = self.defaults.attempt_timeout(limit);
         self
     }
 
@@ -287,36 +536,137 @@ impl Router {
         self
     }
 
-    /// The topics and queues this service needs.
+    /// How long an event may be held in the outbox because nobody listens to its topic (default: for
+    /// ever). After that it is set aside, listed for an operator, never deleted. Commands and dead
+    /// letters are held for ever.
+    pub fn held_max(mut self, age: Duration) -> Self {
+        self.limits.held_max = Some(age);
+        self
+    }
+
+    /// How many messages of a handler may wait in the store before it receives no more (default
+    /// 100,000); the rest then stays in the broker.
+    pub fn deferred_count_max(mut self, messages: u64) -> Self {
+        self.limits.deferred_count_max = messages.max(1);
+        self
+    }
+
+    /// How long the messages that an instance has taken from the store stay with it after it died
+    /// (default 10 s, at least 100 ms); while it lives it keeps them.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.limits.lease = lease.max(Duration::from_millis(100));
+        self
+    }
+
+    /// The topics and queues this service needs, as it is configured.
     pub fn topology(&self) -> Topology {
         let mut destinations = self.published.clone();
         for route in &self.routes {
             (route.destinations)(&mut destinations);
         }
-        let mut topology = Topology::default();
+        let mut topology = Topology::new();
         for destination in destinations {
             // The queue of a command belongs to its target, which declares it.
-            if let Destination::Topic(topic) = destination
-                && !topology.topics.contains(&topic)
-            {
-                topology.topics.push(topic);
+            if let Destination::Topic(topic) = destination {
+                topology = topology.topic(topic);
             }
         }
-        topology.queues = self
+        for group in self.groups() {
+            topology = topology.group(group);
+        }
+        for route in self
             .routes
             .iter()
-            .map(|route| Queue {
-                name: Cow::Owned(route.queue.to_string()),
-                topics: route.topic.clone().into_iter().collect(),
-                delays: self.retry.delays(),
-            })
-            .collect();
+            .filter(|route| self.group_of(route).is_none())
+        {
+            let mut queue = Queue::new(route.queue.to_string());
+            queue.topics = route.topic.clone().into_iter().collect();
+            for upcast in self.upcasts_of(route).iter() {
+                if !queue.topics.contains(&upcast.topic) {
+                    queue.topics.push(upcast.topic.clone());
+                }
+            }
+            // What must wait, waits in the store, if there is one.
+            if self.store.is_none() {
+                queue.delays = self.retry_of(route).delays();
+            }
+            topology = topology.queue(queue);
+        }
         topology
+    }
+
+    /// The ordered group of a handler: its name and how many partitions it has.
+    pub(crate) fn group_of(&self, route: &Route) -> Option<(String, NonZeroU16)> {
+        if let Some(partitions) = route.options.partitions {
+            return Some((format!("{}.ordered", route.queue), partitions));
+        }
+        let partitions = self.defaults.partitions?;
+        Some((format!("{}.ordered", self.consumer), partitions))
+    }
+
+    /// The ordered groups.
+    pub(crate) fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for route in &self.routes {
+            let Some((name, partitions)) = self.group_of(route) else {
+                continue;
+            };
+            let known = groups.iter().position(|group| group.name == name);
+            let mut group = match known {
+                Some(known) => groups.swap_remove(known),
+                None => Group::new(name, partitions),
+            };
+            group = match &route.topic {
+                Some(topic) => group.topic(topic.clone()),
+                None => group.command(route.queue.to_string()),
+            };
+            for upcast in self.upcasts_of(route).iter() {
+                group = group.topic(upcast.topic.clone());
+            }
+            groups.push(group);
+        }
+        groups.sort_by(|one, other| one.name.cmp(&other.name));
+        groups
+    }
+
+    pub(crate) fn blocks_after_dead_letter(&self, route: &Route) -> bool {
+        let options = route.options.or(&self.defaults);
+        options.after_dead_letter == Some(AfterDeadLetter::Park)
+    }
+
+    pub(crate) fn retry_of(&self, route: &Route) -> Retry {
+        route.options.or(&self.defaults).retry.unwrap_or_default()
+    }
+
+    pub(crate) fn concurrency_of(&self, route: &Route) -> NonZeroU16 {
+        let default = const { NonZeroU16::new(64).unwrap() };
+        let options = route.options.or(&self.defaults);
+        options.concurrency.unwrap_or(default)
     }
 
     /// Panics if a handler lacks something.
     #[track_caller]
     pub(crate) fn check(&self) {
+        for (newer, upcast) in &self.upcasts {
+            assert!(
+                self.routes.iter().any(|route| route.name == *newer),
+                "`{}` is upcast to `{newer}`, for which the router `{}` has no handler; add it with \
+                 `.on(handler)`",
+                upcast.name,
+                self.consumer
+            );
+        }
+        for route in &self.routes {
+            assert!(
+                self.store.is_some() || self.group_of(route).is_none(),
+                "the handler `{}` at {} of the router `{}` asks for order, but the router has no \
+                 store, in which messages wait behind an earlier one of their key; add \
+                 `.transactional(store)`",
+                route.handler,
+                route.location,
+                self.consumer
+            );
+        }
         let provided = Provided::new(&self.states, self.store.as_ref());
         for route in &self.routes {
             if let Err(lack) = (route.check)(&provided) {
@@ -328,31 +678,39 @@ impl Router {
         }
     }
 
-    /// The service that handles a route's queue: attempts inside, the router's retry policy
-    /// outermost.
+    /// The service that handles a route's queue: attempts inside, the retry policy outermost.
     pub(crate) fn service(&self, route: &Route, effects: &Arc<Effects>) -> HandlerService {
-        let attempt = (route.attempt)(Arc::clone(effects));
-        let layers = self.layers.iter().rev();
+        let limit = route.options.or(&self.defaults).attempt_timeout;
+        let limit = limit.unwrap_or(ATTEMPT_TIMEOUT);
+        let attempt = (route.attempt)(Arc::clone(effects), self.upcasts_of(route), limit);
+        let layers = route.layers.as_deref().unwrap_or(&self.layers).iter().rev();
         let layered = layers.fold(attempt, |service, layer| layer(service));
-        HandlerService::new(self.retry.layer(layered))
+        HandlerService::new(self.retry_of(route).around(layered))
     }
 }
 
+/// The longest one attempt may take if nobody says otherwise: half of what RabbitMQ waits for an
+/// acknowledgement.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
 fn accept<M: Message>(
-    delivery: &Delivery,
+    mut incoming: Incoming,
+    upcasts: &[Upcast],
     states: &Arc<States>,
     store: Option<&Arc<dyn Store>>,
-) -> Result<Accepted, Permanent> {
-    let envelope = &delivery.envelope;
-    let message = decode::<M>(envelope)?;
-    let id = message_id(&message, envelope)?;
-    let key = match message.key() {
-        Some(key) => Some(key.into_owned().into()),
-        None => envelope.key.clone(),
-    };
-    let context = Context::new(delivery, id, Arc::clone(states), store.cloned());
+) -> Result<Context, Permanent> {
+    let message = decode::<M>(&incoming.envelope, upcasts)?;
+    let id = message_id(&message, &incoming.envelope)?;
+    // The consumer has named its group; what the message says its key is counts more than the
+    // envelope's.
+    incoming.order = incoming.order.and_then(|OrderKey { group, key }| {
+        let own = message.key().map(|key| key.into_owned().into());
+        let key = own.or_else(|| (!key.is_empty()).then_some(key))?;
+        Some(OrderKey { group, key })
+    });
+    let context = Context::new(incoming, id, Arc::clone(states), store.cloned());
     context.keep_decoded(message);
-    Ok(Accepted { context, key })
+    Ok(context)
 }
 
 /// What the message says it is counts more than the id it came with: a foreign program may send
@@ -370,7 +728,7 @@ fn message_id<M: Message>(message: &M, envelope: &Envelope) -> Result<MessageId,
         })
 }
 
-/// The prefetch for a number of handlers: enough that one busy key leaves work for the others.
+/// The prefetch for a number of handlers: enough that none of them waits for the broker.
 pub(crate) fn prefetch(concurrency: NonZeroU16) -> NonZeroU16 {
     concurrency.saturating_mul(const { NonZeroU16::new(4).unwrap() })
 }

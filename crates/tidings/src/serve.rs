@@ -1,13 +1,23 @@
-//! Running a service: from a router to tasks, and back to rest.
+//! Running services: from routers to tasks, and back to rest.
 //!
-//! Every task is held by the future of [`Serve`]; dropping it stops them all. A graceful shutdown
+//! Every task is held by the future of [`Serve`]; dropping it stops them all. Everything that runs is
+//! watched: a task that ends by itself takes the service down with its reason. A graceful shutdown
 //! goes downstream: first nothing more is received, then the handlers under way finish, then the
 //! relay publishes what they sent.
 
-use std::{error::Error as StdError, fmt, future::IntoFuture, sync::Arc, time::Duration};
+use std::{
+    error::Error as StdError,
+    fmt,
+    future::IntoFuture,
+    num::NonZeroU16,
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use parking_lot::Mutex;
+use futures_util::FutureExt;
 use tokio::{
+    sync::{Notify, Semaphore},
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -16,22 +26,30 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::{
-    BoxError, BoxFuture, Deliveries, Router, Store, Subscription, Transport, TransportError,
-    consumer::{Consumer, Counts, POSTPONED_LOG_EVERY},
-    handler::Effects,
+    BoxError, BoxFuture, Deliveries, Router, Store, Subscription, Topology, Transport,
+    consumer::Consumer,
+    gate::Gate,
+    handler::{Effects, panicked},
+    handling::{Counts, Handling},
+    partitions::Share,
     publish::Sender,
     relay::Relay,
     router::prefetch,
-    telemetry,
-    throttle::Throttle,
-    upkeep,
+    schedule, telemetry, upkeep,
+    worker::Worker,
 };
+
+/// How many deliveries of one partition are out.
+const PARTITION_PREFETCH: NonZeroU16 = NonZeroU16::new(64).unwrap();
 
 /// What a shutdown leaves the relay at least, when the handlers took all the time there was.
 const FLUSH_MIN: Duration = Duration::from_secs(1);
 
-/// Runs `router` on `transport` when it is awaited: declares what it needs, handles messages, and
-/// publishes what its outbox holds, until it is told to stop
+/// How long the relay may take after that to give up its lanes.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+
+/// Runs one router, or several, on `transport` when it is awaited: declares what they need, handles
+/// messages, and publishes what their outboxes hold, until it is told to stop
 /// ([`with_graceful_shutdown`](Serve::with_graceful_shutdown)).
 ///
 /// It waits while the broker cannot be reached, at the start and later. The transport may be shared
@@ -40,31 +58,60 @@ const FLUSH_MIN: Duration = Duration::from_secs(1);
 ///
 /// # Panics
 ///
-/// When a handler takes something that the router was not given; the message says what to add.
+/// When a handler takes something that its router was not given; the message says what to add.
 #[track_caller]
-pub fn serve<T: Transport>(transport: T, router: Router) -> Serve {
-    router.check();
+pub fn serve<T: Transport>(transport: T, routers: impl IntoRouters) -> Serve {
+    let routers = routers.into_routers();
+    for router in &routers {
+        router.check(); // Not in a closure, which would hide the caller's line.
+    }
     Serve {
         transport: Arc::new(transport),
-        router,
+        routers,
+        first: Topology::new(),
         shutdown: Box::pin(std::future::pending()),
         ready: CancellationToken::new(),
     }
 }
 
-/// A service that runs when it is awaited; from [`serve`].
+/// One router or several, for [`serve`].
+pub trait IntoRouters {
+    /// The routers.
+    fn into_routers(self) -> Vec<Router>;
+}
+
+impl IntoRouters for Router {
+    fn into_routers(self) -> Vec<Router> {
+        vec![self]
+    }
+}
+
+impl IntoRouters for Vec<Router> {
+    fn into_routers(self) -> Vec<Router> {
+        self
+    }
+}
+
+impl<const N: usize> IntoRouters for [Router; N] {
+    fn into_routers(self) -> Vec<Router> {
+        self.into()
+    }
+}
+
+/// Services that run when it is awaited; from [`serve`].
 #[must_use = "a service runs when it is awaited"]
 pub struct Serve {
     transport: Arc<dyn Transport>,
-    router: Router,
+    routers: Vec<Router>,
+    first: Topology,
     shutdown: BoxFuture<'static, ()>,
     ready: CancellationToken,
 }
 
 impl Serve {
     /// Stops in good order when `signal` resolves: receives nothing more, lets the handlers under
-    /// way finish, publishes what is in the outbox, all within the router's
-    /// [`shutdown_timeout`](Router::shutdown_timeout).
+    /// way finish, publishes what is in the outbox, all within the longest
+    /// [`shutdown_timeout`](Router::shutdown_timeout) of the routers.
     pub fn with_graceful_shutdown<F>(mut self, signal: F) -> Self
     where
         F: Future + Send + 'static,
@@ -73,6 +120,19 @@ impl Serve {
             signal.await;
         });
         self
+    }
+
+    /// Declares `topology` as well, before anything is received or published: the queues of services
+    /// that may never have run yet, so that what is announced waits for them there.
+    pub fn with_topology(mut self, topology: Topology) -> Self {
+        self.first = self.first.merge(topology);
+        self
+    }
+
+    /// Everything that is going to be declared.
+    pub fn topology(&self) -> Topology {
+        let all = self.routers.iter().map(Router::topology);
+        all.fold(self.first.clone(), Topology::merge)
     }
 
     /// Resolves when everything is declared and subscribed (for readiness probes, and for tests).
@@ -93,144 +153,334 @@ impl IntoFuture for Serve {
 
 impl Serve {
     async fn run(self) -> Result<(), ServeError> {
+        let topology = self.topology();
         let Self {
             transport,
-            router,
+            routers,
             mut shutdown,
             ready,
+            ..
         } = self;
-        let name = router.consumer.to_string();
+        let names: Vec<_> = routers.iter().map(|router| &*router.consumer).collect();
+        let name = names.join(", ");
         let started = tokio::select! {
             () = &mut shutdown => return Ok(()),
-            started = subscribe(&*transport, &router) => started,
+            started = subscribe(&*transport, &routers, &topology) => started,
         };
         let deliveries = started.map_err(|error| ServeError::new(&name, error))?;
         telemetry::describe();
-        let mut service = Service::start(transport, router, deliveries);
+        let mut service = Service::start(&name, &transport, routers, deliveries);
         ready.cancel();
         info!("service `{name}` is ready");
 
         let ended = tokio::select! {
             () = shutdown => Ok(()),
-            Some(ended) = service.consumers.join_next() => ended.unwrap_or_else(|_| {
-                Err(TransportError::fatal("a consumer's task panicked; this is a bug in `tidings`"))
-            }),
+            ended = service.ended() => Err(ended),
         };
         service.stop().await;
-        ended.map_err(|error| ServeError::new(&name, error.into()))
+        ended.map_err(|error| ServeError::new(&name, error))
     }
 }
 
 /// Checks what the engine can do, declares, and subscribes.
 async fn subscribe(
     transport: &dyn Transport,
-    router: &Router,
-) -> Result<Vec<Deliveries>, BoxError> {
-    let features = transport.features();
-    if !features.delayed_retry && !router.retry.delays().is_empty() && !router.routes.is_empty() {
-        let engine = features.engine;
-        return Err(format!(
-            "`{engine}` cannot delay a retry, but the retry policy asks for it; let all attempts \
-             follow at once with `.retry(RetryPolicy::default().attempts(3).fast_attempts(3))`"
-        )
-        .into());
-    }
-    transport.declare(&router.topology()).await?;
-    let mut all = Vec::with_capacity(router.routes.len());
-    for route in &router.routes {
-        let subscription = Subscription {
-            queue: route.queue.to_string().into(),
-            prefetch: prefetch(router.concurrency),
-        };
-        all.push(transport.subscribe(subscription).await?);
+    routers: &[Router],
+    topology: &Topology,
+) -> Result<Vec<Vec<Deliveries>>, BoxError> {
+    check_features(transport, topology)?;
+    transport.declare(topology).await?;
+    let mut all = Vec::with_capacity(routers.len());
+    for router in routers {
+        let mut of_router = Vec::with_capacity(router.routes.len());
+        for route in router
+            .routes
+            .iter()
+            .filter(|route| router.group_of(route).is_none())
+        {
+            let subscription = Subscription::new(route.queue.to_string())
+                .prefetch(prefetch(router.concurrency_of(route)));
+            of_router.push(transport.subscribe(subscription).await?);
+        }
+        all.push(of_router);
     }
     Ok(all)
 }
 
+fn check_features(transport: &dyn Transport, topology: &Topology) -> Result<(), BoxError> {
+    let features = transport.features();
+    let engine = features.engine;
+    for group in &topology.groups {
+        if group.partitions.get() > features.partitions_max {
+            return Err(format!(
+                "the ordered group `{}` has {} partitions, and `{engine}` can have {}; take fewer, \
+                 or ask for no order",
+                group.name, group.partitions, features.partitions_max
+            )
+            .into());
+        }
+    }
+    for queue in &topology.queues {
+        let name = &queue.name;
+        if name.len() > features.name_bytes_max {
+            return Err(format!(
+                "the queue `{name}` has a name of {} bytes, and `{engine}` takes {}; shorten the \
+                 router's or the message's",
+                name.len(),
+                features.name_bytes_max
+            )
+            .into());
+        }
+        if let Some(delay) = queue
+            .delays
+            .iter()
+            .find(|delay| **delay > features.delay_max)
+        {
+            return Err(format!(
+                "retries of `{name}` are to wait {delay:?}, and `{engine}` can delay {:?} at most; \
+                 give its router a store with `.transactional(store)`, in which they wait, or let \
+                 all attempts follow at once with `.retry(Retry::default().attempts(3)\
+                 .fast_attempts(3))`",
+                features.delay_max
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+type Tasks = JoinSet<Result<(), BoxError>>;
+
 /// The tasks of a service.
 struct Service {
     name: String,
-    consumers: JoinSet<Result<(), TransportError>>,
-    stop_consumers: CancellationToken,
-    /// Relay and upkeep.
-    outbox: JoinSet<()>,
-    stop_outbox: CancellationToken,
+    /// Consumers and workers: what handles messages.
+    handling: Tasks,
+    stop_handling: CancellationToken,
+    /// Relays and upkeep.
+    upkeep: Tasks,
+    stop_upkeep: CancellationToken,
+    /// Until when the relays may go on after they were stopped.
+    flush_until: Arc<OnceLock<Instant>>,
     shutdown_timeout: Duration,
 }
 
 impl Service {
-    fn start(transport: Arc<dyn Transport>, mut router: Router, all: Vec<Deliveries>) -> Self {
-        let name = router.consumer.to_string();
-        let instance = format!("{name}/{}", Uuid::new_v4().simple());
+    fn start(
+        name: &str,
+        transport: &Arc<dyn Transport>,
+        routers: Vec<Router>,
+        deliveries: Vec<Vec<Deliveries>>,
+    ) -> Self {
+        let shutdown_timeout = routers.iter().map(|router| router.limits.shutdown_timeout);
         let mut service = Self {
-            name,
-            consumers: JoinSet::new(),
-            stop_consumers: CancellationToken::new(),
-            outbox: JoinSet::new(),
-            stop_outbox: CancellationToken::new(),
-            shutdown_timeout: router.limits.shutdown_timeout,
+            name: name.to_owned(),
+            handling: JoinSet::new(),
+            stop_handling: CancellationToken::new(),
+            upkeep: JoinSet::new(),
+            stop_upkeep: CancellationToken::new(),
+            flush_until: Arc::default(),
+            shutdown_timeout: shutdown_timeout.max().unwrap_or_default(),
         };
-        if let Some(store) = &router.store {
-            service.tend(store, &transport, &router, instance.clone());
-        }
-        let effects = Arc::new(Effects {
-            sender: Sender {
-                source: router.consumer.clone(),
-            },
-            transport,
-            attempt_timeout: router.limits.attempt_timeout,
-        });
-        let states = Arc::new(std::mem::take(&mut router.states));
-        for (route, deliveries) in router.routes.iter().zip(all) {
-            let consumer = Consumer {
-                queue: Arc::clone(&route.queue),
-                name: route.name,
-                is_subscribed: route.topic.is_some(),
-                is_ordered: router.is_ordered,
-                accept: route.accept,
-                service: router.service(route, &effects),
-                states: Arc::clone(&states),
-                store: router.store.clone(),
-                concurrency: router.concurrency.get().into(),
-                instance: instance.as_str().into(),
-                counts: Counts::new(&route.queue),
-                postponed: Mutex::new(Throttle::new(POSTPONED_LOG_EVERY)),
-            };
-            let stop = service.stop_consumers.clone();
-            service.consumers.spawn(consumer.run(deliveries, stop));
-        }
-        // A service without handlers only publishes; it must not end because nothing is consumed.
-        if service.consumers.is_empty() {
-            let stop = service.stop_consumers.clone();
-            service.consumers.spawn(async move {
-                stop.cancelled().await;
-                Ok(())
-            });
+        let mut relayed: Vec<Arc<dyn Store>> = Vec::new();
+        for (router, deliveries) in routers.into_iter().zip(deliveries) {
+            let instance = format!("{}/{}", router.consumer, Uuid::new_v4().simple());
+            if let Some(store) = &router.store
+                && !relayed.iter().any(|known| Arc::ptr_eq(known, store))
+            {
+                relayed.push(Arc::clone(store));
+                service.relay(store, transport, &router, &instance);
+            }
+            service.handle(transport, router, deliveries, &instance);
         }
         service
     }
 
-    fn tend(
+    /// Starts what publishes and measures an outbox.
+    fn relay(
         &mut self,
         store: &Arc<dyn Store>,
         transport: &Arc<dyn Transport>,
         router: &Router,
-        instance: String,
+        instance: &str,
     ) {
-        let (name, limits, stop) = (self.name.clone(), router.limits, &self.stop_outbox);
-        let relay = Relay::new(&name, instance, Arc::clone(store), Arc::clone(transport));
-        self.outbox
-            .spawn(relay.run(stop.clone(), limits.shutdown_timeout.max(FLUSH_MIN)));
-        let watch = upkeep::watch(name, Arc::clone(store), limits.outbox_alarm, stop.clone());
-        self.outbox.spawn(watch);
-        let forget = upkeep::forget(Arc::clone(store), limits.claim_window, stop.clone());
-        self.outbox.spawn(forget);
+        let name = router.consumer.to_string();
+        let relay = Relay::new(
+            &name,
+            instance.to_owned(),
+            Arc::clone(store),
+            Arc::clone(transport),
+            router.limits.held_max,
+        );
+        let (stop, flush_until) = (self.stop_upkeep.clone(), Arc::clone(&self.flush_until));
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the relay",
+            async move {
+                relay.run(stop, &flush_until).await;
+            },
+        );
+        let alarm = router.limits.outbox_alarm;
+        let measuring =
+            upkeep::watch_outbox(name, Arc::clone(store), alarm, self.stop_upkeep.clone());
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the outbox's watch",
+            measuring,
+        );
+        let scheduling = schedule::run(
+            Arc::clone(store),
+            instance.to_owned(),
+            self.stop_upkeep.clone(),
+        );
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the scheduler",
+            scheduling,
+        );
+    }
+
+    /// Starts the consumers of a router, and the worker for what waits in its store.
+    fn handle(
+        &mut self,
+        transport: &Arc<dyn Transport>,
+        mut router: Router,
+        deliveries: Vec<Deliveries>,
+        instance: &str,
+    ) {
+        let effects = Arc::new(Effects {
+            sender: Sender {
+                source: router.consumer.clone(),
+            },
+            transport: Arc::clone(transport),
+        });
+        let states = Arc::new(std::mem::take(&mut router.states));
+        let deferred = Arc::new(Notify::new());
+        let mut handlings: Vec<Arc<Handling>> = Vec::with_capacity(router.routes.len());
+        let mut deliveries = deliveries.into_iter();
+        for route in &router.routes {
+            let group = router.group_of(route).map(|(name, _)| name);
+            let concurrency: NonZeroU16 = router.concurrency_of(route);
+            let handling = Arc::new(Handling {
+                queue: Arc::clone(&route.queue),
+                group: group.as_deref().map(Into::into),
+                blocks: router.blocks_after_dead_letter(route),
+                name: route.name,
+                is_subscribed: route.topic.is_some(),
+                accept: route.accept,
+                upcasts: router.upcasts_of(route),
+                service: router.service(route, &effects),
+                states: Arc::clone(&states),
+                store: router.store.clone(),
+                concurrency: concurrency.get().into(),
+                permits: Semaphore::new(concurrency.get().into()),
+                instance: instance.into(),
+                counts: Counts::new(&route.queue),
+                gate: Gate::new(router.store.is_some()),
+                deferred: Arc::clone(&deferred),
+                paused_log: Handling::paused_log(),
+            });
+            handlings.push(Arc::clone(&handling));
+            if group.is_some() {
+                continue;
+            }
+            let Some(deliveries) = deliveries.next() else {
+                continue; // There is one for each handler without a group.
+            };
+            let consumer = Consumer {
+                handling,
+                transport: Arc::clone(transport),
+                prefetch: prefetch(concurrency),
+            };
+            let running = consumer.run(deliveries, self.stop_handling.clone());
+            self.handling.spawn(async move { Ok(running.await?) });
+        }
+        let groups = router.groups();
+        let Some(store) = router.store else {
+            return;
+        };
+        for group in groups {
+            let of_group = |it: &&Arc<Handling>| it.group.as_deref() == Some(&*group.name);
+            let of_group: Vec<_> = handlings.iter().filter(of_group).cloned().collect();
+            let share = Share::new(
+                instance,
+                group,
+                Arc::clone(&store),
+                Arc::clone(transport),
+                of_group,
+                PARTITION_PREFETCH,
+            );
+            self.handling.spawn(share.run(self.stop_handling.clone()));
+        }
+        let id = instance.to_owned();
+        let worker = Worker::new(
+            id,
+            Arc::clone(&store),
+            router.limits.lease,
+            &handlings,
+            deferred,
+        );
+        let working = worker.run(self.stop_handling.clone());
+        watch(
+            &mut self.handling,
+            &self.stop_handling,
+            "the worker",
+            working,
+        );
+        let consumers = router
+            .routes
+            .iter()
+            .map(|route| (*route.queue).into())
+            .collect();
+        let forgetting = upkeep::forget(
+            Arc::clone(&store),
+            consumers,
+            router.limits.claim_window,
+            self.stop_upkeep.clone(),
+        );
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the inbox's upkeep",
+            forgetting,
+        );
+        let counting = upkeep::watch_handlers(
+            store,
+            router.consumer.to_string(),
+            handlings,
+            router.limits.deferred_count_max,
+            self.stop_upkeep.clone(),
+        );
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the inbox's watch",
+            counting,
+        );
+    }
+
+    /// Why the service cannot go on, once it cannot: one of its tasks has ended.
+    async fn ended(&mut self) -> BoxError {
+        let ended = tokio::select! {
+            Some(ended) = self.handling.join_next() => ended,
+            Some(ended) = self.upkeep.join_next() => ended,
+            // A service without handlers and without a store.
+            else => std::future::pending().await,
+        };
+        match ended {
+            Ok(Ok(())) => "a task ended by itself; this is a bug in `tidings`".into(),
+            Ok(Err(error)) => error,
+            Err(error) => format!("a task failed: {error}").into(),
+        }
     }
 
     async fn stop(mut self) {
         let deadline = Instant::now() + self.shutdown_timeout;
-        self.stop_consumers.cancel();
-        let finish = async { while self.consumers.join_next().await.is_some() {} };
+        self.stop_handling.cancel();
+        let finish = async { while self.handling.join_next().await.is_some() {} };
         if timeout_at(deadline, finish).await.is_err() {
             warn!(
                 service = self.name,
@@ -238,15 +488,34 @@ impl Service {
                  come again after the next start",
                 self.shutdown_timeout
             );
-            self.consumers.shutdown().await;
+            self.handling.shutdown().await;
         }
-        self.stop_outbox.cancel();
-        let deadline = deadline.max(Instant::now() + FLUSH_MIN);
-        let finish = async { while self.outbox.join_next().await.is_some() {} };
-        if timeout_at(deadline, finish).await.is_err() {
-            self.outbox.shutdown().await;
+        let flush_until = deadline.max(Instant::now() + FLUSH_MIN);
+        let _ = self.flush_until.set(flush_until);
+        self.stop_upkeep.cancel();
+        let finish = async { while self.upkeep.join_next().await.is_some() {} };
+        if timeout_at(flush_until + RELEASE_MAX, finish).await.is_err() {
+            self.upkeep.shutdown().await;
         }
     }
+}
+
+/// Spawns something that ends only when it is stopped: its end before that, or its panic, is an
+/// error.
+fn watch(
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+    what: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        match AssertUnwindSafe(task).catch_unwind().await {
+            Ok(()) if stop.is_cancelled() => Ok(()),
+            Ok(()) => Err(format!("{what} ended by itself; this is a bug in `tidings`").into()),
+            Err(panic) => Err(panicked(what, &*panic).into()),
+        }
+    });
 }
 
 /// Why a service did not start, or stopped by itself.

@@ -2,13 +2,20 @@
 
 mod support;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use support::{
     BalanceChanged, Database, LetterWritten, MoneyDeposited, Random, Running, StoreLetter,
     broker::Broker, deposit, until, write,
 };
-use tidings::{Error, Outgoing, PublishErrorKind, Store, prelude::*};
+use tidings::{Error, OutboxState, Outgoing, PublishErrorKind, Store, prelude::*};
 
 /// A service that only publishes.
 fn teller(database: &Database) -> Router {
@@ -28,12 +35,8 @@ async fn listen(broker: &Broker) -> Running {
 }
 
 async fn unsent(database: &Database) -> u64 {
-    database
-        .store
-        .outbox_stats()
-        .await
-        .expect("it counts")
-        .unsent
+    let stats = database.store.outbox().stats().await.expect("it counts");
+    stats.ready + stats.held + stats.set_aside
 }
 
 /// The numbers that were published, in order; each once, by the first time.
@@ -283,4 +286,230 @@ async fn a_body_over_its_budget_is_an_error_that_names_the_limit() {
         "{error}"
     );
     assert_eq!(unsent(&database).await, 0);
+}
+
+#[tokio::test]
+async fn a_refused_row_holds_up_nothing_else_and_catches_up_in_order() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let full = Arc::new(AtomicBool::new(true));
+    let is_full = Arc::clone(&full);
+    broker.judge(move |message: &Outgoing| {
+        let refused = message.envelope.key.as_deref() == Some("full");
+        (refused && is_full.load(Ordering::SeqCst)).then_some(PublishErrorKind::Refused)
+    });
+    let service = Running::start(&broker, teller(&database)).await;
+    for number in 0..20 {
+        for account in ["full", "other"] {
+            let message = deposit(account, number * 2 + u64::from(account == "other"));
+            producer(&database)
+                .publish(&message)
+                .await
+                .expect("it commits");
+        }
+    }
+    until("the others are out", async || numbers(&broker).len() == 20).await;
+    until("the refused are held", async || {
+        database
+            .store
+            .outbox()
+            .stats()
+            .await
+            .expect("it counts")
+            .held
+            == 20
+    })
+    .await;
+    full.store(false, Ordering::SeqCst);
+    until("the outbox is empty", async || unsent(&database).await == 0).await;
+    service.stop().await;
+    listener.stop().await;
+    assert_eq!(numbers(&broker).len(), 40);
+    assert_in_order(&broker, "full");
+    assert_in_order(&broker, "other");
+}
+
+#[track_caller]
+fn assert_in_order(broker: &Broker, account: &str) {
+    let published = broker.published_as::<MoneyDeposited>();
+    let of_account = published
+        .iter()
+        .filter(|deposit| deposit.account == account);
+    let numbers: Vec<u64> = of_account.map(|deposit| deposit.number).collect();
+    assert!(numbers.is_sorted(), "{account}: {numbers:?}");
+}
+
+#[tokio::test]
+async fn a_destination_nobody_listens_to_costs_one_probe_now_and_then() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let offers = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&offers);
+    broker.judge(move |message: &Outgoing| {
+        if message.envelope.name == MoneyDeposited::NAME {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        None
+    });
+    for number in 0..3000 {
+        let message = deposit(number % 10, number);
+        producer(&database)
+            .publish(&message)
+            .await
+            .expect("it commits");
+    }
+    let service = Running::start(&broker, teller(&database)).await;
+    until("all are held", async || {
+        database
+            .store
+            .outbox()
+            .stats()
+            .await
+            .expect("it counts")
+            .held
+            == 3000
+    })
+    .await;
+    let ignore = |_: LetterWritten| async { Ok::<_, Error>(()) };
+    let reader = Running::start(&broker, Router::new("reader").on(ignore)).await;
+    let before = offers.load(Ordering::SeqCst);
+    for number in 0..50 {
+        let letter = LetterWritten {
+            text: number.to_string(),
+        };
+        producer(&database)
+            .publish(&letter)
+            .await
+            .expect("it commits");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    until("the letters are out", async || {
+        broker.published().len() == 50
+    })
+    .await;
+    let probes = offers.load(Ordering::SeqCst) - before;
+    assert!(probes < 10, "{probes} offers while 50 letters went out");
+
+    // Also after a restart, what is held goes first.
+    service.stop().await;
+    let service = Running::start(&broker, teller(&database)).await;
+    let listener = listen(&broker).await;
+    for number in 3000..3100 {
+        let message = deposit(number % 10, number);
+        producer(&database)
+            .publish(&message)
+            .await
+            .expect("it commits");
+    }
+    until("the outbox is empty", async || unsent(&database).await == 0).await;
+    for running in [service, reader, listener] {
+        running.stop().await;
+    }
+    assert_eq!(numbers(&broker).len(), 3100);
+    assert_in_order_per_account(&broker, 10);
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_is_set_aside_with_its_reason_and_the_others_go_out() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    for number in 0..5 {
+        producer(&database)
+            .publish(&deposit("a", number))
+            .await
+            .expect("it commits");
+    }
+    let damage = "update tidings_outbox set message = '{' where position =
+                  (select min(position) + 2 from tidings_outbox)";
+    let damaged = database
+        .store
+        .write(move |connection| connection.execute(damage, ()));
+    assert_eq!(damaged.await.expect("it writes"), 1);
+    let service = Running::start(&broker, teller(&database)).await;
+    until("the others are out", async || broker.published().len() == 4).await;
+    until("it is set aside", async || {
+        database
+            .store
+            .outbox()
+            .stats()
+            .await
+            .expect("it counts")
+            .set_aside
+            == 1
+    })
+    .await;
+    service.stop().await;
+    listener.stop().await;
+    let rows = database
+        .store
+        .outbox()
+        .list(OutboxState::SetAside, None, 10)
+        .await;
+    let rows = rows.expect("it lists");
+    assert_eq!(rows.len(), 1);
+    assert!(
+        !rows[0].reason.is_empty() && rows[0].message.is_none(),
+        "{rows:?}"
+    );
+    assert_eq!(numbers(&broker), [0, 1, 3, 4]);
+}
+
+#[tokio::test]
+async fn an_event_that_was_held_for_its_longest_time_is_set_aside_and_not_lost() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let router = teller(&database).held_max(Duration::from_millis(300));
+    let service = Running::start(&broker, router).await;
+    producer(&database)
+        .publish(&deposit("a", 1))
+        .await
+        .expect("it commits");
+    let letter = StoreLetter {
+        text: "hello".into(),
+    };
+    producer(&database).send(&letter).await.expect("it commits");
+    until("the event is set aside", async || {
+        database
+            .store
+            .outbox()
+            .stats()
+            .await
+            .expect("it counts")
+            .set_aside
+            == 1
+    })
+    .await;
+    let rows = database
+        .store
+        .outbox()
+        .list(OutboxState::SetAside, None, 10)
+        .await;
+    let position = rows.expect("it lists")[0].position;
+    let stats = database.store.outbox().stats().await.expect("it counts");
+    assert_eq!(stats.held, 1, "a command has no end");
+    let listener = listen(&broker).await;
+    let restored = database.store.outbox().restore(&[position]).await;
+    assert_eq!(restored.expect("it restores"), 1);
+    until("it is out", async || numbers(&broker) == [1]).await;
+    service.stop().await;
+    listener.stop().await;
+}
+
+#[tokio::test]
+async fn relays_share_the_lanes_rather_than_leave_them_to_the_first() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let lanes = async || {
+        let sql = "select count(*) from tidings_lane where relay is not null group by relay";
+        let lanes = database.store.read(move |connection| {
+            let mut statement = connection.prepare(sql)?;
+            let rows = statement.query_map((), |row| row.get::<_, u32>(0))?;
+            rows.collect::<std::result::Result<Vec<_>, _>>()
+        });
+        lanes.await.expect("it reads")
+    };
+    let first = Running::start(&broker, teller(&database)).await;
+    until("the first has all", async || lanes().await == [16]).await;
+    let second = Running::start(&broker, teller(&database)).await;
+    until("each has half", async || lanes().await == [8, 8]).await;
+    first.crash().await;
+    until("the second has all", async || lanes().await == [16]).await;
+    second.stop().await;
 }

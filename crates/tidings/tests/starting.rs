@@ -110,13 +110,22 @@ fn what_a_service_needs_is_known_before_it_starts() {
     let router = Router::new("bank")
         .on(plain)
         .publishes::<support::LetterWritten>()
-        .retry(RetryPolicy::exponential(Duration::from_secs(1)).attempts(6));
+        .retry(Retry::exponential(Duration::from_secs(1)).attempts(6));
     let topology = router.topology();
     assert_eq!(topology.topics, ["letter-written.v1"]);
     assert_eq!(topology.queues[0].name, "bank.money-deposited.v1");
     assert_eq!(topology.queues[0].topics, ["money-deposited.v1"]);
-    let delays = [1, 2, 5].map(Duration::from_secs);
+    let delays = [1, 2, 4].map(Duration::from_secs);
     assert_eq!(topology.queues[0].delays, delays);
+    let store = tidings_memory::MemoryStore::new();
+    let topology = Router::new("bank")
+        .on(plain)
+        .transactional(store)
+        .topology();
+    assert!(
+        topology.queues[0].delays.is_empty(),
+        "they wait in the store"
+    );
 }
 
 #[tokio::test]
@@ -126,10 +135,11 @@ async fn a_service_that_asks_for_what_its_engine_lacks_does_not_start() {
     let error = serve(broker.clone(), Router::new("bank").on(plain))
         .await
         .unwrap_err();
-    let expected = "the service `bank` cannot run: `a scripted broker` cannot delay a retry";
+    let expected = "the service `bank` cannot run: retries of `bank.money-deposited.v1` are to wait \
+                    1s, and `a scripted broker` can delay 0ns at most";
     assert!(error.to_string().starts_with(expected), "{error}");
 
-    let at_once = RetryPolicy::default().attempts(3).fast_attempts(3);
+    let at_once = Retry::default().attempts(3).fast_attempts(3);
     let router = Router::new("bank").on(plain).retry(at_once);
     let serving = serve(broker, router);
     let ready = serving.ready();

@@ -2,11 +2,15 @@
 
 use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, str::FromStr};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::FalseyValueParser,
+    error::ErrorKind,
+};
 use shop_kit::{BaseUrl, Database};
+use shop_orders::OrderDeadline;
 use tracing_subscriber::EnvFilter;
 
-use crate::services::{Name, Names};
+use crate::services::{Name, Names, Without};
 
 /// A complete shop of event-driven services.
 ///
@@ -18,7 +22,26 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    pub(crate) options: Options,
+    options: Options,
+}
+
+impl Cli {
+    /// What the command line and the environment say. A mistake ends the process with an error
+    /// that names it.
+    pub(crate) fn options() -> Options {
+        Self::try_parse()
+            .and_then(Self::consistent)
+            .unwrap_or_else(|error| error.exit())
+    }
+
+    /// Takes what is left out from the services to run.
+    fn consistent(self) -> Result<Options, clap::Error> {
+        let mut options = self.options;
+        let services = options.services.but(&options.without);
+        options.services =
+            services.map_err(|why| Self::command().error(ErrorKind::ArgumentConflict, why))?;
+        Ok(options)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -62,6 +85,23 @@ pub(crate) struct Options {
     )]
     pub(crate) services: Names,
 
+    /// Which services this shop does without for good, separated by commas, in every process of it
+    /// alike. Every process declares the queues of all services before its own begin, so that a
+    /// service which starts later finds what it missed; for those left out nothing is declared and
+    /// nothing is kept. Queues that were declared before stay on the broker until somebody deletes
+    /// them.
+    ///
+    /// Example: `shop --without loyalty,notification` runs all services but these two.
+    #[arg(
+        long,
+        global = true,
+        value_name = "LIST",
+        env = "TIDINGS_WITHOUT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) without: Without,
+
     /// Who decides what happens next: the services by each other's events (`choreography`), or a
     /// saga (`orchestration`).
     #[arg(
@@ -73,6 +113,18 @@ pub(crate) struct Options {
         default_value = "choreography"
     )]
     pub(crate) checkout: Checkout,
+
+    /// How long an order may wait for its answers, as `90s`, `15m`, `24h` or `2d`. What is not
+    /// decided by then is cancelled, and everything done for it is undone. Use the same in every
+    /// process that runs `orders`.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TIME",
+        env = "TIDINGS_ORDER_DEADLINE",
+        default_value = "24h"
+    )]
+    pub(crate) order_deadline: OrderDeadline,
 
     /// Where the services of this process answer HTTP; port 0 picks a free one and prints it.
     #[arg(
@@ -221,16 +273,13 @@ pub(crate) fn start_logging(format: LogFormat) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn options(arguments: &str) -> Result<Options, String> {
         let arguments = std::iter::once("shop").chain(arguments.split_whitespace());
-        match Cli::try_parse_from(arguments) {
-            Ok(cli) => Ok(cli.options),
-            Err(error) => Err(error.to_string()),
-        }
+        Cli::try_parse_from(arguments)
+            .and_then(Cli::consistent)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -261,6 +310,14 @@ mod tests {
         check("--services orders,paiment", "`paiment` is not a service");
         check("--services checkout", "not there yet");
         check("--services ,", "names no service");
+        check("--without paiment", "`paiment` is not a service");
+        check(
+            "--services orders,loyalty --without loyalty",
+            "names `loyalty`",
+        );
+        check("--without all", "leaves no service");
+        check("--order-deadline 0s", "cancel every order at once");
+        check("--order-deadline soon", "`90s`, `15m`, `24h` or `2d`");
         check("--api paiment=http://x", "`paiment` is not a service");
         check("--bank https://bank", "TLS proxy");
         check("--checkout ballet", "choreography");

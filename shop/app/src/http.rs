@@ -1,19 +1,42 @@
 //! The HTTP server of this process: the services' routes, the probes, and problem details for
 //! everything else.
 
-use std::{future::IntoFuture, net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use anyhow::{Context, anyhow};
-use axum::{Router, http::Uri};
+use anyhow::anyhow;
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::Uri,
+    response::{IntoResponse, Response},
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
 use shop_kit::{Problem, Service};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
-use crate::probes::{self, Probes};
+use crate::{
+    bounds,
+    probes::{self, Probes},
+    services::Name,
+};
 
 /// How long requests under way may take to finish once the process is told to stop. A stream of
 /// events does not finish by itself.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes the address. Connections wait until [`serve`].
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -33,15 +56,53 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 pub(crate) fn routes(services: &[Service], probes: Probes) -> Router {
+    let bounded = axum::middleware::from_fn(bounds::keep);
+    let own = probes::routes(probes).route_layer(bounded.clone());
     services
         .iter()
-        .fold(probes::routes(probes), |router, service| {
-            router.merge(service.http.clone())
+        .fold(own, |router, service| {
+            let routes = service.http.clone();
+            // The storefront passes calls on to services that keep the same bounds themselves, and
+            // has a longer one for them.
+            router.merge(match service.name {
+                name if name == Name::Storefront.as_str() => routes,
+                _ => routes.route_layer(bounded.clone()),
+            })
         })
         .fallback(nothing_here)
         .method_not_allowed_fallback(|| async {
             Problem::wrong_method("this path answers to other methods; see /openapi.json")
         })
+}
+
+/// What answers until the services are opened, and then they.
+#[derive(Clone, Default)]
+pub(crate) struct Site {
+    services: Arc<OnceLock<Router>>,
+}
+
+impl Site {
+    /// From now on these answer.
+    pub(crate) fn open(&self, routes: Router) {
+        let _ = self.services.set(routes);
+    }
+
+    fn routes(self) -> Router {
+        Router::new().fallback(current).with_state(self)
+    }
+}
+
+async fn current(State(site): State<Site>, request: Request) -> Response {
+    match site.services.get() {
+        Some(services) => match services.clone().oneshot(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        },
+        None if request.uri().path().starts_with("/health/") => probes::starting(request.uri()),
+        None => Problem::unavailable("the services are being opened; try again")
+            .retry_soon()
+            .into_response(),
+    }
 }
 
 async fn nothing_here(uri: Uri) -> Problem {
@@ -54,18 +115,44 @@ async fn nothing_here(uri: Uri) -> Problem {
 /// Answers until `stop`, then lets requests under way finish.
 pub(crate) async fn serve(
     listener: TcpListener,
-    routes: Router,
+    site: Site,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let server = axum::serve(listener, routes)
-        .with_graceful_shutdown(stop.clone().cancelled_owned())
-        .into_future();
-    let too_late = async {
-        stop.cancelled().await;
-        tokio::time::sleep(FINISH_TIMEOUT).await;
-    };
-    tokio::select! {
-        ended = server => ended.context("the HTTP server stopped"),
-        () = too_late => Ok(()),
+    let routes = site.routes();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(bounds::HEAD_TIMEOUT);
+    let under_way = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // No file handles are left, say: connections that end will bring some.
+                tracing::warn!(%error, "a connection for HTTP could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(routes.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = under_way.watch(connection);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection for HTTP ended badly");
+            }
+        });
     }
+    drop(listener);
+    let finished = tokio::time::timeout(FINISH_TIMEOUT, under_way.shutdown()).await;
+    if finished.is_err() {
+        tracing::debug!("connections were still open after {FINISH_TIMEOUT:?}");
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! and databases, and where they listen. Data goes to stdout (see [`announce`]), logs to stderr.
 
 mod announce;
+mod bounds;
 mod broker;
 mod cli;
 mod http;
@@ -13,14 +14,12 @@ mod services;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 /// Many small messages, freed by other threads than made them: what mimalloc is good at.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let options = cli::Cli::parse().options;
+    let options = cli::Cli::options();
     cli::start_logging(options.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -12,10 +12,11 @@ use std::{
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header},
-    response::IntoResponse,
+    http::{StatusCode, Uri, header},
+    response::{IntoResponse, Response},
     routing::get,
 };
+use futures_util::future::join_all;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 use shop_kit::{Db, Service, sql};
@@ -84,7 +85,7 @@ pub(crate) fn routes(probes: Probes) -> Router {
     Router::new()
         .route(
             "/health/live",
-            get(|| async { Json(Health::of([("process", UP)])) }),
+            get(|| async { Health::of([("process", UP)], []) }),
         )
         .route("/health/ready", get(ready))
         .route("/metrics", get(measured))
@@ -95,6 +96,10 @@ pub(crate) fn routes(probes: Probes) -> Router {
 const UP: &str = "up";
 const DOWN: &str = "down";
 
+const fn state(up: bool) -> &'static str {
+    if up { UP } else { DOWN }
+}
+
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
@@ -102,42 +107,64 @@ struct Health {
 }
 
 impl Health {
-    fn of<N: Into<String>>(checks: impl IntoIterator<Item = (N, &'static str)>) -> Self {
-        let checks: BTreeMap<_, _> = checks
-            .into_iter()
-            .map(|(name, state)| (name.into(), state))
-            .collect();
+    /// As it is when everything in `needed` is up. What is in `told` is only told.
+    fn of<N: Into<String>>(
+        needed: impl IntoIterator<Item = (N, &'static str)>,
+        told: impl IntoIterator<Item = (N, &'static str)>,
+    ) -> Self {
+        let named = |(name, state): (N, _)| (name.into(), state);
+        let mut checks: BTreeMap<_, _> = needed.into_iter().map(named).collect();
         let up = checks.values().all(|state| *state == UP);
+        checks.extend(told.into_iter().map(named));
         Self {
-            status: if up { UP } else { DOWN },
+            status: state(up),
             checks,
         }
     }
 }
 
-/// Ready to do everything now. (Orders are taken even while it is not: they wait.)
-async fn ready(State(probes): State<Probes>) -> impl IntoResponse {
-    let state = |up| if up { UP } else { DOWN };
-    let mut checks = Vec::new();
-    for (service, db) in &probes.databases {
+impl IntoResponse for Health {
+    fn into_response(self) -> Response {
+        let status = match self.status {
+            UP => StatusCode::OK,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        (status, Json(self)).into_response()
+    }
+}
+
+/// The answers of `/health/live` and `/health/ready` while the services are being opened.
+pub(crate) fn starting(uri: &Uri) -> Response {
+    match uri.path() {
+        "/health/live" => Health::of([("process", UP)], []).into_response(),
+        _ => Health::of([("services", DOWN)], []).into_response(),
+    }
+}
+
+/// Ready to answer calls and take orders: the databases of its services answer. The broker may be
+/// away: orders are taken all the same, and wait in the outbox, so a load balancer must go on
+/// sending them. How the broker is stands beside it.
+async fn ready(State(probes): State<Probes>) -> Health {
+    let databases = probes.databases.iter().map(async |(service, db)| {
         let there = tokio::time::timeout(DATABASE_TIMEOUT, db.read(sql("select 1"))).await;
         let up = matches!(there, Ok(Ok(_)));
-        checks.push((format!("database of {service}"), state(up)));
-    }
-    if let Some(amqp) = &probes.amqp {
-        checks.push(("broker".to_owned(), state(amqp.is_connected())));
+        (format!("database of {service}"), state(up))
+    });
+    let databases = join_all(databases).await;
+    let broker = probes.amqp.iter().flat_map(|amqp| {
         let subscribed = probes.subscribed.load(Ordering::Relaxed);
-        checks.push(("subscriptions".to_owned(), state(subscribed)));
-    }
-    let health = Health::of(checks);
-    let status = match health.status {
-        UP => StatusCode::OK,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    (status, Json(health))
+        [
+            ("broker".to_owned(), state(amqp.is_connected())),
+            ("subscriptions".to_owned(), state(subscribed)),
+        ]
+    });
+    Health::of(databases, broker)
 }
 
 async fn measured(State(probes): State<Probes>) -> impl IntoResponse {
+    if let Some(amqp) = &probes.amqp {
+        metrics::gauge!("shop_broker_connected").set(f64::from(u8::from(amqp.is_connected())));
+    }
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",

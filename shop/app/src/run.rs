@@ -1,8 +1,12 @@
 //! From nothing to a running shop, and back to rest.
 //!
-//! What may be wrong is looked at first: ports, folders, databases. Then HTTP answers, whether the
-//! broker is there or not, because orders are taken without it. `ready` means that every queue is
-//! declared and every service receives.
+//! What may be wrong is looked at first: ports, folders, databases; until the databases are there,
+//! HTTP answers that it is not ready. Then services answer, whether the broker is there or not,
+//! because orders are taken without it. Then the queues of *all* services
+//! of the shop are declared, wherever they run and whether they have run before; only then do the
+//! services of this process receive and publish, so that nothing is said before everybody who is
+//! going to listen has a queue. `ready` means that every queue is declared and every service
+//! receives.
 //!
 //! Stopping goes downstream: services finish what they handle and publish what they said (the bank
 //! of this process still answers them), then HTTP ends, then the connection, then the broker.
@@ -15,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use shop_kit::{BaseUrl, Database, Service};
+use shop_kit::{BaseUrl, Database};
 use shop_notification::Mailer;
 use tidings::{Topology, Transport};
 use tidings_amqp::Amqp;
@@ -30,12 +34,14 @@ use crate::{
     broker::Messaging,
     cli::{Checkout, Options},
     http, probes,
-    services::{self, Name, Surroundings},
+    services::{self, Name, Opened, Surroundings},
 };
 
 /// How long handlers under way may take once the process is told to stop. What is not done by then
 /// is done after the next start.
 const HANDLERS_FINISH_TIMEOUT: Duration = Duration::from_secs(10);
+
+const PANICKED: &str = "a service's task panicked; this is a bug, and nothing was lost by it";
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     if options.checkout == Checkout::Orchestration {
@@ -50,21 +56,22 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let data = Data::open(&options)?;
     let messaging = Messaging::start(&options, &data.path).await?;
+    let site = http::Site::default();
+    let http_stop = CancellationToken::new();
+    let mut http = tokio::spawn(http::serve(listener, site.clone(), http_stop.clone()));
     let opened = tokio::select! {
         opened = open_services(&options, &data.path, address) => opened?,
         () = stop.cancelled() => return messaging.close().await,
     };
 
-    let probes = probes::Probes::new(&opened, &messaging.amqp, metrics);
-    let routes = http::routes(&opened, probes.clone());
-    let http_stop = CancellationToken::new();
-    let mut http = tokio::spawn(http::serve(listener, routes, http_stop.clone()));
+    let probes = probes::Probes::new(&opened.services, &messaging.amqp, metrics);
+    site.open(http::routes(&opened.services, probes.clone()));
     announce::listening("http", address);
     if let Some(amqp) = messaging.amqp_addr() {
         announce::listening("amqp", amqp);
     }
 
-    let mut running = Running::start(opened, &messaging.amqp, &stop);
+    let mut running = Running::start(opened, &messaging, options.without.topologies(), &stop);
     let ready = || {
         probes.set_subscribed();
         announce::ready(&options.services, address, messaging.amqp_addr());
@@ -152,7 +159,7 @@ async fn open_services(
     options: &Options,
     data: &Path,
     address: SocketAddr,
-) -> anyhow::Result<Vec<Service>> {
+) -> anyhow::Result<Opened> {
     let names = &options.services;
     let database = options
         .database
@@ -181,6 +188,7 @@ async fn open_services(
         bank,
         mailer,
         api: &options.api,
+        order_deadline: options.order_deadline,
     };
     services::open(names, &around).await
 }
@@ -196,36 +204,58 @@ fn own_url(mut address: SocketAddr) -> anyhow::Result<BaseUrl> {
     BaseUrl::of_address(address).map_err(anyhow::Error::msg)
 }
 
-/// The services that handle messages.
+/// The tasks of the services: those that handle messages, and what runs beside them. If one ends
+/// or panics, the process ends with its reason.
 struct Running {
+    amqp: Arc<Amqp>,
+    /// What has to be on the broker before a service receives or publishes.
+    first: Vec<Topology>,
+    declared: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
     ready: JoinSet<()>,
 }
 
 impl Running {
-    fn start(services: Vec<Service>, amqp: &Arc<Amqp>, stop: &CancellationToken) -> Self {
+    /// Starts their tasks, which wait until [`run`](Self::run) has declared `topologies`: those of
+    /// all services. A process that neither has the broker nor says anything declares nothing, and
+    /// waits for no broker.
+    fn start(
+        opened: Opened,
+        messaging: &Messaging,
+        topologies: Vec<Topology>,
+        stop: &CancellationToken,
+    ) -> Self {
+        let amqp = &messaging.amqp;
+        let Opened { services, overdue } = opened;
+        let speaks = services.iter().any(|service| service.messages.is_some());
+        let needs_queues = speaks || messaging.embedded.is_some();
         let mut running = Self {
+            amqp: Arc::clone(amqp),
+            first: if needs_queues { topologies } else { Vec::new() },
+            declared: CancellationToken::new(),
             tasks: JoinSet::new(),
             ready: JoinSet::new(),
         };
-        for service in services {
-            let Some(router) = service.messages else {
-                continue;
-            };
-            let first = (service.name == Name::Orders.as_str()).then(those_who_answer);
+        for router in services.into_iter().filter_map(|service| service.messages) {
             let router = router.shutdown_timeout(HANDLERS_FINISH_TIMEOUT);
             let serve = tidings::serve(Arc::clone(amqp), router)
                 .with_graceful_shutdown(stop.clone().cancelled_owned());
             running.ready.spawn(serve.ready());
-            let (amqp, stop) = (Arc::clone(amqp), stop.clone());
+            let (declared, stop) = (running.declared.clone(), stop.clone());
             running.tasks.spawn(async move {
-                for topology in first.iter().flatten() {
-                    tokio::select! {
-                        declared = amqp.declare(topology) => declared?,
-                        () = stop.cancelled() => return Ok(()),
-                    }
+                tokio::select! {
+                    () = declared.cancelled() => Ok(serve.await?),
+                    () = stop.cancelled() => Ok(()),
                 }
-                Ok(serve.await?)
+            });
+        }
+        if let Some(overdue) = overdue {
+            let stop = stop.clone();
+            running.tasks.spawn(async move {
+                tokio::select! {
+                    () = overdue.run() => Err(anyhow!("nobody keeps the deadline of orders any more")),
+                    () = stop.cancelled() => Ok(()),
+                }
             });
         }
         running
@@ -233,17 +263,21 @@ impl Running {
 
     /// Calls `ready` when all receive, and ends when one has stopped by itself.
     async fn run(&mut self, ready: impl FnOnce()) -> anyhow::Result<()> {
+        for topology in &self.first {
+            self.amqp.declare(topology).await?;
+        }
+        self.declared.cancel();
         loop {
             tokio::select! {
                 received = self.ready.join_next() => if received.is_none() {
                     break;
                 },
-                Some(ended) = self.tasks.join_next() => return ended?,
+                Some(ended) = self.tasks.join_next() => return ended.context(PANICKED)?,
             }
         }
         ready();
         match self.tasks.join_next().await {
-            Some(ended) => ended?,
+            Some(ended) => ended.context(PANICKED)?,
             // No service of this process handles messages.
             None => std::future::pending().await,
         }
@@ -253,14 +287,8 @@ impl Running {
     async fn finish(mut self) -> anyhow::Result<()> {
         let mut outcome = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
-            outcome = outcome.and(ended?);
+            outcome = outcome.and(ended.context(PANICKED)?);
         }
         outcome
     }
-}
-
-/// The queues of the services whose answers every order waits for. They are made before the first
-/// order is published, so that it waits there even if these services have never run.
-fn those_who_answer() -> [Topology; 2] {
-    [shop_payment::topology(), shop_inventory::topology()]
 }

@@ -5,7 +5,9 @@ use std::{fmt, str::FromStr};
 use anyhow::Context;
 use shop_kit::{BaseUrl, Database, Service};
 use shop_notification::Mailer;
+use shop_orders::{OrderDeadline, Overdue};
 use shop_storefront::Elsewhere;
+use tidings::Topology;
 
 use crate::cli::Api;
 
@@ -60,6 +62,20 @@ impl Name {
             Self::Storefront => &[],
         }
     }
+
+    /// The topics and queues it needs on the broker, exactly as it declares them itself when it
+    /// runs; `None` if it handles no messages.
+    fn topology(self) -> Option<Topology> {
+        Some(match self {
+            Self::Orders => shop_orders::topology(),
+            Self::Payment => shop_payment::topology(),
+            Self::Inventory => shop_inventory::topology(),
+            Self::Shipping => shop_shipping::topology(),
+            Self::Notification => shop_notification::topology(),
+            Self::Loyalty => shop_loyalty::topology(),
+            Self::Bank | Self::Storefront => return None,
+        })
+    }
 }
 
 impl fmt::Display for Name {
@@ -92,11 +108,43 @@ impl FromStr for Name {
 
 /// A set of services, as in `--services`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Names(Vec<Name>);
+pub(crate) struct Names {
+    /// Those that were named one by one, in the order of [`Name::ALL`].
+    named: Vec<Name>,
+    /// `all` was said.
+    is_all: bool,
+}
 
 impl Names {
     pub(crate) fn contains(&self, name: Name) -> bool {
-        self.0.contains(&name)
+        self.is_all || self.named.contains(&name)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Name> {
+        Name::ALL.into_iter().filter(|name| self.contains(*name))
+    }
+
+    /// These services but for `without`. `all` means all that are not left out; a service that is
+    /// named cannot be left out as well.
+    pub(crate) fn but(&self, without: &Without) -> Result<Self, String> {
+        let contradiction = self.named.iter().find(|name| without.contains(**name));
+        if let Some(name) = contradiction {
+            return Err(format!(
+                "`--services` names `{name}` and `--without` leaves it out; name it in one of the \
+                 two only"
+            ));
+        }
+        let left: Vec<_> = self
+            .iter()
+            .filter(|name| !without.contains(*name))
+            .collect();
+        if left.is_empty() {
+            return Err("`--without` leaves no service to run; name fewer services in it".into());
+        }
+        Ok(Self {
+            named: left,
+            is_all: false,
+        })
     }
 }
 
@@ -104,23 +152,51 @@ impl FromStr for Names {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut names = Vec::new();
-        for part in text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-        {
+        let mut names = Self {
+            named: Vec::new(),
+            is_all: false,
+        };
+        let parts = text.split(',').map(str::trim);
+        for part in parts.filter(|part| !part.is_empty()) {
             match part {
-                "all" => names.extend(Name::ALL),
-                name => names.push(name.parse()?),
+                "all" => names.is_all = true,
+                name => names.named.push(name.parse()?),
             }
         }
-        names.sort();
-        names.dedup();
-        if names.is_empty() {
+        names.named.sort();
+        names.named.dedup();
+        if names.named.is_empty() && !names.is_all {
             return Err("it names no service".to_owned());
         }
-        Ok(Self(names))
+        Ok(names)
+    }
+}
+
+/// The services that this shop does without for good, as in `--without`; often none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Without(Option<Names>);
+
+impl Without {
+    fn contains(&self, name: Name) -> bool {
+        self.0.as_ref().is_some_and(|names| names.contains(name))
+    }
+
+    /// What every service of the shop needs on the broker, wherever it runs, but for those that
+    /// are left out.
+    pub(crate) fn topologies(&self) -> Vec<Topology> {
+        let kept = Name::ALL.into_iter().filter(|name| !self.contains(*name));
+        kept.filter_map(Name::topology).collect()
+    }
+}
+
+impl FromStr for Without {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        text.parse().map(|names| Self(Some(names)))
     }
 }
 
@@ -130,22 +206,43 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) bank: Option<BaseUrl>,
     pub(crate) mailer: Option<Mailer>,
     pub(crate) api: &'a [Api],
+    pub(crate) order_deadline: OrderDeadline,
+}
+
+/// The services that run here, and what runs beside them.
+pub(crate) struct Opened {
+    pub(crate) services: Vec<Service>,
+    /// Keeps the deadline of orders, where orders runs.
+    pub(crate) overdue: Option<Overdue>,
 }
 
 /// Makes the services that run here.
-pub(crate) async fn open(names: &Names, around: &Surroundings<'_>) -> anyhow::Result<Vec<Service>> {
-    let mut services = Vec::with_capacity(names.0.len());
-    for &name in &names.0 {
-        let service = one(name, names, around).await;
-        services.push(service.with_context(|| format!("`{name}` cannot start"))?);
+pub(crate) async fn open(names: &Names, around: &Surroundings<'_>) -> anyhow::Result<Opened> {
+    let mut opened = Opened {
+        services: Vec::new(),
+        overdue: None,
+    };
+    for name in names.iter() {
+        let service = one(name, names, around, &mut opened.overdue).await;
+        let service = service.with_context(|| format!("`{name}` cannot start"))?;
+        opened.services.push(service);
     }
-    Ok(services)
+    Ok(opened)
 }
 
-async fn one(name: Name, here: &Names, around: &Surroundings<'_>) -> anyhow::Result<Service> {
+async fn one(
+    name: Name,
+    here: &Names,
+    around: &Surroundings<'_>,
+    overdue: &mut Option<Overdue>,
+) -> anyhow::Result<Service> {
     let database = around.database;
     Ok(match name {
-        Name::Orders => shop_orders::service(database).await?,
+        Name::Orders => {
+            let (service, task) = shop_orders::service(database, around.order_deadline).await?;
+            *overdue = Some(task);
+            service
+        }
         Name::Payment => {
             let bank = around
                 .bank
@@ -184,4 +281,71 @@ fn elsewhere(here: &Names, api: &[Api]) -> Vec<Elsewhere> {
             at: at(name),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(services: &str, without: &str, expected: Result<&[&str], &str>) {
+        let services: Names = services.parse().unwrap();
+        let without = without.parse::<Without>().unwrap();
+        match (services.but(&without), expected) {
+            (Ok(left), Ok(names)) => {
+                assert_eq!(left.iter().map(Name::as_str).collect::<Vec<_>>(), names);
+            }
+            (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
+            (left, _) => panic!("{services:?} without {without:?}: {left:?}"),
+        }
+    }
+
+    #[test]
+    fn a_service_is_run_or_left_out() {
+        check("orders,bank", "", Ok(&["orders", "bank"]));
+        check("orders,bank", "loyalty", Ok(&["orders", "bank"]));
+        let all = "all";
+        let left = ["orders", "payment", "inventory", "bank", "storefront"];
+        check(all, "shipping,notification,loyalty", Ok(&left));
+        check("all,loyalty", "loyalty", Err("names `loyalty`"));
+        check("orders,loyalty", "loyalty, bank", Err("names `loyalty`"));
+        check("orders", all, Err("names `orders`"));
+        check(all, all, Err("leaves no service"));
+    }
+
+    #[test]
+    fn queues_are_declared_for_every_service_that_is_not_left_out() {
+        let queues = |without: &str| {
+            let without: Without = without.parse().unwrap();
+            let topologies = without.topologies();
+            let queues = topologies.iter().flat_map(|topology| &topology.queues);
+            queues
+                .map(|queue| queue.name.to_string())
+                .collect::<Vec<_>>()
+        };
+        let all = queues("");
+        for consumer in [
+            "orders",
+            "payment",
+            "inventory",
+            "shipping",
+            "notification",
+            "loyalty",
+        ] {
+            let own = format!("{consumer}.");
+            assert!(
+                all.iter().any(|queue| queue.starts_with(&own)),
+                "{consumer}"
+            );
+            let rest: Vec<_> = all
+                .iter()
+                .filter(|queue| !queue.starts_with(&own))
+                .collect();
+            assert_eq!(
+                queues(consumer).iter().collect::<Vec<_>>(),
+                rest,
+                "{consumer}"
+            );
+        }
+        assert_eq!(queues("bank,storefront"), all);
+    }
 }

@@ -39,13 +39,17 @@ async fn connect(shop: &Shop) -> (Connection, Channel) {
 }
 
 async fn publish(channel: &Channel, body: &str) {
+    publish_as(channel, body, BasicProperties::default()).await;
+}
+
+async fn publish_as(channel: &Channel, body: &str, properties: BasicProperties) {
     channel
         .basic_publish(
             EXCHANGE.into(),
             "".into(),
             BasicPublishOptions::default(),
             body.as_bytes(),
-            BasicProperties::default(),
+            properties,
         )
         .await
         .unwrap()
@@ -86,6 +90,64 @@ async fn a_bare_order_is_charged_once_however_often_it_is_published() {
     shop.ended("ORD-124").await;
     assert_eq!(shop.ledger("ORD-123").await, ["charge 99.99"]);
     assert_eq!(shop.ledger("ORD-124").await, ["charge 99.99"]);
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_is_known_whoever_claims_to_have_sent_it() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let (_connection, channel) = connect(&shop).await;
+    let claims = BasicProperties::default().with_app_id("orders".into());
+    publish_as(&channel, &bare("ORD-200"), claims).await;
+    let mut headers = FieldTable::default();
+    let source = lapin::types::AMQPValue::LongString("orders".into());
+    headers.insert("cloudEvents:source".into(), source);
+    let claims = BasicProperties::default().with_headers(headers);
+    publish_as(&channel, &bare("ORD-201"), claims).await;
+    for order in ["ORD-200", "ORD-201"] {
+        assert_eq!(shop.ended(order).await["status"], "CONFIRMED");
+        assert_eq!(shop.ledger(order).await, ["charge 99.99"]);
+    }
+    shop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_timeline_is_in_the_order_of_hearing_whatever_clocks_say() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &["--services", "orders,bank"]);
+    let (_connection, channel) = connect(&shop).await;
+    // Somebody whose clock is years behind answers for payment and inventory.
+    let order = shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await;
+    let answer = async |topic: &str, body: String, time: &str| {
+        let mut headers = FieldTable::default();
+        let time = lapin::types::AMQPValue::LongString(time.into());
+        headers.insert("cloudEvents:time".into(), time);
+        let properties = BasicProperties::default().with_headers(headers);
+        let options = BasicPublishOptions::default();
+        let confirm = channel.basic_publish(
+            topic.into(),
+            "".into(),
+            options,
+            body.as_bytes(),
+            properties,
+        );
+        confirm.await.unwrap().await.unwrap();
+    };
+    let paid = format!(r#"{{"orderId": "{order}", "amount": 12.90}}"#);
+    answer("payment-authorized.v1", paid, "2031-01-01T00:00:00Z").await;
+    shop.happened(&order, &["PaymentAuthorized"]).await;
+    let reserved = format!(r#"{{"orderId": "{order}"}}"#);
+    answer("stock-reserved.v1", reserved, "2001-01-01T00:00:00Z").await;
+    let ended = shop.ended(&order).await;
+    let heard = [
+        "OrderPlaced",
+        "PaymentAuthorized",
+        "StockReserved",
+        "OrderConfirmed",
+    ];
+    assert_eq!(common::timeline(&ended), heard);
+    assert_eq!(ended["timeline"][2]["at"], "2001-01-01T00:00:00Z");
     shop.stop();
 }
 

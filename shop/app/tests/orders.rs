@@ -34,6 +34,8 @@ async fn a_good_order_is_paid_reserved_shipped_written_and_rewarded() {
     assert_eq!(happened.len(), 7, "{happened:?}");
     assert_eq!(happened[0], "OrderPlaced");
     assert_eq!(happened[3], "OrderConfirmed");
+    let answers = ["PaymentAuthorized", "StockReserved"];
+    assert!(answers.iter().all(|answer| happened[1..3].contains(answer)));
 
     let payment = shop.get(&format!("/payments/{id}")).await;
     assert_eq!(payment.json["status"], "AUTHORIZED");
@@ -81,21 +83,12 @@ async fn an_order_that_cannot_be_had_is_cancelled_and_undone() {
     let scarce = shop
         .order("tok_ok", &[("MUG-ENAMEL", 1), ("TELESCOPE-BRASS", 4)])
         .await;
-    let events = [
-        "StockRejected",
-        "OrderCancelled",
-        "PaymentRefunded",
-        "EmailSent",
-    ];
+    let events = ["StockRejected", "OrderCancelled", "EmailSent"];
     let order = shop.happened(&scarce, &events).await;
     assert_eq!(order["status"], "CANCELLED");
     assert_eq!(order["reason"], "not enough Pocket telescope in stock");
-    assert_eq!(
-        shop.ledger(&scarce).await,
-        ["charge 888.90", "refund 888.90"]
-    );
-    let payment = shop.get(&format!("/payments/{scarce}")).await.json;
-    assert_eq!(payment["status"], "REFUNDED");
+    // It is cancelled as soon as one of the two says no, before or after the bank was asked.
+    shop.pays_nothing(&scarce).await;
     assert_eq!(shop.stock("MUG-ENAMEL").await, [100_000, 0, 0]);
     assert_eq!(shop.stock("TELESCOPE-BRASS").await, [3, 0, 0]);
 
@@ -104,10 +97,8 @@ async fn an_order_that_cannot_be_had_is_cancelled_and_undone() {
         .as_str()
         .unwrap()
         .to_owned();
-    assert!(
-        reason.contains("declined") && reason.contains("Antique globe"),
-        "{reason}"
-    );
+    let refusals = ["the card was declined", "not enough Antique globe in stock"];
+    assert!(refusals.contains(&reason.as_str()), "{reason}");
     assert_eq!(shop.points("c-1").await, 0);
     shop.stop();
 }
@@ -305,6 +296,7 @@ async fn the_page_is_served_with_a_strict_policy() {
         ("/", "text/html"),
         ("/style.css", "text/css"),
         ("/shop.js", "text/javascript"),
+        ("/live.js", "text/javascript"),
         ("/favicon.svg", "image/svg+xml"),
     ] {
         let file = shop.get(path).await;

@@ -115,9 +115,13 @@ async fn orders_are_taken_without_a_broker() {
         shop.get(&format!("/orders/{order}")).await.json["status"],
         "CREATED"
     );
+    // So it is ready: whoever sends it orders shall go on.
     let ready = shop.get("/health/ready").await;
-    assert_eq!(ready.status, 503);
+    assert_eq!((ready.status, &ready.json["status"]), (200, &json!("up")));
     assert_eq!(ready.json["checks"]["broker"], "down");
+    assert_eq!(ready.json["checks"]["subscriptions"], "down");
+    let metrics = shop.get("/metrics").await.text;
+    assert!(metrics.contains("\nshop_broker_connected 0\n"), "{metrics}");
 
     // A broker appears: here it comes with a process that does nothing else of note.
     let other = tempfile::tempdir().unwrap();
@@ -125,6 +129,13 @@ async fn orders_are_taken_without_a_broker() {
     let arguments = ["--services", "storefront", "--amqp-listen", &listen];
     let broker = Shop::start(other.path(), &arguments);
     assert_eq!(shop.ended(&order).await["status"], "CONFIRMED");
+    let up = |health: &serde_json::Value| {
+        let checks = &health["checks"];
+        checks["broker"] == "up" && checks["subscriptions"] == "up"
+    };
+    shop.until("/health/ready", up).await;
+    let metrics = shop.get("/metrics").await.text;
+    assert!(metrics.contains("\nshop_broker_connected 1\n"), "{metrics}");
     shop.stop();
     broker.stop();
 }

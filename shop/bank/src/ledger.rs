@@ -1,9 +1,12 @@
 //! The ledger: entries are added, never changed, and at most one of each kind per idempotency key.
+//!
+//! Charges and refunds of one key lock that key first, so that of two at the same time the later
+//! one sees what the earlier one did.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use shop_contracts::{CARD_FLAKY, CARD_OK, Money};
-use shop_kit::{Db, Problem, Row, StoreError, sql};
+use shop_kit::{Db, Problem, Row, Statement, StoreError, sql};
 
 /// How often the bank fails for `tok_flaky` before it charges.
 pub const FLAKY_FAILURES: i64 = 2;
@@ -32,22 +35,34 @@ pub(crate) struct Answer {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    /// What was given back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    amount: Option<Money>,
 }
 
 impl Answer {
-    const CHARGED: Self = Self {
-        status: "CHARGED",
-        reason: None,
-    };
-    const REFUNDED: Self = Self {
-        status: "REFUNDED",
-        reason: None,
-    };
+    const CHARGED: Self = Self::new("CHARGED");
+    const NOTHING_TO_REFUND: Self = Self::new("NOTHING_TO_REFUND");
+
+    const fn new(status: &'static str) -> Self {
+        Self {
+            status,
+            reason: None,
+            amount: None,
+        }
+    }
 
     fn declined(reason: &'static str) -> Self {
         Self {
-            status: "DECLINED",
             reason: Some(reason),
+            ..Self::new("DECLINED")
+        }
+    }
+
+    fn refunded(amount: Money) -> Self {
+        Self {
+            amount: Some(amount),
+            ..Self::new("REFUNDED")
         }
     }
 }
@@ -62,7 +77,7 @@ pub(crate) struct Entry {
     at: Timestamp,
 }
 
-/// Takes money, once per key.
+/// Takes money, once per key, unless the key is void.
 pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer, Problem> {
     match charge.card.as_deref() {
         None | Some(CARD_OK) => {}
@@ -72,19 +87,21 @@ pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer
     }
     let insert = sql(
         "insert into ledger (idempotency_key, kind, order_id, amount, at)
-         values ($1, 'charge', $2, $3, $4)
+         select $1, 'charge', $2, $3, $4 where not exists
+             (select 1 from used_key where idempotency_key = $1 and is_void = 1)
          on conflict (idempotency_key, kind) do nothing",
     )
     .bind(key)
     .bind(&charge.order_id)
     .bind(charge.amount.cents())
     .bind(Timestamp::now().as_microsecond());
-    let kept =
-        sql("select order_id, amount from ledger where idempotency_key = $1 and kind = 'charge'");
-    let kept = db.write(vec![insert, kept.bind(key)]).await?.pop();
-    let row = kept
-        .and_then(|outcome| outcome.into_first())
-        .ok_or_else(lost)?;
+    let statements = vec![lock(key), insert, kept_charge(key)];
+    let kept = db.write(statements).await?.pop();
+    let Some(row) = kept.and_then(|outcome| outcome.into_first()) else {
+        return Ok(Answer::declined(
+            "a refund was asked for before the charge arrived",
+        ));
+    };
     let same =
         row.get::<String>(0)? == charge.order_id && row.get::<i64>(1)? == charge.amount.cents();
     if !same {
@@ -95,7 +112,7 @@ pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer
     Ok(Answer::CHARGED)
 }
 
-/// Gives back what was taken with this key, once.
+/// Gives back what was taken with this key, once. If nothing was, the key is void from now on.
 pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer, Problem> {
     let insert = sql(
         "insert into ledger (idempotency_key, kind, order_id, amount, at)
@@ -106,15 +123,35 @@ pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer
     .bind(key)
     .bind(&refund.order_id)
     .bind(Timestamp::now().as_microsecond());
-    let kept = sql("select amount from ledger
-         where idempotency_key = $1 and kind = 'refund' and order_id = $2");
-    let kept = kept.bind(key).bind(&refund.order_id);
-    match db.write(vec![insert, kept]).await?.pop() {
-        Some(outcome) if !outcome.rows.is_empty() => Ok(Answer::REFUNDED),
-        _ => Err(Problem::not_found(
-            "nothing was charged with this key for this order",
-        )),
+    let make_void = sql(
+        "update used_key set is_void = 1 where idempotency_key = $1 and not exists
+             (select 1 from ledger where idempotency_key = $1 and kind = 'charge')",
+    );
+    let statements = vec![lock(key), insert, make_void.bind(key), kept_charge(key)];
+    let charge = db.write(statements).await?.pop();
+    let Some(row) = charge.and_then(|outcome| outcome.into_first()) else {
+        return Ok(Answer::NOTHING_TO_REFUND);
+    };
+    if row.get::<String>(0)? != refund.order_id {
+        return Err(Problem::key_reused(
+            "this key has charged another order; refund an order with the key that charged it",
+        ));
     }
+    Ok(Answer::refunded(Money::from_cents(row.get(1)?)))
+}
+
+/// Makes whoever else uses this key wait until this transaction is over.
+fn lock(key: &str) -> Statement {
+    sql(
+        "insert into used_key (idempotency_key, is_void) values ($1, 0)
+         on conflict (idempotency_key) do update set is_void = used_key.is_void",
+    )
+    .bind(key)
+}
+
+fn kept_charge(key: &str) -> Statement {
+    sql("select order_id, amount from ledger where idempotency_key = $1 and kind = 'charge'")
+        .bind(key)
 }
 
 /// The entries about an order, oldest first.

@@ -2,7 +2,15 @@
 //! money and a behaviour that can be changed while it runs.
 //!
 //! It knows nothing of events. It charges and refunds at most once per idempotency key, which is
-//! what a real provider promises and what payment builds on.
+//! what a real provider promises and what payment builds on: payment's key is the order, so an
+//! order is charged once and refunded once. Keys are compared byte by byte, as they stand in the
+//! header `Idempotency-Key`.
+//!
+//! `POST /bank/charges` is answered `{"status": "CHARGED"}` or `{"status": "DECLINED", "reason"}`.
+//! `POST /bank/refunds` is answered `{"status": "REFUNDED", "amount"}`, the second time too, or, if
+//! nothing was charged with the key, `{"status": "NOTHING_TO_REFUND"}`. That is no entry of the
+//! ledger, but the key is void from then on: a charge with it that was under way and arrives later
+//! is declined. So whoever cancels an order can be sure after one answer.
 //!
 //! | card | what happens |
 //! | --- | --- |
@@ -18,7 +26,8 @@ use shop_kit::{Database, Service, StoreError};
 
 pub use ledger::FLAKY_FAILURES;
 
-const MIGRATIONS: &[&str] = &["create table ledger (
+const MIGRATIONS: &[&str] = &[
+    "create table ledger (
         idempotency_key text not null,
         kind text not null,
         order_id text not null,
@@ -34,7 +43,12 @@ const MIGRATIONS: &[&str] = &["create table ledger (
     create table behaviour (
         id bigint primary key,
         settings text not null
-    )"];
+    )",
+    "create table used_key (
+        idempotency_key text primary key,
+        is_void bigint not null
+    )",
+];
 
 /// Opens the bank's database and makes the bank.
 ///

@@ -6,7 +6,7 @@
 //!              OrderPlaced
 //!   orders ──┬─────────────► payment ───► PaymentAuthorized | PaymentDeclined ──┐
 //!     ▲      └─────────────► inventory ─► StockReserved | StockRejected ────────┤
-//!     └─────────────────── waits for both ◄─────────────────────────────────────┘
+//!     └────────── waits for both, or the first refusal, or the deadline ◄────────┘
 //!
 //!   both good: OrderConfirmed ──► inventory, shipping, notification, loyalty
 //!   otherwise: OrderCancelled ──► payment (refund), inventory (release), notification
@@ -15,14 +15,18 @@
 mod catalogue;
 mod events;
 mod money;
+mod order;
 
 pub use catalogue::{CATALOGUE, Product, product};
 pub use events::{
-    EmailSent, OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, OrderStatus,
-    PaymentAuthorized, PaymentDeclined, PaymentRefunded, PointsAwarded, ShipmentBooked,
-    StockRejected, StockReleased, StockReserved,
+    EmailSent, OrderCancelled, OrderConfirmed, PaymentAuthorized, PaymentDeclined, PaymentRefunded,
+    PointsAwarded, ShipmentBooked, StockRejected, StockReleased, StockReserved,
 };
 pub use money::{Money, ParseMoneyError};
+pub use order::{
+    CARD_BYTES_MAX, CUSTOMER_ID_BYTES_MAX, EMAIL_BYTES_MAX, ITEM_QUANTITY_MAX, ORDER_ID_BYTES_MAX,
+    ORDER_ITEMS_MAX, OrderItem, OrderPlaced, OrderStatus, SKU_BYTES_MAX,
+};
 
 /// The card that the bank charges.
 pub const CARD_OK: &str = "tok_ok";

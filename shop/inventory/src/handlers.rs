@@ -1,4 +1,15 @@
 //! What inventory does when something happens.
+//!
+//! The row of an order in `reservation` is the fence between the order and its cancellation, which
+//! may become known in any order and to two instances at once. Whoever comes first makes the row,
+//! in the transaction that moves the stock; on PostgreSQL the other one waits at that row until the
+//! first has committed, and then sees what it did.
+//!
+//! | the row says | `OrderPlaced` | `OrderCancelled` |
+//! | --- | --- | --- |
+//! | nothing | `RESERVED`, or `REJECTED` if something is missing | `CANCELLED`: nothing is reserved any more |
+//! | `RESERVED` | was answered before | `RELEASED`: everything is put back |
+//! | `REJECTED`, `RELEASED`, `CANCELLED`, `SHIPPED` | nothing to do, nothing to say | nothing to do |
 
 use std::collections::BTreeMap;
 
@@ -7,9 +18,12 @@ use shop_contracts::{
     StockReserved, product,
 };
 use shop_kit::{Db, Statement, Tx, sql};
-use tidings::prelude::*;
+use tidings::{Error, prelude::*};
 
-/// Quantities by product. The order of products is the same in every transaction, so that two of
+/// How many of the products that are not to be had a refusal names.
+const PRODUCTS_NAMED_MAX: usize = 3;
+
+/// Quantities by product; their sums cannot overflow, because an order has limits. The order of products is the same in every transaction, so that two of
 /// them never wait for each other in a circle.
 type Lines = BTreeMap<String, i64>;
 
@@ -44,72 +58,77 @@ pub(crate) async fn reserve(
     }
     let undo = taken.into_iter().map(|(line, _)| put_back(line));
     if !is_new {
-        // The order was answered before, so long ago that it is not known as a duplicate.
+        // It is cancelled, or was answered so long ago that it is not known as a duplicate.
         tx.later(undo.collect()).await?;
         return Ok((None, None));
     }
     let reject = sql("update reservation set status = 'REJECTED' where order_id = $1");
     tx.later(undo.chain([reject.bind(&order_id)]).collect())
         .await?;
-    let reason = reason(short.into_iter().map(|((sku, _), _)| sku));
+    let short: Vec<_> = short.into_iter().map(|((sku, _), _)| &**sku).collect();
+    let reason = reason(&short);
     Ok((None, Some(StockRejected { order_id, reason })))
 }
 
-fn reason<'a>(short: impl Iterator<Item = &'a String>) -> String {
-    let names = short.map(|sku| match product(sku) {
+/// Names the first few: an order may have thousands of products, and a message has a limit.
+fn reason(short: &[&str]) -> String {
+    let named = short.iter().take(PRODUCTS_NAMED_MAX);
+    let named = named.map(|sku| match product(sku) {
         Some(product) => format!("not enough {} in stock", product.name),
         None => format!("`{sku}` is not in the catalogue"),
     });
-    names.collect::<Vec<_>>().join("; ")
+    let mut reason = named.collect::<Vec<_>>().join("; ");
+    if let Some(more @ 1..) = short.len().checked_sub(PRODUCTS_NAMED_MAX) {
+        reason.push_str(&format!("; and {more} more products are not to be had"));
+    }
+    reason
 }
 
-/// What is paid for leaves the house.
+/// What is paid for leaves the house. Nothing happens if the reservation has ended before.
 pub(crate) async fn ship(order: OrderConfirmed, State(db): State<Db>, mut tx: Tx) -> Result<()> {
-    settle(&db, &mut tx, &order.order_id, "SHIPPED", SEND).await?;
+    let order_id = order.order_id;
+    let reserved = sql("select items from reservation where order_id = $1 and status = 'RESERVED'");
+    let rows = db.read(reserved.bind(&order_id)).await?;
+    let Some(row) = rows.first() else {
+        return Ok(());
+    };
+    let lines: Lines = serde_json::from_str(&row.get::<String>(0)?).permanent()?;
+    let send = |(sku, quantity): (&String, &i64)| {
+        sql(
+            "update stock set reserved = reserved - $2, shipped = shipped + $2
+             where sku = $1 and exists
+                 (select 1 from reservation where order_id = $3 and status = 'RESERVED')",
+        )
+        .bind(sku)
+        .bind(*quantity)
+        .bind(&order_id)
+    };
+    let end = sql("update reservation set status = 'SHIPPED'
+         where order_id = $1 and status = 'RESERVED'");
+    let steps = lines.iter().map(send).chain([end.bind(&order_id)]);
+    tx.later(steps.collect()).await?;
     Ok(())
 }
 
-/// Orders cancels only after inventory has answered, so what there is to put back is known.
-pub(crate) async fn release(
-    order: OrderCancelled,
-    State(db): State<Db>,
-    mut tx: Tx,
-) -> Result<Option<StockReleased>> {
-    let released = settle(&db, &mut tx, &order.order_id, "RELEASED", RELEASE).await?;
-    Ok(released.then_some(StockReleased {
-        order_id: order.order_id,
-    }))
-}
-
-/// Both do nothing if the reservation has ended before.
-const SEND: &str = "update stock set reserved = reserved - $2, shipped = shipped + $2
-     where sku = $1 and exists
-         (select 1 from reservation where order_id = $3 and status = 'RESERVED')";
-const RELEASE: &str = "update stock set reserved = reserved - $2, available = available + $2
-     where sku = $1 and exists
-         (select 1 from reservation where order_id = $3 and status = 'RESERVED')";
-
-/// Ends a reservation. False if there is none (any more).
-async fn settle(
-    db: &Db,
-    tx: &mut Tx,
-    order_id: &str,
-    status: &'static str,
-    step: &'static str,
-) -> Result<bool> {
-    let reserved = sql("select items from reservation where order_id = $1 and status = 'RESERVED'");
-    let rows = db.read(reserved.bind(order_id)).await?;
-    let Some(row) = rows.first() else {
-        return Ok(false);
-    };
+/// Puts back what is reserved, or sees to it that nothing will be.
+pub(crate) async fn release(order: OrderCancelled, mut tx: Tx) -> Result<Option<StockReleased>> {
+    let order_id = order.order_id;
+    // The update changes nothing, but locks the row.
+    let fence = sql(
+        "insert into reservation (order_id, items, status) values ($1, '{}', 'CANCELLED')
+         on conflict (order_id) do update set status = reservation.status
+         returning items, status",
+    );
+    let row = tx.run(fence.bind(&order_id)).await?.into_first();
+    let row = row.ok_or_else(|| Error::msg("a reservation was written, but not returned"))?;
+    if row.get::<String>(1)? != "RESERVED" {
+        return Ok(None);
+    }
     let lines: Lines = serde_json::from_str(&row.get::<String>(0)?).permanent()?;
-    let steps = lines
-        .iter()
-        .map(|(sku, quantity)| sql(step).bind(sku).bind(*quantity).bind(order_id));
-    let end = sql("update reservation set status = $2 where order_id = $1");
-    let end = end.bind(order_id).bind(status);
-    tx.later(steps.chain([end]).collect()).await?;
-    Ok(true)
+    let end = sql("update reservation set status = 'RELEASED' where order_id = $1");
+    let steps = lines.iter().map(put_back).chain([end.bind(&order_id)]);
+    tx.later(steps.collect()).await?;
+    Ok(Some(StockReleased { order_id }))
 }
 
 fn reservation(order_id: &str, lines: &Lines, status: &'static str) -> Result<Statement> {
@@ -137,4 +156,24 @@ fn put_back((sku, quantity): (&String, &i64)) -> Statement {
     )
     .bind(sku)
     .bind(*quantity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_a_few_products_and_counts_the_others() {
+        let check = |short: &[&str], expected: &str| assert_eq!(reason(short), expected);
+        check(&["GLOBE-ANTIQUE"], "not enough Antique globe in stock");
+        check(
+            &["GLOBE-ANTIQUE", "a", "b"],
+            "not enough Antique globe in stock; `a` is not in the catalogue; \
+             `b` is not in the catalogue",
+        );
+        let many = vec!["x"; 2000];
+        let x = "`x` is not in the catalogue";
+        let expected = format!("{x}; {x}; {x}; and 1997 more products are not to be had");
+        check(&many, &expected);
+    }
 }

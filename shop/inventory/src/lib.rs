@@ -1,7 +1,8 @@
 //! Inventory: puts aside what an order needs, all of it or nothing, then ships it or puts it back.
 //!
 //! Of each product it counts what is available, reserved and shipped; the three always add up to
-//! what was there plus what was restocked, because every statement moves between two of them.
+//! what was there plus what was restocked, because every statement moves between two of them. What a
+//! cancelled order needs is not put aside, or put back, in whichever order the two become known.
 
 mod handlers;
 mod http;
@@ -38,10 +39,7 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         .bind(product.initial_stock)
     });
     db.write(first_stock.collect()).await?;
-    let messages = messages()
-        .transactional(db.store())
-        .retry(shop_kit::retry())
-        .with_state(db.clone());
+    let messages = messages().transactional(db.store()).with_state(db.clone());
     Ok(Service {
         name: "inventory",
         http: http::routes(db.clone()),
@@ -50,15 +48,33 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
     })
 }
 
+/// The shape of the consumer: what it handles and how it retries.
 fn messages() -> Router {
     Router::new("inventory")
         .on(handlers::reserve)
         .on(handlers::ship)
         .on(handlers::release)
+        .retry(shop_kit::retry())
 }
 
-/// The queues it needs on the broker. Who starts the shop declares them before the first order, so
-/// that the order waits there for a service that has never run yet.
+/// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
+/// starts the shop declares them before the first order, so that messages wait there for a service
+/// that has never run.
 pub fn topology() -> Topology {
     messages().topology()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_declared_beforehand_is_what_the_service_declares() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite(folder.path().into());
+        let service = service(&database);
+        let served = service.await.unwrap().messages.unwrap().topology();
+        assert_eq!(topology(), served);
+        assert!(!served.queues.is_empty() && !served.queues[0].delays.is_empty());
+    }
 }

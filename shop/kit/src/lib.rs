@@ -11,6 +11,7 @@ mod postgres;
 mod problem;
 mod service;
 mod sql;
+mod text;
 
 pub use client::{BaseUrl, HttpClient, HttpError};
 pub use database::{Database, Db, Tx};
@@ -18,4 +19,5 @@ pub use json::{JsonBody, QueryOf, REQUEST_BYTES_MAX};
 pub use problem::{FieldError, Problem};
 pub use service::{Service, idempotency_key, retry, timestamp};
 pub use sql::{FromValue, Outcome, Row, Statement, Value, sql};
+pub use text::one_line;
 pub use tidings_core::StoreError;

@@ -24,7 +24,14 @@ pub struct Problem {
     detail: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
+    /// Said in the header `Retry-After`.
+    #[serde(skip)]
+    retry_after: Option<u16>,
 }
+
+/// When to try again if nothing better is known, in seconds: a database that is started again is
+/// there by then.
+const RETRY_AFTER_SECONDS: u16 = 2;
 
 /// What is wrong with one part of a request's body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -68,6 +75,8 @@ problems! {
     no_route = NOT_FOUND, "/problems/no-route", "Nothing answers here";
     /// There is a thing here, but not with this method.
     wrong_method = METHOD_NOT_ALLOWED, "/problems/wrong-method", "Not with this method";
+    /// The request did not come in time.
+    too_slow = REQUEST_TIMEOUT, "/problems/too-slow", "The request did not come in time";
     /// The body is larger than anything the shop takes.
     too_large = PAYLOAD_TOO_LARGE, "/problems/too-large", "The body is too large";
     /// The body is not JSON by its own account.
@@ -80,6 +89,8 @@ problems! {
     busy = TOO_MANY_REQUESTS, "/problems/busy", "Too much at once";
     /// Something this request needs is not there for now.
     unavailable = SERVICE_UNAVAILABLE, "/problems/unavailable", "Not for now";
+    /// Whether this was done is not known: it may have been.
+    outcome_unknown = SERVICE_UNAVAILABLE, "/problems/outcome-unknown", "Done or not, it is not known";
     /// Somebody this request was passed on to does not answer.
     bad_gateway = BAD_GATEWAY, "/problems/bad-gateway", "The service behind this does not answer";
     /// The bank simulates a fault.
@@ -99,7 +110,14 @@ impl Problem {
             status,
             detail: detail.to_string(),
             errors: Vec::new(),
+            retry_after: None,
         }
+    }
+
+    /// Adds that it is worth trying again in a moment (the header `Retry-After`).
+    pub fn retry_soon(mut self) -> Self {
+        self.retry_after = Some(RETRY_AFTER_SECONDS);
+        self
     }
 
     /// Adds what is wrong with each part of the body.
@@ -114,12 +132,17 @@ impl Problem {
     }
 }
 
-/// The database failed: the cause is logged, the answer says to try again.
+/// The database failed: the cause is logged, the answer says to try again. It does not say that
+/// nothing was stored: when a commit fails, nobody knows.
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         tracing::error!(%error, cause, "a request failed at the database");
-        Self::unavailable("the database did not take this; nothing was stored, try again")
+        Self::unavailable(
+            "the database did not answer this call; try again (a call that changes something may \
+             have been done: look first)",
+        )
+        .retry_soon()
     }
 }
 
@@ -130,6 +153,10 @@ impl IntoResponse for Problem {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
+        if let Some(seconds) = self.retry_after {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         response
     }
 }
@@ -168,6 +195,11 @@ mod tests {
     fn what_the_database_said_stays_inside() {
         let problem = Problem::from(StoreError::new("disk I/O error at /secret/path"));
         assert_eq!(problem.status(), 503);
-        assert!(!serde_json::to_string(&problem).unwrap().contains("secret"));
+        let text = serde_json::to_string(&problem).unwrap();
+        assert!(
+            !text.contains("secret") && !text.contains("nothing"),
+            "{text}"
+        );
+        assert_eq!(problem.into_response().headers()["retry-after"], "2");
     }
 }

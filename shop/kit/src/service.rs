@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{Router, http::HeaderMap};
 use jiff::Timestamp;
-use tidings::RetryPolicy;
+use tidings::Retry;
 use tidings_core::StoreError;
 
 use crate::{Db, Problem};
@@ -26,8 +26,8 @@ pub struct Service {
 
 /// How a service retries whose handlers need nothing but its own database: what fails for longer
 /// than some minutes is a fault of the program, for a person to look at.
-pub fn retry() -> RetryPolicy {
-    RetryPolicy::exponential(Duration::from_millis(200))
+pub fn retry() -> Retry {
+    Retry::exponential(Duration::from_millis(200))
         .delay_max(Duration::from_secs(10))
         .attempts(50)
 }

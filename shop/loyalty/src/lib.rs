@@ -9,7 +9,7 @@ use axum::{
 };
 use shop_contracts::{OrderConfirmed, PointsAwarded};
 use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
-use tidings::prelude::*;
+use tidings::{Topology, prelude::*};
 
 const MIGRATIONS: &[&str] = &["create table award (
         order_id text primary key,
@@ -25,11 +25,7 @@ const MIGRATIONS: &[&str] = &["create table award (
 /// When its database cannot be opened.
 pub async fn service(database: &Database) -> Result<Service, StoreError> {
     let db = database.open("loyalty", MIGRATIONS).await?;
-    let messages = Router::new("loyalty")
-        .on(award)
-        .transactional(db.store())
-        .retry(shop_kit::retry())
-        .with_state(db.clone());
+    let messages = messages().transactional(db.store()).with_state(db.clone());
     let http = axum::Router::new()
         .route("/loyalty/{customer_id}", get(points))
         .with_state(db.clone());
@@ -39,6 +35,18 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         messages: Some(messages),
         db: Some(db),
     })
+}
+
+/// The shape of the consumer: what it handles and how it retries.
+fn messages() -> Router {
+    Router::new("loyalty").on(award).retry(shop_kit::retry())
+}
+
+/// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
+/// starts the shop declares them before the first order, so that messages wait there for a service
+/// that has never run.
+pub fn topology() -> Topology {
+    messages().topology()
 }
 
 /// Nobody earns points for an order without a customer.
@@ -80,4 +88,19 @@ async fn points(
         customer_id,
         points,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_declared_beforehand_is_what_the_service_declares() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite(folder.path().into());
+        let service = service(&database);
+        let served = service.await.unwrap().messages.unwrap().topology();
+        assert_eq!(topology(), served);
+        assert!(!served.queues.is_empty() && !served.queues[0].delays.is_empty());
+    }
 }

@@ -11,7 +11,7 @@ use axum::{Json, extract::State as HttpState, routing::get};
 use jiff::Timestamp;
 use shop_contracts::{EmailSent, OrderCancelled, OrderConfirmed};
 use shop_kit::{Database, Db, Problem, QueryOf, Service, StoreError, Tx, sql};
-use tidings::prelude::*;
+use tidings::{Topology, prelude::*};
 
 use mail::Letter;
 pub use mail::{Mailer, MailerError};
@@ -39,15 +39,8 @@ const ATTEMPTS_MAX: u32 = 100_000;
 /// When its database cannot be opened.
 pub async fn service(database: &Database, mailer: Mailer) -> Result<Service, StoreError> {
     let db = database.open("notification", MIGRATIONS).await?;
-    let retry = RetryPolicy::exponential(Duration::from_millis(500))
-        .delay_max(Duration::from_secs(30))
-        .attempts(ATTEMPTS_MAX);
-    let messages = Router::new("notification")
-        .on(confirmed)
-        .on(cancelled)
+    let messages = messages()
         .transactional(db.store())
-        .retry(retry)
-        .concurrency(MAILS_AT_ONCE_MAX)
         .with_state(mailer)
         .with_state(db.clone());
     let http = axum::Router::new()
@@ -59,6 +52,25 @@ pub async fn service(database: &Database, mailer: Mailer) -> Result<Service, Sto
         messages: Some(messages),
         db: Some(db),
     })
+}
+
+/// The shape of the consumer: what it handles and how it retries.
+fn messages() -> Router {
+    let retry = Retry::exponential(Duration::from_millis(500))
+        .delay_max(Duration::from_secs(30))
+        .attempts(ATTEMPTS_MAX);
+    Router::new("notification")
+        .on(confirmed)
+        .on(cancelled)
+        .retry(retry)
+        .concurrency(MAILS_AT_ONCE_MAX)
+}
+
+/// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
+/// starts the shop declares them before the first order, so that messages wait there for a service
+/// that has never run.
+pub fn topology() -> Topology {
+    messages().topology()
 }
 
 async fn confirmed(
@@ -152,4 +164,22 @@ async fn emails(
         })
     });
     Ok(Json(emails.collect::<Result<_, StoreError>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_declared_beforehand_is_what_the_service_declares() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite(folder.path().into());
+        let service = service(
+            &database,
+            Mailer::folder(folder.path().join("mail")).unwrap(),
+        );
+        let served = service.await.unwrap().messages.unwrap().topology();
+        assert_eq!(topology(), served);
+        assert!(!served.queues.is_empty() && !served.queues[0].delays.is_empty());
+    }
 }

@@ -11,9 +11,9 @@ use axum::http::Uri;
 use lettre::{
     AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
     message::{Mailbox, header::ContentType},
-    transport::smtp::authentication::Credentials,
+    transport::smtp::{self, authentication::Credentials},
 };
-use tidings::{Error, MessageId, PermanentExt};
+use tidings::{Error, MessageId, Permanent, PermanentExt};
 use tokio::sync::Mutex;
 
 /// Who writes.
@@ -103,11 +103,23 @@ impl Mailer {
                 written.await??;
             }
             Way::Smtp(server) => {
-                server.send(message).await?;
+                let sent = server.send(message).await;
+                sent.map_err(|error| refused(error, letter))?;
             }
         }
         Ok(())
     }
+}
+
+/// A server that refuses a mail for good (5xx) does so the next time too, and one that knows no
+/// addresses in other letters than ASCII will not learn them. Everything else may pass: a server
+/// that is busy (4xx), a connection that fails.
+fn refused(error: smtp::Error, letter: &Letter) -> Error {
+    let is_unspeakable = error.is_client() && !letter.to.is_ascii();
+    if error.is_permanent() || is_unspeakable {
+        return Permanent::new(error).into();
+    }
+    error.into()
 }
 
 /// Why mails cannot be sent the way that was asked for.

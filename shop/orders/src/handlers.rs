@@ -5,29 +5,30 @@ use shop_contracts::{
     EmailSent, OrderCancelled, OrderConfirmed, OrderPlaced, PaymentAuthorized, PaymentDeclined,
     PaymentRefunded, PointsAwarded, ShipmentBooked, StockRejected, StockReleased, StockReserved,
 };
-use shop_kit::Tx;
-use tidings::prelude::*;
+use shop_kit::{Db, Tx};
+use tidings::{Permanent, prelude::*};
 
-use crate::{
-    NAME,
-    orders::{self, Answer, Decision, Known},
-};
+use crate::orders::{self, Answer, Decision, Known};
+
+/// The longest order id, as in the contracts; an answer to a longer one answers no order.
+const ORDER_ID_BYTES_MAX: usize = 64;
 
 /// At most one of the two.
 type Decided = (Option<OrderConfirmed>, Option<OrderCancelled>);
 
-/// An order of this shop was stored together with the event; one that a foreign program placed
-/// becomes known now, and may have been answered before.
-pub(crate) async fn adopt(order: OrderPlaced, metadata: Metadata, mut tx: Tx) -> Result<Decided> {
-    if metadata.source == NAME {
+/// An order of this shop was stored together with the event, and is known; one that a foreign
+/// program placed becomes known now, and may have been answered before. Who says they sent it does
+/// not matter: whatever is charged and reserved has to be known here.
+pub(crate) async fn adopt(order: OrderPlaced, State(db): State<Db>, mut tx: Tx) -> Result<Decided> {
+    let is_known = !db.read(orders::is_known(&order.order_id)).await?.is_empty();
+    if is_known {
         return Ok((None, None));
     }
     let adopted = tx.run(orders::adopt(&order)).await?.into_first();
     let Some(row) = adopted else {
         return Ok((None, None));
     };
-    let placed = orders::happened(&order.order_id, "OrderPlaced", Timestamp::now());
-    tx.later(vec![placed]).await?;
+    tx.later(vec![orders::placed(&order.order_id)]).await?;
     decide(order.order_id, Known::from_row(&row)?, &mut tx).await
 }
 
@@ -78,6 +79,7 @@ async fn answered(
     metadata: &Metadata,
     mut tx: Tx,
 ) -> Result<Decided> {
+    check_id(&order_id)?;
     let outcome = tx.run(orders::answered(&order_id, answer)).await?;
     let happened = orders::happened(&order_id, event, time(metadata));
     tx.later(vec![happened]).await?;
@@ -87,7 +89,18 @@ async fn answered(
     }
 }
 
-/// Once it was placed and both have answered.
+/// No order has such an id, and not every database could keep it.
+fn check_id(order_id: &str) -> Result<()> {
+    let length = order_id.len();
+    if (1..=ORDER_ID_BYTES_MAX).contains(&length) && !order_id.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let why =
+        format!("`orderId` must have 1 to {ORDER_ID_BYTES_MAX} bytes and no control characters");
+    Err(Permanent::new(why).into())
+}
+
+/// Once it was placed, and one has refused or both have accepted.
 async fn decide(order_id: String, known: Known, tx: &mut Tx) -> Result<Decided> {
     let Some(decision) = known.decision() else {
         return Ok((None, None));
@@ -132,6 +145,7 @@ async fn decide(order_id: String, known: Known, tx: &mut Tx) -> Result<Decided> 
 macro_rules! noted {
     ($($handler:ident: $event:ident;)*) => {$(
         pub(crate) async fn $handler(event: $event, metadata: Metadata, mut tx: Tx) -> Result<()> {
+            check_id(&event.order_id)?;
             let at = time(&metadata);
             tx.later(vec![orders::happened(&event.order_id, stringify!($event), at)]).await?;
             Ok(())

@@ -1,5 +1,7 @@
 //! Orders over HTTP.
 
+use std::time::Duration;
+
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -9,27 +11,32 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shop_contracts::{Money, OrderPlaced, OrderStatus};
-use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, idempotency_key};
+use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, Tx, idempotency_key};
 use tidings::Producer;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    live,
-    orders::{self, Order, Summary},
+    OrderDeadline, live,
+    orders::{self, Order},
     request::OrderRequest,
+    stuck,
 };
 
 /// How many orders a page has if nobody says otherwise, and at most.
 const PAGE_ORDERS: u32 = 20;
 const PAGE_ORDERS_MAX: u32 = 100;
+/// How long the database may take to store an order.
+const DATABASE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 pub(crate) struct Orders {
     pub(crate) db: Db,
     pub(crate) streams: live::Streams,
     producer: Producer,
+    deadline: OrderDeadline,
 }
 
-pub(crate) fn routes(db: Db, producer: Producer) -> Router {
+pub(crate) fn routes(db: Db, producer: Producer, deadline: OrderDeadline) -> Router {
     let streams = live::Streams::default();
     Router::new()
         .route("/orders", post(place).get(list))
@@ -39,6 +46,7 @@ pub(crate) fn routes(db: Db, producer: Producer) -> Router {
             db,
             streams,
             producer,
+            deadline,
         })
 }
 
@@ -92,44 +100,81 @@ async fn place(
 /// The order and its event, together. If the idempotency key was used before, nothing is stored
 /// and the order that it placed is the answer; that is read in the same transaction, and told
 /// after its commit, because the other request may have been here a moment ago.
+///
+/// It ends within [`DATABASE_MAX`]. Before the commit has begun it is certain that nothing was
+/// stored; from then on it is not, whatever fails.
 async fn commit(
     orders: &Orders,
     order: &OrderPlaced,
     key: Option<&str>,
     asked: Option<&str>,
 ) -> Result<Option<Row>, Problem> {
+    let deadline = Instant::now() + DATABASE_MAX;
     let mut transaction = orders.producer.transaction();
-    let mut tx = orders.db.lend(transaction.handle());
+    let tx = orders.db.lend(transaction.handle());
+    let before = match timeout_at(deadline, write(tx, order, key, asked)).await {
+        Ok(Ok(before)) => before,
+        Ok(Err(error)) => return Err(not_stored(&error)),
+        Err(_) => return Err(not_stored(&late())),
+    };
+    if before.is_none() {
+        let published = transaction.publish(order);
+        published.map_err(|error| not_stored(&*error.into_inner()))?;
+    }
+    match timeout_at(deadline, transaction.commit()).await {
+        Ok(Ok(())) => Ok(before),
+        Ok(Err(error)) => Err(perhaps_stored(&*error.into_inner(), key)),
+        Err(_) => Err(perhaps_stored(&late(), key)),
+    }
+}
+
+async fn write(
+    mut tx: Tx,
+    order: &OrderPlaced,
+    key: Option<&str>,
+    asked: Option<&str>,
+) -> Result<Option<Row>, StoreError> {
     let statements = vec![
         orders::place(order, key, asked),
         orders::placed(&order.order_id),
     ];
-    let before = match key {
-        // Nothing can be in the way of a new order, so nothing needs to be waited for.
-        None => {
-            tx.later(statements).await?;
-            None
-        }
-        Some(key) => {
-            let statements = statements.into_iter().chain([orders::with_key(key)]);
-            let placed = tx.run_all(statements.collect()).await?.pop();
-            placed
-                .and_then(|outcome| outcome.into_first())
-                .filter(|row| row.get::<String>(0).is_ok_and(|id| id != order.order_id))
-        }
+    // Nothing can be in the way of a new order without a key, so nothing needs to be waited for.
+    let Some(key) = key else {
+        tx.later(statements).await?;
+        return Ok(None);
     };
-    drop(tx);
-    if before.is_none() {
-        transaction.publish(order).map_err(not_stored)?;
-    }
-    transaction.commit().await.map_err(not_stored)?;
-    Ok(before)
+    let statements = statements.into_iter().chain([orders::with_key(key)]);
+    let placed = tx.run_all(statements.collect()).await?.pop();
+    let placed = placed.and_then(|outcome| outcome.into_first());
+    Ok(placed.filter(|row| row.get::<String>(0).is_ok_and(|id| id != order.order_id)))
 }
 
-fn not_stored(error: tidings::Error) -> Problem {
-    StoreError::new("the order was not committed")
-        .with_source(error.into_inner())
-        .into()
+fn late() -> StoreError {
+    StoreError::new(format!("it did not answer within {DATABASE_MAX:?}"))
+}
+
+fn not_stored(error: &(dyn std::error::Error + 'static)) -> Problem {
+    let cause = error.source().map(ToString::to_string);
+    tracing::error!(%error, cause, "the database did not take an order; nothing was stored");
+    Problem::unavailable("the database did not take the order; nothing was stored, try again")
+        .retry_soon()
+}
+
+/// The commit was asked for, and there is no good answer.
+fn perhaps_stored(error: &(dyn std::error::Error + 'static), key: Option<&str>) -> Problem {
+    let cause = error.source().map(ToString::to_string);
+    tracing::error!(%error, cause, "the database did not say whether it committed an order");
+    let what_to_do = match key {
+        Some(_) => "repeating the call with the same `Idempotency-Key` is safe, and tells",
+        None => {
+            "look at `GET /orders?customerId=` before you repeat the call; with an \
+             `Idempotency-Key` it would be safe to repeat"
+        }
+    };
+    Problem::outcome_unknown(format_args!(
+        "the database did not confirm the order; it may have been stored: {what_to_do}"
+    ))
+    .retry_soon()
 }
 
 /// The same key and the same request have the same answer; another request is a mistake.
@@ -156,12 +201,14 @@ async fn find(
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Page {
-    customer_id: String,
+    customer_id: Option<String>,
+    status: Option<String>,
     limit: Option<u32>,
     before: Option<String>,
+    after: Option<String>,
 }
 
-/// A page that is full may not be the last: then the header `Link` says where the next one is.
+/// A customer's orders, newest first, or those that are stuck, oldest first.
 async fn list(
     State(orders): State<Orders>,
     QueryOf(page): QueryOf<Page>,
@@ -169,33 +216,88 @@ async fn list(
     let limit = page.limit.unwrap_or(PAGE_ORDERS);
     if limit == 0 || limit > PAGE_ORDERS_MAX {
         let detail = format!("must be 1 to {PAGE_ORDERS_MAX}");
-        return Err(Problem::invalid("there is no such page")
-            .with_errors(vec![FieldError::new("limit", detail)]));
+        return Err(no_such_page("limit", detail));
     }
-    let before = page.before.as_deref();
-    let mut found = orders::of_customer(&orders.db, &page.customer_id, limit + 1, before).await?;
-    let more = found.len() > limit as usize;
-    found.truncate(limit as usize);
-    let next = found
-        .last()
-        .filter(|_| more)
-        .map(|last| next_page(&page.customer_id, limit, last));
-    let mut response = Json(found).into_response();
-    if let Some(next) = next.and_then(|link| link.parse().ok()) {
-        response.headers_mut().insert(header::LINK, next);
+    match (&page.customer_id, page.status.as_deref()) {
+        (Some(customer_id), None) => of_customer(&orders, customer_id, limit, &page).await,
+        (None, Some("stuck")) => stuck(&orders, limit, &page).await,
+        (None, Some(_)) => Err(no_such_page("status", "must be `stuck`")),
+        (Some(_), Some(_)) => Err(no_such_page(
+            "status",
+            "cannot be combined with `customerId`",
+        )),
+        (None, None) => Err(Problem::malformed(
+            "say whose orders with `customerId=`, or ask for `status=stuck`",
+        )),
     }
-    Ok(response)
 }
 
-fn next_page(customer_id: &str, limit: u32, last: &Summary) -> String {
+fn no_such_page(pointer: &str, detail: impl Into<String>) -> Problem {
+    Problem::invalid("there is no such page").with_errors(vec![FieldError::new(pointer, detail)])
+}
+
+async fn of_customer(
+    orders: &Orders,
+    customer_id: &str,
+    limit: u32,
+    page: &Page,
+) -> Result<Response, Problem> {
+    if page.after.is_some() {
+        return Err(no_such_page(
+            "after",
+            "newest come first here: page on with `before`",
+        ));
+    }
+    let before = page.before.as_deref();
+    let found = orders::of_customer(&orders.db, customer_id, limit + 1, before).await?;
+    let query = format!("customerId={}", encoded(customer_id));
+    Ok(one_page(found, limit, |last| {
+        format!("{query}&limit={limit}&before={}", encoded(&last.order_id))
+    }))
+}
+
+async fn stuck(orders: &Orders, limit: u32, page: &Page) -> Result<Response, Problem> {
+    if page.before.is_some() {
+        return Err(no_such_page(
+            "before",
+            "oldest come first here: page on with `after`",
+        ));
+    }
+    let after = page.after.as_deref();
+    let found = stuck::list(&orders.db, orders.deadline, limit + 1, after).await?;
+    Ok(one_page(found, limit, |last| {
+        format!(
+            "status=stuck&limit={limit}&after={}",
+            encoded(&last.order_id)
+        )
+    }))
+}
+
+/// A page of what was `found`, which has one more than the `limit` if there is a next page: then
+/// the header `Link` says where, by the query that `next` makes from the last of this one.
+fn one_page<T: Serialize>(mut found: Vec<T>, limit: u32, next: impl Fn(&T) -> String) -> Response {
+    let more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    let link = found
+        .last()
+        .filter(|_| more)
+        .map(|last| format!("</orders?{}>; rel=\"next\"", next(last)));
+    let mut response = Json(found).into_response();
+    if let Some(link) = link.and_then(|link| link.parse().ok()) {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    response
+}
+
+/// Percent-encoded, so that it can stand in a query.
+fn encoded(text: &str) -> String {
     let mut query = String::new();
-    for byte in customer_id.bytes() {
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
             query.push(char::from(byte));
         } else {
             query.push_str(&format!("%{byte:02X}"));
         }
     }
-    let before = &last.order_id;
-    format!("</orders?customerId={query}&limit={limit}&before={before}>; rel=\"next\"")
+    query
 }

@@ -1,26 +1,41 @@
 //! Orders: takes them, tells everyone, and joins what the others answer.
 //!
 //! `POST /orders` waits for nobody: the order and its `OrderPlaced` are committed together, and the
-//! answer is `202`. Payment and inventory answer in any order; when both have, the order is
-//! confirmed or cancelled. So whoever hears that it is cancelled knows what there is to undo.
+//! answer is `202`. Payment and inventory answer in any order. The first refusal cancels the order;
+//! when both have accepted it is confirmed; and when the deadline comes first, it is cancelled. An
+//! order that has ended never changes again: later answers are only noted, and whoever gave them
+//! undoes what they did when they hear of the cancellation (decision 0014).
 //!
 //! An order that a foreign program published is adopted: then it can be asked for like any other.
 
+mod deadline;
 mod handlers;
 mod http;
 mod live;
 mod orders;
+mod overdue;
 mod request;
+mod stuck;
+#[cfg(test)]
+mod tests;
 
 use shop_contracts::OrderPlaced;
 use shop_kit::{Database, Service, StoreError};
-use tidings::{Producer, Router};
+use tidings::{Producer, Router, Topology};
+
+pub use deadline::OrderDeadline;
+pub use overdue::Overdue;
 
 /// Its name: who sends its events.
 const NAME: &str = "orders";
 
-/// Of an order that was answered but not placed (yet), only the answers are known.
-const MIGRATIONS: &[&str] = &["create table orders (
+/// The steps to the tables of orders, for programs that open its database beside it (tests do).
+///
+/// Of an order that was answered but not placed (yet), only the answers are known, and when the
+/// first came. Steps are only ever added.
+pub const MIGRATIONS: &[&str] = &[TABLES, NUMBERS, OPEN_ORDERS];
+
+const TABLES: &str = "create table orders (
         order_id text primary key,
         status text not null,
         amount bigint,
@@ -39,16 +54,52 @@ const MIGRATIONS: &[&str] = &["create table orders (
         event text not null,
         at bigint not null,
         primary key (order_id, event)
-    )"];
+    )";
 
-/// Opens the orders' database and makes the service.
+/// In what order things were heard of, from 1 on; `OrderPlaced` is 0. What an elder version stored
+/// keeps the order in which it showed it.
+const NUMBERS: &str = "alter table happening add column number bigint not null default 0;
+    update happening set number = (
+        select count(*) from happening as other
+        where other.order_id = happening.order_id and other.event <> 'OrderPlaced'
+          and (other.at < happening.at
+               or (other.at = happening.at and other.event <= happening.event))
+    ) where event <> 'OrderPlaced'";
+
+/// Who looks for what is undecided passes over no order that has ended.
+const OPEN_ORDERS: &str = "create index orders_open on orders (placed_at, order_id)
+    where status = 'CREATED'";
+
+/// Opens the orders' database and makes the service, and the task that keeps the deadline, which
+/// has to run beside it.
 ///
 /// # Errors
 ///
 /// When its database cannot be opened.
-pub async fn service(database: &Database) -> Result<Service, StoreError> {
+pub async fn service(
+    database: &Database,
+    deadline: OrderDeadline,
+) -> Result<(Service, Overdue), StoreError> {
     let db = database.open(NAME, MIGRATIONS).await?;
-    let messages = Router::new(NAME)
+    let messages = messages().transactional(db.store()).with_state(db.clone());
+    let producer = Producer::new(NAME, db.store());
+    let overdue = Overdue {
+        db: db.clone(),
+        producer: producer.clone(),
+        deadline,
+    };
+    let service = Service {
+        name: NAME,
+        http: http::routes(db.clone(), producer, deadline),
+        messages: Some(messages),
+        db: Some(db),
+    };
+    Ok((service, overdue))
+}
+
+/// The shape of the consumer: what it handles, publishes, and how it retries.
+fn messages() -> Router {
+    Router::new(NAME)
         .on(handlers::adopt)
         .on(handlers::payment_authorized)
         .on(handlers::payment_declined)
@@ -60,14 +111,12 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         .on(handlers::email_sent)
         .on(handlers::points_awarded)
         .publishes::<OrderPlaced>()
-        .transactional(db.store())
         .retry(shop_kit::retry())
-        .with_state(db.clone());
-    let producer = Producer::new(NAME, db.store());
-    Ok(Service {
-        name: NAME,
-        http: http::routes(db.clone(), producer),
-        messages: Some(messages),
-        db: Some(db),
-    })
+}
+
+/// The topics, queues and delays it needs on the broker, exactly as the service declares them.
+/// Whoever starts the shop declares them beforehand, so that answers wait there for a service that
+/// has never run.
+pub fn topology() -> Topology {
+    messages().topology()
 }

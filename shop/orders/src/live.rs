@@ -9,13 +9,10 @@ use axum::{
     extract::{Path, State},
     response::sse::{Event, KeepAlive, Sse},
 };
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use shop_contracts::OrderStatus;
 use shop_kit::{Db, Problem};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     http::Orders,
@@ -26,10 +23,25 @@ use crate::{
 const STREAMS_MAX: usize = 1000;
 /// How often a stream looks.
 const LOOK_EVERY: Duration = Duration::from_millis(150);
-/// How long a stream goes on after the order has ended: others still react to that.
-const QUIET_AFTER_END: Duration = Duration::from_secs(30);
-/// The longest a stream lasts. A browser comes back by itself.
-const STREAM_LASTS_MAX: Duration = Duration::from_secs(15 * 60);
+/// How long a client should wait before it comes back (the field `retry`).
+const COME_BACK_AFTER: Duration = Duration::from_secs(2);
+/// The pause after the database did not answer.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// How long a stream lasts.
+#[derive(Clone, Copy)]
+struct Lasts {
+    /// How long it goes on after the order has ended and nothing more has happened: others still
+    /// react to that.
+    quiet_after_end: Duration,
+    /// The longest in all. Who wants to see more comes back.
+    at_most: Duration,
+}
+
+const LASTS: Lasts = Lasts {
+    quiet_after_end: Duration::from_secs(30),
+    at_most: Duration::from_secs(15 * 60),
+};
 
 /// The places for streams.
 #[derive(Clone)]
@@ -42,7 +54,8 @@ impl Default for Streams {
 }
 
 /// `event: order` with the order each time it has changed, and `event: end` when no more is
-/// expected.
+/// expected. A stream that ends without that has reached its time limit, or was cut: then there may
+/// be more, and the client is to come back.
 pub(crate) async fn events(
     State(orders): State<Orders>,
     Path(order_id): Path<String>,
@@ -53,26 +66,39 @@ pub(crate) async fn events(
             Problem::busy(format_args!(
                 "{STREAMS_MAX} orders are watched already; try again later"
             ))
+            .retry_soon()
         })?;
     let first = orders::find(&orders.db, &order_id).await?;
-    let begun = Instant::now();
-    let watch = Watch {
-        db: orders.db,
-        order_id,
-        next: Some(first),
-        told: None,
-        last_change: begun,
-        begun,
-        _place: place,
-    };
-    let events = stream::unfold(Some(watch), |watch| async move {
-        let mut watch = watch?;
-        match watch.next_event().await {
-            Some(event) => Some((Ok(event), Some(watch))),
-            None => Some((Ok(Event::default().event("end").data("{}")), None)),
-        }
+    let come_back = Event::default().retry(COME_BACK_AFTER);
+    let watch = Watch::new(orders.db, order_id, first, LASTS);
+    let steps = steps(watch).filter_map(async |step| match step {
+        Step::Order(order) => Event::default().event("order").json_data(order).ok(),
+        Step::End => Some(Event::default().event("end").data("{}")),
+    });
+    let events = stream::iter([come_back]).chain(steps).map(move |event| {
+        let _as_long_as_it_lasts = &place;
+        Ok(event)
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+/// What a stream tells.
+#[derive(Debug)]
+enum Step {
+    Order(Box<Order>),
+    /// No more is expected.
+    End,
+}
+
+/// Ends after [`Step::End`], or without it at the time limit.
+fn steps(watch: Watch) -> impl Stream<Item = Step> {
+    stream::unfold(Some(watch), |watch| async move {
+        let mut watch = watch?;
+        match watch.next().await? {
+            Step::End => Some((Step::End, None)),
+            order => Some((order, Some(watch))),
+        }
+    })
 }
 
 struct Watch {
@@ -83,31 +109,123 @@ struct Watch {
     told: Option<(String, usize)>,
     last_change: Instant,
     begun: Instant,
-    _place: OwnedSemaphorePermit,
+    lasts: Lasts,
 }
 
 impl Watch {
-    async fn next_event(&mut self) -> Option<Event> {
+    fn new(db: Db, order_id: String, first: Order, lasts: Lasts) -> Self {
+        let begun = Instant::now();
+        Self {
+            db,
+            order_id,
+            next: Some(first),
+            told: None,
+            last_change: begun,
+            begun,
+            lasts,
+        }
+    }
+
+    /// The next thing to tell; `None` at the time limit.
+    async fn next(&mut self) -> Option<Step> {
         loop {
-            let order = match self.next.take() {
-                Some(order) => order,
-                None => {
-                    tokio::time::sleep(LOOK_EVERY).await;
-                    orders::find(&self.db, &self.order_id).await.ok()?
+            if let Some(order) = self.look().await {
+                let state = (order.status.clone(), order.timeline.len());
+                if self.told.as_ref() != Some(&state) {
+                    self.told = Some(state);
+                    self.last_change = Instant::now();
+                    return Some(Step::Order(Box::new(order)));
                 }
-            };
-            let state = (order.status.clone(), order.timeline.len());
-            if self.told.as_ref() != Some(&state) {
-                self.told = Some(state);
-                self.last_change = Instant::now();
-                return Event::default().event("order").json_data(order).ok();
+                let ended = order.status != OrderStatus::Created.as_str();
+                if ended && self.last_change.elapsed() >= self.lasts.quiet_after_end {
+                    return Some(Step::End);
+                }
             }
-            let ended = order.status != OrderStatus::Created.as_str();
-            if (ended && self.last_change.elapsed() >= QUIET_AFTER_END)
-                || self.begun.elapsed() >= STREAM_LASTS_MAX
-            {
+            if self.begun.elapsed() >= self.lasts.at_most {
                 return None;
             }
         }
+    }
+
+    /// The order as it is after a moment; `None` while the database does not answer.
+    async fn look(&mut self) -> Option<Order> {
+        if let Some(order) = self.next.take() {
+            return Some(order);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        let order = orders::find(&self.db, &self.order_id).await;
+        if order.is_err() {
+            tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+        }
+        order.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use shop_kit::sql;
+
+    use super::*;
+    use crate::{
+        orders::decided,
+        tests::{Fixture, placed},
+    };
+
+    const SOON: Duration = Duration::from_millis(500);
+    const LONG: Duration = Duration::from_secs(3600);
+
+    async fn watch(shop: &Fixture, quiet_after_end: Duration, at_most: Duration) -> Watch {
+        let order = placed("o-1", Duration::ZERO);
+        shop.write(orders::place(&order, None, None)).await;
+        let first = orders::find(&shop.db, "o-1").await.unwrap();
+        let lasts = Lasts {
+            quiet_after_end,
+            at_most,
+        };
+        Watch::new(shop.db.clone(), "o-1".into(), first, lasts)
+    }
+
+    fn told(step: Option<Step>) -> String {
+        match step {
+            Some(Step::Order(order)) => order.status,
+            Some(Step::End) => "the end".into(),
+            None => "nothing".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_says_its_end_when_no_more_is_expected() {
+        let shop = Fixture::new().await;
+        let mut steps = pin!(steps(watch(&shop, SOON, LONG).await));
+        assert_eq!(told(steps.next().await), "CREATED");
+        shop.write(decided("o-1", OrderStatus::Confirmed)).await;
+        assert_eq!(told(steps.next().await), "CONFIRMED");
+        assert_eq!(told(steps.next().await), "the end");
+        assert_eq!(told(steps.next().await), "nothing");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_reaches_its_time_limit_does_not_say_that_the_order_has_ended() {
+        let shop = Fixture::new().await;
+        let mut steps = pin!(steps(watch(&shop, LONG, SOON).await));
+        assert_eq!(told(steps.next().await), "CREATED");
+        assert_eq!(told(steps.next().await), "nothing");
+    }
+
+    #[tokio::test]
+    async fn a_stream_goes_on_when_the_database_answers_again() {
+        let shop = Fixture::new().await;
+        let mut steps = pin!(steps(watch(&shop, LONG, LONG).await));
+        assert_eq!(told(steps.next().await), "CREATED");
+        shop.write(sql("alter table happening rename to away"))
+            .await;
+        let failed = tokio::time::timeout(2 * LOOK_EVERY, steps.next()).await;
+        assert!(failed.is_err(), "{failed:?}");
+        shop.write(sql("alter table away rename to happening"))
+            .await;
+        shop.write(decided("o-1", OrderStatus::Cancelled)).await;
+        assert_eq!(told(steps.next().await), "CANCELLED");
     }
 }

@@ -5,10 +5,28 @@ use serde::Serialize;
 use shop_contracts::{Money, OrderPlaced, OrderStatus};
 use shop_kit::{Db, Problem, Row, Statement, StoreError, sql};
 
+/// Who answers whether there is the money, and whether there are the goods.
+pub(crate) const PAYMENT: &str = "payment";
+pub(crate) const INVENTORY: &str = "inventory";
+
+/// The longest reason of a refusal that is kept; what a service says at greater length is cut, so
+/// that `OrderCancelled` is never too large to be published.
+const REASON_BYTES_MAX: usize = 500;
+/// The longest customer id and address of an order from elsewhere that are kept. What is longer, or
+/// has control characters, is no customer id and no address.
+const CUSTOMER_BYTES_MAX: usize = 128;
+const EMAIL_BYTES_MAX: usize = 254;
+
 /// What payment or inventory said, with why if they refused.
 pub(crate) enum Answer {
     Payment { refused: Option<String> },
     Stock { refused: Option<String> },
+}
+
+/// What payment and inventory have said so far.
+pub(crate) struct Answers {
+    pub(crate) payment: Option<String>,
+    pub(crate) stock: Option<String>,
 }
 
 /// What is known of an order when something about it is heard.
@@ -17,8 +35,7 @@ pub(crate) struct Known {
     amount: Option<Money>,
     pub(crate) customer_id: Option<String>,
     pub(crate) email: Option<String>,
-    payment: Option<String>,
-    stock: Option<String>,
+    answers: Answers,
     reason: Option<String>,
 }
 
@@ -40,31 +57,29 @@ impl Known {
             amount: row.get::<Option<i64>>(1)?.map(Money::from_cents),
             customer_id: row.get(2)?,
             email: row.get(3)?,
-            payment: row.get(4)?,
-            stock: row.get(5)?,
+            answers: Answers {
+                payment: row.get(4)?,
+                stock: row.get(5)?,
+            },
             reason: row.get(6)?,
         })
     }
 
-    /// None as long as something is missing, or if it was decided before.
+    /// The first refusal decides; otherwise both have to accept. None as long as that is open, if
+    /// the order itself has not been heard of, or if it was decided before.
     pub(crate) fn decision(&self) -> Option<Decision> {
         if self.status != OrderStatus::Created.as_str() {
             return None;
         }
-        let (amount, payment, stock) = (
-            self.amount?,
-            self.payment.as_deref()?,
-            self.stock.as_deref()?,
-        );
-        Some(if payment == ACCEPTED && stock == ACCEPTED {
-            Decision::Confirm { amount }
-        } else {
-            let reason = self
-                .reason
-                .clone()
-                .unwrap_or_else(|| "it was refused".to_owned());
-            Decision::Cancel { reason }
-        })
+        let amount = self.amount?;
+        let answers = [&self.answers.payment, &self.answers.stock].map(Option::as_deref);
+        if answers.contains(&Some(REFUSED)) {
+            let reason = self.reason.clone();
+            let reason = reason.unwrap_or_else(|| "it was refused".to_owned());
+            return Some(Decision::Cancel { reason });
+        }
+        let accepted = answers == [Some(ACCEPTED); 2];
+        accepted.then_some(Decision::Confirm { amount })
     }
 }
 
@@ -97,12 +112,17 @@ pub(crate) fn place(
     .bind(request)
 }
 
-/// Begins the timeline of an order, if it was stored.
+/// Begins the timeline of an order, if it was stored: whenever it is heard of, it was the first.
 pub(crate) fn placed(order_id: &str) -> Statement {
-    sql("insert into happening (order_id, event, at)
-         select order_id, 'OrderPlaced', placed_at from orders where order_id = $1
+    sql("insert into happening (order_id, event, at, number)
+         select order_id, 'OrderPlaced', placed_at, 0 from orders where order_id = $1
          on conflict (order_id, event) do nothing")
     .bind(order_id)
+}
+
+/// One row if the order itself is known, not only answers to it.
+pub(crate) fn is_known(order_id: &str) -> Statement {
+    sql("select order_id from orders where order_id = $1 and amount is not null").bind(order_id)
 }
 
 /// The order that was placed with this idempotency key.
@@ -110,67 +130,100 @@ pub(crate) fn with_key(key: &str) -> Statement {
     sql("select order_id, amount, request from orders where idempotency_key = $1").bind(key)
 }
 
-/// Stores an order that somebody else published, unless it is known. Its time is when it was
-/// heard of: whoever published it may have another clock.
+/// Stores an order that somebody else published, unless it is known. Its time is when it, or an
+/// answer to it, was first heard of: whoever published it may have another clock.
 pub(crate) fn adopt(order: &OrderPlaced) -> Statement {
+    let kept = |text: &Option<String>, bytes_max| {
+        let text = text.as_deref();
+        text.filter(|text| text.len() <= bytes_max && !text.chars().any(char::is_control))
+            .map(ToOwned::to_owned)
+    };
     sql(
         "insert into orders (order_id, status, amount, customer_id, email, placed_at)
          values ($1, 'CREATED', $2, $3, $4, $5)
          on conflict (order_id) do update
          set amount = excluded.amount, customer_id = excluded.customer_id,
-             email = excluded.email, placed_at = excluded.placed_at
+             email = excluded.email, placed_at = coalesce(orders.placed_at, excluded.placed_at)
          where orders.amount is null
          returning status, amount, customer_id, email, payment, stock, reason",
     )
     .bind(&order.order_id)
     .bind(order.amount.cents())
-    .bind(order.customer_id.as_deref())
-    .bind(order.email.as_deref())
+    .bind(kept(&order.customer_id, CUSTOMER_BYTES_MAX))
+    .bind(kept(&order.email, EMAIL_BYTES_MAX))
     .bind(Timestamp::now().as_microsecond())
 }
 
-/// Notes an answer, also to an order that is not known yet.
+/// Notes an answer, also to an order that is not known yet. Of an order that is decided it changes
+/// nothing else.
 pub(crate) fn answered(order_id: &str, answer: &Answer) -> Statement {
     let (statement, refused) = match answer {
         Answer::Payment { refused } => (
-            sql("insert into orders (order_id, status, payment, reason)
-                 values ($1, 'CREATED', $2, $3)
+            sql(
+                "insert into orders (order_id, status, payment, reason, placed_at)
+                 values ($1, 'CREATED', $2, $3, $4)
                  on conflict (order_id) do update
                  set payment = excluded.payment,
-                     reason = coalesce(orders.reason || '; ' || excluded.reason,
-                                       orders.reason, excluded.reason)
+                     reason = case orders.status
+                         when 'CREATED' then coalesce(orders.reason, excluded.reason)
+                         else orders.reason
+                     end
                  where orders.payment is null
-                 returning status, amount, customer_id, email, payment, stock, reason"),
+                 returning status, amount, customer_id, email, payment, stock, reason",
+            ),
             refused,
         ),
         Answer::Stock { refused } => (
-            sql("insert into orders (order_id, status, stock, reason)
-                 values ($1, 'CREATED', $2, $3)
+            sql(
+                "insert into orders (order_id, status, stock, reason, placed_at)
+                 values ($1, 'CREATED', $2, $3, $4)
                  on conflict (order_id) do update
                  set stock = excluded.stock,
-                     reason = coalesce(orders.reason || '; ' || excluded.reason,
-                                       orders.reason, excluded.reason)
+                     reason = case orders.status
+                         when 'CREATED' then coalesce(orders.reason, excluded.reason)
+                         else orders.reason
+                     end
                  where orders.stock is null
-                 returning status, amount, customer_id, email, payment, stock, reason"),
+                 returning status, amount, customer_id, email, payment, stock, reason",
+            ),
             refused,
         ),
     };
     let word = if refused.is_some() { REFUSED } else { ACCEPTED };
-    statement.bind(order_id).bind(word).bind(refused.as_deref())
+    statement
+        .bind(order_id)
+        .bind(word)
+        .bind(refused.as_deref().map(plain))
+        .bind(Timestamp::now().as_microsecond())
 }
 
+/// A reason as it is kept: without control characters, and not longer than anybody reads.
+fn plain(reason: &str) -> String {
+    let mut kept = String::new();
+    for character in reason.chars().filter(|character| !character.is_control()) {
+        if kept.len() + character.len_utf8() > REASON_BYTES_MAX {
+            kept.push('…');
+            break;
+        }
+        kept.push(character);
+    }
+    kept
+}
+
+/// Ends an order that is undecided. One that has ended never changes again.
 pub(crate) fn decided(order_id: &str, status: OrderStatus) -> Statement {
-    sql("update orders set status = $2 where order_id = $1")
+    sql("update orders set status = $2 where order_id = $1 and status = 'CREATED'")
         .bind(order_id)
         .bind(status.as_str())
 }
 
-/// Adds to the order's timeline; each thing happens once to an order.
+/// Adds to the order's timeline, after all that was heard before; each thing happens once to an
+/// order. `at` is when it happened according to whoever says so, and is only shown.
 pub(crate) fn happened(order_id: &str, event: &'static str, at: Timestamp) -> Statement {
-    sql(
-        "insert into happening (order_id, event, at) values ($1, $2, $3)
-         on conflict (order_id, event) do nothing",
-    )
+    sql("insert into happening (order_id, event, at, number)
+         select $1, $2, cast($3 as bigint), coalesce(max(number), 0) + 1
+         from happening where order_id = $1
+         on conflict (order_id, event) do nothing")
     .bind(order_id)
     .bind(event)
     .bind(at.as_microsecond())
@@ -216,7 +269,7 @@ pub(crate) async fn find(db: &Db, order_id: &str) -> Result<Order, Problem> {
                 happening.at, happening.event
          from orders left join happening on happening.order_id = orders.order_id
          where orders.order_id = $1 and orders.amount is not null
-         order by happening.at",
+         order by happening.number, happening.at, happening.event",
     );
     let rows = db.read(query.bind(order_id)).await?;
     let row = rows
@@ -293,28 +346,44 @@ mod tests {
     use super::*;
 
     fn check(payment: Option<&str>, stock: Option<&str>, placed: bool, expected: Option<&str>) {
-        let known = Known {
+        let mut known = Known {
             status: "CREATED".into(),
             amount: placed.then_some(Money::from_cents(100)),
             customer_id: None,
             email: None,
-            payment: payment.map(Into::into),
-            stock: stock.map(Into::into),
+            answers: Answers {
+                payment: payment.map(Into::into),
+                stock: stock.map(Into::into),
+            },
             reason: Some("no money".into()),
         };
         let status = known.decision().map(|decision| decision.status().as_str());
         assert_eq!(status, expected, "{payment:?} {stock:?} {placed}");
+        for ended in ["CONFIRMED", "CANCELLED"] {
+            known.status = ended.into();
+            assert_eq!(known.decision(), None, "{ended} {payment:?} {stock:?}");
+        }
     }
 
     #[test]
-    fn an_order_ends_when_it_was_placed_and_both_have_answered() {
+    fn the_first_refusal_cancels_and_both_confirm() {
         check(None, None, true, None);
         check(Some(ACCEPTED), None, true, None);
-        check(None, Some(REFUSED), true, None);
+        check(None, Some(ACCEPTED), true, None);
+        check(None, Some(REFUSED), true, Some("CANCELLED"));
+        check(Some(REFUSED), None, true, Some("CANCELLED"));
+        check(Some(REFUSED), None, false, None);
         check(Some(ACCEPTED), Some(ACCEPTED), false, None);
         check(Some(ACCEPTED), Some(ACCEPTED), true, Some("CONFIRMED"));
         check(Some(REFUSED), Some(ACCEPTED), true, Some("CANCELLED"));
         check(Some(ACCEPTED), Some(REFUSED), true, Some("CANCELLED"));
         check(Some(REFUSED), Some(REFUSED), true, Some("CANCELLED"));
+    }
+
+    #[test]
+    fn a_reason_is_short_and_plain() {
+        assert_eq!(plain("no\u{0} money\n"), "no money");
+        let long = plain(&"ä".repeat(100_000));
+        assert_eq!(long.len(), REASON_BYTES_MAX + "…".len());
     }
 }

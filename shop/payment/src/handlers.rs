@@ -1,12 +1,32 @@
-//! What payment does when something happens.
+//! What payment does when something happens. How the order of things is kept: [`record`].
 
 use shop_contracts::{
     Money, OrderCancelled, OrderPlaced, PaymentAuthorized, PaymentDeclined, PaymentRefunded,
 };
-use shop_kit::{Db, Statement, StoreError, Tx, sql};
-use tidings::prelude::*;
+use shop_kit::{Db, Tx};
+use tidings::{Error, Permanent, prelude::*};
 
-use crate::bank::{Bank, BankError, Decision};
+use crate::{
+    bank::{Bank, Decision, Refund},
+    record::{self, Status},
+};
+
+/// Gives back what was taken for an order that is cancelled. Payment sends it to itself when it
+/// finds, with the bank's answer in hand, that the order was cancelled meanwhile.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[serde(rename_all = "camelCase")]
+#[command(target = "payment", key = "order_id", id = "order_id")]
+pub(crate) struct RefundPayment {
+    order_id: String,
+}
+
+/// At most one of these comes of an order.
+type Settled = (
+    Option<PaymentAuthorized>,
+    Option<PaymentDeclined>,
+    Option<PaymentRefunded>,
+    Option<RefundPayment>,
+);
 
 /// The money is asked for before the transaction begins: nothing waits while the bank thinks.
 pub(crate) async fn settle(
@@ -14,75 +34,101 @@ pub(crate) async fn settle(
     State(bank): State<Bank>,
     State(db): State<Db>,
     mut tx: Tx,
-) -> Result<(Option<PaymentAuthorized>, Option<PaymentDeclined>)> {
+) -> Result<Settled> {
+    match record::status(&db, &order.order_id).await? {
+        None | Some(Status::Pending) => {}
+        Some(Status::Cancelled) => {
+            // A charge may have been under way when its process died.
+            let refund = bank.refund(&order.order_id).await?;
+            tx.later(vec![record::amount(&order)]).await?;
+            let refunded = note(order.order_id, refund, &mut tx).await?;
+            return Ok((None, None, refunded, None));
+        }
+        // It was answered before, so long ago that it is not known as a duplicate.
+        Some(Status::Authorized | Status::Declined | Status::Refunded) => {
+            return Ok((None, None, None, None));
+        }
+    }
     let asked = bank
         .charge(&order.order_id, order.amount, order.card.as_deref())
         .await;
     let decision = match asked {
         Ok(decision) => decision,
         Err(error) => {
-            count_attempt(&db, &order, &error).await?;
+            if error.was_asked() {
+                record::count_attempt(&db, &order).await?;
+            }
             return Err(error.into());
         }
     };
-    let status = match decision {
-        Decision::Charged => "AUTHORIZED",
-        Decision::Declined(_) => "DECLINED",
+    let answered = match decision {
+        Decision::Charged => Status::Authorized,
+        Decision::Declined(_) => Status::Declined,
     };
-    tx.later(vec![attempt(&order, status)]).await?;
+    let status = record::settle(&mut tx, &order, answered).await?;
     let order_id = order.order_id;
-    Ok(match decision {
-        Decision::Charged => (
-            Some(PaymentAuthorized {
-                order_id,
-                amount: order.amount,
-            }),
-            None,
-        ),
-        Decision::Declined(reason) => (None, Some(PaymentDeclined { order_id, reason })),
+    Ok(match (decision, status) {
+        (Decision::Charged, Status::Authorized) => {
+            let amount = order.amount;
+            let authorized = PaymentAuthorized { order_id, amount };
+            (Some(authorized), None, None, None)
+        }
+        (Decision::Declined(reason), Status::Declined) => {
+            let declined = PaymentDeclined { order_id, reason };
+            (None, Some(declined), None, None)
+        }
+        // The order was cancelled while the bank thought.
+        (Decision::Charged, Status::Cancelled) => {
+            (None, None, None, Some(RefundPayment { order_id }))
+        }
+        _ => (None, None, None, None),
     })
 }
 
-/// An attempt that failed is counted in a transaction of its own, because the handler's is undone.
-async fn count_attempt(db: &Db, order: &OrderPlaced, error: &BankError) -> Result<(), StoreError> {
-    if error.asked {
-        db.write(vec![attempt(order, "PENDING")]).await?;
-    }
-    Ok(())
-}
-
-/// A payment that is settled stays as it is.
-fn attempt(order: &OrderPlaced, status: &str) -> Statement {
-    sql(
-        "insert into payment (order_id, amount, status, attempts) values ($1, $2, $3, 1)
-         on conflict (order_id) do update
-         set attempts = payment.attempts + 1, status = excluded.status
-         where payment.status = 'PENDING'",
-    )
-    .bind(&order.order_id)
-    .bind(order.amount.cents())
-    .bind(status)
-}
-
-/// Orders cancels only after payment has answered, so what there is to give back is known.
-pub(crate) async fn give_back(
+/// The fence is committed first, and for good: see [`record::fence`].
+pub(crate) async fn cancel(
     order: OrderCancelled,
     State(bank): State<Bank>,
     State(db): State<Db>,
     mut tx: Tx,
 ) -> Result<Option<PaymentRefunded>> {
-    let authorized =
-        sql("select amount from payment where order_id = $1 and status = 'AUTHORIZED'");
-    let rows = db.read(authorized.bind(&order.order_id)).await?;
-    let Some(row) = rows.first() else {
+    let status = record::fence(&db, &order.order_id).await?;
+    if matches!(status, Status::Declined | Status::Refunded) {
+        return Ok(None);
+    }
+    let refund = bank.refund(&order.order_id).await?;
+    if status == Status::Authorized && refund == Refund::Nothing {
+        let contradiction = format!(
+            "the bank has charged the order `{}`, and now says that there is nothing to give \
+             back; compare its ledger with the payment",
+            order.order_id
+        );
+        return Err(Permanent::new(contradiction).into());
+    }
+    note(order.order_id, refund, &mut tx).await
+}
+
+pub(crate) async fn refund(
+    command: RefundPayment,
+    State(bank): State<Bank>,
+    mut tx: Tx,
+) -> Result<Option<PaymentRefunded>> {
+    let refund = bank.refund(&command.order_id).await?;
+    note(command.order_id, refund, &mut tx).await
+}
+
+/// Notes what came of a refund. Several may be asked for; the bank gives the money back once, and
+/// it is said once.
+async fn note(order_id: String, refund: Refund, tx: &mut Tx) -> Result<Option<PaymentRefunded>> {
+    let Refund::GivenBack(amount) = refund else {
         return Ok(None);
     };
-    let amount = Money::from_cents(row.get(0)?);
-    bank.refund(&order.order_id).await?;
-    let refund = sql("update payment set status = 'REFUNDED' where order_id = $1");
-    tx.later(vec![refund.bind(&order.order_id)]).await?;
-    Ok(Some(PaymentRefunded {
-        order_id: order.order_id,
-        amount,
-    }))
+    let noted = record::refunded(tx, &order_id, amount).await?;
+    if noted == Some(Money::ZERO) {
+        return Err(Error::msg(format_args!(
+            "the bank gave back the money of the order `{order_id}` without saying how much, and \
+             the order itself has not come yet"
+        )));
+    }
+    Ok(noted.map(|amount| PaymentRefunded { order_id, amount }))
 }

@@ -15,7 +15,9 @@ pub(crate) fn routes(db: Db) -> Router {
         .with_state(db)
 }
 
-/// `status` is `AUTHORIZED`, `DECLINED` or `REFUNDED`; `PENDING` while the bank gives no answer.
+/// `status` is `AUTHORIZED`, `DECLINED` or `REFUNDED`; `PENDING` while the bank gives no answer, and
+/// `CANCELLED` if the order was cancelled before anything was taken for it. Then the amount is 0.00
+/// until payment has seen the order itself.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Payment {

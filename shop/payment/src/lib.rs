@@ -1,5 +1,5 @@
 //! Payment: takes the money for every order that is placed, once, and gives it back when the order
-//! is cancelled.
+//! is cancelled, in whichever order the two become known.
 //!
 //! It knows orders only by their events and the bank only by HTTP. A declined card is an answer;
 //! only a failure to get an answer is an error, and is tried again until the bank has given one.
@@ -7,11 +7,12 @@
 mod bank;
 mod handlers;
 mod http;
+mod record;
 
 use std::time::Duration;
 
 use shop_kit::{BaseUrl, Database, Service, StoreError};
-use tidings::{RetryPolicy, Router, Topology};
+use tidings::{Retry, Router, Topology};
 
 const MIGRATIONS: &[&str] = &["create table payment (
         order_id text primary key,
@@ -31,12 +32,8 @@ const ATTEMPTS_MAX: u32 = 120_000;
 /// When its database cannot be opened.
 pub async fn service(database: &Database, bank: BaseUrl) -> Result<Service, StoreError> {
     let db = database.open("payment", MIGRATIONS).await?;
-    let retry = RetryPolicy::exponential(Duration::from_millis(200))
-        .delay_max(Duration::from_secs(10))
-        .attempts(ATTEMPTS_MAX);
     let messages = messages()
         .transactional(db.store())
-        .retry(retry)
         .with_state(bank::Bank::new(bank))
         .with_state(db.clone());
     Ok(Service {
@@ -47,14 +44,36 @@ pub async fn service(database: &Database, bank: BaseUrl) -> Result<Service, Stor
     })
 }
 
+/// The shape of the consumer: what it handles and how it retries.
 fn messages() -> Router {
+    let retry = Retry::exponential(Duration::from_millis(200))
+        .delay_max(Duration::from_secs(10))
+        .attempts(ATTEMPTS_MAX);
     Router::new("payment")
         .on(handlers::settle)
-        .on(handlers::give_back)
+        .on(handlers::cancel)
+        .on(handlers::refund)
+        .retry(retry)
 }
 
-/// The queues it needs on the broker. Who starts the shop declares them before the first order, so
-/// that the order waits there for a service that has never run yet.
+/// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
+/// starts the shop declares them before the first order, so that messages wait there for a service
+/// that has never run.
 pub fn topology() -> Topology {
     messages().topology()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_declared_beforehand_is_what_the_service_declares() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite(folder.path().into());
+        let service = service(&database, "http://127.0.0.1:1".parse().unwrap());
+        let served = service.await.unwrap().messages.unwrap().topology();
+        assert_eq!(topology(), served);
+        assert!(!served.queues.is_empty() && !served.queues[0].delays.is_empty());
+    }
 }

@@ -7,7 +7,7 @@ use axum::{
 };
 use shop_contracts::{OrderConfirmed, ShipmentBooked};
 use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
-use tidings::prelude::*;
+use tidings::{Topology, prelude::*};
 use uuid::Uuid;
 
 const MIGRATIONS: &[&str] = &["create table shipment (
@@ -23,11 +23,7 @@ const MIGRATIONS: &[&str] = &["create table shipment (
 /// When its database cannot be opened.
 pub async fn service(database: &Database) -> Result<Service, StoreError> {
     let db = database.open("shipping", MIGRATIONS).await?;
-    let messages = Router::new("shipping")
-        .on(book)
-        .transactional(db.store())
-        .retry(shop_kit::retry())
-        .with_state(db.clone());
+    let messages = messages().transactional(db.store()).with_state(db.clone());
     let http = axum::Router::new()
         .route("/shipments/{order_id}", get(shipment))
         .with_state(db.clone());
@@ -37,6 +33,18 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         messages: Some(messages),
         db: Some(db),
     })
+}
+
+/// The shape of the consumer: what it handles and how it retries.
+fn messages() -> Router {
+    Router::new("shipping").on(book).retry(shop_kit::retry())
+}
+
+/// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
+/// starts the shop declares them before the first order, so that messages wait there for a service
+/// that has never run.
+pub fn topology() -> Topology {
+    messages().topology()
 }
 
 async fn book(order: OrderConfirmed, mut tx: Tx) -> Result<ShipmentBooked> {
@@ -77,4 +85,19 @@ async fn shipment(
         status: row.get(1)?,
         order_id,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_declared_beforehand_is_what_the_service_declares() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite(folder.path().into());
+        let service = service(&database);
+        let served = service.await.unwrap().messages.unwrap().topology();
+        assert_eq!(topology(), served);
+        assert!(!served.queues.is_empty() && !served.queues[0].delays.is_empty());
+    }
 }

@@ -1,6 +1,8 @@
 // The storefront in the browser. It only calls the shop's HTTP API, described at /openapi.json.
 // Amounts are shown as the API writes them; sums are made in whole cents.
 
+import { watchOrder } from "/live.js";
+
 const $ = (id) => document.getElementById(id);
 
 /** Makes an element. Text is always text: nothing from outside is ever read as HTML. */
@@ -188,11 +190,11 @@ const SAID_BY = {
 };
 const BAD = new Set(["PaymentDeclined", "StockRejected", "OrderCancelled"]);
 
-let source = null;
+let stopWatching = null;
 let shown = { id: null, events: 0, status: null };
 
 function follow(orderId) {
-  source?.close();
+  stopWatching?.();
   shown = { id: orderId, events: 0, status: null };
   $("tracking").hidden = false;
   $("timeline").replaceChildren(h("li", { class: "waiting" }, "listening…"));
@@ -200,10 +202,19 @@ function follow(orderId) {
   $("reason").hidden = true;
   $("order-id").textContent = short(orderId);
   $("order-id").title = orderId;
-  source = new EventSource(`/orders/${encodeURIComponent(orderId)}/events`);
-  source.addEventListener("order", (event) => showOrder(JSON.parse(event.data)));
-  source.addEventListener("end", () => source.close());
+  showLink("live");
+  stopWatching = watchOrder(orderId, { onOrder: showOrder, onState: showLink });
   $("tracking").scrollIntoView({ block: "nearest", behavior: "smooth" });
+}
+
+/** Whether what is shown is up to date. */
+function showLink(state) {
+  const words = {
+    lost: "The connection is lost. Reconnecting…",
+    gone: "The shop does not know this order any more.",
+  }[state] ?? "";
+  $("link").hidden = !words;
+  if ($("link").textContent !== words) $("link").textContent = words;
 }
 
 function waitingFor(order) {
@@ -334,8 +345,10 @@ for (const button of document.querySelectorAll("[data-mode]")) {
 
 async function loadHealth() {
   const [style, words] = await call("/health/ready").then(
-    () => ["up", "everything is running"],
-    (error) => (error.status === 503 ? ["", "orders are taken; not all is connected"] : ["down", "the shop does not answer"]));
+    ({ body }) => (Object.values(body.checks).every((state) => state === "up")
+      ? ["up", "everything is running"]
+      : ["", "orders are taken; not all is connected"]),
+    (error) => (error.status === 503 ? ["down", "orders cannot be taken now"] : ["down", "the shop does not answer"]));
   $("health").className = `health ${style}`;
   const text = $("health").querySelector(".text");
   if (text.textContent !== words) text.textContent = words;

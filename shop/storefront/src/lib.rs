@@ -37,6 +37,10 @@ pub fn service(elsewhere: Vec<Elsewhere>) -> Service {
             get(|| file("text/javascript", include_str!("../page/shop.js"))),
         )
         .route(
+            "/live.js",
+            get(|| file("text/javascript", include_str!("../page/live.js"))),
+        )
+        .route(
             "/favicon.svg",
             get(|| file("image/svg+xml", include_str!("../page/favicon.svg"))),
         );

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::Broker;
 use crate::backlog::Entry;
 use crate::exchange::{Index, Target};
-use crate::queue::{Overflow, text};
+use crate::queue::{Overflow, check_name, text};
 use crate::slab::Key;
 use crate::{
     ChannelId, DeathReason, Effect, Message, MessageId, Published, Queues, Record, Refusal,
@@ -28,6 +28,7 @@ impl Broker {
     ) -> Result<Published, Refusal> {
         self.channel_mut(channel)?;
         let exchange = self.publishable(&message.exchange)?;
+        check_name("routing key", &message.routing_key)?;
         let mut queues = std::mem::take(&mut self.scratch);
         self.route(exchange, &message, bcc, &mut queues);
         let published = self.distribute(Arc::new(message), &queues, now, out);

@@ -4,14 +4,14 @@ use bytes::Bytes;
 
 use super::{Broker, PREDECLARED};
 use crate::exchange::{Exchange, Index, RouteCache, Target};
-use crate::queue::{check_argument, check_flag, text};
+use crate::queue::{check_argument, check_depth, check_flag, check_name, name, text};
 use crate::slab::Key;
 use crate::{
     Binding, BindingEnd, BindingRecord, ChannelId, Effect, ExchangeDeclare, Record, Refusal,
     ReplyCode, Table, Value,
 };
 
-const ALTERNATE: &str = "alternate-exchange";
+pub(super) const ALTERNATE: &str = "alternate-exchange";
 
 impl Broker {
     /// `exchange.declare`.
@@ -51,14 +51,13 @@ impl Broker {
             return check_argument(ALTERNATE, &what, &declare.arguments, &exchange.arguments);
         }
         refuse_reserved("exchange", &declare.name)?;
-        match declare.arguments.get(ALTERNATE) {
-            None | Some(Value::Str(_)) => {}
-            Some(_) => {
-                return Err(Refusal::precondition(format_args!(
-                    "invalid arg '{ALTERNATE}' for {what}: it must be a string"
-                )));
-            }
+        check_name("name of an exchange", &declare.name)?;
+        if let Some(why) = alternate_fault(&declare.arguments) {
+            return Err(Refusal::precondition(format_args!(
+                "invalid arg '{ALTERNATE}' for {what}: {why}"
+            )));
         }
+        check_depth(&what, &declare.arguments)?;
         if declare.durable {
             out.push(Effect::Store(Record::ExchangeDeclared {
                 name: declare.name.clone(),
@@ -74,7 +73,7 @@ impl Broker {
 
     pub(super) fn create_exchange(&mut self, declare: ExchangeDeclare, index: Index) {
         let alternate = match declare.arguments.get(ALTERNATE) {
-            Some(Value::Str(name)) => Some(name.clone()),
+            Some(alternate @ Value::Str(word)) if name(alternate).is_ok() => Some(word.clone()),
             _ => None,
         };
         self.add_exchange(Exchange {
@@ -155,6 +154,7 @@ impl Broker {
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let (source, target) = self.exchange_ends(&binding)?;
+        check_binding(&binding)?;
         self.bind(
             source,
             target,
@@ -189,6 +189,7 @@ impl Broker {
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let (source, target, routing_key) = self.queue_ends(channel, &binding)?;
+        check_binding(&binding)?;
         self.bind(source, target, &routing_key, &binding.arguments, out)
     }
 
@@ -296,12 +297,12 @@ impl Broker {
         let Some(exchange) = self.exchanges.get_mut(source) else {
             return false;
         };
-        if !exchange.unbind(target, routing_key, arguments) {
+        let Some(bound) = exchange.unbind(target, routing_key, arguments) else {
             return false;
-        }
+        };
         let last = !exchange.leads_to(target, routing_key);
         self.topology_version += 1;
-        if let Some(record) = self.binding_record(source, target, routing_key, arguments) {
+        if let Some(record) = self.binding_record(source, target, routing_key, &bound) {
             out.push(Effect::Store(Record::Unbound(record)));
         }
         if last && let Some(incoming) = self.incoming_mut(target) {
@@ -357,6 +358,20 @@ impl Broker {
             arguments: arguments.clone(),
         })
     }
+}
+
+/// Why the alternate exchange among an exchange's arguments cannot be one.
+pub(super) fn alternate_fault(arguments: &Table) -> Option<&'static str> {
+    arguments.get(ALTERNATE).and_then(|value| name(value).err())
+}
+
+fn check_binding(binding: &Binding) -> Result<(), Refusal> {
+    check_name("binding key", &binding.routing_key)?;
+    let (source, destination) = (text(&binding.source), text(&binding.destination));
+    check_depth(
+        &format!("the binding from '{source}' to '{destination}'"),
+        &binding.arguments,
+    )
 }
 
 pub(super) fn refuse_reserved(what: &str, name: &[u8]) -> Result<(), Refusal> {

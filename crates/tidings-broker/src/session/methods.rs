@@ -77,9 +77,12 @@ fn own(name: &ShortStr) -> Bytes {
     Bytes::copy_from_slice(name)
 }
 
-/// A name as the wire has it. The core makes none that is too long.
+/// A name as the wire has it. The core neither makes nor lets in one that is too long.
 pub(super) fn short(name: Bytes) -> ShortStr {
-    ShortStr::try_from(name).unwrap_or_default()
+    ShortStr::try_from(name).unwrap_or_else(|error| {
+        tracing::error!("a name is left empty, please report this: {error}");
+        ShortStr::default()
+    })
 }
 
 /// A count as the wire has it.

@@ -422,6 +422,9 @@ impl From<Trouble> for Fail {
             Trouble::Log(AppendError::DiskFull) => {
                 Fail::new(reply::RESOURCE_ERROR, "the broker's disk is full")
             }
+            Trouble::Log(error @ AppendError::Unreadable) => {
+                Fail::new(reply::INTERNAL_ERROR, error)
+            }
             Trouble::Log(AppendError::Failed(error)) => {
                 let text = format!("the broker's log has failed, nothing can be stored: {error}");
                 Fail::new(reply::INTERNAL_ERROR, text)

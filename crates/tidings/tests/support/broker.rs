@@ -11,9 +11,9 @@ use std::{
 use futures_util::stream;
 use parking_lot::Mutex;
 use tidings::{
-    Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, Features, Outgoing,
-    PublishError, PublishErrorKind, Settlement, Settler, Subscription, Topology, Transport,
-    TransportError, dead_letter_queue,
+    Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, FAILURES_HEADER, Features,
+    Group, HISTORY_HEADER, Outgoing, PublishError, PublishErrorKind, Settlement, Settler,
+    Subscription, Topology, Transport, TransportError, dead_letter_queue, slot_of,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -31,6 +31,9 @@ type Judge = Box<dyn FnMut(&Outgoing) -> Option<PublishErrorKind> + Send>;
 #[derive(Default)]
 struct State {
     bindings: HashMap<String, Vec<String>>,
+    groups: Vec<Group>,
+    /// Who receives a partition, and who waits to.
+    receivers: HashMap<String, Vec<u64>>,
     queues: HashMap<String, Queue>,
     delayed: HashMap<(String, Duration), VecDeque<(Instant, Stored)>>,
     down: bool,
@@ -113,12 +116,21 @@ impl Broker {
             .collect()
     }
 
-    /// The dead letters beside a queue.
+    /// The dead letters beside a queue, whether the broker moved them or the outbox sent them.
     pub(crate) fn dead_letters(&self, queue: &str) -> Vec<Stored> {
         let state = self.0.state.lock();
         let dead = state.queues.get(&dead_letter_queue(queue));
-        dead.map(|queue| queue.ready.iter().cloned().collect())
-            .unwrap_or_default()
+        let dead = dead.map(|queue| queue.ready.iter().cloned()).into_iter();
+        dead.flatten()
+            .map(Stored::with_history_of_headers)
+            .collect()
+    }
+
+    /// How many messages are in a queue or out of it.
+    pub(crate) fn count(&self, queue: &str) -> usize {
+        let state = self.0.state.lock();
+        let queue = state.queues.get(queue);
+        queue.map_or(0, |queue| queue.ready.len() + queue.unsettled.len())
     }
 
     /// True if everything was settled: nothing waits, is out, or is delayed.
@@ -133,10 +145,27 @@ impl Broker {
     }
 }
 
+impl Stored {
+    fn with_history_of_headers(mut self) -> Self {
+        if let Some(history) = self.envelope.header(HISTORY_HEADER) {
+            self.history = serde_json::from_str(history).expect("a history");
+        }
+        if let Some(failures) = self.envelope.header(FAILURES_HEADER) {
+            self.failures = failures.parse().expect("a number");
+        }
+        self
+    }
+}
+
 impl Transport for Broker {
     fn features(&self) -> Features {
-        let mut features = Features::all("a scripted broker").in_memory();
-        features.delayed_retry = !self.0.state.lock().cannot_delay;
+        let mut features = Features::new("a scripted broker");
+        features.reports_unroutable = true;
+        features.partitions_max = 64;
+        features.name_bytes_max = 200;
+        if !self.0.state.lock().cannot_delay {
+            features.delay_max = Duration::from_secs(24 * 3600);
+        }
         features
     }
 
@@ -156,6 +185,15 @@ impl Transport for Broker {
                 if !bound.contains(&queue.name.to_string()) {
                     bound.push(queue.name.to_string());
                 }
+            }
+        }
+        for group in &topology.groups {
+            let partitions = (0..group.partitions.get()).map(|it| group.partition(it));
+            for queue in partitions.chain([group.any(), dead_letter_queue(&group.name)]) {
+                state.queues.entry(queue).or_default();
+            }
+            if !state.groups.contains(group) {
+                state.groups.push(group.clone());
             }
         }
         Box::pin(std::future::ready(Ok(())))
@@ -186,13 +224,10 @@ impl Transport for Broker {
         &self,
         subscription: Subscription,
     ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
-        let shared = Arc::clone(&self.0);
-        let deliveries = stream::unfold(shared, move |shared| {
-            let (queue, prefetch) = (subscription.queue.to_string(), subscription.prefetch);
-            async move {
-                let delivery = Arc::clone(&shared).next(&queue, prefetch).await;
-                Some((Ok(delivery), shared))
-            }
+        let receiver = Receiver::new(Arc::clone(&self.0), &subscription);
+        let deliveries = stream::unfold(receiver, move |receiver| async move {
+            let delivery = receiver.next().await;
+            Some((Ok(delivery), receiver))
         });
         Box::pin(std::future::ready(Ok(Box::pin(deliveries) as Deliveries)))
     }
@@ -224,10 +259,24 @@ impl Shared {
 
     fn route(&self, message: Outgoing) -> Result<(), PublishError> {
         let mut state = self.state.lock();
-        let queues = match &message.destination {
+        let mut queues = match &message.destination {
             Destination::Topic(topic) => state.bindings.get(&**topic).cloned().unwrap_or_default(),
             Destination::Queue(queue) => vec![queue.to_string()],
         };
+        let name = message.destination.name();
+        for group in &state.groups {
+            if group
+                .topics
+                .iter()
+                .chain(&group.commands)
+                .any(|it| it == name)
+            {
+                queues.push(match &message.envelope.key {
+                    Some(key) => group.partition(group.partition_of_slot(slot_of(key))),
+                    None => group.any(),
+                });
+            }
+        }
         let mut routed = false;
         for queue in queues {
             if let Some(queue) = state.queues.get_mut(&queue) {
@@ -248,39 +297,6 @@ impl Shared {
         }
     }
 
-    async fn next(self: Arc<Self>, name: &str, prefetch: NonZeroU16) -> Delivery {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(delivery) = self.take(name, prefetch) {
-                return delivery;
-            }
-            changed.await;
-        }
-    }
-
-    fn take(self: &Arc<Self>, name: &str, prefetch: NonZeroU16) -> Option<Delivery> {
-        let mut state = self.state.lock();
-        let (down, connection, tag) = (state.down, state.connection, state.next_tag);
-        let queue = state.queues.get_mut(name)?;
-        if down || queue.unsettled.len() >= usize::from(prefetch.get()) {
-            return None;
-        }
-        let stored = queue.ready.pop_front()?;
-        queue.unsettled.insert(tag, stored.clone());
-        state.next_tag += 1;
-        let settler = Arc::new(Connection {
-            shared: Arc::clone(self),
-            number: connection,
-        });
-        let mut delivery = Delivery::new(stored.envelope, name.into(), tag, settler);
-        delivery.failures = stored.failures;
-        delivery.history = stored.history;
-        delivery.redelivered = stored.redelivered;
-        Some(delivery)
-    }
-
     fn settle(
         self: &Arc<Self>,
         connection: u64,
@@ -293,7 +309,9 @@ impl Shared {
         }
         let queue = state.queues.get_mut(&*delivery.queue);
         let stored = queue.and_then(|queue| queue.unsettled.remove(&delivery.tag()));
-        let mut stored = stored.expect("a delivery is settled once");
+        let Some(mut stored) = stored else {
+            return Err(TransportError::temporary("its partition was given up"));
+        };
         match settlement {
             Settlement::Ack => {}
             Settlement::Retry { delay, attempt } => {
@@ -302,6 +320,11 @@ impl Shared {
                 self.delay(&mut state, &delivery.queue, delay, stored);
             }
             Settlement::Defer { delay } => self.delay(&mut state, &delivery.queue, delay, stored),
+            Settlement::Requeue => {
+                stored.redelivered = true;
+                let queue = state.queues.entry(delivery.queue.to_string()).or_default();
+                queue.ready.push_front(stored);
+            }
             Settlement::DeadLetter { attempt } => {
                 stored.failures += 1;
                 stored.history.push(attempt);
@@ -349,6 +372,88 @@ impl Shared {
     }
 }
 
+/// One subscription.
+struct Receiver {
+    shared: Arc<Shared>,
+    number: u64,
+    queue: String,
+    prefetch: NonZeroU16,
+    is_ordered: bool,
+}
+
+impl Receiver {
+    fn new(shared: Arc<Shared>, subscription: &Subscription) -> Self {
+        let mut state = shared.state.lock();
+        state.next_tag += 1;
+        let receiver = Self {
+            number: state.next_tag,
+            queue: subscription.queue.to_string(),
+            prefetch: subscription.prefetch,
+            is_ordered: subscription.is_ordered,
+            shared: Arc::clone(&shared),
+        };
+        let receivers = state.receivers.entry(receiver.queue.clone()).or_default();
+        receivers.push(receiver.number);
+        drop(state);
+        receiver
+    }
+
+    async fn next(&self) -> Delivery {
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(delivery) = self.take() {
+                return delivery;
+            }
+            changed.await;
+        }
+    }
+
+    fn take(&self) -> Option<Delivery> {
+        let mut state = self.shared.state.lock();
+        let (down, connection, tag) = (state.down, state.connection, state.next_tag);
+        if self.is_ordered && state.receivers[&self.queue].first() != Some(&self.number) {
+            return None;
+        }
+        let queue = state.queues.get_mut(&self.queue)?;
+        if down || queue.unsettled.len() >= usize::from(self.prefetch.get()) {
+            return None;
+        }
+        let stored = queue.ready.pop_front()?;
+        queue.unsettled.insert(tag, stored.clone());
+        state.next_tag += 1;
+        let settler = Arc::new(Connection {
+            shared: Arc::clone(&self.shared),
+            number: connection,
+        });
+        let mut delivery = Delivery::new(stored.envelope, (*self.queue).into(), tag, settler);
+        delivery.failures = stored.failures;
+        delivery.history = stored.history;
+        delivery.redelivered = stored.redelivered;
+        Some(delivery)
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        if let Some(receivers) = state.receivers.get_mut(&self.queue) {
+            receivers.retain(|number| *number != self.number);
+        }
+        if self.is_ordered
+            && let Some(queue) = state.queues.get_mut(&self.queue)
+        {
+            for (_, mut stored) in std::mem::take(&mut queue.unsettled).into_iter().rev() {
+                stored.redelivered = true;
+                queue.ready.push_front(stored);
+            }
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+}
+
 /// A connection that deliveries came over.
 struct Connection {
     shared: Arc<Shared>,
@@ -365,5 +470,41 @@ impl Settler for Connection {
             tokio::task::yield_now().await;
             self.shared.settle(self.number, &delivery, settlement)
         })
+    }
+
+    fn dropped(&self, tag: u64) {
+        let mut state = self.shared.state.lock();
+        if state.connection != self.number {
+            return;
+        }
+        for queue in state.queues.values_mut() {
+            if let Some(mut stored) = queue.unsettled.remove(&tag) {
+                stored.redelivered = true;
+                queue.ready.push_front(stored);
+            }
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+
+    fn is_stale(&self, _: u64) -> bool {
+        self.shared.state.lock().connection != self.number
+    }
+}
+
+impl Broker {
+    /// Declares what a service needs, before it runs.
+    pub(crate) async fn declare_for(&self, router: &tidings::Router) {
+        self.declare(&router.topology()).await.expect("it declares");
+    }
+}
+
+impl Broker {
+    /// How many subscriptions each partition has, or had.
+    pub(crate) fn receivers(&self) -> Vec<usize> {
+        let state = self.0.state.lock();
+        let of_groups = state.receivers.iter();
+        let of_groups = of_groups.filter(|(queue, _)| queue.contains(".ordered."));
+        of_groups.map(|(_, receivers)| receivers.len()).collect()
     }
 }

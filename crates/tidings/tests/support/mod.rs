@@ -8,7 +8,7 @@ pub(crate) mod outage;
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tidings::{Command, Event, Outgoing, Router, Transport, serve};
+use tidings::{Command, Event, InboxQuery, InboxState, Outgoing, Router, Store, Transport, serve};
 use tidings_sqlite::SqliteStore;
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
@@ -72,6 +72,22 @@ impl Database {
             store,
             _folder: folder,
         }
+    }
+
+    /// How many messages wait in the store or are dead there.
+    pub(crate) async fn rows(&self, state: InboxState) -> usize {
+        let query = InboxQuery {
+            state: Some(state),
+            limit: 10_000,
+            ..InboxQuery::default()
+        };
+        let rows = self.store.deferred().list(&query).await;
+        rows.expect("it lists").len()
+    }
+
+    /// True if nothing waits in the store.
+    pub(crate) async fn is_quiet(&self) -> bool {
+        self.rows(InboxState::Deferred).await + self.rows(InboxState::Parked).await == 0
     }
 
     /// What handlers wrote, in the order they did.

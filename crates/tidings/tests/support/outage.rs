@@ -9,8 +9,9 @@ use std::{
 };
 
 use tidings::{
-    BoxFuture, Claim, Commit, Committed, Lane, OutboxRow, OutboxStats, Store, StoreError,
-    Transaction,
+    Ask, BoxFuture, Claim, Commit, Committed, Deferred, Destination, Due, InboxQuery, InboxRow,
+    Lane, Lease, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, Record, RecordId,
+    RecordQuery, Records, Seen, Store, StoreError, Transaction,
 };
 use tidings_sqlite::SqliteStore;
 
@@ -40,7 +41,9 @@ impl Outage {
     ) -> BoxFuture<'a, Result<T, StoreError>> {
         match self.down.load(Ordering::SeqCst) {
             false => call,
-            true => Box::pin(std::future::ready(Err(StoreError::new("no database")))),
+            true => Box::pin(std::future::ready(Err(StoreError::unavailable(
+                "no database",
+            )))),
         }
     }
 }
@@ -60,51 +63,86 @@ impl Store for Outage {
         self.ask(self.store.commit(commit))
     }
 
-    fn is_claimed<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<bool, StoreError>> {
-        self.ask(self.store.is_claimed(claim))
+    fn look<'a>(&'a self, asked: &'a [Ask]) -> BoxFuture<'a, Result<Vec<Seen>, StoreError>> {
+        self.ask(self.store.look(asked))
     }
 
-    fn lease_lanes<'a>(
+    fn forget<'a>(
         &'a self,
-        relay: &'a str,
-        lease: Duration,
-    ) -> BoxFuture<'a, Result<Vec<Lane>, StoreError>> {
-        self.ask(self.store.lease_lanes(relay, lease))
-    }
-
-    fn release_lanes<'a>(&'a self, relay: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.ask(self.store.release_lanes(relay))
-    }
-
-    fn unsent<'a>(
-        &'a self,
-        lanes: &'a [Lane],
+        consumer: &'a str,
+        age: Duration,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>> {
-        self.ask(self.store.unsent(lanes, limit))
+    ) -> BoxFuture<'a, Result<u64, StoreError>> {
+        self.ask(self.store.forget(consumer, age, limit))
     }
 
-    fn defer<'a>(
-        &'a self,
-        positions: &'a [i64],
-        delay: Duration,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.ask(self.store.defer(positions, delay))
+    fn outbox(&self) -> &dyn Outbox {
+        self
     }
 
-    fn sent<'a>(&'a self, positions: &'a [i64]) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.ask(self.store.sent(positions))
+    fn deferred(&self) -> &dyn Deferred {
+        self
+    }
+
+    fn records(&self) -> &dyn Records {
+        self
+    }
+}
+
+/// Passes calls on while the database answers.
+macro_rules! pass_on {
+    ($port:ident: $($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {$(
+        fn $name<'a>(&'a self, $($argument: $type),*) -> BoxFuture<'a, Result<$answer, StoreError>> {
+            self.ask(self.store.$port().$name($($argument),*))
+        }
+    )*};
+}
+
+impl Outbox for Outage {
+    pass_on! { outbox:
+        lease(relay: &'a str, lease: Duration) -> Leased;
+        release(relay: &'a str, lanes: Option<&'a [Lane]>) -> ();
+        next(lanes: &'a [Lane], held: &'a [Destination], except: &'a [i64], limit: usize)
+            -> Vec<OutboxRow>;
+        confirmed(positions: &'a [i64]) -> ();
+        hold(relay: &'a str, positions: &'a [i64], reason: &'a str) -> ();
+        held(lanes: &'a [Lane]) -> Vec<Destination>;
+        next_held(lanes: &'a [Lane], destination: &'a Destination, limit: usize) -> Vec<OutboxRow>;
+        set_aside(relay: &'a str, positions: &'a [i64], reason: &'a str) -> ();
+        list(state: OutboxState, after: Option<i64>, limit: usize) -> Vec<ListedRow>;
+        restore(positions: &'a [i64]) -> u64;
+        discard(positions: &'a [i64]) -> u64;
     }
 
     fn committed(&self) -> BoxFuture<'_, ()> {
-        self.store.committed()
+        self.store.outbox().committed()
     }
 
-    fn outbox_stats(&self) -> BoxFuture<'_, Result<OutboxStats, StoreError>> {
-        self.ask(self.store.outbox_stats())
+    fn stats(&self) -> BoxFuture<'_, Result<OutboxStats, StoreError>> {
+        self.ask(self.store.outbox().stats())
     }
+}
 
-    fn forget_claims(&self, age: Duration, limit: usize) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.ask(self.store.forget_claims(age, limit))
+impl Deferred for Outage {
+    pass_on! { deferred:
+        take_due(consumers: &'a [Box<str>], worker: &'a str, lease: Duration, limit: usize)
+            -> Vec<Due>;
+        renew(leases: &'a [Lease], lease: Duration) -> ();
+        release(leases: &'a [Lease], due_in: Duration) -> ();
+        next_due(consumers: &'a [Box<str>]) -> Option<Duration>;
+        waiting(consumer: &'a str, limit: u64) -> u64;
+        list(query: &'a InboxQuery) -> Vec<InboxRow>;
+        reschedule(claims: &'a [Claim], due_in: Duration) -> u64;
+        discard(claims: &'a [Claim]) -> u64;
+    }
+}
+
+impl Records for Outage {
+    pass_on! { records:
+        read(ids: &'a [RecordId]) -> Vec<Option<Record>>;
+        take_due(kind: &'a str, worker: &'a str, lease: Duration, limit: usize)
+            -> Vec<(Lease, Record)>;
+        next_due(kind: &'a str) -> Option<Duration>;
+        list(query: &'a RecordQuery) -> Vec<Record>;
     }
 }

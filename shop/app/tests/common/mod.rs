@@ -129,22 +129,7 @@ impl Shop {
         headers: &[(&str, &str)],
         body: impl Into<Body>,
     ) -> Answer {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url()));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(body.into()).unwrap();
-        let answer = tokio::time::timeout(SOON, self.client.call(request, ANSWER_BYTES_MAX));
-        let (parts, body) = answer.await.expect(path).expect(path).into_parts();
-        let text = String::from_utf8(body.to_vec()).unwrap();
-        Answer {
-            status: parts.status.as_u16(),
-            headers: parts.headers,
-            json: serde_json::from_str(&text).unwrap_or_default(),
-            text,
-        }
+        call(&self.client, self.http, method, path, headers, body).await
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -222,10 +207,57 @@ impl Shop {
             .collect()
     }
 
+    /// Waits until the customer has paid nothing for an order: it was not charged, or what was
+    /// charged once was given back once. Asks this process for the bank's ledger.
+    pub async fn pays_nothing(&self, order_id: &str) {
+        let last = std::cell::RefCell::new(Vec::new());
+        let nothing = eventually(SOON, async || {
+            let ledger = self.ledger(order_id).await;
+            let nothing = match ledger.as_slice() {
+                [] => true,
+                [charge, refund] => {
+                    let charged = charge.strip_prefix("charge ");
+                    charged.is_some() && charged == refund.strip_prefix("refund ")
+                }
+                _ => false,
+            };
+            *last.borrow_mut() = ledger;
+            nothing.then_some(())
+        });
+        let nothing = nothing.await;
+        assert!(nothing.is_some(), "the ledger of {order_id} is {last:?}");
+    }
+
     pub async fn points(&self, customer_id: &str) -> i64 {
         self.get(&format!("/loyalty/{customer_id}")).await.json["points"]
             .as_i64()
             .unwrap()
+    }
+}
+
+/// Calls whoever listens at an address.
+pub async fn call(
+    client: &HttpClient,
+    http: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Body>,
+) -> Answer {
+    let uri = format!("http://{http}{path}");
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(body.into()).unwrap();
+    let answer = tokio::time::timeout(SOON, client.call(request, ANSWER_BYTES_MAX));
+    let (parts, body) = answer.await.expect(path).expect(path).into_parts();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    Answer {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        json: serde_json::from_str(&text).unwrap_or_default(),
+        text,
     }
 }
 

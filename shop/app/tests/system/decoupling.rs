@@ -84,6 +84,33 @@ fn customer(away: &str) -> String {
     format!("without-{}", away.replace(' ', "-"))
 }
 
+/// Orders are taken and payment answers before any other service has ever been started: whoever
+/// comes finds what it missed.
+pub(crate) fn services_may_start_late(world: &mut World) {
+    world.start("orders,payment");
+    let place = |number| world.place(&good_order("patient"), &format!("late {number}"));
+    let orders: Vec<String> = (0..5).map(place).collect();
+    for order in &orders {
+        eventually(world, &format!("/payments/{order}"), |payment| {
+            payment["status"] == "AUTHORIZED"
+        });
+    }
+    world.start("inventory");
+    world.wait_for_all(&orders, "CONFIRMED", BACKLOG_MAX);
+    world.start("shipping,notification,loyalty");
+    for order in &orders {
+        eventually(world, &format!("/shipments/{order}"), |s| {
+            s["tracking"].is_string()
+        });
+        eventually(world, &format!("/emails?orderId={order}"), |mails| {
+            mails.as_array().is_some_and(|mails| mails.len() == 1)
+        });
+        assert_eq!(ledger(world, order), [("charge".to_owned(), 12.9)]);
+    }
+    let points = 12 * orders.len();
+    eventually(world, "/loyalty/patient", |l| l["points"] == points);
+}
+
 /// Loyalty was left out: added later, it gets what happens from then on, and from then on misses
 /// nothing, because its queue is there even when it is not.
 pub(crate) fn a_service_can_be_added(world: &mut World) {

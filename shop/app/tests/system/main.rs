@@ -42,9 +42,7 @@ fn on_rabbitmq_and_postgresql_with_two_copies_of_some() {
 
 #[test]
 fn a_service_can_be_added_to_a_running_shop() {
-    let without_loyalty = SERVICES.into_iter().filter(|service| *service != "loyalty");
-    let mut world =
-        World::new(BrokerKind::Embedded, DatabaseKind::Sqlite).with_services(without_loyalty);
+    let mut world = without_loyalty();
     decoupling::a_service_can_be_added(&mut world);
 }
 
@@ -65,8 +63,24 @@ fn foreign_programs_take_part_on_rabbitmq() {
 #[test]
 #[ignore = "needs Node"]
 fn a_service_that_comes_late_can_be_told_what_it_missed() {
-    let without_loyalty = SERVICES.into_iter().filter(|service| *service != "loyalty");
-    let mut world =
-        World::new(BrokerKind::Embedded, DatabaseKind::Sqlite).with_services(without_loyalty);
+    let mut world = without_loyalty();
     foreign::a_replay_brings_a_newcomer_up_to_date(&mut world);
+}
+
+/// A shop that does without loyalty for good, until somebody changes their mind: only then may it
+/// be started.
+fn without_loyalty() -> World {
+    let flags = ["--without", "loyalty"];
+    let world = World::with_flags(BrokerKind::Embedded, DatabaseKind::Sqlite, &flags);
+    let services = SERVICES.into_iter().filter(|service| *service != "loyalty");
+    let mut world = world.with_services(services);
+    world.flags.clear();
+    world
+}
+
+#[test]
+#[ignore = "needs RabbitMQ and PostgreSQL"]
+fn whoever_starts_late_finds_what_it_missed_on_rabbitmq_and_postgresql() {
+    let mut world = World::new(BrokerKind::RabbitMq, DatabaseKind::Postgres);
+    decoupling::services_may_start_late(&mut world);
 }

@@ -73,6 +73,11 @@ struct Instance {
 impl World {
     /// Starts the broker, the database server and the bank; no service yet.
     pub(crate) fn new(broker: BrokerKind, database: DatabaseKind) -> World {
+        Self::with_flags(broker, database, &[])
+    }
+
+    /// The same, with these flags for every process of the shop from the first on.
+    pub(crate) fn with_flags(broker: BrokerKind, database: DatabaseKind, flags: &[&str]) -> World {
         let folder = tempfile::tempdir().unwrap();
         let postgres = (database == DatabaseKind::Postgres).then(|| Postgres::start().unwrap());
         let broker = match broker {
@@ -83,6 +88,7 @@ impl World {
                 let mut instance = Instance::new("storefront", data);
                 let listen = format!("127.0.0.1:{amqp_port}");
                 instance.flags(&["--broker", "embedded", "--amqp-listen", &listen]);
+                instance.flags(flags);
                 instance.start().unwrap();
                 Broker::Embedded {
                     amqp_port,
@@ -91,7 +97,7 @@ impl World {
             }
         };
         let bank_port = free_port().unwrap();
-        let flags = Vec::new();
+        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
         let mut world = World {
             instances: Vec::new(),
             broker,

@@ -1,0 +1,205 @@
+//! What neither the wire nor a store could hold is refused before anything changes, and what an
+//! earlier version accepted is kept as far as it can be.
+
+mod common;
+
+use common::*;
+use tidings_broker_core::*;
+
+/// A value within `depth` tables.
+fn nested(depth: usize) -> Table {
+    (0..depth).fold(Table::new().with("n", Value::Int(1)), |inner, _| {
+        Table::new().with("n", Value::Table(inner))
+    })
+}
+
+fn queue(arguments: Table) -> QueueDeclare {
+    QueueDeclare {
+        name: bytes("q"),
+        durable: true,
+        arguments,
+        ..QueueDeclare::default()
+    }
+}
+
+fn exchange(name: &str, arguments: Table) -> ExchangeDeclare {
+    ExchangeDeclare {
+        name: bytes(name),
+        kind: bytes("direct"),
+        durable: true,
+        arguments,
+        ..ExchangeDeclare::default()
+    }
+}
+
+fn long() -> String {
+    "n".repeat(NAME_BYTES_MAX + 1)
+}
+
+#[test]
+fn arguments_are_nested_up_to_the_limit_and_no_deeper() {
+    let mut rig = Rig::default();
+    let channel = rig.open(1, 1);
+    let Rig { broker, out, .. } = &mut rig;
+    let deepest = nested(Table::DEPTH_MAX);
+    let binding = |arguments| Binding {
+        arguments,
+        ..Rig::binding("x", "q", "k", "")
+    };
+    broker
+        .declare_queue(channel, queue(deepest.clone()), 0, out)
+        .expect("as deep as can be");
+    broker
+        .declare_exchange(exchange("x", deepest.clone()), out)
+        .expect("as deep as can be");
+    broker
+        .bind_queue(channel, binding(deepest), out)
+        .expect("as deep as can be");
+    out.clear();
+
+    let deeper = || nested(Table::DEPTH_MAX + 1);
+    let words = "nested deeper than 32 levels";
+    let other = QueueDeclare {
+        name: bytes("other"),
+        ..queue(deeper())
+    };
+    refused(broker.declare_queue(channel, other, 0, out), 406, words);
+    refused(
+        broker.declare_exchange(exchange("y", deeper()), out),
+        406,
+        words,
+    );
+    refused(
+        broker.bind_queue(channel, binding(deeper()), out),
+        406,
+        words,
+    );
+    let between = Binding {
+        destination: bytes("x"),
+        ..binding(deeper())
+    };
+    refused(broker.bind_exchange(between, out), 406, words);
+    assert!(out.is_empty(), "nothing is stored of what was refused");
+}
+
+#[test]
+fn names_are_no_longer_than_the_wire_has_room_for() {
+    let mut rig = Rig::default();
+    let channel = rig.open(1, 1);
+    rig.queue("q", "");
+    let Rig { broker, out, .. } = &mut rig;
+    out.clear();
+    let words = "it has 256 bytes, at most 255 are possible";
+    let other = QueueDeclare {
+        name: long().into(),
+        ..QueueDeclare::default()
+    };
+    refused(broker.declare_queue(channel, other, 0, out), 406, words);
+    refused(
+        broker.declare_exchange(exchange(&long(), Table::new()), out),
+        406,
+        words,
+    );
+    let binding = Rig::binding("amq.direct", "q", &long(), "");
+    refused(broker.bind_queue(channel, binding, out), 406, words);
+    let message = Message::new("", long(), "body");
+    refused(broker.publish(channel, message, &[], 0, out), 406, words);
+    assert!(out.is_empty(), "nothing is stored of what was refused");
+}
+
+/// A queue that an earlier version stored with these arguments.
+fn restored(rig: &mut Rig, arguments: Table) -> Option<String> {
+    let record = Record::QueueDeclared {
+        queue: QueueId(1),
+        name: bytes("old"),
+        auto_delete: false,
+        arguments,
+    };
+    rig.broker.restore(record, 0)
+}
+
+#[test]
+fn a_queue_with_an_argument_that_is_no_longer_accepted_is_kept_without_it() {
+    let key = ("x-dead-letter-routing-key", Value::str(&long()));
+    let exchange = ("x-dead-letter-exchange", Value::str("amq.fanout"));
+    let arguments = Table::new()
+        .with(exchange.0, exchange.1)
+        .with(key.0, key.1)
+        .with("x-message-ttl", Value::Int(5));
+    let mut rig = Rig::default();
+    let note = restored(&mut rig, arguments.clone()).expect("the operator is told");
+    assert!(note.contains("queue `old` is kept"), "{note}");
+    assert!(note.contains("`x-dead-letter-routing-key`"), "{note}");
+    assert!(!note.contains("`x-message-ttl`"), "{note}");
+    // What it was declared with is still what a declaration is compared with.
+    assert_eq!(rig.stats("old").arguments, arguments);
+    rig.queue("dead", "");
+    rig.bind("amq.fanout", "dead", "");
+    rig.send("old", &["late"]);
+    rig.pass(5);
+    let got = rig.get("dead").expect("it expired");
+    assert_eq!(got.message.routing_key, "old", "its own key");
+    assert_eq!(restored(&mut Rig::default(), Table::new()), None);
+}
+
+#[test]
+fn an_alternate_exchange_that_is_no_longer_accepted_has_no_effect() {
+    let record = |alternate| Record::ExchangeDeclared {
+        name: bytes("x"),
+        kind: bytes("direct"),
+        auto_delete: false,
+        internal: false,
+        arguments: Table::new().with("alternate-exchange", alternate),
+    };
+    let mut rig = Rig::default();
+    let note = rig.broker.restore(record(Value::str(&long())), 0);
+    let note = note.expect("the operator is told");
+    assert!(
+        note.contains("`alternate-exchange` of exchange `x`"),
+        "{note}"
+    );
+    assert_eq!(rig.publish("x", "k", "body").queues, 0);
+    let mut rig = Rig::default();
+    assert_eq!(rig.broker.restore(record(Value::str("other")), 0), None);
+}
+
+#[test]
+fn a_message_with_a_key_that_is_too_long_goes_on_with_the_one_before() {
+    let death = |keys: &[&str]| Death {
+        queue: bytes("q"),
+        reason: DeathReason::Rejected,
+        count: 1,
+        time: 0,
+        exchange: bytes(""),
+        routing_keys: keys.iter().map(|key| bytes(key)).collect(),
+        original_expiration: None,
+    };
+    let check = |entries: Vec<Death>, expected: &str| {
+        let first = (bytes("q"), DeathReason::Rejected);
+        let deaths = (!entries.is_empty()).then(|| Deaths { entries, first }.into());
+        let message = Message {
+            persistent: true,
+            deaths,
+            ..Message::new("amq.fanout", long(), "body")
+        };
+        let mut rig = Rig::default();
+        restored(&mut rig, Table::new());
+        let enqueued = Record::Enqueued {
+            id: MessageId(1),
+            at: 0,
+            queues: Queues::One(QueueId(1)),
+            message: message.into(),
+        };
+        let note = rig
+            .broker
+            .restore(enqueued, 0)
+            .expect("the operator is told");
+        assert!(note.contains("256 bytes"), "{note}");
+        let got = rig.get("old").expect("it is kept");
+        assert_eq!(got.message.routing_key, expected);
+    };
+    check(vec![death(&["before", "cc"])], "before");
+    check(vec![death(&[&long(), "cc"]), death(&["first"])], "first");
+    check(vec![death(&[])], "");
+    check(vec![], "");
+}

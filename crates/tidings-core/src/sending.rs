@@ -1,0 +1,239 @@
+//! What a handler returns, and what a producer is given: messages to send, now or later.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::{Destination, Error, Message, Outgoing};
+
+/// Names a message that is sent later, so that it can be cancelled until then. The same name for the
+/// same thing (`order-deadline/o-1`): scheduling it again replaces what was scheduled before.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScheduleId(Box<str>);
+
+impl ScheduleId {
+    /// Takes any text as a name.
+    pub fn new(id: impl Into<Box<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// When a message is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// So long after the commit.
+    After(Duration),
+    /// At this time, or at once if it is past.
+    At(Timestamp),
+}
+
+/// A message that is sent later.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scheduled {
+    /// Its name, if it has one of its own; otherwise the message's id.
+    pub id: Option<ScheduleId>,
+    /// When it is sent.
+    pub when: When,
+    /// The message.
+    pub message: Outgoing,
+}
+
+/// What is sent with one commit.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Messages {
+    /// Sent at once, in this order.
+    pub now: Vec<Outgoing>,
+    /// Sent later. Needs a store, in which they wait.
+    pub later: Vec<Scheduled>,
+    /// Not sent after all, if they have not been sent yet.
+    pub cancelled: Vec<ScheduleId>,
+}
+
+/// What can be sent: what a handler may return.
+///
+/// `()`, an event or a command, one [`With`] headers or a delay, a [`Cancel`], `Option`s and `Vec`s
+/// of them, and tuples of up to four of all these.
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot return `{Self}`",
+    label = "not a message to send",
+    note = "a handler returns `tidings::Result<T>` where `T` is `()`, a type with \
+            `#[derive(Event)]` or `#[derive(Command)]`, an `Option` or `Vec` of one, or a tuple of \
+            up to four of these"
+)]
+pub trait IntoMessages: Send {
+    /// Where messages of this type may go. Known without a value, so that what a service publishes
+    /// is known before it does.
+    fn destinations(into: &mut Vec<Destination>);
+
+    /// Encodes the messages, in the order they are to be sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Outgoing::new`].
+    fn into_messages(self, into: &mut Messages) -> Result<(), Error>;
+}
+
+impl<M: Message> IntoMessages for M {
+    fn destinations(into: &mut Vec<Destination>) {
+        into.push(M::DESTINATION);
+    }
+
+    fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
+        into.now.push(Outgoing::new(&self)?);
+        Ok(())
+    }
+}
+
+/// A message with something said about how it is sent; made by the methods of [`SendWith`].
+#[derive(Debug, Clone, PartialEq)]
+#[must_use = "return it from a handler, or give it to a producer"]
+pub struct With<M> {
+    message: M,
+    headers: Vec<(Box<str>, Box<str>)>,
+    when: Option<When>,
+    schedule: Option<ScheduleId>,
+}
+
+/// Says how a message is sent: `Ok(OrderExpired { order_id }.after(DEADLINE))`.
+pub trait SendWith: Message + Sized {
+    /// With a header of its own. Headers travel beside the body; consumers find them in
+    /// `Metadata`.
+    fn header(self, name: impl Into<Box<str>>, value: impl Into<Box<str>>) -> With<Self> {
+        With::from(self).header(name, value)
+    }
+
+    /// So long after the commit.
+    fn after(self, delay: Duration) -> With<Self> {
+        With::from(self).after(delay)
+    }
+
+    /// At this time, or at once if it is past.
+    fn at(self, time: Timestamp) -> With<Self> {
+        With::from(self).at(time)
+    }
+}
+
+impl<M: Message> SendWith for M {}
+
+impl<M: Message> From<M> for With<M> {
+    fn from(message: M) -> Self {
+        Self {
+            message,
+            headers: Vec::new(),
+            when: None,
+            schedule: None,
+        }
+    }
+}
+
+impl<M: Message> With<M> {
+    /// With a header of its own.
+    pub fn header(mut self, name: impl Into<Box<str>>, value: impl Into<Box<str>>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// So long after the commit.
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.when = Some(When::After(delay));
+        self
+    }
+
+    /// At this time, or at once if it is past.
+    pub fn at(mut self, time: Timestamp) -> Self {
+        self.when = Some(When::At(time));
+        self
+    }
+
+    /// Under this name, by which it can be cancelled until it is sent.
+    pub fn scheduled_as(mut self, id: ScheduleId) -> Self {
+        self.schedule = Some(id);
+        self
+    }
+}
+
+impl<M: Message> IntoMessages for With<M> {
+    fn destinations(into: &mut Vec<Destination>) {
+        into.push(M::DESTINATION);
+    }
+
+    fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
+        let mut message = Outgoing::new(&self.message)?;
+        message.envelope.headers.extend(self.headers);
+        match self.when {
+            None => into.now.push(message),
+            Some(when) => into.later.push(Scheduled {
+                id: self.schedule,
+                when,
+                message,
+            }),
+        }
+        Ok(())
+    }
+}
+
+/// Cancels what was scheduled under a name, if it has not been sent yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cancel(pub ScheduleId);
+
+impl IntoMessages for Cancel {
+    fn destinations(_: &mut Vec<Destination>) {}
+
+    fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
+        into.cancelled.push(self.0);
+        Ok(())
+    }
+}
+
+impl IntoMessages for () {
+    fn destinations(_: &mut Vec<Destination>) {}
+
+    fn into_messages(self, _: &mut Messages) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl<T: IntoMessages> IntoMessages for Option<T> {
+    fn destinations(into: &mut Vec<Destination>) {
+        T::destinations(into);
+    }
+
+    fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
+        self.map_or(Ok(()), |messages| messages.into_messages(into))
+    }
+}
+
+impl<T: IntoMessages> IntoMessages for Vec<T> {
+    fn destinations(into: &mut Vec<Destination>) {
+        T::destinations(into);
+    }
+
+    fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
+        self.into_iter()
+            .try_for_each(|messages| messages.into_messages(into))
+    }
+}
+
+macro_rules! tuples_into_messages {
+    ($(($($part:ident)+))+) => {$(
+        impl<$($part: IntoMessages),+> IntoMessages for ($($part,)+) {
+            fn destinations(into: &mut Vec<Destination>) {
+                $($part::destinations(into);)+
+            }
+
+            #[allow(non_snake_case)]
+            fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
+                let ($($part,)+) = self;
+                $($part.into_messages(into)?;)+
+                Ok(())
+            }
+        }
+    )+};
+}
+
+tuples_into_messages! { (A) (A B) (A B C) (A B C D) }

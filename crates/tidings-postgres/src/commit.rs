@@ -1,0 +1,81 @@
+//! What a commit writes, statement by statement.
+//!
+//! The usual commit (one delivery was handled, or none, and messages are sent) is one statement,
+//! which is one round trip, and alone a transaction. All others are several, within one
+//! transaction.
+
+use std::{collections::HashSet, sync::Arc};
+
+use sqlx::PgConnection;
+use tidings_core::{Commit, Committed, Fate, InboxEntry, Over, RecordId, StoreError};
+
+use crate::{PostgresTransaction, Shared, error::explain, inbox, locks, outbox, records};
+
+/// Commits without a transaction that was begun.
+pub(crate) async fn commit_alone(
+    shared: &Arc<Shared>,
+    commit: Commit,
+) -> Result<Committed, StoreError> {
+    if commit.is_empty() {
+        return Ok(Committed::Done);
+    }
+    if is_usual(&commit) {
+        let written = outbox::write_usual(&shared.pool, shared.locks, &commit).await?;
+        shared.committed(&commit, &written);
+        return Ok(written);
+    }
+    let transaction = PostgresTransaction::begin(Arc::clone(shared)).await?;
+    transaction.finish(commit).await
+}
+
+/// Writes what is in `commit` within a transaction; `locked` are records that it has read. After
+/// `Refused`, what was written must be rolled back.
+pub(crate) async fn write(
+    connection: &mut PgConnection,
+    shared: &Shared,
+    locked: &HashSet<RecordId>,
+    commit: &Commit,
+) -> Result<Committed, StoreError> {
+    if commit.is_empty() {
+        return refuse_aborted(connection).await.map(|()| Committed::Done);
+    }
+    if is_usual(commit) {
+        return outbox::write_usual(connection, shared.locks, commit).await;
+    }
+    let changed = commit.records.iter().map(|change| &change.id);
+    let mut unlocked: Vec<&RecordId> = changed.filter(|id| !locked.contains(*id)).collect();
+    unlocked.sort_unstable();
+    records::lock(connection, shared.locks, &unlocked).await?;
+    locks::lock_keys(connection, shared.locks, commit).await?;
+    if let Some((entry, why)) = inbox::write(connection, commit).await? {
+        return Ok(Committed::Refused { entry, why });
+    }
+    records::write(connection, &commit.records).await?;
+    outbox::write(connection, &commit.outbox).await?;
+    Ok(Committed::Done)
+}
+
+/// Whether [`outbox::write_usual`] can write it.
+fn is_usual(commit: &Commit) -> bool {
+    let handled = match &*commit.inbox {
+        [] => true,
+        [entry] => is_plain(entry),
+        _ => false,
+    };
+    handled && commit.records.is_empty()
+}
+
+/// A delivery that was handled, at a consumer that asks for no order.
+pub(crate) fn is_plain(entry: &InboxEntry) -> bool {
+    entry.over == Over::Nothing && entry.order.is_none() && entry.fate == Fate::Handled
+}
+
+/// Fails if a statement of this transaction failed: the database answers its commit with a
+/// rollback, which the driver takes for success.
+async fn refuse_aborted(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("select")
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(|error| explain("commit a transaction", &error))
+}

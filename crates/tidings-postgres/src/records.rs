@@ -1,0 +1,394 @@
+//! Records: small versioned values.
+//!
+//! `due` is the time that was written; `take_at` is when a worker may take the record: the same, or
+//! the end of its lease.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
+use tidings_core::{
+    BoxFuture, Expected, Lease, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records,
+    StoreError,
+};
+
+use crate::{
+    Shared,
+    error::explain,
+    locks::{LockNames, hash_of_pair},
+    values::{ahead, count, seconds, timestamp},
+};
+
+/// A worker's statements run on the connections that are kept for them.
+impl Records for Shared {
+    fn read<'a>(
+        &'a self,
+        ids: &'a [RecordId],
+    ) -> BoxFuture<'a, Result<Vec<Option<Record>>, StoreError>> {
+        Box::pin(read(&self.pool, ids))
+    }
+
+    fn take_due<'a>(
+        &'a self,
+        kind: &'a str,
+        worker: &'a str,
+        lease: Duration,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(Lease, Record)>, StoreError>> {
+        Box::pin(take_due(&self.reserved, kind, worker, lease, limit))
+    }
+
+    fn next_due<'a>(
+        &'a self,
+        kind: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Duration>, StoreError>> {
+        Box::pin(next_due(&self.reserved, kind))
+    }
+
+    fn list<'a>(
+        &'a self,
+        query: &'a RecordQuery,
+    ) -> BoxFuture<'a, Result<Vec<Record>, StoreError>> {
+        Box::pin(list(&self.pool, query))
+    }
+}
+
+/// A time that is bound in microseconds.
+macro_rules! time {
+    ($parameter:literal) => {
+        concat!(
+            "('epoch'::timestamptz + ",
+            $parameter,
+            "::bigint * interval '1 microsecond')"
+        )
+    };
+}
+
+/// The columns of a record in the order of [`record`]; times in microseconds.
+macro_rules! columns {
+    () => {
+        "row.kind, row.id, row.version, row.label, \
+         (extract(epoch from row.due) * 1000000)::bigint as due, row.body, \
+         (extract(epoch from row.written) * 1000000)::bigint as written"
+    };
+}
+
+fn record(row: &PgRow) -> Result<Record, StoreError> {
+    let failed = |error| explain("read a record", &error);
+    let due: Option<i64> = row.try_get("due").map_err(failed)?;
+    let due = due.map(timestamp).transpose()?;
+    let written = timestamp(row.try_get("written").map_err(failed)?)?;
+    let read = || {
+        Ok(Record {
+            id: RecordId {
+                kind: row.try_get::<String, _>("kind")?.into(),
+                id: row.try_get::<String, _>("id")?.into(),
+            },
+            version: row.try_get::<i64, _>("version")?.cast_unsigned(),
+            value: RecordValue {
+                label: row.try_get::<String, _>("label")?.into(),
+                due,
+                body: row.try_get::<Vec<u8>, _>("body")?.into(),
+            },
+            written,
+        })
+    };
+    read().map_err(failed)
+}
+
+fn id_columns<'a>(ids: impl IntoIterator<Item = &'a RecordId>) -> (Vec<&'a str>, Vec<&'a str>) {
+    ids.into_iter().map(|id| (&*id.kind, &*id.id)).unzip()
+}
+
+async fn read(pool: &PgPool, ids: &[RecordId]) -> Result<Vec<Option<Record>>, StoreError> {
+    let (kinds, names) = id_columns(ids);
+    let rows = sqlx::query(concat!(
+        "select ",
+        columns!(),
+        " from (select distinct * from unnest($1::text[], $2::text[]) as named (kind, id)) as named
+         join tidings_record as row using (kind, id)"
+    ))
+    .bind(kinds)
+    .bind(names)
+    .fetch_all(pool)
+    .await
+    .map_err(|error| explain("read records", &error))?;
+    in_order(ids, &rows)
+}
+
+fn in_order(ids: &[RecordId], rows: &[PgRow]) -> Result<Vec<Option<Record>>, StoreError> {
+    let records = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+    let find = |id: &RecordId| records.iter().find(|record| record.id == *id).cloned();
+    Ok(ids.iter().map(find).collect())
+}
+
+/// The records with these names, locked, also those that are not there.
+pub(crate) async fn read_locked(
+    connection: &mut PgConnection,
+    names: LockNames,
+    ids: &[RecordId],
+) -> Result<Vec<Option<Record>>, StoreError> {
+    let mut sorted: Vec<&RecordId> = ids.iter().collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let rows = lock(connection, names, &sorted).await?;
+    in_order(ids, &rows)
+}
+
+/// Locks records, each once and in their order, and returns those that are there.
+///
+/// One that is not there has no row to lock: its name is locked, and it is read again, since it may
+/// have come in between.
+pub(crate) async fn lock(
+    connection: &mut PgConnection,
+    names: LockNames,
+    sorted: &[&RecordId],
+) -> Result<Vec<PgRow>, StoreError> {
+    if sorted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let failed = |error| explain("lock records", &error);
+    let rows = lock_rows(connection, sorted).await.map_err(failed)?;
+    if rows.len() == sorted.len() {
+        return Ok(rows);
+    }
+    let there = rows
+        .iter()
+        .map(|row| Ok((row.try_get("kind")?, row.try_get("id")?)))
+        .collect::<sqlx::Result<Vec<(&str, &str)>>>()
+        .map_err(failed)?;
+    let missing = sorted
+        .iter()
+        .filter(|id| !there.contains(&(&*id.kind, &*id.id)));
+    let mut hashes: Vec<i32> = missing.map(|id| hash_of_pair(&id.kind, &id.id)).collect();
+    hashes.sort_unstable();
+    hashes.dedup();
+    sqlx::query("select count(pg_advisory_xact_lock($1, name)) from unnest($2::int[]) as name")
+        .bind(names.records)
+        .bind(hashes)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    lock_rows(connection, sorted).await.map_err(failed)
+}
+
+async fn lock_rows(
+    connection: &mut PgConnection,
+    sorted: &[&RecordId],
+) -> sqlx::Result<Vec<PgRow>> {
+    let (kinds, names) = id_columns(sorted.iter().copied());
+    sqlx::query(concat!(
+        "select ",
+        columns!(),
+        " from unnest($1::text[], $2::text[]) with ordinality as named (kind, id, number)
+         join tidings_record as row using (kind, id)
+         order by named.number for update of row"
+    ))
+    .bind(kinds)
+    .bind(names)
+    .fetch_all(connection)
+    .await
+}
+
+/// Writes records that are as expected.
+///
+/// # Errors
+///
+/// A conflict at the first that is not.
+pub(crate) async fn write(
+    connection: &mut PgConnection,
+    changes: &[RecordChange],
+) -> Result<(), StoreError> {
+    let mut changes: Vec<&RecordChange> = changes.iter().collect();
+    changes.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+    for change in changes {
+        let as_expected = match &change.value {
+            Some(value) => put(connection, change, value).await,
+            None => delete(connection, change).await,
+        };
+        let RecordId { kind, id } = &change.id;
+        if !as_expected.map_err(|error| explain("write a record", &error))? {
+            return Err(StoreError::conflict(format!(
+                "the record `{id}` of kind `{kind}` is not as expected: somebody else has written \
+                 it; read it and try again"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What must be there, as two columns.
+fn expected(expected: &Expected) -> (Option<i64>, Option<&str>) {
+    match expected {
+        Expected::Anything | Expected::Nothing => (None, None),
+        Expected::Version(version) => (Some(version.cast_signed()), None),
+        Expected::Lease(lease) => (None, Some(&lease.0)),
+    }
+}
+
+macro_rules! insert {
+    () => {
+        concat!(
+            "insert into tidings_record as row (kind, id, label, due, take_at, body)
+             select $1, $2, $3, due, due, $5 from (select ",
+            time!("$4"),
+            " as due) as value"
+        )
+    };
+}
+
+async fn put(
+    connection: &mut PgConnection,
+    change: &RecordChange,
+    value: &RecordValue,
+) -> sqlx::Result<bool> {
+    let sql = match change.expected {
+        Expected::Nothing => concat!(insert!(), " on conflict do nothing"),
+        Expected::Anything => concat!(
+            insert!(),
+            " on conflict (kind, id) do update
+             set version = row.version + 1, label = excluded.label, due = excluded.due,
+                 take_at = excluded.due, lease = null, written = excluded.written,
+                 body = excluded.body"
+        ),
+        Expected::Version(_) | Expected::Lease(_) => concat!(
+            "update tidings_record
+             set version = version + 1, label = $3, due = ",
+            time!("$4"),
+            ", take_at = ",
+            time!("$4"),
+            ", lease = null, written = statement_timestamp(), body = $5
+             where kind = $1 and id = $2 and ($6::bigint is null or version = $6)
+               and ($7::text is null or lease = $7)"
+        ),
+    };
+    let query = sqlx::query(sql)
+        .bind(&*change.id.kind)
+        .bind(&*change.id.id)
+        .bind(&*value.label)
+        .bind(value.due.map(jiff::Timestamp::as_microsecond))
+        .bind(&*value.body);
+    let query = match change.expected {
+        Expected::Version(_) | Expected::Lease(_) => {
+            let (version, lease) = expected(&change.expected);
+            query.bind(version).bind(lease)
+        }
+        Expected::Nothing | Expected::Anything => query,
+    };
+    let done = query.execute(connection).await?;
+    Ok(done.rows_affected() > 0)
+}
+
+async fn delete(connection: &mut PgConnection, change: &RecordChange) -> sqlx::Result<bool> {
+    let (version, lease) = expected(&change.expected);
+    if change.expected == Expected::Nothing {
+        return sqlx::query_scalar(
+            "select not exists (select from tidings_record where kind = $1 and id = $2)",
+        )
+        .bind(&*change.id.kind)
+        .bind(&*change.id.id)
+        .fetch_one(connection)
+        .await;
+    }
+    let done = sqlx::query(
+        "delete from tidings_record
+         where kind = $1 and id = $2 and ($3::bigint is null or version = $3)
+           and ($4::text is null or lease = $4)",
+    )
+    .bind(&*change.id.kind)
+    .bind(&*change.id.id)
+    .bind(version)
+    .bind(lease)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() > 0 || change.expected == Expected::Anything)
+}
+
+pub(crate) const TAKE_DUE: &str = concat!(
+    "with taken as materialized (
+         select kind, id, take_at from tidings_record
+         where kind = $1 and take_at <= statement_timestamp()
+         order by take_at limit $2 for update skip locked
+     )
+     update tidings_record as row
+     set take_at = statement_timestamp() + make_interval(secs => $3),
+         lease = $4 || ' ' || gen_random_uuid()
+     from taken where row.kind = taken.kind and row.id = taken.id
+     returning ",
+    columns!(),
+    ", row.lease, (extract(epoch from taken.take_at) * 1000000)::bigint as was_due"
+);
+
+async fn take_due(
+    pool: &PgPool,
+    kind: &str,
+    worker: &str,
+    lease: Duration,
+    limit: usize,
+) -> Result<Vec<(Lease, Record)>, StoreError> {
+    let failed = |error| explain("take records that are due", &error);
+    let rows = sqlx::query(TAKE_DUE)
+        .bind(kind)
+        .bind(count(limit))
+        .bind(seconds(lease))
+        .bind(worker)
+        .fetch_all(pool)
+        .await
+        .map_err(failed)?;
+    let taken = rows.iter().map(|row| {
+        let was_due: i64 = row.try_get("was_due").map_err(failed)?;
+        let lease: String = row.try_get("lease").map_err(failed)?;
+        Ok((was_due, (Lease(lease.into()), record(row)?)))
+    });
+    let mut taken = taken.collect::<Result<Vec<_>, StoreError>>()?;
+    taken.sort_by_key(|(was_due, _)| *was_due);
+    Ok(taken.into_iter().map(|(_, taken)| taken).collect())
+}
+
+async fn next_due(pool: &PgPool, kind: &str) -> Result<Option<Duration>, StoreError> {
+    let seconds: Option<f64> = sqlx::query_scalar(
+        "select extract(epoch from min(take_at) - statement_timestamp())::float8
+         from tidings_record where kind = $1 and take_at is not null",
+    )
+    .bind(kind)
+    .fetch_one(pool)
+    .await
+    .map_err(|error| explain("look when the next record is due", &error))?;
+    Ok(seconds.map(ahead))
+}
+
+/// With a label and without one: each has an index in the order of the list.
+macro_rules! list {
+    ($with_label:literal) => {
+        concat!(
+            "select ",
+            columns!(),
+            " from tidings_record as row where row.kind = $1 and ",
+            $with_label,
+            " and ($3::float8 is null
+                   or row.written <= statement_timestamp() - make_interval(secs => $3))
+              and (row.written, row.id) > (coalesce(",
+            time!("$4"),
+            ", '-infinity'), coalesce($5, ''))
+             order by row.written, row.id limit $6"
+        )
+    };
+}
+
+async fn list(pool: &PgPool, query: &RecordQuery) -> Result<Vec<Record>, StoreError> {
+    let sql = match query.label {
+        Some(_) => list!("row.label = $2"),
+        None => list!("$2::text is null"),
+    };
+    let after = query.after.as_ref();
+    let rows = sqlx::query(sql)
+        .bind(&*query.kind)
+        .bind(query.label.as_deref())
+        .bind(query.older_than.map(seconds))
+        .bind(after.map(|(written, _)| written.as_microsecond()))
+        .bind(after.map(|(_, id)| &**id))
+        .bind(count(query.limit))
+        .fetch_all(pool)
+        .await
+        .map_err(|error| explain("list records", &error))?;
+    rows.iter().map(record).collect()
+}

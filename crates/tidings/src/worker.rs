@@ -1,0 +1,344 @@
+//! The worker: tries the messages that wait in the store when they are due.
+//!
+//! Each instance of a service has one. It leases due rows, has them handled like deliveries, and
+//! settles each by a commit over its lease; the rows of an instance that died are due again when
+//! their leases end, no human needed (rule: what waits, waits in the store).
+//!
+//! A row that was taken and never settled may be one whose handler ends the process. Such a row is
+//! a *suspect*: it is tried alone, with nothing else of the worker under way, so that the next crash
+//! counts against nobody else; after [`UNFINISHED_MAX`] starts that never finished it is a dead
+//! letter.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Notify,
+    task::{Id, JoinSet},
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use crate::{
+    Attempt, BoxError, Due, Incoming, Lease, Over, Store, StoreError,
+    gate::Source,
+    handling::{Handling, Message, Outcome},
+    throttle::Throttle,
+};
+
+/// How many rows are under way at the same time.
+const ROWS_MAX: usize = 64;
+/// How long to wait without being woken: rows that another instance deferred are found by then.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// How long to leave a database alone that does not answer.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// How many starts that never finished make a dead letter.
+pub(crate) const UNFINISHED_MAX: u32 = 3;
+
+/// The worker of one instance of a service.
+pub(crate) struct Worker {
+    id: String,
+    store: Arc<dyn Store>,
+    /// How long a worker that died keeps its rows.
+    lease: Duration,
+    handlings: HashMap<Box<str>, Arc<Handling>>,
+    /// Notified when something new waits.
+    deferred: Arc<Notify>,
+    tasks: JoinSet<()>,
+    /// The leases of what is under way, by task.
+    leases: HashMap<Id, Lease>,
+    /// A suspect is under way, or waits until nothing else is.
+    suspect: Suspect,
+    trouble: Throttle,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suspect {
+    None,
+    Waiting,
+    Running,
+}
+
+impl Worker {
+    /// A worker for handlers that share `store`.
+    pub(crate) fn new(
+        id: String,
+        store: Arc<dyn Store>,
+        lease: Duration,
+        handlings: &[Arc<Handling>],
+        deferred: Arc<Notify>,
+    ) -> Self {
+        let by_name = handlings
+            .iter()
+            .map(|it| ((*it.queue).into(), Arc::clone(it)));
+        Self {
+            id,
+            store,
+            lease,
+            handlings: by_name.collect(),
+            deferred,
+            tasks: JoinSet::new(),
+            leases: HashMap::new(),
+            suspect: Suspect::None,
+            trouble: Throttle::new(Duration::from_secs(5)),
+        }
+    }
+
+    /// Works until `stop`, then finishes what has begun.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let deferred = Arc::clone(&self.deferred);
+        let mut renew = interval(self.lease / 3);
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut wait = Duration::ZERO;
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(joined) = self.tasks.join_next_with_id() => {
+                    self.joined(joined.map_or_else(|error| error.id(), |(id, ())| id));
+                }
+                () = deferred.notified() => {}
+                () = sleep(wait) => {}
+                _ = renew.tick() => self.renew().await,
+            }
+            wait = match self.take().await {
+                Ok(wait) => wait,
+                Err(error) => {
+                    if self.trouble.allows() {
+                        warn!("the worker cannot take deferred messages, it tries again: {error}");
+                    }
+                    STORE_PAUSE
+                }
+            };
+        }
+        while let Some(joined) = self.tasks.join_next_with_id().await {
+            self.joined(joined.map_or_else(|error| error.id(), |(id, ())| id));
+        }
+    }
+
+    fn joined(&mut self, id: Id) {
+        self.leases.remove(&id);
+        if self.tasks.is_empty() && self.suspect == Suspect::Running {
+            self.suspect = Suspect::None;
+        }
+    }
+
+    /// Keeps what is under way.
+    async fn renew(&mut self) {
+        let leases: Vec<Lease> = self.leases.values().cloned().collect();
+        if leases.is_empty() {
+            return;
+        }
+        // A lease that ends costs an attempt that is made twice; the commit decides.
+        if let Err(error) = self.store.deferred().renew(&leases, self.lease).await
+            && self.trouble.allows()
+        {
+            warn!("the worker cannot renew its leases: {error}");
+        }
+    }
+
+    /// Takes what is due, as far as there is room. Returns how long to wait for more.
+    async fn take(&mut self) -> Result<Duration, StoreError> {
+        loop {
+            let room = match self.suspect {
+                Suspect::Running => 0,
+                Suspect::Waiting if !self.tasks.is_empty() => 0,
+                _ => ROWS_MAX - self.tasks.len(),
+            };
+            let consumers: Vec<Box<str>> = self
+                .handlings
+                .iter()
+                .filter(|(_, handling)| handling.gate.is_passable(Source::Store))
+                .map(|(name, _)| name.clone())
+                .collect();
+            let gates = self.handlings.values().map(|handling| &handling.gate);
+            let next_trial = gates
+                .filter_map(|gate| gate.passable_in(Source::Store))
+                .min();
+            let poll_every = next_trial.map_or(POLL_EVERY, |trial| trial.min(POLL_EVERY));
+            if room == 0 || consumers.is_empty() {
+                return Ok(poll_every);
+            }
+            let deferred = self.store.deferred();
+            let due = deferred
+                .take_due(&consumers, &self.id, self.lease, room)
+                .await?;
+            let is_full = due.len() == room;
+            self.start(due).await?;
+            if !is_full {
+                let next = self.store.deferred().next_due(&consumers).await?;
+                return Ok(next.map_or(poll_every, |due| due.min(poll_every)));
+            }
+        }
+    }
+
+    /// Starts what was taken: a suspect alone, or all that are none.
+    async fn start(&mut self, due: Vec<Due>) -> Result<(), StoreError> {
+        let (mut suspects, fresh): (Vec<Due>, Vec<Due>) =
+            due.into_iter().partition(|due| due.unfinished > 0);
+        let mut given_back = Vec::new();
+        self.suspect = Suspect::None;
+        if self.tasks.is_empty() && !suspects.is_empty() {
+            let first = suspects.remove(0);
+            given_back.extend(suspects.into_iter().chain(fresh).map(|due| due.lease));
+            self.suspect = Suspect::Running;
+            self.spawn(first);
+        } else {
+            if !suspects.is_empty() {
+                self.suspect = Suspect::Waiting;
+            }
+            given_back.extend(suspects.into_iter().map(|due| due.lease));
+            for due in fresh {
+                self.spawn(due);
+            }
+        }
+        if given_back.is_empty() {
+            return Ok(());
+        }
+        let deferred = self.store.deferred();
+        deferred.release(&given_back, Duration::ZERO).await
+    }
+
+    fn spawn(&mut self, due: Due) {
+        let Some(handling) = self.handlings.get(&due.claim.consumer) else {
+            return; // Not asked for; its lease will end.
+        };
+        let lease = due.lease.clone();
+        let task = handle(Arc::clone(handling), Arc::clone(&self.store), due);
+        let handle = self.tasks.spawn(task);
+        self.leases.insert(handle.id(), lease);
+    }
+}
+
+/// From a row that is due to its settlement. The database may be away meanwhile: what was found out
+/// is written down when it is back, rather than found out again.
+async fn handle(handling: Arc<Handling>, store: Arc<dyn Store>, due: Due) {
+    let lease = due.lease.clone();
+    let write = match handle_once(&handling, due).await {
+        None => return,
+        Some(Settling::Release) => {
+            let deferred = store.deferred();
+            // If not even this goes, its lease ends.
+            if let Err(error) = deferred.release(&[lease], Duration::ZERO).await {
+                debug!("a row was not given back, its lease will end: {error}");
+            }
+            return;
+        }
+        Some(Settling::Write(write)) => *write,
+    };
+    loop {
+        let written = match &write {
+            Write::Defer(message, due_in) => {
+                handling.defer(&*store, &message.borrow(), *due_in).await
+            }
+            Write::GiveUp(message) => handling.give_up(&*store, &message.borrow()).await,
+        };
+        match written {
+            Ok(()) => return,
+            Err(error) if error.is_unavailable() || error.is_conflict() => {
+                sleep(STORE_PAUSE).await;
+            }
+            Err(error) => {
+                error!(
+                    queue = &*handling.queue,
+                    "what became of a deferred message cannot be written down, it is tried again \
+                     when its lease ends: {error}"
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// How a row is settled that its own commit did not settle.
+enum Settling {
+    /// It was not tried.
+    Release,
+    Write(Box<Write>),
+}
+
+enum Write {
+    Defer(OwnedMessage, Duration),
+    GiveUp(OwnedMessage),
+}
+
+/// A [`Message`] with what it borrows.
+struct OwnedMessage {
+    due: Due,
+    incoming: Option<Incoming>,
+    failures: u32,
+    history: Vec<Attempt>,
+}
+
+impl OwnedMessage {
+    fn failed(due: Due, incoming: Option<Incoming>, attempt: Attempt) -> Self {
+        let mut history = due.history.clone();
+        attempt.add_to(&mut history);
+        Self {
+            failures: due.failures.saturating_add(1),
+            history,
+            incoming,
+            due,
+        }
+    }
+
+    fn borrow(&self) -> Message<'_> {
+        Message {
+            claim: self.due.claim.clone(),
+            over: Over::Lease(self.due.lease.clone()),
+            incoming: self.incoming.as_ref(),
+            failures: self.failures,
+            history: self.history.clone(),
+        }
+    }
+}
+
+async fn handle_once(handling: &Handling, due: Due) -> Option<Settling> {
+    let envelope = match &due.envelope {
+        Ok(envelope) => Arc::clone(envelope),
+        Err(why) => {
+            let error = format!("what is stored of the message cannot be read: {why}");
+            return Some(give_up(handling, due, None, &error.into()));
+        }
+    };
+    let incoming = Incoming {
+        envelope,
+        queue: Arc::clone(&handling.queue),
+        failures: due.failures,
+        over: Over::Lease(due.lease.clone()),
+        order: due.order.clone(),
+        traceparent: None,
+    };
+    if due.unfinished >= UNFINISHED_MAX {
+        let error = format!(
+            "its handler was started {} times and never finished; maybe it ends the process",
+            due.unfinished
+        );
+        return Some(give_up(handling, due, Some(incoming), &error.into()));
+    }
+    let context = match handling.accept(incoming.clone()) {
+        Ok(context) => context,
+        Err(error) => return Some(give_up(handling, due, Some(incoming), &error)),
+    };
+    match handling.run(context, Source::Store).await {
+        Outcome::Settled => None,
+        Outcome::Untried | Outcome::Behind => Some(Settling::Release),
+        Outcome::Again(error, delay) => {
+            let attempt = handling.attempt(&error);
+            handling.counts.retried.increment(1);
+            let message = OwnedMessage::failed(due, Some(incoming), attempt);
+            Some(Settling::Write(Box::new(Write::Defer(message, delay))))
+        }
+        Outcome::Dead(error) => Some(give_up(handling, due, Some(incoming), &error)),
+    }
+}
+
+fn give_up(
+    handling: &Handling,
+    due: Due,
+    incoming: Option<Incoming>,
+    error: &BoxError,
+) -> Settling {
+    let attempt = handling.attempt(error);
+    let message = OwnedMessage::failed(due, incoming, attempt);
+    Settling::Write(Box::new(Write::GiveUp(message)))
+}

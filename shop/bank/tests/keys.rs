@@ -1,0 +1,141 @@
+//! What the bank promises about idempotency keys, on SQLite and on PostgreSQL.
+
+use axum::{
+    body::Body,
+    http::{Request, Response},
+};
+use serde_json::{Value, json};
+use shop_kit::Database;
+use tidings_testing::servers::Postgres;
+use tower::ServiceExt;
+
+struct Bank(axum::Router);
+
+impl Bank {
+    async fn on(database: &Database) -> Self {
+        Self(shop_bank::service(database).await.unwrap().http)
+    }
+
+    async fn charge(&self, key: &str, order_id: &str, card: &str) -> (u16, Value) {
+        let body = json!({"orderId": order_id, "amount": 12.5, "card": card});
+        self.post("/bank/charges", key, &body).await
+    }
+
+    async fn refund(&self, key: &str, order_id: &str) -> (u16, Value) {
+        let body = json!({"orderId": order_id});
+        self.post("/bank/refunds", key, &body).await
+    }
+
+    async fn post(&self, path: &str, key: &str, body: &Value) -> (u16, Value) {
+        let request = Request::post(path)
+            .header("content-type", "application/json")
+            .header("idempotency-key", key)
+            .body(Body::from(body.to_string()))
+            .unwrap();
+        let answer = self.0.clone().oneshot(request).await.unwrap();
+        (answer.status().as_u16(), json_of(answer).await)
+    }
+
+    /// The kinds of the entries about an order, with their keys.
+    async fn ledger(&self, order_id: &str) -> Vec<(String, String)> {
+        let path = format!("/bank/ledger?orderId={order_id}");
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let entries = json_of(self.0.clone().oneshot(request).await.unwrap()).await;
+        let text = |entry: &Value, field: &str| entry[field].as_str().unwrap().to_owned();
+        let entries = entries.as_array().unwrap().iter();
+        entries
+            .map(|entry| (text(entry, "kind"), text(entry, "idempotencyKey")))
+            .collect()
+    }
+}
+
+async fn json_of(answer: Response<Body>) -> Value {
+    let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await;
+    serde_json::from_slice(&body.unwrap()).unwrap()
+}
+
+fn refunded() -> (u16, Value) {
+    (200, json!({"status": "REFUNDED", "amount": 12.5}))
+}
+
+fn nothing() -> (u16, Value) {
+    (200, json!({"status": "NOTHING_TO_REFUND"}))
+}
+
+async fn once_per_key(database: &Database) {
+    let bank = Bank::on(database).await;
+    let charged = (200, json!({"status": "CHARGED"}));
+    assert_eq!(bank.charge("k-1", "o-1", "tok_ok").await, charged);
+    assert_eq!(bank.charge("k-1", "o-1", "tok_ok").await, charged);
+    assert_eq!(bank.refund("k-1", "o-1").await, refunded());
+    assert_eq!(bank.refund("k-1", "o-1").await, refunded());
+    assert_eq!(bank.charge("k-1", "o-1", "tok_ok").await, charged);
+    let entry = |kind: &str| (kind.to_owned(), "k-1".to_owned());
+    assert_eq!(bank.ledger("o-1").await, [entry("charge"), entry("refund")]);
+
+    assert_eq!(bank.charge("k-1", "o-2", "tok_ok").await.0, 422);
+    assert_eq!(bank.refund("k-1", "o-2").await.0, 422);
+    assert!(bank.ledger("o-2").await.is_empty());
+}
+
+async fn a_refund_of_nothing_makes_the_key_void(database: &Database) {
+    let bank = Bank::on(database).await;
+    assert_eq!(bank.refund("k-3", "o-3").await, nothing());
+    assert_eq!(
+        bank.charge("k-3", "o-3", "tok_declined").await.1["status"],
+        "DECLINED"
+    );
+    let late = bank.charge("k-3", "o-3", "tok_ok").await;
+    assert_eq!((late.0, &late.1["status"]), (200, &json!("DECLINED")));
+    assert_eq!(bank.refund("k-3", "o-3").await, nothing());
+    assert!(bank.ledger("o-3").await.is_empty());
+
+    // Another key of the same order is another charge.
+    assert_eq!(
+        bank.charge("k-4", "o-3", "tok_ok").await.1["status"],
+        "CHARGED"
+    );
+
+    assert_eq!(
+        bank.charge("k-5", "o-5", "tok_declined").await.1["status"],
+        "DECLINED"
+    );
+    assert_eq!(bank.refund("k-5", "o-5").await, nothing());
+}
+
+/// Both cannot have happened: a charge that stands, and a refund that found nothing.
+async fn of_a_charge_and_a_refund_at_once_one_is_first(database: &Database) {
+    let bank = Bank::on(database).await;
+    for number in 0..100 {
+        let (key, order) = (format!("r-{number}"), format!("race-{number}"));
+        let (charge, refund) = tokio::join!(
+            bank.charge(&key, &order, "tok_ok"),
+            bank.refund(&key, &order)
+        );
+        let kinds = bank.ledger(&order).await.len();
+        match charge.1["status"].as_str() {
+            Some("CHARGED") => assert_eq!((refund, kinds), (refunded(), 2), "{order}"),
+            Some("DECLINED") => assert_eq!((refund, kinds), (nothing(), 0), "{order}"),
+            other => panic!("{order}: {other:?} {refund:?}"),
+        }
+    }
+}
+
+async fn all(database: &Database) {
+    once_per_key(database).await;
+    a_refund_of_nothing_makes_the_key_void(database).await;
+    of_a_charge_and_a_refund_at_once_one_is_first(database).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_moves_money_once_and_back_once() {
+    let folder = tempfile::tempdir().unwrap();
+    all(&Database::Sqlite(folder.path().into())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs PostgreSQL"]
+async fn a_key_moves_money_once_and_back_once_on_postgresql() {
+    let server = Postgres::start().unwrap();
+    all(&Database::Postgres(server.url())).await;
+}
