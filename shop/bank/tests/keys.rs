@@ -5,7 +5,7 @@ use axum::{
     http::{Request, Response},
 };
 use serde_json::{Value, json};
-use shop_kit::Database;
+use shop_kit::{Database, sql};
 use tidings_testing::servers::Postgres;
 use tower::ServiceExt;
 
@@ -121,7 +121,44 @@ async fn of_a_charge_and_a_refund_at_once_one_is_first(database: &Database) {
     }
 }
 
+/// The tables of the first version, which knew no void keys, with a charge.
+async fn of_the_first_version(database: &Database) {
+    let first = ["create table ledger (
+        idempotency_key text not null,
+        kind text not null,
+        order_id text not null,
+        amount bigint not null,
+        at bigint not null,
+        primary key (idempotency_key, kind)
+    );
+    create index ledger_by_order on ledger (order_id);
+    create table flaky_card (
+        idempotency_key text primary key,
+        requests bigint not null
+    );
+    create table behaviour (
+        id bigint primary key,
+        settings text not null
+    )"];
+    let db = database.open("bank", &first).await.unwrap();
+    let charge = sql(
+        "insert into ledger (idempotency_key, kind, order_id, amount, at)
+         values ('k-0', 'charge', 'o-0', 1250, 1)",
+    );
+    db.write(vec![charge]).await.unwrap();
+}
+
+async fn what_the_first_version_charged_can_be_refunded(database: &Database) {
+    let bank = Bank::on(database).await;
+    let charged = (200, json!({"status": "CHARGED"}));
+    assert_eq!(bank.charge("k-0", "o-0", "tok_ok").await, charged);
+    assert_eq!(bank.refund("k-0", "o-0").await, refunded());
+    assert_eq!(bank.ledger("o-0").await.len(), 2);
+}
+
 async fn all(database: &Database) {
+    of_the_first_version(database).await;
+    what_the_first_version_charged_can_be_refunded(database).await;
     once_per_key(database).await;
     a_refund_of_nothing_makes_the_key_void(database).await;
     of_a_charge_and_a_refund_at_once_one_is_first(database).await;

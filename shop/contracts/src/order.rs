@@ -36,7 +36,7 @@ pub enum OrderStatus {
     Created,
     /// Paid and in stock.
     Confirmed,
-    /// Not paid or not in stock; everything done for it has been undone.
+    /// Refused, or past its deadline; what was done for it is undone.
     Cancelled,
 }
 

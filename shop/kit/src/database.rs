@@ -142,7 +142,8 @@ impl Db {
     ///
     /// # Errors
     ///
-    /// When one of them fails, or the transaction does not become durable: nothing was written.
+    /// When one of them fails: nothing was written. And when the database does not say whether the
+    /// commit succeeded: then everything may have been written, or nothing.
     pub async fn write(&self, statements: Vec<Statement>) -> Result<Vec<Outcome>, StoreError> {
         match &self.0 {
             Kind::Sqlite(store) => {

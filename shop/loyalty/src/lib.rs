@@ -1,6 +1,7 @@
 //! Loyalty: a point for each whole unit of currency of a confirmed order, once.
 //!
-//! It can be left out of a shop, or added to one that runs: nobody else knows of it.
+//! It can be left out of a shop, or added to one that runs: nobody waits for it. Orders only notes in
+//! an order's timeline that points were awarded.
 
 use axum::{
     Json,
