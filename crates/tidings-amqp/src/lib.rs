@@ -232,6 +232,10 @@ impl Transport for Amqp {
     }
 
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
+        if let Some(group) = topology.groups.first() {
+            let error = no_groups(&group.name);
+            return Box::pin(std::future::ready(Err(error)));
+        }
         Box::pin(self.shared.declare(Declared::of(topology)))
     }
 
@@ -245,6 +249,9 @@ impl Transport for Amqp {
         subscription: Subscription,
     ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
         Box::pin(async move {
+            if subscription.is_ordered {
+                return Err(no_groups(&subscription.queue));
+            }
             let deliveries = consumer::subscribe(&self.shared, subscription).await?;
             Ok(Box::pin(deliveries) as Deliveries)
         })
@@ -253,6 +260,15 @@ impl Transport for Amqp {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.shared.close())
     }
+}
+
+/// [`Features::partitions_max`] is zero: asking for order across instances is an error, not something
+/// that is quietly not kept.
+fn no_groups(name: &str) -> TransportError {
+    TransportError::fatal(format!(
+        "`{name}` asks for order across instances, which this transport does not keep; take \
+         competing consumers, or another transport"
+    ))
 }
 
 /// What the transport, its links and its subscriptions share.

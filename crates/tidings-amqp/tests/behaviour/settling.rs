@@ -1,11 +1,11 @@
 //! How deliveries end: in whatever order, half-way, or not at all.
 
-use std::time::Duration;
+use std::{num::NonZeroU16, time::Duration};
 
 use futures_util::future::join_all;
 use tidings_core::{
-    Destination, Envelope, Outgoing, PublishErrorKind, Settlement, Transport, Unrouted,
-    dead_letter_queue,
+    Destination, Envelope, Group, Outgoing, PublishErrorKind, Settlement, Subscription, Topology,
+    Transport, Unrouted, dead_letter_queue,
 };
 use tidings_wire::{Array, BasicProperties, ShortStr, Table, Value};
 
@@ -289,6 +289,11 @@ pub(crate) async fn what_amqp_cannot_carry_harms_nothing_else(url: String) {
         let error = declaring.expect_err("no broker has it");
         assert!(!error.is_temporary(), "{error}");
     }
+    let group = Group::new("group", NonZeroU16::MIN);
+    let declaring = amqp.declare(&Topology::new().group(group)).await;
+    assert!(declaring.is_err_and(|error| !error.is_temporary()));
+    let ordered = amqp.subscribe(Subscription::new(queue.clone()).ordered());
+    assert!(ordered.await.is_err_and(|error| !error.is_temporary()));
     let longest = format!("{:q<250}", unique("longest"));
     assert_eq!(amqp.features().name_bytes_max, longest.len());
     amqp.declare(&topology(&longest, &[]))
