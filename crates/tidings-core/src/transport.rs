@@ -177,6 +177,15 @@ impl Topology {
         self
     }
 
+    /// Without what retries wait in: for consumers whose messages wait in their stores, when a
+    /// router that was not given its store yet is asked for its topology.
+    pub fn without_delays(mut self) -> Self {
+        for queue in &mut self.queues {
+            queue.delays.clear();
+        }
+        self
+    }
+
     /// Adds everything of another topology.
     pub fn merge(self, other: Self) -> Self {
         let with_topics = other.topics.into_iter().fold(self, Self::topic);

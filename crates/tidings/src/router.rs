@@ -12,8 +12,9 @@ use std::{
 use tower::{Layer, Service};
 
 use crate::{
-    BoxError, Context, Destination, Envelope, Event, Group, Handled, Handler, HandlerService,
-    Incoming, Message, MessageId, OrderKey, Permanent, Provided, Queue, Retry, SLOT_COUNT, States,
+    BoxError, Context, Destination, Envelope, Event, Group, Handled, Handler, HandlerOptions,
+    HandlerService,
+    Incoming, Message, MessageId, OrderKey, Permanent, Provided, Queue, Retry, States,
     Store, Topology,
     handler::{Effects, Upcast, decode},
     identity_of,
@@ -69,87 +70,6 @@ pub(crate) struct Limits {
     pub(crate) lease: Duration,
 }
 
-/// How one handler is run, where it differs from the others of its router; for
-/// [`Router::on_with`].
-#[derive(Debug, Clone, Default)]
-pub struct HandlerOptions {
-    retry: Option<Retry>,
-    concurrency: Option<NonZeroU16>,
-    attempt_timeout: Option<Duration>,
-    partitions: Option<NonZeroU16>,
-    after_dead_letter: Option<AfterDeadLetter>,
-}
-
-/// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
-/// asks for order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AfterDeadLetter {
-    /// They are handled without it.
-    #[default]
-    Pass,
-    /// They stay parked until it is redriven and handled, or discarded.
-    Park,
-}
-
-impl HandlerOptions {
-    /// Like the others of its router.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// As [`Router::retry`], for this handler.
-    pub fn retry(mut self, policy: Retry) -> Self {
-        self.retry = Some(policy);
-        self
-    }
-
-    /// As [`Router::concurrency`], for this handler.
-    ///
-    /// # Panics
-    ///
-    /// As [`Router::concurrency`].
-    #[track_caller]
-    pub fn concurrency(mut self, messages: u16) -> Self {
-        self.concurrency = Some(concurrency(messages));
-        self
-    }
-
-    /// As [`Router::attempt_timeout`], for this handler.
-    pub fn attempt_timeout(mut self, limit: Duration) -> Self {
-        self.attempt_timeout = Some(limit);
-        self
-    }
-
-    /// As [`Router::ordered`], for this handler: its messages are an ordered group of their own.
-    ///
-    /// # Panics
-    ///
-    /// As [`Router::ordered`].
-    #[track_caller]
-    pub fn ordered(mut self, partitions: u16) -> Self {
-        self.partitions = Some(self::partitions(partitions));
-        self
-    }
-
-    /// As [`Router::after_dead_letter`], for this handler.
-    pub fn after_dead_letter(mut self, then: AfterDeadLetter) -> Self {
-        self.after_dead_letter = Some(then);
-        self
-    }
-
-    /// These, and where they say nothing, what `defaults` say; except for the group, which handlers
-    /// of their own share with no other.
-    fn or(&self, defaults: &Self) -> Self {
-        Self {
-            retry: self.retry.clone().or_else(|| defaults.retry.clone()),
-            concurrency: self.concurrency.or(defaults.concurrency),
-            attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
-            partitions: self.partitions,
-            after_dead_letter: self.after_dead_letter.or(defaults.after_dead_letter),
-        }
-    }
-}
-
 /// One handler.
 pub(crate) struct Route {
     pub(crate) name: &'static str,
@@ -173,23 +93,6 @@ type AttemptFn = dyn Fn(Arc<Effects>, Arc<[Upcast]>, Duration) -> HandlerService
 /// Decodes a message on arrival.
 pub(crate) type Accept =
     fn(Incoming, &[Upcast], &Arc<States>, Option<&Arc<dyn Store>>) -> Result<Context, Permanent>;
-
-#[track_caller]
-fn concurrency(messages: u16) -> NonZeroU16 {
-    NonZeroU16::new(messages)
-        .filter(|messages| messages.get() <= CONCURRENCY_MAX)
-        .expect("`concurrency` is between 1 and 16383")
-}
-
-#[track_caller]
-fn partitions(count: u16) -> NonZeroU16 {
-    NonZeroU16::new(count)
-        .filter(|count| count.get() <= SLOT_COUNT)
-        .expect("`ordered` takes 1 to 64 partitions")
-}
-
-/// A broker counts what is out in 16 bits, and four times as many are fetched ahead.
-const CONCURRENCY_MAX: u16 = u16::MAX / 4;
 
 impl Router {
     /// A consumer without handlers. `consumer` names the group whose instances compete for

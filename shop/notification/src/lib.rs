@@ -70,7 +70,7 @@ fn messages() -> Router {
 /// starts the shop declares them before the first order, so that messages wait there for a service
 /// that has never run.
 pub fn topology() -> Topology {
-    messages().topology()
+    messages().topology().without_delays()
 }
 
 async fn confirmed(

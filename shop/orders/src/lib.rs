@@ -118,5 +118,5 @@ fn messages() -> Router {
 /// Whoever starts the shop declares them beforehand, so that answers wait there for a service that
 /// has never run.
 pub fn topology() -> Topology {
-    messages().topology()
+    messages().topology().without_delays()
 }

@@ -1,0 +1,105 @@
+//! How one handler is run, where it differs from the others of its router.
+
+use std::{num::NonZeroU16, time::Duration};
+
+use crate::{Retry, SLOT_COUNT};
+#[allow(unused_imports, reason = "named in the docs")]
+use crate::Router;
+
+/// How one handler is run, where it differs from the others of its router; for
+/// [`Router::on_with`].
+#[derive(Debug, Clone, Default)]
+pub struct HandlerOptions {
+    pub(crate) retry: Option<Retry>,
+    pub(crate) concurrency: Option<NonZeroU16>,
+    pub(crate) attempt_timeout: Option<Duration>,
+    pub(crate) partitions: Option<NonZeroU16>,
+    pub(crate) after_dead_letter: Option<AfterDeadLetter>,
+}
+
+/// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
+/// asks for order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AfterDeadLetter {
+    /// They are handled without it.
+    #[default]
+    Pass,
+    /// They stay parked until it is redriven and handled, or discarded.
+    Park,
+}
+
+impl HandlerOptions {
+    /// Like the others of its router.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As [`Router::retry`], for this handler.
+    pub fn retry(mut self, policy: Retry) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// As [`Router::concurrency`], for this handler.
+    ///
+    /// # Panics
+    ///
+    /// As [`Router::concurrency`].
+    #[track_caller]
+    pub fn concurrency(mut self, messages: u16) -> Self {
+        self.concurrency = Some(concurrency_checked(messages));
+        self
+    }
+
+    /// As [`Router::attempt_timeout`], for this handler.
+    pub fn attempt_timeout(mut self, limit: Duration) -> Self {
+        self.attempt_timeout = Some(limit);
+        self
+    }
+
+    /// As [`Router::ordered`], for this handler: its messages are an ordered group of their own.
+    ///
+    /// # Panics
+    ///
+    /// As [`Router::ordered`].
+    #[track_caller]
+    pub fn ordered(mut self, partitions: u16) -> Self {
+        self.partitions = Some(partitions_checked(partitions));
+        self
+    }
+
+    /// As [`Router::after_dead_letter`], for this handler.
+    pub fn after_dead_letter(mut self, then: AfterDeadLetter) -> Self {
+        self.after_dead_letter = Some(then);
+        self
+    }
+
+    /// These, and where they say nothing, what `defaults` say; except for the group, which handlers
+    /// of their own share with no other.
+    pub(crate) fn or(&self, defaults: &Self) -> Self {
+        Self {
+            retry: self.retry.clone().or_else(|| defaults.retry.clone()),
+            concurrency: self.concurrency.or(defaults.concurrency),
+            attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
+            partitions: self.partitions,
+            after_dead_letter: self.after_dead_letter.or(defaults.after_dead_letter),
+        }
+    }
+}
+
+#[track_caller]
+fn concurrency_checked(messages: u16) -> NonZeroU16 {
+    NonZeroU16::new(messages)
+        .filter(|messages| messages.get() <= CONCURRENCY_MAX)
+        .expect("`concurrency` is between 1 and 16383")
+}
+
+#[track_caller]
+fn partitions_checked(count: u16) -> NonZeroU16 {
+    NonZeroU16::new(count)
+        .filter(|count| count.get() <= SLOT_COUNT)
+        .expect("`ordered` takes 1 to 64 partitions")
+}
+
+/// A broker counts what is out in 16 bits, and four times as many are fetched ahead.
+const CONCURRENCY_MAX: u16 = u16::MAX / 4;
