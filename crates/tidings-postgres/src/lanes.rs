@@ -146,8 +146,8 @@ impl Outbox for Shared {
 /// It first locks its own lanes (`mine` is read before `free`, which needs its count), and passes
 /// over free ones that another relay is just taking; then it says that it is alive, and only then
 /// (`gone` asks for `me`) removes relays that are not, passing over those that are just saying that
-/// they are. So nobody waits for somebody who waits. Relays
-/// that register at the same moment may not count each other; the next renewal does.
+/// they are. So nobody waits for somebody who waits. Relays that register at the same moment may not
+/// count each other; the next renewal does.
 const LEASE: &str = "
     with me as (
         insert into tidings_relay (relay, alive_until)
