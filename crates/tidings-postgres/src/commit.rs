@@ -79,3 +79,62 @@ async fn refuse_aborted(connection: &mut PgConnection) -> Result<(), StoreError>
         .map(drop)
         .map_err(|error| explain("commit a transaction", &error))
 }
+
+#[cfg(test)]
+mod tests {
+    use tidings_core::{
+        Claim, Destination, Envelope, Expected, OrderKey, Outgoing, RecordChange, RecordId,
+        Unrouted,
+    };
+
+    use super::*;
+
+    fn handled(id: &str) -> InboxEntry {
+        InboxEntry::handled(Claim {
+            consumer: "c".into(),
+            message: id.into(),
+        })
+    }
+
+    #[test]
+    fn what_a_handler_and_a_producer_usually_commit_is_one_statement() {
+        let message = Outgoing {
+            destination: Destination::topic("t"),
+            unrouted: Unrouted::Hold,
+            envelope: Envelope::new("n", "{}"),
+        };
+        let usual = Commit {
+            inbox: vec![handled("1")],
+            outbox: vec![message.clone(), message],
+            records: Vec::new(),
+        };
+        assert!(is_usual(&usual));
+        let sent = Commit {
+            inbox: Vec::new(),
+            ..usual.clone()
+        };
+        assert!(is_usual(&sent));
+
+        let mut ordered = usual.clone();
+        ordered.inbox[0].order = Some(OrderKey {
+            group: "g".into(),
+            key: "k".into(),
+        });
+        let mut redriven = usual.clone();
+        redriven.inbox[0].over = Over::Dead { redrive: 1 };
+        let mut two = usual.clone();
+        two.inbox.push(handled("2"));
+        let record = RecordChange {
+            id: RecordId::new("k", "1"),
+            expected: Expected::Anything,
+            value: None,
+        };
+        let with_record = Commit {
+            records: vec![record],
+            ..usual
+        };
+        for other in [ordered, redriven, two, with_record] {
+            assert!(!is_usual(&other), "{other:?}");
+        }
+    }
+}

@@ -144,17 +144,21 @@ impl Outbox for Shared {
 /// Renews what the relay has, and takes free lanes up to its share.
 ///
 /// It first locks its own lanes (`mine` is read before `free`, which needs its count), and passes
-/// over free ones that another relay is just taking: nobody waits for somebody who waits. Relays
-/// that register at the same moment may not count each other; the next renewal does.
+/// over free ones that another relay is just taking; then it says that it is alive, and only then
+/// (`gone` asks for `me`) removes relays that are not, passing over those that are just saying that
+/// they are. So nobody waits for somebody who waits. Relays that register at the same moment may not
+/// count each other; the next renewal does.
 const LEASE: &str = "
     with me as (
         insert into tidings_relay (relay, alive_until)
         values ($1, statement_timestamp() + make_interval(secs => $2))
         on conflict (relay) do update set alive_until = excluded.alive_until
+        returning relay
     ), gone as (
         delete from tidings_relay where relay = any (array(
             select relay from tidings_relay
             where relay <> $1 and alive_until <= statement_timestamp()
+              and exists (select from me)
             for update skip locked
         ))
     ), share as materialized (

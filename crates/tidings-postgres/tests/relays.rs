@@ -248,3 +248,27 @@ async fn a_notification_wakes_other_processes_and_not_its_own() {
         .await
         .expect("told by the other");
 }
+
+/// Relays whose leases have just ended take the lanes of each other, and pass over what another is
+/// just taking: nobody waits for somebody who waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn relays_that_take_lanes_from_each_other_do_not_deadlock() {
+    let schema = fresh_schema();
+    let mut relays = JoinSet::new();
+    for number in 0..4 {
+        let store = open(&schema).await;
+        relays.spawn(async move {
+            let relay = format!("relay {number}");
+            for round in 0..200 {
+                let leased = store.outbox().lease(&relay, Duration::ZERO).await;
+                leased.expect("nobody is in the way");
+                if round % 10 == number {
+                    let gone = store.outbox().release(&relay, None).await;
+                    gone.expect("nobody is in the way");
+                }
+            }
+        });
+    }
+    timeout(SOON * 3, relays.join_all()).await.expect("all end");
+}
