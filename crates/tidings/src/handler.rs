@@ -8,8 +8,7 @@
 //! finds its claim.
 
 use std::{
-    any::{Any, type_name},
-    borrow::Cow,
+    any::Any,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
@@ -22,9 +21,12 @@ use parking_lot::Mutex;
 use tower::{Service, ServiceExt};
 
 use crate::{
-    Ask, BoxError, BoxFuture, Claim, Committed, Context, Destination, Envelope, Error, Fate,
-    FromContext, InboxEntry, InboxState, IntoMessages, Message, Messages, Over, Permanent,
-    Provided, Refusal, Seen, Store, Transport, Work, publish::Sender, retry::NotAsked,
+    Ask, BoxError, BoxFuture, Claim, Committed, Context, Destination, Error, Fate, FromContext,
+    InboxEntry, InboxState, IntoMessages, Message, Messages, Over, Provided, Refusal, Seen, Store,
+    Transport, Work,
+    accept::{Upcast, decode},
+    publish::Sender,
+    retry::NotAsked,
 };
 
 /// An async function that handles messages of type `M`: the message first, then up to eight
@@ -340,63 +342,4 @@ pub(crate) fn panicked(who: &str, panic: &(dyn Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("something that is not text");
     format!("{who} panicked: {said}")
-}
-
-/// An older message that a handler of a newer one takes as well.
-#[derive(Clone)]
-pub(crate) struct Upcast {
-    /// The older message's name.
-    pub(crate) name: &'static str,
-    pub(crate) topic: Cow<'static, str>,
-    /// Decodes the older message and makes the newer one of it.
-    decode: fn(&Envelope) -> Result<Box<dyn Any + Send>, Permanent>,
-}
-
-impl Upcast {
-    pub(crate) fn new<Old, New>(topic: Cow<'static, str>) -> Self
-    where
-        Old: Message,
-        New: Message + From<Old>,
-    {
-        Self {
-            name: Old::NAME,
-            topic,
-            decode: |envelope| {
-                let old: Old = parse(envelope)?;
-                Ok(Box::new(New::from(old)))
-            },
-        }
-    }
-}
-
-/// The message in an envelope, which may hold an older one.
-pub(crate) fn decode<M: Message>(envelope: &Envelope, upcasts: &[Upcast]) -> Result<M, Permanent> {
-    let Some(upcast) = upcasts.iter().find(|upcast| envelope.name == upcast.name) else {
-        return parse(envelope);
-    };
-    let newer = (upcast.decode)(envelope)?;
-    newer.downcast().map(|newer| *newer).map_err(|_| {
-        Permanent::new(format!(
-            "`{}` was made into another message than `{}`",
-            upcast.name,
-            M::NAME
-        ))
-    })
-}
-
-fn parse<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
-    serde_json::from_slice(&envelope.body).map_err(|error| {
-        let hint = if envelope.body.is_empty() {
-            "; the body is empty".to_owned()
-        } else if envelope.content_type.is_empty() || envelope.content_type.contains("json") {
-            String::new()
-        } else {
-            format!("; its content type is `{}`", envelope.content_type)
-        };
-        let shape = type_name::<M>().rsplit("::").next().unwrap_or_default();
-        Permanent::new(format!(
-            "the body is not the JSON of a `{}` (`{shape}`): {error}{hint}",
-            M::NAME
-        ))
-    })
 }

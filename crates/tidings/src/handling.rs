@@ -25,9 +25,11 @@ use tracing::{Instrument, debug_span, error, warn};
 use crate::{
     Attempt, BoxError, Claim, Commit, Committed, Context, Delivery, Fate, Handled, HandlerService,
     InboxEntry, Incoming, OrderKey, Outgoing, Over, REDRIVE_HEADER, Refusal, States, Store,
-    StoreError, Waiting, dead_letter,
+    StoreError, Waiting,
+    accept::Upcast,
+    dead_letter,
     gate::{Gate, Pass, Source},
-    handler::{Upcast, claim_of, panicked},
+    handler::{claim_of, panicked},
     retry::{self, Failed, Pause, Verdict, is_unstorable, reason},
     router::Accept,
     throttle::Throttle,

@@ -56,6 +56,7 @@
 // So that the derives work within this crate's own tests and examples.
 extern crate self as tidings;
 
+mod accept;
 mod breaker;
 mod consumer;
 mod control;
@@ -85,10 +86,10 @@ pub use breaker::{
 pub use control::{Paused, pause, paused, resume};
 pub use extract::{Metadata, State};
 pub use handler::{Handled, Handler, HandlerResult, HandlerService};
+pub use options::{AfterDeadLetter, HandlerOptions};
 pub use producer::{Producer, ProducerTransaction};
 pub use retry::Retry;
 pub use router::Router;
-pub use options::{AfterDeadLetter, HandlerOptions};
 pub use serve::{IntoRouters, Serve, ServeError, serve};
 pub use tidings_core::*;
 pub use tidings_macros::{Command, Event, handler};

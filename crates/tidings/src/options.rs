@@ -2,9 +2,9 @@
 
 use std::{num::NonZeroU16, time::Duration};
 
-use crate::{Retry, SLOT_COUNT};
 #[allow(unused_imports, reason = "named in the docs")]
 use crate::Router;
+use crate::{Retry, SLOT_COUNT};
 
 /// How one handler is run, where it differs from the others of its router; for
 /// [`Router::on_with`].

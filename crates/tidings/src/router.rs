@@ -12,12 +12,11 @@ use std::{
 use tower::{Layer, Service};
 
 use crate::{
-    BoxError, Context, Destination, Envelope, Event, Group, Handled, Handler, HandlerOptions,
-    HandlerService,
-    Incoming, Message, MessageId, OrderKey, Permanent, Provided, Queue, Retry, States,
+    AfterDeadLetter, BoxError, Context, Destination, Event, Group, Handled, Handler,
+    HandlerOptions, HandlerService, Incoming, Message, Permanent, Provided, Queue, Retry, States,
     Store, Topology,
-    handler::{Effects, Upcast, decode},
-    identity_of,
+    accept::{self, Upcast},
+    handler::Effects,
 };
 
 /// The handlers of one consumer, and how they are run.
@@ -191,7 +190,7 @@ impl Router {
             name: M::NAME,
             queue: queue.into(),
             topic,
-            accept: accept::<M>,
+            accept: accept::accept::<M>,
             options,
             layers: None,
             handler: handler_name,
@@ -595,41 +594,6 @@ impl Router {
 /// The longest one attempt may take if nobody says otherwise: half of what RabbitMQ waits for an
 /// acknowledgement.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-
-fn accept<M: Message>(
-    mut incoming: Incoming,
-    upcasts: &[Upcast],
-    states: &Arc<States>,
-    store: Option<&Arc<dyn Store>>,
-) -> Result<Context, Permanent> {
-    let message = decode::<M>(&incoming.envelope, upcasts)?;
-    let id = message_id(&message, &incoming.envelope)?;
-    // The consumer has named its group; what the message says its key is counts more than the
-    // envelope's.
-    incoming.order = incoming.order.and_then(|OrderKey { group, key }| {
-        let own = message.key().map(|key| key.into_owned().into());
-        let key = own.or_else(|| (!key.is_empty()).then_some(key))?;
-        Some(OrderKey { group, key })
-    });
-    let context = Context::new(incoming, id, Arc::clone(states), store.cloned());
-    context.keep_decoded(message);
-    Ok(context)
-}
-
-/// What the message says it is counts more than the id it came with: a foreign program may send
-/// the same fact twice under two ids.
-fn message_id<M: Message>(message: &M, envelope: &Envelope) -> Result<MessageId, Permanent> {
-    identity_of(message)
-        .or_else(|| envelope.id.clone())
-        .ok_or_else(|| {
-            Permanent::new(format!(
-                "the message has no id, so a duplicate of it could not be told; send a \
-                 `message_id` property or a `cloudEvents:id` header with it, or say which field \
-                 identifies a `{}` with `id = \"field\"` beside its name",
-                M::NAME
-            ))
-        })
-}
 
 /// The prefetch for a number of handlers: enough that none of them waits for the broker.
 pub(crate) fn prefetch(concurrency: NonZeroU16) -> NonZeroU16 {

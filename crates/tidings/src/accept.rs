@@ -1,0 +1,108 @@
+//! Reading a message: from a body, maybe of an older version, to what a handler takes, with its
+//! identity and its key.
+
+use std::{
+    any::{Any, type_name},
+    borrow::Cow,
+    sync::Arc,
+};
+
+use crate::{
+    Context, Envelope, Incoming, Message, MessageId, OrderKey, Permanent, States, Store,
+    identity_of,
+};
+
+/// Decodes a message on arrival, and finds out what identifies it and what order is kept by.
+pub(crate) fn accept<M: Message>(
+    mut incoming: Incoming,
+    upcasts: &[Upcast],
+    states: &Arc<States>,
+    store: Option<&Arc<dyn Store>>,
+) -> Result<Context, Permanent> {
+    let message = decode::<M>(&incoming.envelope, upcasts)?;
+    let id = message_id(&message, &incoming.envelope)?;
+    // The consumer has named its group; what the message says its key is counts more than the
+    // envelope's.
+    incoming.order = incoming.order.and_then(|OrderKey { group, key }| {
+        let own = message.key().map(|key| key.into_owned().into());
+        let key = own.or_else(|| (!key.is_empty()).then_some(key))?;
+        Some(OrderKey { group, key })
+    });
+    let context = Context::new(incoming, id, Arc::clone(states), store.cloned());
+    context.keep_decoded(message);
+    Ok(context)
+}
+
+/// What the message says it is counts more than the id it came with: a foreign program may send
+/// the same fact twice under two ids.
+fn message_id<M: Message>(message: &M, envelope: &Envelope) -> Result<MessageId, Permanent> {
+    identity_of(message)
+        .or_else(|| envelope.id.clone())
+        .ok_or_else(|| {
+            Permanent::new(format!(
+                "the message has no id, so a duplicate of it could not be told; send a \
+                 `message_id` property or a `cloudEvents:id` header with it, or say which field \
+                 identifies a `{}` with `id = \"field\"` beside its name",
+                M::NAME
+            ))
+        })
+}
+
+/// An older message that a handler of a newer one takes as well.
+#[derive(Clone)]
+pub(crate) struct Upcast {
+    /// The older message's name.
+    pub(crate) name: &'static str,
+    pub(crate) topic: Cow<'static, str>,
+    /// Decodes the older message and makes the newer one of it.
+    decode: fn(&Envelope) -> Result<Box<dyn Any + Send>, Permanent>,
+}
+
+impl Upcast {
+    pub(crate) fn new<Old, New>(topic: Cow<'static, str>) -> Self
+    where
+        Old: Message,
+        New: Message + From<Old>,
+    {
+        Self {
+            name: Old::NAME,
+            topic,
+            decode: |envelope| {
+                let old: Old = parse(envelope)?;
+                Ok(Box::new(New::from(old)))
+            },
+        }
+    }
+}
+
+/// The message in an envelope, which may hold an older one.
+pub(crate) fn decode<M: Message>(envelope: &Envelope, upcasts: &[Upcast]) -> Result<M, Permanent> {
+    let Some(upcast) = upcasts.iter().find(|upcast| envelope.name == upcast.name) else {
+        return parse(envelope);
+    };
+    let newer = (upcast.decode)(envelope)?;
+    newer.downcast().map(|newer| *newer).map_err(|_| {
+        Permanent::new(format!(
+            "`{}` was made into another message than `{}`",
+            upcast.name,
+            M::NAME
+        ))
+    })
+}
+
+fn parse<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
+    serde_json::from_slice(&envelope.body).map_err(|error| {
+        let hint = if envelope.body.is_empty() {
+            "; the body is empty".to_owned()
+        } else if envelope.content_type.is_empty() || envelope.content_type.contains("json") {
+            String::new()
+        } else {
+            format!("; its content type is `{}`", envelope.content_type)
+        };
+        let shape = type_name::<M>().rsplit("::").next().unwrap_or_default();
+        Permanent::new(format!(
+            "the body is not the JSON of a `{}` (`{shape}`): {error}{hint}",
+            M::NAME
+        ))
+    })
+}
