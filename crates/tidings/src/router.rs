@@ -532,8 +532,7 @@ impl Router {
     }
 
     pub(crate) fn blocks_after_dead_letter(&self, route: &Route) -> bool {
-        let options = route.options.or(&self.defaults);
-        options.after_dead_letter == Some(AfterDeadLetter::Park)
+        route.options.or(&self.defaults).after_dead_letter == Some(AfterDeadLetter::Park)
     }
 
     pub(crate) fn retry_of(&self, route: &Route) -> Retry {
