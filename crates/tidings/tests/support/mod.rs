@@ -8,7 +8,9 @@ pub(crate) mod outage;
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tidings::{Command, Event, InboxQuery, InboxState, Outgoing, Router, Store, Transport, serve};
+use tidings::{
+    Command, Event, InboxQuery, InboxState, IntoRouters, Outgoing, Router, Store, Transport, serve,
+};
 use tidings_sqlite::SqliteStore;
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
@@ -125,11 +127,19 @@ pub(crate) struct Running {
 impl Running {
     /// Starts a service and waits until it has subscribed.
     pub(crate) async fn start<T: Transport + Clone>(transport: &T, router: Router) -> Self {
+        Self::start_all(transport, [router]).await
+    }
+
+    /// Starts several services and waits until all have subscribed.
+    pub(crate) async fn start_all<T: Transport + Clone>(
+        transport: &T,
+        routers: impl IntoRouters,
+    ) -> Self {
         let log = tracing_subscriber::fmt().with_test_writer();
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = log.with_env_filter(filter).try_init();
         let (stop, stopped) = oneshot::channel::<()>();
-        let service = serve(transport.clone(), router).with_graceful_shutdown(stopped);
+        let service = serve(transport.clone(), routers).with_graceful_shutdown(stopped);
         let ready = service.ready();
         let service = tokio::spawn(service.into_future());
         tokio::time::timeout(DEADLINE, ready)
