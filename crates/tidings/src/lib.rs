@@ -30,16 +30,18 @@
 //!
 //! # What is promised, and what it rests on
 //!
-//! - An attempt is one transaction: the claim on the message, the handler's writes, the messages it
-//!   sends. It commits whole or not at all, and nothing is acknowledged before.
-//! - An error tries again, as the [`RetryPolicy`] says; a permanent one, and a body that cannot be
-//!   read, goes to the dead letters at once, with the reason.
-//! - Messages with the same key are handled one after the other in the order they came, through
-//!   retries too, *within one instance of a consumer, while it runs*. Several instances compete for
-//!   one queue, and then two messages with one key may be handled by two of them in any order; and
-//!   an instance that is started again does not know which messages wait for a retry.
+//! - An attempt is one transaction: the inbox row of the message, the handler's writes, the messages
+//!   it sends. It commits whole or not at all, and nothing is acknowledged before.
+//! - An error tries again, as the [`Retry`] policy says: a few times at once, then later, out of the
+//!   consumer's own store. A permanent one, and a body that cannot be read, goes to the dead letters
+//!   at once, with the reason. A message whose handler ends the process three times does, too.
+//! - While nothing can be tried (the database is away, a [`CircuitBreaker`] is open), the handler
+//!   pauses, nothing is counted, and the backlog stays in the broker.
+//! - Messages are handled in any order, unless the consumer asks: [`Router::ordered`] keeps the order
+//!   of each key across message types, instances, retries, redelivery and restarts.
 //! - A message that is committed to the outbox is published at least once, under one id, in the
-//!   order of commits per key; when nobody listens it waits, visibly.
+//!   order of commits per key; when nobody listens, or a queue refuses it, it is held, visibly, and
+//!   holds up nothing else.
 //!
 //! # What is measured
 //!
@@ -47,9 +49,12 @@
 //!
 //! | metric | labels | |
 //! | --- | --- | --- |
-//! | `tidings_messages_total` | `queue`, `end` | deliveries by how they ended: `handled`, `duplicate`, `retried`, `deferred`, `dead-lettered`, `skipped` |
+//! | `tidings_messages_total` | `queue`, `end` | messages by what became of them: `handled`, `duplicate`, `retried`, `deferred`, `parked`, `returned`, `dead-lettered`, `skipped` |
 //! | `tidings_handler_duration_seconds` | `queue` | how long handlers took |
-//! | `tidings_outbox_unsent`, `tidings_outbox_oldest_age_seconds` | `service` | what waits to be published |
+//! | `tidings_deferred_messages` | `queue` | what waits in the store |
+//! | `tidings_outbox_unsent`, `tidings_outbox_oldest_age_seconds` | `service` | what is ready to be published |
+//! | `tidings_outbox_held`, `tidings_outbox_oldest_held_age_seconds` | `service` | what the broker did not take |
+//! | `tidings_outbox_set_aside` | `service` | what cannot be sent as it is |
 //! | `tidings_outbox_sent_total` | `service` | what was published |
 //! | `tidings_circuit_breaker_state` | `breaker` | 0 closed, 1 trying, 2 open |
 

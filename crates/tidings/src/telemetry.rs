@@ -6,7 +6,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 pub(crate) fn describe() {
     describe_counter!(
         "tidings_messages_total",
-        "Deliveries by queue and by how they ended."
+        "Messages by queue and by what became of them."
     );
     describe_histogram!(
         "tidings_handler_duration_seconds",
@@ -14,13 +14,30 @@ pub(crate) fn describe() {
         "How long handling a delivery took, with all its attempts in the process."
     );
     describe_gauge!(
+        "tidings_deferred_messages",
+        "Messages that wait in the store, deferred or parked."
+    );
+    describe_gauge!(
         "tidings_outbox_unsent",
-        "Messages that the broker has not confirmed yet."
+        "Messages that are ready to be published."
+    );
+    describe_gauge!(
+        "tidings_outbox_held",
+        "Messages that the broker did not take: nobody listens, or a queue refused them."
+    );
+    describe_gauge!(
+        "tidings_outbox_oldest_held_age_seconds",
+        Unit::Seconds,
+        "The age of the oldest message that the broker did not take."
+    );
+    describe_gauge!(
+        "tidings_outbox_set_aside",
+        "Messages that cannot be sent as they are."
     );
     describe_gauge!(
         "tidings_outbox_oldest_age_seconds",
         Unit::Seconds,
-        "The age of the oldest message that the broker has not confirmed yet."
+        "The age of the oldest message that is ready to be published."
     );
     describe_counter!(
         "tidings_outbox_sent_total",

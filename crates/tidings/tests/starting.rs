@@ -12,6 +12,17 @@ use support::{MoneyDeposited, StoreLetter, broker::Broker};
 use tidings::{prelude::*, serve};
 use tidings_sqlite::Tx;
 
+#[derive(Serialize, Deserialize, Event)]
+struct CashDeposited {
+    number: u64,
+}
+
+impl From<CashDeposited> for MoneyDeposited {
+    fn from(old: CashDeposited) -> Self {
+        support::deposit("cash", old.number)
+    }
+}
+
 async fn plain(_: MoneyDeposited) -> Result<()> {
     Ok(())
 }
@@ -62,7 +73,7 @@ fn panic_of(action: impl FnOnce()) -> (String, String) {
 #[test]
 fn misuse_panics_at_the_users_line_and_says_what_to_do() {
     let start = |router: Router| drop(serve(Broker::default(), router));
-    let cases: [Case; 7] = [
+    let cases: [Case; 12] = [
         (
             "`money-deposited.v1` has two handlers in the router `bank`",
             Box::new(move || start(Router::new("bank").on(plain).on(with_state))),
@@ -90,6 +101,29 @@ fn misuse_panics_at_the_users_line_and_says_what_to_do() {
         (
             "`concurrency` is between 1 and 16383",
             Box::new(move || start(Router::new("bank").concurrency(0))),
+        ),
+        (
+            "`ordered` takes 1 to 64 partitions",
+            Box::new(move || start(Router::new("bank").ordered(65))),
+        ),
+        (
+            "asks for order, but the router has no store",
+            Box::new(move || start(Router::new("bank").on(plain).ordered(4))),
+        ),
+        (
+            "give both to `serve` instead",
+            Box::new(move || start(Router::new("bank").merge(Router::new("audit")))),
+        ),
+        (
+            "has two handlers in the router `bank`",
+            Box::new(move || {
+                let other = Router::new("bank").on(plain);
+                start(Router::new("bank").on(plain).merge(other));
+            }),
+        ),
+        (
+            "is upcast to `money-deposited.v1`, for which the router `bank` has no handler",
+            Box::new(move || start(Router::new("bank").upcast::<CashDeposited, MoneyDeposited>())),
         ),
     ];
     for (expected, action) in cases {
