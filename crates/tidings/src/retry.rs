@@ -127,7 +127,7 @@ impl Retry {
             return Verdict::Pause(pause);
         }
         let attempts = self.fast_attempts.saturating_add(failures);
-        if is_permanent(error) || attempts >= self.attempts {
+        if is_permanent(error) || is_unstorable(error) || attempts >= self.attempts {
             return Verdict::DeadLetter;
         }
         let asked = find::<RetryAfter>(error).map_or(Duration::ZERO, RetryAfter::delay);

@@ -13,8 +13,8 @@ use std::{
 };
 
 use support::{
-    BalanceChanged, Database, MoneyDeposited, Running, broker::Broker, deposit, outage::Outage,
-    outgoing, until, write,
+    BalanceChanged, Database, LetterWritten, MoneyDeposited, Running, broker::Broker, deposit,
+    outage::Outage, outgoing, until, write,
 };
 use tidings::{Error, prelude::*};
 use tidings_sqlite::Tx;
@@ -177,4 +177,34 @@ async fn an_outage_of_the_database_makes_no_dead_letters_and_loses_nothing() {
     assert_eq!(database.effects().await.len(), 30);
     // An attempt that the outage caught in its middle counts, like any other that failed.
     assert!(broker.dead_letters(QUEUE).is_empty());
+}
+
+#[tokio::test]
+async fn a_message_that_the_database_can_never_hold_is_a_dead_letter_at_once_and_delays_no_other() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let read = |letter: LetterWritten, mut tx: Tx| async move {
+        write(&mut tx, &deposit(letter.text, 1)).await?;
+        Ok::<_, Error>(())
+    };
+    let router = Router::new("reader")
+        .on(read)
+        .transactional(Outage::of(database.store.clone()))
+        .concurrency(1);
+    let reader = Running::start(&broker, router).await;
+    for id in ["a\0b", "c"] {
+        let text = id.to_owned();
+        let mut letter = outgoing(&LetterWritten { text });
+        letter.envelope.id = Some(id.into());
+        broker.publish_raw(letter);
+    }
+    until("all is settled", async || broker.is_settled()).await;
+    reader.stop().await;
+    assert_eq!(database.effects().await, [("c".to_owned(), 1)]);
+    let dead = broker.dead_letters("reader.letter-written.v1");
+    assert_eq!(dead.len(), 1);
+    let reason = &dead[0].history[0].reason;
+    assert!(
+        reason.contains("which this database cannot hold"),
+        "{reason}"
+    );
 }

@@ -1,4 +1,4 @@
-//! A database that does not answer for a while.
+//! A database that does not answer for a while, and that cannot hold a NUL, as PostgreSQL.
 
 use std::{
     sync::{
@@ -48,6 +48,14 @@ impl Outage {
     }
 }
 
+fn has_nul(claim: &Claim) -> bool {
+    claim.message.as_str().contains('\0')
+}
+
+fn nul() -> StoreError {
+    StoreError::invalid("a text has a NUL, which this database cannot hold")
+}
+
 impl From<Outage> for Arc<dyn Store> {
     fn from(outage: Outage) -> Self {
         Arc::new(outage)
@@ -60,10 +68,16 @@ impl Store for Outage {
     }
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Committed, StoreError>> {
+        if commit.inbox.iter().any(|entry| has_nul(&entry.claim)) {
+            return Box::pin(std::future::ready(Err(nul())));
+        }
         self.ask(self.store.commit(commit))
     }
 
     fn look<'a>(&'a self, asked: &'a [Ask]) -> BoxFuture<'a, Result<Vec<Seen>, StoreError>> {
+        if asked.iter().any(|ask| has_nul(&ask.claim)) {
+            return Box::pin(std::future::ready(Err(nul())));
+        }
         self.ask(self.store.look(asked))
     }
 
