@@ -159,6 +159,9 @@ pub const QUEUE_HEADER: &str = "tidings-queue";
 /// The header that numbers the redrives of a dead letter.
 pub const REDRIVE_HEADER: &str = "tidings-redrive";
 
+/// The header that names the queue where the sender of a command waits for an answer.
+pub const REPLY_TO_HEADER: &str = "tidings-reply-to";
+
 /// The dead letter of a message: what a consumer with a store sends, through its outbox, to the
 /// [`dead_letter_queue`] beside `queue`. `history` ends with the attempt that was the last.
 pub fn dead_letter(

@@ -26,7 +26,7 @@ pub use context::{
 };
 pub use delivery::{
     Attempt, Delivery, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER,
-    REDRIVE_HEADER, Settlement, Settler, dead_letter,
+    REDRIVE_HEADER, REPLY_TO_HEADER, Settlement, Settler, dead_letter,
 };
 pub use envelope::{Envelope, MessageId};
 pub use error::{BoxError, Error, Permanent, PermanentExt, RetryAfter, is_permanent};
@@ -39,7 +39,9 @@ pub use outbox::{
     Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, hash_of_key,
 };
 pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records};
-pub use sending::{Cancel, IntoMessages, Messages, ScheduleId, Scheduled, SendWith, When, With};
+pub use sending::{
+    Cancel, IntoMessages, Messages, Reply, ScheduleId, Scheduled, SendWith, When, With,
+};
 pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError};
 pub use transport::{
     Deliveries, Features, Group, PublishError, PublishErrorKind, Queue, SLOT_COUNT, Subscription,

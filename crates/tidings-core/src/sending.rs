@@ -52,12 +52,14 @@ pub struct Messages {
     pub later: Vec<Scheduled>,
     /// Not sent after all, if they have not been sent yet.
     pub cancelled: Vec<ScheduleId>,
+    /// Answers to whoever asked; where they go stands in the message that is being handled.
+    pub replies: Vec<Outgoing>,
 }
 
 /// What can be sent: what a handler may return.
 ///
-/// `()`, an event or a command, one [`With`] headers or a delay, a [`Cancel`], `Option`s and `Vec`s
-/// of them, and tuples of up to four of all these.
+/// `()`, an event or a command, one [`With`] headers or a delay, a [`Reply`], a [`Cancel`], `Option`s
+/// and `Vec`s of them, and tuples of up to four of all these.
 #[diagnostic::on_unimplemented(
     message = "a handler cannot return `{Self}`",
     label = "not a message to send",
@@ -173,6 +175,20 @@ impl<M: Message> IntoMessages for With<M> {
                 message,
             }),
         }
+        Ok(())
+    }
+}
+
+/// An answer to whoever asked with this command: it goes to the instance that asked, and to nobody if
+/// the command was only sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply<M>(pub M);
+
+impl<M: Message> IntoMessages for Reply<M> {
+    fn destinations(_: &mut Vec<Destination>) {}
+
+    fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
+        into.replies.push(Outgoing::new(&self.0)?);
         Ok(())
     }
 }

@@ -205,6 +205,9 @@ pub struct Queue {
     /// How long retries of its messages are going to wait in the broker, so that what they wait in
     /// is there before anything fails. Empty for a consumer whose messages wait in its store.
     pub delays: Vec<Duration>,
+    /// Whether it is only for the one who declared it, and is deleted some time after that one is
+    /// gone: for answers. It has no dead letters.
+    pub is_ephemeral: bool,
 }
 
 impl Queue {
@@ -214,7 +217,14 @@ impl Queue {
             name: name.into(),
             topics: Vec::new(),
             delays: Vec::new(),
+            is_ephemeral: false,
         }
+    }
+
+    /// Only for the one who declares it, and deleted some time after that one is gone.
+    pub fn ephemeral(mut self) -> Self {
+        self.is_ephemeral = true;
+        self
     }
 
     /// Subscribes it to a topic.

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    Commit, Context, Error, MessageId, Messages, Outgoing, Permanent, PublishErrorKind,
-    RecordChange, RecordId, Transport, Unrouted, schedule, trace::Trace,
+    Commit, Context, Destination, Error, MessageId, Messages, Outgoing, Permanent,
+    PublishErrorKind, REPLY_TO_HEADER, RecordChange, RecordId, Transport, Unrouted, schedule,
+    trace::Trace,
 };
 
 /// Who sends.
@@ -21,6 +22,7 @@ impl Sender {
     pub(crate) fn commit(&self, mut messages: Messages, cause: Option<&Context>) -> Commit {
         self.stamp(messages.now.iter_mut(), cause);
         self.stamp(messages.later.iter_mut().map(|it| &mut it.message), cause);
+        self.answer(&mut messages, cause);
         let cancelled = messages.cancelled.iter().map(schedule::cancelled);
         let scheduled = messages.later.into_iter().map(schedule::record);
         // Of several words about one name the last one holds, and a schedule more than a
@@ -33,6 +35,28 @@ impl Sender {
             outbox: messages.now,
             records: records.into_values().collect(),
             ..Commit::default()
+        }
+    }
+
+    /// Turns answers into messages to whoever asked.
+    fn answer(&self, messages: &mut Messages, cause: Option<&Context>) {
+        let mut replies = std::mem::take(&mut messages.replies);
+        let asked = cause.and_then(|context| {
+            let reply_to = context.envelope().header(REPLY_TO_HEADER)?;
+            Some((reply_to.to_owned(), context.message_id()))
+        });
+        let Some((reply_to, question)) = asked else {
+            return;
+        };
+        self.stamp(replies.iter_mut(), cause);
+        for mut reply in replies {
+            reply.destination = Destination::Queue(reply_to.clone().into());
+            // Whoever asked may be gone, and nobody else wants the answer.
+            reply.unrouted = Unrouted::Drop;
+            // One answer to one question, whatever the answer says.
+            reply.envelope.id = Some(MessageId::new(format!("reply/{question}")));
+            reply.envelope.key = None;
+            messages.now.push(reply);
         }
     }
 
@@ -86,10 +110,11 @@ impl Sender {
                  `.transactional(store)` to its router",
             )));
         }
+        self.stamp(messages.now.iter_mut(), Some(cause));
+        self.answer(&mut messages, Some(cause));
         if messages.now.is_empty() {
             return Ok(());
         }
-        self.stamp(messages.now.iter_mut(), Some(cause));
         let sent: Vec<_> = messages
             .now
             .iter()

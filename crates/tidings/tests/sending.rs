@@ -16,7 +16,9 @@ use support::{
     BalanceChanged, Database, LetterWritten, MoneyDeposited, Running, broker::Broker, deposit,
     outgoing, until, write,
 };
-use tidings::{Cancel, Error, RecordQuery, ScheduleId, Store, prelude::*};
+use tidings::{
+    AskError, Cancel, Error, RecordQuery, Reply, Requester, Requests, ScheduleId, Store, prelude::*,
+};
 use tidings_sqlite::Tx;
 
 const QUEUE: &str = "bank.money-deposited.v1";
@@ -330,5 +332,125 @@ async fn what_a_handler_sends_is_of_its_trace() {
     assert!(
         !traceparent.contains("b7ad6b7169203331"),
         "the handler has a span of its own"
+    );
+}
+
+/// Asks for the balance of an account.
+#[derive(Debug, Serialize, Deserialize, Command)]
+#[command(target = "bank")]
+struct TellBalance {
+    account: String,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize, Event)]
+struct BalanceTold {
+    balance: u64,
+}
+
+async fn tell(question: TellBalance, _: Tx) -> Result<Reply<BalanceTold>> {
+    match &*question.account {
+        "slow" => tokio::time::sleep(Duration::from_millis(300)).await,
+        "mute" => return Err("never").permanent(),
+        _ => {}
+    }
+    let balance = question.account.len() as u64;
+    Ok(Reply(BalanceTold { balance }))
+}
+
+#[tokio::test]
+async fn an_answer_reaches_the_instance_that_asks_within_its_deadline_or_not_at_all() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let router = Router::new("bank")
+        .on(tell)
+        .transactional(database.store.clone());
+    let bank = Running::start(&broker, router).await;
+    let start = async || {
+        Requests::start(Arc::new(broker.clone()), "desk")
+            .await
+            .expect("it starts")
+    };
+    let (one, other) = (start().await, start().await);
+    let ask = async |requests: &Requests, account: &str, deadline| {
+        let question = TellBalance {
+            account: account.to_owned(),
+        };
+        let answer = requests.ask::<_, BalanceTold>(&question, Duration::from_millis(deadline));
+        answer.await.map(|told| told.balance)
+    };
+    let answers = tokio::join!(
+        ask(&one, "a", 5000),
+        ask(&other, "bb", 5000),
+        ask(&one, "ccc", 5000),
+    );
+    assert_eq!(
+        (
+            answers.0.expect("one"),
+            answers.1.expect("two"),
+            answers.2.expect("three")
+        ),
+        (1, 2, 3)
+    );
+    for account in ["slow", "mute"] {
+        let error = ask(&one, account, 50).await.unwrap_err();
+        assert!(matches!(error, AskError::Late(_)), "{error}");
+    }
+    // The late answer harms nobody.
+    assert_eq!(ask(&one, "dddd", 5000).await.expect("four"), 4);
+    until("all is settled", async || broker.is_settled()).await;
+    assert_eq!(broker.dead_letters("bank.tell-balance.v1").len(), 1);
+
+    // A command that nobody waits for is carried out, and its answer goes nowhere.
+    let mut command = outgoing(&TellBalance {
+        account: "a".into(),
+    });
+    command.envelope.id = Some("no question".into());
+    broker.publish_raw(command);
+    until("all is settled", async || broker.is_settled()).await;
+    bank.stop().await;
+}
+
+#[tokio::test]
+async fn a_handler_asks_before_it_uses_its_transaction_and_not_after() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let router = Router::new("bank")
+        .on(tell)
+        .transactional(database.store.clone());
+    let bank = Running::start(&broker, router).await;
+    let audit = |deposit: MoneyDeposited, requester: Requester, mut tx: Tx| async move {
+        let question = TellBalance {
+            account: deposit.account.clone(),
+        };
+        if deposit.number == 2 {
+            write(&mut tx, &deposit).await?;
+        }
+        let told: BalanceTold = requester
+            .ask(&question, Duration::from_secs(5))
+            .await
+            .permanent()?;
+        let number = 100 + told.balance;
+        write(&mut tx, &MoneyDeposited { number, ..deposit }).await?;
+        Ok::<_, Error>(())
+    };
+    let requests = Requests::start(Arc::new(broker.clone()), "audit").await;
+    let router = Router::new("audit")
+        .on(audit)
+        .transactional(database.store.clone())
+        .with_state(requests.expect("it starts"));
+    let auditor = Running::start(&broker, router).await;
+    broker.publish_raw(outgoing(&deposit("abc", 1)));
+    broker.publish_raw(outgoing(&deposit("abc", 2)));
+    until("one is done", async || database.effects().await.len() == 1).await;
+    until("the other is refused", async || {
+        broker.dead_letters("audit.money-deposited.v1").len() == 1
+    })
+    .await;
+    auditor.stop().await;
+    bank.stop().await;
+    assert_eq!(database.effects().await, [("abc".to_owned(), 103)]);
+    let dead = broker.dead_letters("audit.money-deposited.v1");
+    let reason = &dead[0].history[0].reason;
+    assert!(
+        reason.contains("may not ask after it has used its `Tx`"),
+        "{reason}"
     );
 }
