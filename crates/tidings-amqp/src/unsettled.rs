@@ -264,7 +264,11 @@ mod tests {
         }
         assert_eq!(names, ["basic.cancel", "basic.ack"]);
         ours.insert(2, Properties::default());
-        assert_eq!(ours.settle(2, Ending::Ack), Some(true), "to be asked for again");
+        assert_eq!(
+            ours.settle(2, Ending::Ack),
+            Some(true),
+            "to be asked for again"
+        );
     }
 
     #[test]
