@@ -379,7 +379,9 @@ pub(super) async fn a_partition_passes_from_hand_to_hand_and_keeps_its_order(cas
     }
 }
 
-/// What came back waits for its turn while a subscription that takes fewer has come and gone.
+/// What came back keeps its order when a subscription that takes fewer has come and gone. RabbitMQ's
+/// quorum queues hand out what came back in the order in which it did: an adapter there asks the
+/// broker for the same number always, and holds back what is beyond the prefetch itself.
 pub(super) async fn a_partition_keeps_its_order_whatever_the_prefetch(case: Case) {
     let Some(queue) = one_partition(&case).await else {
         return;
