@@ -123,7 +123,7 @@ async fn a_failed_attempt_leaves_nothing_behind_and_the_next_one_may_succeed() {
         .on(flaky)
         .transactional(database.store.clone())
         .retry(quick())
-        .layer(TimeoutLayer::new(Duration::from_millis(50)))
+        .layer(TimeoutLayer::new(Duration::from_millis(500)))
         .with_state(Arc::clone(&attempts));
     let bank = Running::start(&broker, router).await;
     broker.publish_raw(outgoing(&deposit("a", 1)));

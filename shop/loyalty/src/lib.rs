@@ -102,6 +102,6 @@ mod tests {
         let service = service(&database);
         let served = service.await.unwrap().messages.unwrap().topology();
         assert_eq!(topology(), served);
-        assert!(!served.queues.is_empty() && !served.queues[0].delays.is_empty());
+        assert!(!served.queues.is_empty());
     }
 }

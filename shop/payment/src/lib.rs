@@ -74,6 +74,6 @@ mod tests {
         let service = service(&database, "http://127.0.0.1:1".parse().unwrap());
         let served = service.await.unwrap().messages.unwrap().topology();
         assert_eq!(topology(), served);
-        assert!(!served.queues.is_empty() && !served.queues[0].delays.is_empty());
+        assert!(!served.queues.is_empty());
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shop_contracts::{Money, OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, OrderStatus};
 use shop_kit::{Database, Db, sql};
-use tidings::{Message, Outgoing, Queue, Transport};
+use tidings::{Message, Outgoing, Queue, Store, Transport};
 use tidings_memory::MemoryTransport;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tower::ServiceExt;
@@ -196,7 +196,7 @@ impl World {
     pub(crate) async fn until_quiet(&self) {
         let store = self.running().db.store();
         until("inventory to be done with everything", async || {
-            self.waiting() == 0 && store.outbox().stats().await.unwrap().ready == 0
+            self.waiting(&*store).await == 0 && store.outbox().stats().await.unwrap().ready == 0
         })
         .await;
         let queues = shop_inventory::topology().queues;
@@ -206,10 +206,15 @@ impl World {
         }
     }
 
-    fn waiting(&self) -> usize {
-        let queues = shop_inventory::topology().queues;
-        let waiting = |queue: &Queue| self.broker.messages(&queue.name).len();
-        queues.iter().map(waiting).sum()
+    /// How many messages wait in the broker, and then in the store, where the broker's go to.
+    async fn waiting(&self, store: &dyn Store) -> usize {
+        let mut waiting = 0;
+        for queue in shop_inventory::topology().queues {
+            waiting += self.broker.messages(&queue.name).len();
+            let deferred = store.deferred().waiting(&queue.name, 1000).await;
+            waiting += usize::try_from(deferred.unwrap()).unwrap();
+        }
+        waiting
     }
 }
 

@@ -2,12 +2,15 @@
 
 mod server;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use shop_contracts::{Money, OrderConfirmed};
 use shop_kit::Database;
 use shop_notification::Mailer;
-use tidings::{Outgoing, Queue, Transport};
+use tidings::{InboxQuery, InboxState, Outgoing, Queue, Store, Transport};
 use tidings_memory::{MemoryTransport, Stored};
 
 use server::{
@@ -24,6 +27,7 @@ const SOON: Duration = Duration::from_secs(20);
 struct World {
     server: Server,
     broker: MemoryTransport,
+    store: Arc<dyn Store>,
     _folder: tempfile::TempDir,
 }
 
@@ -39,6 +43,7 @@ impl World {
         let database = Database::Sqlite(folder.path().into());
         let mailer = Mailer::smtp(url).unwrap();
         let service = shop_notification::service(&database, mailer).await.unwrap();
+        let store = service.db.unwrap().store();
         let broker = MemoryTransport::new();
         let sent = Queue::new(SENT).topic("email-sent.v1");
         let topology = shop_notification::topology().queue(sent);
@@ -48,6 +53,7 @@ impl World {
         Self {
             server,
             broker,
+            store,
             _folder: folder,
         }
     }
@@ -145,11 +151,23 @@ async fn a_server_that_is_not_there_is_waited_for() {
     drop(listener);
     let world = World::mailing_to(&format!("smtp://{nobody}"), server).await;
     world.confirm("o-1", "ada@example.org").await;
-    until("a failed delivery", || {
-        let waiting = world.broker.messages(QUEUE);
-        waiting.iter().any(|message| message.failures > 0)
-    })
-    .await;
+    let start = Instant::now();
+    let query = InboxQuery {
+        limit: 10,
+        ..InboxQuery::default()
+    };
+    loop {
+        let waiting = world.store.deferred().list(&query).await.unwrap();
+        if waiting.iter().any(|row| row.failures > 0) {
+            assert_eq!(waiting[0].state, InboxState::Deferred);
+            break;
+        }
+        assert!(
+            start.elapsed() < SOON,
+            "waited {SOON:?} in vain for a failed attempt"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     assert!(world.dead_letters().is_empty());
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use shop_contracts::{Money, OrderCancelled, OrderPlaced, OrderStatus};
 use shop_kit::{BaseUrl, Database, Db, Service, sql};
-use tidings::{Envelope, Message, Outgoing, Queue, Topology, Transport};
+use tidings::{Envelope, Message, Outgoing, Queue, Store, Topology, Transport};
 use tidings_memory::MemoryTransport;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tower::ServiceExt;
@@ -198,16 +198,22 @@ impl World {
             // What a handler says is in the outbox before its message leaves the queue, and a
             // command to payment itself is in the queue before it leaves the outbox.
             let store = payment.db.store();
-            self.waiting() == 0
+            self.waiting(&*store).await == 0
                 && store.outbox().stats().await.unwrap().ready == 0
-                && self.waiting() == 0
+                && self.waiting(&*store).await == 0
         })
         .await;
     }
 
-    fn waiting(&self) -> usize {
-        let waiting = |queue: &Queue| self.broker.messages(&queue.name).len();
-        self.queues().iter().map(waiting).sum()
+    /// How many messages wait in the broker, and then in the store, where the broker's go to.
+    async fn waiting(&self, store: &dyn Store) -> usize {
+        let mut waiting = 0;
+        for queue in self.queues() {
+            waiting += self.broker.messages(&queue.name).len();
+            let deferred = store.deferred().waiting(&queue.name, 1000).await;
+            waiting += usize::try_from(deferred.unwrap()).unwrap();
+        }
+        waiting
     }
 
     /// The reasons of all dead letters.
