@@ -1,0 +1,229 @@
+//! One leg of a run: a new world, some faults while events are committed, peace, and the books.
+
+use std::{
+    fs::File,
+    io::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    books::{Ledger, Progress, SHELF_QUEUE},
+    faults::{Fault, Faults},
+    messages::SHELF,
+    random::Random,
+    stack::Stack,
+    tally::{Promise, Tally},
+    world::World,
+};
+
+/// Between two faults.
+const GAP: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1500));
+
+/// How often to look after the parts and the faults that are on.
+const TICK: Duration = Duration::from_millis(50);
+
+/// When nothing has changed for so long after the last fault, what is missing is missing.
+const STILL_MAX: Duration = Duration::from_secs(60);
+
+/// How often to count.
+const COUNT_EVERY: Duration = Duration::from_millis(500);
+
+/// What a leg does.
+pub(crate) struct Leg {
+    pub(crate) stack: Stack,
+    pub(crate) seed: u64,
+    pub(crate) messages: u64,
+    pub(crate) faults: u64,
+    /// Events that nobody listens to before the end.
+    pub(crate) shelf: u64,
+}
+
+struct Running<'a> {
+    leg: &'a Leg,
+    world: World,
+    faults: Faults,
+    tally: Tally,
+    log: File,
+    started: Instant,
+    bar: ProgressBar,
+}
+
+impl Leg {
+    /// Runs it in `folder`, which must be new.
+    pub(crate) fn run(&self, folder: &Path) -> Result<Tally> {
+        let world = World::start(self.stack, self.seed, folder, self.shelf)?;
+        let bar = ProgressBar::new(self.faults).with_style(ProgressStyle::with_template(
+            "{prefix} {wide_bar} {pos}/{len} {msg}",
+        )?);
+        bar.set_prefix(self.stack.to_string());
+        let mut running = Running {
+            leg: self,
+            world,
+            faults: Faults::default(),
+            tally: Tally::default(),
+            log: File::create(folder.join("faults.log"))?,
+            started: Instant::now(),
+            bar,
+        };
+        let outcome = running.run();
+        running.bar.finish_and_clear();
+        let is_kept = outcome.is_ok() && running.tally.is_kept();
+        if !is_kept {
+            running.world.keep_all_output();
+        }
+        outcome?;
+        Ok(running.tally)
+    }
+}
+
+impl Running<'_> {
+    fn run(&mut self) -> Result<()> {
+        let is_ordered = self.world.is_ordered();
+        let witness = self.world.witness()?;
+        let topics = ["rig-noted", "rig-moved"];
+        self.world.runtime.block_on(witness.tap(&topics))?;
+        drop(witness);
+        self.attack()?;
+        self.world.allow(self.leg.messages)?;
+        self.say("the last fault; everything is mended")?;
+        self.faults.mend_all(&mut self.world)?;
+        let witness = self.world.witness()?;
+        let listen = witness.listen(SHELF_QUEUE, SHELF);
+        self.world.runtime.block_on(listen)?;
+        let ledger = self.settle(is_ordered)?;
+        self.say("comparing")?;
+        ledger.compare(&self.world, &mut self.tally)?;
+        self.tally.aborted = self.world.aborted.into();
+        self.tally.shelved = ledger.shelf_len();
+        let (faults, messages) = (self.leg.faults, ledger.len());
+        for promise in [
+            Promise::LostEvent,
+            Promise::EffectsOnce,
+            Promise::OrderPerKey,
+            Promise::NoPoison,
+            Promise::Decoupling,
+        ] {
+            if promise == Promise::OrderPerKey && !is_ordered {
+                continue;
+            }
+            let row = self.tally.rows.entry(promise).or_default();
+            row.faults = faults;
+            row.messages = messages;
+            if promise == Promise::Decoupling {
+                row.messages += ledger.shelf_len();
+            }
+        }
+        for finding in self.tally.described.clone() {
+            self.say(&finding)?;
+        }
+        Ok(())
+    }
+
+    /// All faults, while events are committed.
+    fn attack(&mut self) -> Result<()> {
+        let mut random = Random::new(self.leg.seed);
+        let faults = Fault::draw(self.leg.stack, &mut random, self.leg.faults);
+        for (number, fault) in faults.into_iter().enumerate() {
+            let number = number as u64 + 1;
+            let quota = self.leg.messages * number / self.leg.faults.max(1);
+            self.world.allow(quota)?;
+            let is_away = matches!(fault, Fault::BrokerAway | Fault::ConsumersAway);
+            let injected = self.faults.inject(fault, &mut self.world, &mut random);
+            let said = injected.with_context(|| format!("cannot inject: {fault}"))?;
+            self.say(&format!("{number}. {said}"))?;
+            self.tally.fault(fault);
+            if is_away {
+                self.producers_go_on(fault, quota)?;
+            }
+            self.wait(random.between(GAP.0, GAP.1))?;
+            self.bar.set_position(number);
+        }
+        Ok(())
+    }
+
+    /// Producers commit while the broker, or everybody who listens, is away (P7).
+    fn producers_go_on(&mut self, fault: Fault, quota: u64) -> Result<()> {
+        let mut last = 0;
+        let mut changed = Instant::now();
+        while self.faults.is_on(fault) && changed.elapsed() < STILL_MAX {
+            let committed = Progress::read_committed(&self.world);
+            if committed >= quota {
+                return Ok(());
+            }
+            if committed != last {
+                (last, changed) = (committed, Instant::now());
+            }
+            self.tick(Some(fault))?;
+        }
+        if changed.elapsed() >= STILL_MAX {
+            let what = format!("with {fault}, producers stopped at {last} of {quota} events");
+            self.tally.stuck(Promise::Decoupling, what);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, time: Duration) -> Result<()> {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.tick(None)?;
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, keeps: Option<Fault>) -> Result<()> {
+        self.faults.mend_due(&mut self.world, keeps)?;
+        for said in self.world.look_after_parts()? {
+            self.say(&said)?;
+        }
+        std::thread::sleep(TICK);
+        Ok(())
+    }
+
+    /// Waits until everything that must happen has happened, or nothing happens any more.
+    fn settle(&mut self, is_ordered: bool) -> Result<Ledger> {
+        let mut last = Progress::default();
+        let mut changed = Instant::now();
+        let mut was_done = false;
+        loop {
+            let progress = Progress::read(&self.world)?;
+            if progress != last {
+                self.bar.set_message(format!("settling: {progress:?}"));
+                (last, changed) = (progress.clone(), Instant::now());
+            }
+            let mut is_done = false;
+            let is_all = progress.committed >= self.leg.messages
+                && progress.shelved >= self.leg.shelf;
+            if is_all && progress.unsent == 0 && progress.waiting == 0 {
+                let ledger = Ledger::read(&self.world, is_ordered)?;
+                is_done = progress.effects == ledger.effects()
+                    && progress.answers == ledger.effects()
+                    && progress.dead >= ledger.deadly();
+                // Twice, so that a late duplicate has its chance.
+                if is_done && was_done {
+                    return Ok(ledger);
+                }
+            }
+            was_done = is_done;
+            if changed.elapsed() > STILL_MAX {
+                self.say(&format!("nothing happens any more: {last:?}"))?;
+                return Ledger::read(&self.world, is_ordered);
+            }
+            let until = Instant::now() + COUNT_EVERY;
+            while Instant::now() < until {
+                self.tick(None)?;
+            }
+        }
+    }
+
+    /// A line in the log of faults.
+    fn say(&mut self, text: &str) -> Result<()> {
+        let after = self.started.elapsed().as_secs_f64();
+        writeln!(self.log, "{after:>8.2} s  {text}")?;
+        self.bar.set_message(text.to_owned());
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! The consumer: two routers over one database, one that competes and one that asks for order.
+//!
+//! Each handler writes an effect before it does what the nature of its message says: so an effect
+//! that should have been undone is there to be found.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tidings::{
+    HandlerOptions, Metadata, PermanentExt, Retry, Router, State, TransactionHandle, Transport,
+};
+use tokio::time::sleep;
+
+use super::{Surroundings, serve_until_terminated};
+use crate::{
+    database::Database,
+    messages::{EntryAnswered, EntryMoved, EntryNoted, Nature, ORDERED, PLAIN},
+    random::Random,
+};
+
+/// Into how many partitions the ordered consumer divides its keys.
+const PARTITIONS: u16 = 6;
+
+/// Shorter than what a stopped process is stopped for.
+const LEASE: Duration = Duration::from_secs(2);
+
+pub(super) async fn run(surroundings: Surroundings) -> Result<()> {
+    let database = surroundings.database("rig_consumer").await?;
+    let transport = surroundings.transport().await?;
+    let router = |name: &'static str| {
+        let handling = Handling {
+            database: database.clone(),
+            seed: surroundings.seed,
+            consumer: name,
+        };
+        Router::new(name)
+            .with_state(handling)
+            .retry(
+                Retry::exponential(Duration::from_millis(200))
+                    .attempts(12)
+                    .fast_attempts(2)
+                    .delay_max(Duration::from_secs(2)),
+            )
+            .lease(LEASE)
+            .transactional(database.store())
+    };
+    let mut routers = vec![
+        router(PLAIN)
+            .on(noted)
+            .on_with(moved, HandlerOptions::new().concurrency(8)),
+    ];
+    if transport.features().partitions_max >= PARTITIONS {
+        println!("ordered");
+        routers.push(router(ORDERED).ordered(PARTITIONS).on(noted).on(moved));
+    }
+    serve_until_terminated(transport, routers).await
+}
+
+#[derive(Clone)]
+struct Handling {
+    database: Database,
+    seed: u64,
+    consumer: &'static str,
+}
+
+async fn noted(
+    event: EntryNoted,
+    State(handling): State<Handling>,
+    handle: TransactionHandle,
+    metadata: Metadata,
+) -> tidings::Result<EntryAnswered> {
+    let EntryNoted { number, key, place } = event;
+    handling.handle(number, key, place, handle, metadata).await
+}
+
+async fn moved(
+    event: EntryMoved,
+    State(handling): State<Handling>,
+    handle: TransactionHandle,
+    metadata: Metadata,
+) -> tidings::Result<EntryAnswered> {
+    let EntryMoved { number, key, place } = event;
+    handling.handle(number, key, place, handle, metadata).await
+}
+
+impl Handling {
+    async fn handle(
+        &self,
+        number: String,
+        key: String,
+        place: i64,
+        mut handle: TransactionHandle,
+        metadata: Metadata,
+    ) -> tidings::Result<EntryAnswered> {
+        self.database
+            .execute(
+                &mut handle,
+                "insert into effect (consumer, key, number, place, before)
+                 values ($1, $2, $3, $4, coalesce(
+                     (select max(place) from effect where consumer = $1 and key = $2), 0))",
+                vec![
+                    self.consumer.into(),
+                    (&*key).into(),
+                    (&*number).into(),
+                    place.into(),
+                ],
+            )
+            .await?;
+        drop(handle);
+        let mut random = Random::new(self.seed ^ number.len() as u64 ^ place.unsigned_abs());
+        if random.chance(20) {
+            sleep(random.between(Duration::ZERO, Duration::from_millis(20))).await;
+        }
+        match Nature::of(self.seed, self.consumer, &key, place) {
+            Nature::Aborts => std::process::abort(),
+            Nature::Poison => Err(std::io::Error::other("it is poison")).permanent()?,
+            Nature::Fails(deliveries) if metadata.failures() < deliveries => {
+                return Err(tidings::Error::msg("it fails for now"));
+            }
+            Nature::Fails(_) | Nature::Plain => {}
+        }
+        Ok(EntryAnswered {
+            number,
+            key,
+            consumer: self.consumer.into(),
+        })
+    }
+}
