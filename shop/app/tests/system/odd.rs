@@ -128,7 +128,7 @@ fn settle(world: &mut World, shop: usize) {
         let quiet = wait_until("all queues to be empty", DONE_MAX, || {
             waiting(world).is_none()
         });
-        quiet.unwrap_or_else(|error| panic!("{error}: {:?}", waiting(world)));
+        quiet.unwrap_or_else(|error| panic!("{error}: {:?}\n{}", waiting(world), world.log(shop)));
         let open = wait_until("all orders to end", DONE_MAX, || {
             world.get("/orders?status=stuck") == Value::Array(Vec::new())
         });

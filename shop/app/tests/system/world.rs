@@ -19,6 +19,9 @@ const READY_MAX: Duration = Duration::from_secs(60);
 /// How long a process may take to end in peace.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
+/// How much of a log is shown when a test fails.
+const LOG_LINES: usize = 20;
+
 /// What carries the messages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum BrokerKind {
@@ -170,6 +173,13 @@ impl World {
     /// Ends a process as Ctrl-C does; it must end well.
     pub(crate) fn stop(&mut self, number: usize) {
         self.instances[number].stop();
+    }
+
+    /// The last lines of what a process that runs has logged.
+    pub(crate) fn log(&self, number: usize) -> String {
+        let process = self.instances[number].process.as_ref();
+        let lines = process.map(Process::stderr).unwrap_or_default();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
     /// Starts a process again as it was.
