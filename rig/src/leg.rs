@@ -195,8 +195,8 @@ impl Running<'_> {
                 (last, changed) = (progress.clone(), Instant::now());
             }
             let mut is_done = false;
-            let is_all = progress.committed >= self.leg.messages
-                && progress.shelved >= self.leg.shelf;
+            let is_all =
+                progress.committed >= self.leg.messages && progress.shelved >= self.leg.shelf;
             if is_all && progress.unsent == 0 && progress.waiting == 0 {
                 let ledger = Ledger::read(&self.world, is_ordered)?;
                 is_done = progress.effects == ledger.effects()

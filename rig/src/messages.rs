@@ -26,7 +26,12 @@ pub(crate) const SHELF: &str = "rig-shelf";
 
 /// One of two types of events. This one says itself what identifies it.
 #[derive(Debug, Serialize, Deserialize, Event)]
-#[event(name = "entry-noted.v1", topic = "rig-noted", key = "key", id = "number")]
+#[event(
+    name = "entry-noted.v1",
+    topic = "rig-noted",
+    key = "key",
+    id = "number"
+)]
 pub(crate) struct EntryNoted {
     pub(crate) number: String,
     pub(crate) key: String,
@@ -53,7 +58,12 @@ pub(crate) struct EntryAnswered {
 
 /// An event that nobody listens to until the end.
 #[derive(Debug, Serialize, Deserialize, Event)]
-#[event(name = "entry-shelved.v1", topic = "rig-shelf", key = "key", id = "number")]
+#[event(
+    name = "entry-shelved.v1",
+    topic = "rig-shelf",
+    key = "key",
+    id = "number"
+)]
 pub(crate) struct EntryShelved {
     pub(crate) number: String,
     pub(crate) key: String,
@@ -122,7 +132,12 @@ mod tests {
         let of_one = natures(1);
         assert_eq!(of_one, natures(1));
         assert_ne!(of_one, natures(2));
-        for wanted in [Nature::Plain, Nature::Fails(1), Nature::Poison, Nature::Aborts] {
+        for wanted in [
+            Nature::Plain,
+            Nature::Fails(1),
+            Nature::Poison,
+            Nature::Aborts,
+        ] {
             assert!(of_one.contains(&wanted), "{wanted:?}");
         }
     }

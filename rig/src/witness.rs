@@ -93,8 +93,13 @@ impl Witness {
             };
             let message = message.delivery;
             let options = BasicPublishOptions::default();
-            self.publish(&message.exchange.to_string(), options, &message.data, message.properties)
-                .await?;
+            self.publish(
+                &message.exchange.to_string(),
+                options,
+                &message.data,
+                message.properties,
+            )
+            .await?;
         }
         Ok(count)
     }

@@ -119,7 +119,8 @@ impl Producing {
         loop {
             let allowed = tokio::fs::read_to_string(&quota).await.ok();
             let allowed = allowed.and_then(|text| text.trim().parse::<i64>().ok());
-            let committed = self.committed("select cast(coalesce(sum(place), 0) as bigint) from counter");
+            let committed =
+                self.committed("select cast(coalesce(sum(place), 0) as bigint) from counter");
             let left = match (allowed, committed.await) {
                 (Some(allowed), Ok(committed)) => allowed - committed,
                 _ => 0,
