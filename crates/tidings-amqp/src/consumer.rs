@@ -480,7 +480,7 @@ impl Settler for Consumer {
                 }
                 Settlement::Defer { delay } => self.copy(&delivery, CopyFor::Later, delay).await,
                 Settlement::DeadLetter { attempt } => {
-                    let copy_for = CopyFor::DeadLetters(&attempt);
+                    let copy_for = CopyFor::DeadLetters(&attempt, self.letters_beside());
                     self.copy(&delivery, copy_for, Duration::ZERO).await
                 }
             }

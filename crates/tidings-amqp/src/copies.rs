@@ -118,7 +118,7 @@ impl Consumer {
     ) -> Result<(), Failure> {
         let shared = self.shared.upgrade().ok_or_else(link::closed)?;
         let (exchange, routing_key) = match copy_for {
-            CopyFor::DeadLetters(_) => (String::new(), dead_letter_queue(self.letters_beside())),
+            CopyFor::DeadLetters(_, queue) => (String::new(), dead_letter_queue(queue)),
             _ if delay.is_zero() => (String::new(), self.queue.to_string()),
             _ => {
                 let exchange = shared.delay_exchange(&self.queue, delay).await?;
