@@ -400,19 +400,19 @@ impl Consumer {
         ))
     }
 
-    /// The properties of a delivery that is out.
+    /// The properties of a delivery that can still be settled.
     pub(crate) fn properties(&self, tag: u64) -> Option<Properties> {
-        self.unsettled.lock().properties(tag).cloned()
+        let unsettled = self.unsettled.lock();
+        let properties = (!self.is_ended()).then(|| unsettled.properties(tag));
+        properties.flatten().cloned()
     }
 
     /// Tells the broker, with whatever else there is to tell, at the next write.
     pub(crate) fn end(&self, tag: u64, ending: Ending) -> Result<(), TransportError> {
-        let is_first = {
-            let mut unsettled = self.unsettled.lock();
-            let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
-            is_first.flatten().ok_or_else(|| self.stale())?
-        };
-        if is_first {
+        let mut unsettled = self.unsettled.lock();
+        let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
+        if is_first.flatten().ok_or_else(|| self.stale())? {
+            // Under the lock: who ends all this next can be sure that it is asked for.
             self.tell();
         }
         Ok(())
@@ -425,17 +425,11 @@ impl Consumer {
         self.ended.cancel();
     }
 
-    /// Lets go of a partition. What was settled so far is told before the channel is closed, which
-    /// follows; what was not is stale.
+    /// Lets go of a partition: what is not settled is stale. What is, is told before the channel is
+    /// closed, which follows: it is asked for already, and nothing comes after it.
     fn leave(&self) {
-        {
-            // Under the lock, so that nothing is settled when all has been told.
-            let _unsettled = self.unsettled.lock();
-            self.ended.cancel();
-        }
-        // Who has asked for it already may not have come to it; and both, [`Source`] and
-        // [`Keeper::serve`], have to be sure.
-        self.tell();
+        let _unsettled = self.unsettled.lock();
+        self.ended.cancel();
     }
 
     /// No more deliveries are wanted. [`Keeper::serve`] waits until there will be none.

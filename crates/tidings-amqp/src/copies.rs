@@ -74,11 +74,12 @@ impl Consumer {
         loop {
             let body = delivery.envelope.body.clone();
             let failure = tokio::select! {
+                biased;
+                () = self.ended.cancelled() => return Err(self.stale()),
                 outcome = self.try_copy(copy_for, delay, properties.clone(), body) => match outcome {
                     Ok(()) => return self.end(tag, Ending::Ack),
                     Err(failure) => failure,
                 },
-                () = self.ended.cancelled() => return Err(self.stale()),
             };
             let queue = &*self.queue;
             match failure {
