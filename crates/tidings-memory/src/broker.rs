@@ -45,6 +45,7 @@ pub struct Stored {
 pub(crate) struct Broker {
     topics: HashMap<String, BTreeSet<Arc<str>>>,
     queues: HashMap<Arc<str>, Queue>,
+    /// Every group as it was declared, which may be more than once with different wishes.
     groups: Vec<Group>,
     /// Names messages in queues, deliveries and consumers: what is greater came later.
     counter: u64,
@@ -144,22 +145,8 @@ impl Broker {
         for topic in &group.topics {
             self.topics.entry(topic.to_string()).or_default();
         }
-        let is_same =
-            |known: &&mut Group| known.name == group.name && known.partitions == group.partitions;
-        match self.groups.iter_mut().find(is_same) {
-            None => self.groups.push(group.clone()),
-            Some(known) => {
-                for topic in &group.topics {
-                    if !known.topics.contains(topic) {
-                        known.topics.push(topic.clone());
-                    }
-                }
-                for command in &group.commands {
-                    if !known.commands.contains(command) {
-                        known.commands.push(command.clone());
-                    }
-                }
-            }
+        if !self.groups.contains(group) {
+            self.groups.push(group.clone());
         }
     }
 

@@ -184,7 +184,7 @@ pub(super) async fn groups_and_queues_of_a_topic_get_each_message(case: Case) {
     }
 }
 
-pub(super) async fn declaring_a_group_again_changes_nothing(case: Case) {
+pub(super) async fn declaring_a_group_again_takes_nothing_away(case: Case) {
     let Some(group) = group(&case, 2) else {
         return;
     };
@@ -204,6 +204,21 @@ pub(super) async fn declaring_a_group_again_changes_nothing(case: Case) {
     for expected in ["event", "command", "event 2", "command 2"] {
         let delivery = next_of(&mut parts).await;
         assert_eq!(body(&delivery), expected);
+        settle(delivery, Settlement::Ack).await;
+    }
+    none_of(&mut parts).await;
+
+    // One that takes something more adds to it.
+    let second = format!("{}.second", case.topic);
+    let more = Group::new(group.name.clone(), group.partitions).topic(second.clone());
+    let more = Topology::new().group(more);
+    case.other.declare(&more).await.expect("it declares");
+    let to = [Destination::Topic(second.into()), case.to_topic()];
+    let batch = to.map(|to| outgoing(to, keyed("key", "more")));
+    publish(&case.one, batch.into()).await;
+    for _ in 0..2 {
+        let delivery = next_of(&mut parts).await;
+        assert_eq!(body(&delivery), "more");
         settle(delivery, Settlement::Ack).await;
     }
     none_of(&mut parts).await;

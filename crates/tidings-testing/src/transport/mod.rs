@@ -118,7 +118,7 @@ async fn run<T: Transport>(connect: &impl AsyncFn() -> T) {
             what_has_no_key_goes_to_any
             all_types_of_a_key_come_in_the_order_they_were_published
             groups_and_queues_of_a_topic_get_each_message
-            declaring_a_group_again_changes_nothing
+            declaring_a_group_again_takes_nothing_away
             one_subscription_at_a_time_receives_a_partition
             a_partition_goes_on_elsewhere_when_its_connection_closes
             a_delivery_of_a_dropped_ordered_stream_is_stale
