@@ -409,10 +409,13 @@ impl Consumer {
 
     /// Tells the broker, with whatever else there is to tell, at the next write.
     pub(crate) fn end(&self, tag: u64, ending: Ending) -> Result<(), TransportError> {
-        let mut unsettled = self.unsettled.lock();
-        let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
-        if is_first.flatten().ok_or_else(|| self.stale())? {
-            // Under the lock: who ends all this next can be sure that it is asked for.
+        let is_first = {
+            let mut unsettled = self.unsettled.lock();
+            let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
+            is_first.flatten().ok_or_else(|| self.stale())?
+        };
+        // Not under the lock, which whoever writes would have to wait for.
+        if is_first {
             self.tell();
         }
         Ok(())
@@ -426,10 +429,15 @@ impl Consumer {
     }
 
     /// Lets go of a partition: what is not settled is stale. What is, is told before the channel is
-    /// closed, which follows: it is asked for already, and nothing comes after it.
+    /// closed, which follows.
     fn leave(&self) {
-        let _unsettled = self.unsettled.lock();
-        self.ended.cancel();
+        {
+            // Under the lock: nothing is settled from here on.
+            let _unsettled = self.unsettled.lock();
+            self.ended.cancel();
+        }
+        // Who settled last may not have come to this yet, so it is asked for once more.
+        self.tell();
     }
 
     /// No more deliveries are wanted. [`Keeper::serve`] waits until there will be none.
