@@ -37,6 +37,15 @@
 //! `Q.retry.D` for each queue and delay; what is left in one comes back by itself, and when it is
 //! empty it may be deleted.
 //!
+//! An ordered group `G` of `n` partitions is the durable direct exchange `G`, bound to the exchanges of
+//! its topics, and the durable queues `G.0ofn` and so on, each with a single active consumer and bound
+//! by the routing keys `tidings.slot.K` of its slots. What has another routing key goes by the alternate
+//! exchange `G.any` into the queue `G.any`. Dead letters are in `G.dead`. A command `C` that the group
+//! takes is the durable fanout exchange `C.slot`, bound to `G`: publishers look whether it is there
+//! before they first send to `C`, and send there with the slot; declaring it fails while there is a
+//! queue `C`. Messages with a key go to topics with the routing key of their slot, others with an empty
+//! one.
+//!
 //! # Foreign programs
 //!
 //! Headers whose values are numbers, booleans, times, tables or arrays are read as text (tables and
@@ -51,6 +60,9 @@
 //! letter resolves when the broker has confirmed the copy and the acknowledgement of the original
 //! is on its way; while the copy cannot be published it waits, as long as the original's connection
 //! lives. What is dropped unsettled, also half-way through a settlement, goes back to its queue.
+//!
+//! When an ordered subscription's stream is dropped its channel is closed, so that the broker puts back
+//! what is out before the next subscription receives. A cancellation would not wait for that.
 //!
 //! # Two connections
 //!
