@@ -5,7 +5,7 @@ mod support;
 use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use support::{BalanceChanged, Database, MoneyDeposited, Random, Running, deposit, until, write};
-use tidings::{Error, Store, Transport, prelude::*};
+use tidings::{Error, Reply, Requests, Store, Transport, prelude::*};
 use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Handle, Options};
 use tidings_sqlite::Tx;
@@ -77,6 +77,7 @@ async fn nothing_is_lost_doubled_or_out_of_order_when_the_broker_is_restarted() 
             &amqp,
             Router::new("listener")
                 .on(listen)
+                .ordered(4)
                 .transactional(listener.store.clone()),
         )
         .await,
@@ -84,6 +85,7 @@ async fn nothing_is_lost_doubled_or_out_of_order_when_the_broker_is_restarted() 
             &amqp,
             Router::new("bank")
                 .on(book)
+                .ordered(4)
                 .transactional(bank.store.clone())
                 .retry(retry)
                 .with_state(Random::new(1)),
@@ -129,6 +131,54 @@ async fn nothing_is_lost_doubled_or_out_of_order_when_the_broker_is_restarted() 
         let stats = database.store.outbox().stats().await.expect("it counts");
         assert_eq!(stats.ready + stats.held, 0);
     }
+    amqp.close().await;
+    running_broker.shutdown().await.expect("it stops");
+}
+
+/// Asks for the balance of an account.
+#[derive(Serialize, Deserialize, Command)]
+#[command(target = "bank")]
+struct TellBalance {
+    account: String,
+}
+
+#[derive(Serialize, Deserialize, Event)]
+struct BalanceTold {
+    balance: u64,
+}
+
+async fn tell(question: TellBalance) -> Result<Reply<BalanceTold>> {
+    let balance = question.account.len() as u64;
+    Ok(Reply(BalanceTold { balance }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_are_answered_before_and_after_the_broker_is_restarted() {
+    let data = tempfile::tempdir().expect("a folder");
+    let port = tidings_testing::servers::free_port().expect("a port");
+    let running_broker = broker(data.path(), port).await;
+    let url = format!("amqp://guest:guest@127.0.0.1:{port}");
+    let amqp = Arc::new(Amqp::connect(&url).await.expect("it connects"));
+    let bank = Running::start(&amqp, Router::new("bank").on(tell)).await;
+    let requests = Requests::start(amqp.clone(), "desk")
+        .await
+        .expect("it starts");
+    let ask = async |account: &str| {
+        let question = TellBalance {
+            account: account.to_owned(),
+        };
+        let answer = requests.ask(&question, Duration::from_secs(5)).await;
+        answer.map(|BalanceTold { balance }| balance)
+    };
+    assert_eq!(ask("abc").await.expect("an answer"), 3);
+    running_broker.shutdown().await.expect("it stops");
+    ask("abc").await.expect_err("nobody is there");
+    let running_broker = broker(data.path(), port).await;
+    until("answers come again", async || {
+        matches!(ask("abcd").await, Ok(4))
+    })
+    .await;
+    bank.stop().await;
     amqp.close().await;
     running_broker.shutdown().await.expect("it stops");
 }

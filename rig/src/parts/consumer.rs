@@ -112,6 +112,7 @@ impl Handling {
             sleep(random.between(Duration::ZERO, Duration::from_millis(20))).await;
         }
         match Nature::of(self.seed, self.consumer, &key, place) {
+            #[expect(clippy::disallowed_methods, reason = "this is the fault")]
             Nature::Aborts => std::process::abort(),
             Nature::Poison => Err(std::io::Error::other("it is poison")).permanent()?,
             Nature::Fails(deliveries) if metadata.failures() < deliveries => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod delays;
 pub(crate) mod failures;
+pub(crate) mod groups;
 mod raw;
 pub(crate) mod settling;
 
