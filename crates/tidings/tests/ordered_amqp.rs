@@ -6,9 +6,7 @@ mod support;
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use support::{
-    BalanceChanged, Database, MoneyDeposited, Random, Running, deposit, until, write,
-};
+use support::{BalanceChanged, Database, MoneyDeposited, Random, Running, deposit, until, write};
 use tidings::{Error, Store, Transport, prelude::*};
 use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Handle, Options};
