@@ -2,7 +2,7 @@
 
 mod behaviour;
 
-use behaviour::{behaviours, delays, failures, groups};
+use behaviour::{behaviours, delays, failures, groups, processes};
 use tempfile::TempDir;
 use tidings_broker::{Broker, Handle, Options};
 use tidings_testing::servers::Process;
@@ -77,8 +77,6 @@ behaviours! {
     a_partition_changes_hands_under_load
     what_was_settled_before_a_stream_is_dropped_stays_settled
     many_crashes_lose_nothing_and_keep_the_order
-    a_killed_consumer_leaves_its_partition_in_order
-    a_frozen_consumer_wakes_up_with_stale_deliveries
     a_queue_that_is_no_partition_is_refused
     a_queue_that_was_there_before_its_group_is_refused
     others_of_a_topic_see_no_difference
@@ -87,10 +85,16 @@ behaviours! {
     a_cut_connection_leaves_stale_deliveries_and_goes_on
 }
 
+behaviours! {
+    of crate::behaviour::processes, on url();
+    a_killed_consumer_leaves_its_partition_in_order
+    a_frozen_consumer_wakes_up_with_stale_deliveries
+}
+
 /// Not a test, but the process that another test kills. Does nothing unless that asks for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn consumer_of_a_test() {
-    groups::consumer_of_a_test().await;
+    processes::consumer_of_a_test().await;
 }
 
 /// One that stops and comes back with what is in its folder.
