@@ -289,11 +289,6 @@ pub(crate) async fn what_amqp_cannot_carry_harms_nothing_else(url: String) {
         let error = declaring.expect_err("no broker has it");
         assert!(!error.is_temporary(), "{error}");
     }
-    let group = Group::new("group", NonZeroU16::MIN);
-    let declaring = amqp.declare(&Topology::new().group(group)).await;
-    assert!(declaring.is_err_and(|error| !error.is_temporary()));
-    let ordered = amqp.subscribe(Subscription::new(queue.clone()).ordered());
-    assert!(ordered.await.is_err_and(|error| !error.is_temporary()));
     let longest = format!("{:q<250}", unique("longest"));
     assert_eq!(amqp.features().name_bytes_max, longest.len());
     amqp.declare(&topology(&longest, &[]))
