@@ -101,7 +101,6 @@ impl World {
         };
         let mut world = Self {
             parts: Vec::new(),
-            stack,
             seed,
             folder: folder.to_owned(),
             broker_proxy,
