@@ -26,7 +26,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     Shared,
     copies::Held,
-    link,
+    groups, link,
     link::Backoff,
     message::{self, CopyFor},
     session::{Channel, Closed, Flush, Inbound, Session},
@@ -48,6 +48,9 @@ struct Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
+        if self.consumer.is_ordered {
+            return self.consumer.leave();
+        }
         self.consumer.cancel();
         self.raws.close();
         while let Ok(raw) = self.raws.try_recv() {
@@ -99,6 +102,7 @@ pub(crate) async fn subscribe(
         name: name.map_err(|error| TransportError::fatal(error.to_string()))?,
         queue: (&*subscription.queue).into(),
         prefetch: subscription.prefetch.get(),
+        is_ordered: subscription.is_ordered,
         sources: sender,
     };
     shared.around.tasks.spawn(keeper.run());
@@ -119,6 +123,7 @@ struct Keeper {
     name: ShortStr,
     queue: Arc<str>,
     prefetch: u16,
+    is_ordered: bool,
     sources: mpsc::Sender<Result<Source, TransportError>>,
 }
 
@@ -135,8 +140,9 @@ impl Keeper {
         let mut backoff = Backoff::default();
         loop {
             let started = tokio::select! {
-                started = self.start() => started,
+                biased;
                 () = self.sources.closed() => return,
+                started = self.start() => started,
             };
             match started {
                 Ok((channel, source)) => {
@@ -204,6 +210,7 @@ impl Keeper {
                 session: Arc::clone(session),
                 shared: Arc::downgrade(shared),
                 queue: Arc::clone(&self.queue),
+                is_ordered: self.is_ordered,
                 unsettled: Mutex::default(),
                 ended: CancellationToken::new(),
                 settled: Notify::new(),
@@ -240,9 +247,17 @@ impl Keeper {
         };
         if handed_over {
             tokio::select! {
-                () = consumer.ended.cancelled() => return true,
+                biased;
                 () = self.sources.closed() => {}
+                () = consumer.ended.cancelled() => return !self.sources.is_closed(),
             }
+        }
+        if self.is_ordered {
+            // A cancellation would let the next subscription receive while these are out. With the
+            // channel they go back to their places, and only then it receives.
+            consumer.leave();
+            drop(channel);
+            return false;
         }
         // What is out can still be settled; what was not handed out goes back to the queue. The
         // stream has ended the subscription already; this says when the broker has heard it.
@@ -297,7 +312,7 @@ impl Inbound for Incoming {
                 let queue = &self.consumer.queue;
                 warn!(%queue, "the broker ended the subscription; subscribing again");
                 self.raws = None;
-                self.consumer.ended.cancel();
+                self.consumer.gone();
             }
             _ => {}
         }
@@ -309,7 +324,7 @@ impl Inbound for Incoming {
             warn!(%queue, reason = %closed.reason, "the broker closed a subscription's channel");
         }
         self.raws = None;
-        self.consumer.ended.cancel();
+        self.consumer.gone();
     }
 }
 
@@ -320,6 +335,8 @@ pub(crate) struct Consumer {
     pub(crate) session: Arc<Session>,
     pub(crate) shared: Weak<Shared>,
     pub(crate) queue: Arc<str>,
+    /// It receives a partition of an ordered group.
+    is_ordered: bool,
     unsettled: Mutex<Unsettled>,
     /// The channel or its subscription is gone: nothing can be settled any more.
     pub(crate) ended: CancellationToken,
@@ -329,9 +346,6 @@ pub(crate) struct Consumer {
 impl Flush for Consumer {
     fn flush(&self, out: &mut BytesMut) {
         let mut unsettled = self.unsettled.lock();
-        if self.is_ended() {
-            return;
-        }
         unsettled.write(self.id, out);
         let all = unsettled.is_empty();
         drop(unsettled);
@@ -360,6 +374,14 @@ impl Consumer {
         delivery
     }
 
+    /// Dead letters are beside this name.
+    pub(crate) fn letters_beside(&self) -> &str {
+        match self.is_ordered {
+            true => groups::group_of_partition(&self.queue),
+            false => &self.queue,
+        }
+    }
+
     async fn all_settled(&self) {
         loop {
             let settled = self.settled.notified();
@@ -378,9 +400,11 @@ impl Consumer {
         ))
     }
 
-    /// The properties of a delivery that is out.
+    /// The properties of a delivery that can still be settled.
     pub(crate) fn properties(&self, tag: u64) -> Option<Properties> {
-        self.unsettled.lock().properties(tag).cloned()
+        let unsettled = self.unsettled.lock();
+        let properties = (!self.is_ended()).then(|| unsettled.properties(tag));
+        properties.flatten().cloned()
     }
 
     /// Tells the broker, with whatever else there is to tell, at the next write.
@@ -390,10 +414,30 @@ impl Consumer {
             let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
             is_first.flatten().ok_or_else(|| self.stale())?
         };
+        // Not under the lock, which whoever writes would have to wait for.
         if is_first {
             self.tell();
         }
         Ok(())
+    }
+
+    /// The channel or its subscription is gone: nothing more may be written.
+    fn gone(&self) {
+        let mut unsettled = self.unsettled.lock();
+        unsettled.close();
+        self.ended.cancel();
+    }
+
+    /// Lets go of a partition: what is not settled is stale. What is, is told before the channel is
+    /// closed, which follows.
+    fn leave(&self) {
+        {
+            // Under the lock: nothing is settled from here on.
+            let _unsettled = self.unsettled.lock();
+            self.ended.cancel();
+        }
+        // Who settled last may not have come to this yet, so it is asked for once more.
+        self.tell();
     }
 
     /// No more deliveries are wanted. [`Keeper::serve`] waits until there will be none.
@@ -438,7 +482,7 @@ impl Settler for Consumer {
                 }
                 Settlement::Defer { delay } => self.copy(&delivery, CopyFor::Later, delay).await,
                 Settlement::DeadLetter { attempt } => {
-                    let copy_for = CopyFor::DeadLetters(&attempt);
+                    let copy_for = CopyFor::DeadLetters(&attempt, self.letters_beside());
                     self.copy(&delivery, copy_for, Duration::ZERO).await
                 }
             }

@@ -74,11 +74,12 @@ impl Consumer {
         loop {
             let body = delivery.envelope.body.clone();
             let failure = tokio::select! {
+                biased;
+                () = self.ended.cancelled() => return Err(self.stale()),
                 outcome = self.try_copy(copy_for, delay, properties.clone(), body) => match outcome {
                     Ok(()) => return self.end(tag, Ending::Ack),
                     Err(failure) => failure,
                 },
-                () = self.ended.cancelled() => return Err(self.stale()),
             };
             let queue = &*self.queue;
             match failure {
@@ -118,7 +119,7 @@ impl Consumer {
     ) -> Result<(), Failure> {
         let shared = self.shared.upgrade().ok_or_else(link::closed)?;
         let (exchange, routing_key) = match copy_for {
-            CopyFor::DeadLetters(_) => (String::new(), dead_letter_queue(&self.queue)),
+            CopyFor::DeadLetters(_, queue) => (String::new(), dead_letter_queue(queue)),
             _ if delay.is_zero() => (String::new(), self.queue.to_string()),
             _ => {
                 let exchange = shared.delay_exchange(&self.queue, delay).await?;

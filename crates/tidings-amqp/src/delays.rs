@@ -16,7 +16,9 @@
 
 use std::time::Duration;
 
-use tidings_wire::{ExchangeDeclare, QueueBind, QueueDeclare, ShortStr, Table, Value};
+use tidings_wire::{ShortStr, Table, Value};
+
+use crate::parts::{Part, binding, exchange, queue, table};
 
 /// The delays there are, in milliseconds: the steps of the toolkit's retry policy. Every other is
 /// rounded up.
@@ -43,13 +45,6 @@ pub(crate) fn step(delay: Duration) -> u32 {
 /// The exchange, and the queue, of a step.
 pub(crate) fn name_of(step_ms: u32) -> String {
     format!("tidings.delay.{step_ms}")
-}
-
-/// An exchange or a queue, or what binds them.
-pub(crate) enum Part {
-    Exchange(ExchangeDeclare),
-    Queue(QueueDeclare),
-    Binding(QueueBind),
 }
 
 /// What all steps lead to. It has to be there before them.
@@ -90,39 +85,6 @@ pub(crate) fn rung(step_ms: u32) -> Vec<Part> {
 pub(crate) fn way_back(consumer: ShortStr) -> Part {
     let key = Some(consumer.clone());
     Part::Binding(binding(consumer, ShortStr::from_static(DELAYED), key))
-}
-
-fn table<const N: usize>(entries: [(&'static str, Value); N]) -> Table {
-    let named = entries.map(|(name, value)| (ShortStr::from_static(name), value));
-    named.into_iter().collect()
-}
-
-fn exchange(exchange: ShortStr, kind: &'static str, arguments: Table) -> ExchangeDeclare {
-    ExchangeDeclare {
-        exchange,
-        kind: ShortStr::from_static(kind),
-        durable: true,
-        arguments,
-        ..ExchangeDeclare::default()
-    }
-}
-
-fn queue(queue: ShortStr, arguments: Table) -> QueueDeclare {
-    QueueDeclare {
-        queue,
-        durable: true,
-        arguments,
-        ..QueueDeclare::default()
-    }
-}
-
-fn binding(queue: ShortStr, exchange: ShortStr, key: Option<ShortStr>) -> QueueBind {
-    QueueBind {
-        queue,
-        exchange,
-        routing_key: key.unwrap_or_default(),
-        ..QueueBind::default()
-    }
 }
 
 #[cfg(test)]

@@ -37,6 +37,15 @@
 //! `Q.retry.D` for each queue and delay; what is left in one comes back by itself, and when it is
 //! empty it may be deleted.
 //!
+//! An ordered group `G` of `n` partitions is the durable direct exchange `G`, bound to the exchanges of
+//! its topics, and the durable queues `G.0ofn` and so on, each with a single active consumer and bound
+//! by the routing keys `tidings.slot.K` of its slots. What has another routing key goes by the alternate
+//! exchange `G.any` into the queue `G.any`. Dead letters are in `G.dead`. A command `C` that the group
+//! takes is the durable fanout exchange `C.slot`, bound to `G`: publishers look whether it is there
+//! before they first send to `C`, and send there with the slot; declaring it fails while there is a
+//! queue `C`. Messages with a key go to topics with the routing key of their slot, others with an empty
+//! one.
+//!
 //! # Foreign programs
 //!
 //! Headers whose values are numbers, booleans, times, tables or arrays are read as text (tables and
@@ -52,6 +61,9 @@
 //! is on its way; while the copy cannot be published it waits, as long as the original's connection
 //! lives. What is dropped unsettled, also half-way through a settlement, goes back to its queue.
 //!
+//! When an ordered subscription's stream is dropped its channel is closed, so that the broker puts back
+//! what is out before the next subscription receives. A cancellation would not wait for that.
+//!
 //! # Two connections
 //!
 //! One publishes, one (from the first subscription on) receives: a broker that stops reading from
@@ -63,37 +75,40 @@ mod consumer;
 mod copies;
 mod delays;
 mod dial;
+mod groups;
 mod headers;
 mod link;
 mod message;
+mod parts;
 mod publisher;
+mod publishing;
 mod session;
 mod topology;
 mod unsettled;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
     fmt,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use tidings_core::{
-    BoxFuture, Deliveries, Features, Outgoing, PublishError, PublishErrorKind, Subscription,
-    Topology, Transport, TransportError,
+    BoxFuture, Deliveries, Features, Outgoing, PublishError, Subscription, Topology, Transport,
+    TransportError,
 };
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use crate::{
     address::Address,
     link::{Backoff, Link, Role, Surroundings},
-    publisher::{Item, Outcome, Publisher},
+    publisher::{Item, Outcome},
+    publishing::{Publishing, all_unavailable},
     session::{Closed, Session},
     topology::{DeclareError, Declared},
 };
@@ -127,7 +142,7 @@ impl Builder {
     }
 
     /// How long [`Transport::publish`] waits for the broker's confirms. What is not confirmed then is
-    /// [`PublishErrorKind::Unavailable`]; the broker may have it nevertheless. Default: 30 seconds.
+    /// [`Unavailable`](tidings_core::PublishErrorKind::Unavailable); the broker may have it nevertheless. Default: 30 seconds.
     pub fn confirm_timeout(mut self, time: Duration) -> Self {
         self.confirm_timeout = time;
         self
@@ -227,20 +242,20 @@ impl Transport for Amqp {
         features.durable = true;
         features.reports_unroutable = true;
         features.delay_max = delays::DELAY_MAX;
+        features.partitions_max = groups::PARTITIONS_MAX;
         features.name_bytes_max = topology::NAME_BYTES_MAX;
         features
     }
 
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
-        if let Some(group) = topology.groups.first() {
-            let error = no_groups(&group.name);
-            return Box::pin(std::future::ready(Err(error)));
-        }
-        Box::pin(self.shared.declare(Declared::of(topology)))
+        Box::pin(async move {
+            let wanted = Declared::of(topology).map_err(DeclareError::into_transport)?;
+            self.shared.declare_anew(wanted).await
+        })
     }
 
     fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
-        let items = batch.into_iter().map(Item::Message).collect();
+        let items = batch.into_iter().map(Item::message).collect();
         Box::pin(self.shared.publish_items(items))
     }
 
@@ -249,9 +264,6 @@ impl Transport for Amqp {
         subscription: Subscription,
     ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
         Box::pin(async move {
-            if subscription.is_ordered {
-                return Err(no_groups(&subscription.queue));
-            }
             let deliveries = consumer::subscribe(&self.shared, subscription).await?;
             Ok(Box::pin(deliveries) as Deliveries)
         })
@@ -260,15 +272,6 @@ impl Transport for Amqp {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.shared.close())
     }
-}
-
-/// [`Features::partitions_max`] is zero: asking for order across instances is an error, not something
-/// that is quietly not kept.
-fn no_groups(name: &str) -> TransportError {
-    TransportError::fatal(format!(
-        "`{name}` asks for order across instances, which this transport does not keep; take \
-         competing consumers, or another transport"
-    ))
 }
 
 /// What the transport, its links and its subscriptions share.
@@ -292,6 +295,23 @@ impl Shared {
         self.declared.lock().about(queue)
     }
 
+    /// Declares what a service asks for.
+    async fn declare_anew(&self, wanted: Declared) -> Result<(), TransportError> {
+        let mut backoff = Backoff::default();
+        for command in wanted.commands() {
+            loop {
+                let up = self.publishing.up().await?;
+                let looked = topology::no_queue_of_a_command(&up.session, command).await;
+                match looked.map_err(DeclareError::into_transport) {
+                    Ok(()) => break,
+                    Err(error) if error.is_temporary() => backoff.pause().await,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.declare(wanted).await
+    }
+
     /// Declares, and remembers it for the next connection.
     async fn declare(&self, wanted: Declared) -> Result<(), TransportError> {
         let mut backoff = Backoff::default();
@@ -299,7 +319,7 @@ impl Shared {
             let up = self.publishing.up().await?;
             let error = match wanted.declare(&up.session).await {
                 Ok(()) => {
-                    up.known.lock().extend(wanted.exchanges());
+                    up.note(&wanted);
                     self.declared.lock().merge(wanted);
                     return Ok(());
                 }
@@ -367,127 +387,6 @@ impl Shared {
         {
             warn!("the connections did not end in time");
         }
-    }
-}
-
-fn all_unavailable(count: usize, closed: &Closed) -> Vec<Outcome> {
-    let outcome = || Err(publisher::unavailable(closed));
-    std::iter::repeat_with(outcome).take(count).collect()
-}
-
-/// The connection for publishing and declaring.
-struct Publishing {
-    declared: Arc<Mutex<Declared>>,
-    confirm_timeout: Duration,
-}
-
-struct PublishingUp {
-    session: Arc<Session>,
-    publisher: Publisher,
-    /// Exchanges of topics and delays that exist, as far as we know.
-    known: Mutex<HashSet<String>>,
-}
-
-impl Role for Publishing {
-    type Up = PublishingUp;
-
-    const PURPOSE: &'static str = "publishing";
-
-    async fn set_up(&self, session: &Arc<Session>) -> Result<PublishingUp, Closed> {
-        let declared = self.declared.lock().clone();
-        let mut known = HashSet::new();
-        match declared.declare(session).await {
-            Ok(()) => known.extend(declared.exchanges()),
-            Err(DeclareError::Closed { closed, .. }) if closed.is_connection => {
-                return Err(closed);
-            }
-            // Somebody changed something meanwhile. What can go on, goes on.
-            Err(_) => {
-                for part in declared.apart() {
-                    match part.declare(session).await {
-                        Ok(()) => known.extend(part.exchanges()),
-                        Err(DeclareError::Closed { closed, .. }) if closed.is_connection => {
-                            return Err(closed);
-                        }
-                        Err(error) => error!("{}", error.into_transport()),
-                    }
-                }
-            }
-        }
-        Ok(PublishingUp {
-            session: Arc::clone(session),
-            publisher: Publisher::open(session, self.confirm_timeout).await?,
-            known: Mutex::new(known),
-        })
-    }
-
-    async fn worn_out(&self, up: &PublishingUp) {
-        up.publisher.closed().await;
-    }
-}
-
-impl PublishingUp {
-    async fn publish(&self, items: Vec<Item>, time: Duration) -> Vec<Outcome> {
-        let deadline = Instant::now() + time;
-        let declaring = self.declare_unknown_topics(&items);
-        let Ok(missing) = timeout_at(deadline.into(), declaring).await else {
-            let silent = Closed::lost(format!("it did not declare a topic within {time:?}"));
-            return all_unavailable(items.len(), &silent);
-        };
-        if missing.is_empty() {
-            return self.publisher.publish(items, deadline).await;
-        }
-        // To a missing exchange one message would close the channel for all.
-        let topic = |item: &Item| item.topic().and_then(|topic| missing.get(topic)).cloned();
-        let refusals: Vec<Option<_>> = items.iter().map(topic).collect();
-        let there = items.into_iter().zip(&refusals);
-        let there = there.filter(|(_, refusal)| refusal.is_none());
-        let there = there.map(|(item, _)| item).collect();
-        let mut outcomes = self.publisher.publish(there, deadline).await.into_iter();
-        let refusals = refusals.into_iter();
-        refusals
-            .filter_map(|refusal| match refusal {
-                Some((kind, reason)) => Some(Err(PublishError::new(kind, reason))),
-                None => outcomes.next(),
-            })
-            .collect()
-    }
-
-    /// Declares the topics that nobody has declared yet. Returns those that are not there
-    /// nevertheless, with the reason.
-    async fn declare_unknown_topics(
-        &self,
-        items: &[Item],
-    ) -> HashMap<String, (PublishErrorKind, String)> {
-        let mut missing = HashMap::new();
-        for topic in self.unknown_topics(items) {
-            let error = match Declared::topic(&topic).declare(&self.session).await {
-                Ok(()) => None,
-                Err(error) if error.is_connection() => break,
-                Err(DeclareError::Name(reason)) => Some((PublishErrorKind::Invalid, reason)),
-                // It may be of another type, or not ours to declare: enough if it is there.
-                Err(error) => match topology::find_topic(&self.session, &topic).await {
-                    Ok(()) => None,
-                    Err(not_found) if not_found.is_connection() => break,
-                    Err(_) => {
-                        let reason = error.into_transport().to_string();
-                        Some((PublishErrorKind::Unroutable, reason))
-                    }
-                },
-            };
-            match error {
-                None => drop(self.known.lock().insert(topic)),
-                Some(error) => drop(missing.insert(topic, error)),
-            }
-        }
-        missing
-    }
-
-    fn unknown_topics(&self, items: &[Item]) -> BTreeSet<String> {
-        let known = self.known.lock();
-        let topics = items.iter().filter_map(Item::topic);
-        let unknown = topics.filter(|topic| !known.contains(*topic));
-        unknown.map(ToOwned::to_owned).collect()
     }
 }
 

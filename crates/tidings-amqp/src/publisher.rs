@@ -35,7 +35,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub(crate) use item::{Item, header_bytes_max};
+pub(crate) use item::{Item, Way, header_bytes_max};
 
 use crate::session::{BODY_BYTES_MAX, Channel, Closed, Inbound, Session};
 
@@ -347,7 +347,7 @@ impl Publisher {
         encode_publish(
             out,
             self.channel.id,
-            item.exchange(),
+            &item.exchange(),
             item.routing_key(),
             item.mandatory(),
             properties,
@@ -494,7 +494,8 @@ fn fail_all(queue: VecDeque<Option<Pending>>, closed: &Closed) {
 fn is_guilty(item: &Item, closed: &Closed) -> bool {
     match closed.code {
         reply::ACCESS_REFUSED | reply::NOT_FOUND => {
-            let exchange = match item.exchange() {
+            let exchange = item.exchange();
+            let exchange = match &*exchange {
                 "" => "amq.default",
                 exchange => exchange,
             };

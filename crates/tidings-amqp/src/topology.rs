@@ -2,18 +2,24 @@
 //!
 //! Topic `T` is the durable fanout exchange `T`. Queue `Q` is durable, bound to the exchanges of
 //! its topics, and dead-letters into the durable queue `Q.dead`. If retries of it wait in the broker,
-//! it is bound to where they come back from as well (`delays.rs`).
+//! it is bound to where they come back from as well (`delays.rs`). Ordered groups: `groups.rs`.
 
-use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
+    sync::Arc,
+};
 
-use tidings_core::{Topology, TransportError, dead_letter_queue};
+use tidings_core::{Group, Topology, TransportError, dead_letter_queue};
 use tidings_wire::{
-    EncodeMethod, ExchangeDeclare, Method, QueueBind, QueueDeclare, ShortStr, Table, Value, reply,
+    EncodeMethod, ExchangeDeclare, Method, QueueDeclare, ShortStr, Table, Value, reply,
 };
 use tokio::sync::oneshot;
 
 use crate::{
-    delays::{self, Part},
+    delays,
+    groups::{self, Wants},
+    parts::{self, Part},
     session::{Channel, Closed, Quiet, Session},
 };
 
@@ -28,15 +34,21 @@ pub(crate) struct Declared {
     pub(crate) queues: BTreeMap<String, BTreeSet<String>>,
     /// The steps of the ladder of delays that retries of a queue wait on, in milliseconds.
     pub(crate) delays: BTreeMap<String, BTreeSet<u32>>,
+    /// Ordered groups, by name and number of partitions.
+    pub(crate) groups: BTreeMap<(String, NonZeroU16), Wants>,
 }
 
 impl Declared {
-    pub(crate) fn of(topology: &Topology) -> Self {
+    pub(crate) fn of(topology: &Topology) -> Result<Self, DeclareError> {
         let mut declared = Self::default();
         let queues = topology.queues.iter();
         let topics = queues.clone().flat_map(|queue| &queue.topics);
         for topic in topology.topics.iter().chain(topics) {
             declared.topics.insert(topic.to_string());
+        }
+        for group in &topology.groups {
+            groups::check(group)?;
+            declared.merge(Self::group(&group.name, group.partitions, Wants::of(group)));
         }
         for queue in queues {
             let topics = queue.topics.iter().map(ToString::to_string);
@@ -49,12 +61,20 @@ impl Declared {
                 declared.merge(Self::delay(&queue.name, delays::step(delay)));
             }
         }
-        declared
+        Ok(declared)
     }
 
     pub(crate) fn topic(name: &str) -> Self {
         Self {
             topics: [name.to_owned()].into(),
+            ..Self::default()
+        }
+    }
+
+    fn group(name: &str, partitions: NonZeroU16, wants: Wants) -> Self {
+        Self {
+            topics: wants.topics.clone(),
+            groups: [((name.to_owned(), partitions), wants)].into(),
             ..Self::default()
         }
     }
@@ -81,16 +101,34 @@ impl Declared {
         for (queue, steps) in other.delays {
             self.delays.entry(queue).or_default().extend(steps);
         }
+        for (group, wants) in other.groups {
+            self.groups.entry(group).or_default().merge(wants);
+        }
     }
 
     /// Everything about `queue`, if it was declared.
     pub(crate) fn about(&self, queue: &str) -> Option<Self> {
-        let topics = self.queues.get(queue)?;
+        let Some(topics) = self.queues.get(queue) else {
+            return self.group_with(queue);
+        };
         Some(Self {
             topics: topics.clone(),
             queues: [(queue.to_owned(), topics.clone())].into(),
             ..self.delays_of(queue).unwrap_or_default()
         })
+    }
+
+    /// The group that `queue` is a partition of.
+    fn group_with(&self, queue: &str) -> Option<Self> {
+        let name = groups::group_of_partition(queue);
+        let mut of_name = self.groups.iter().filter(|((group, _), _)| group == name);
+        let ((_, partitions), wants) = of_name.find(|((group, partitions), _)| {
+            let group = Group::new(group.as_str().to_owned(), *partitions);
+            queue == group.any() || (0..partitions.get()).any(|it| queue == group.partition(it))
+        })?;
+        let mut about = Self::group(name, *partitions, wants.clone());
+        about.merge(self.delays_of(queue).unwrap_or_default());
+        Some(about)
     }
 
     /// Where retries of `queue` wait.
@@ -110,14 +148,25 @@ impl Declared {
             ..Self::default()
         });
         let delays = self.delays.keys().filter_map(|queue| self.delays_of(queue));
-        topics.chain(queues).chain(delays)
+        let groups = self.groups.iter().map(|(group, wants)| Self {
+            groups: [(group.clone(), wants.clone())].into(),
+            ..Self::default()
+        });
+        topics.chain(queues).chain(groups).chain(delays)
+    }
+
+    /// The commands of all groups.
+    pub(crate) fn commands(&self) -> impl Iterator<Item = &str> {
+        let commands = self.groups.values().flat_map(|wants| &wants.commands);
+        commands.map(|command| &**command)
     }
 
     /// The exchanges that are published to.
     pub(crate) fn exchanges(&self) -> impl Iterator<Item = String> {
         let steps = self.delays.values().flatten();
         let delays = steps.map(|step_ms| delays::name_of(*step_ms));
-        self.topics.iter().cloned().chain(delays)
+        let commands = self.commands().map(groups::command_exchange);
+        self.topics.iter().cloned().chain(delays).chain(commands)
     }
 
     /// Declares everything, in a pipeline on a channel of its own.
@@ -128,6 +177,9 @@ impl Declared {
         let queues = self.queues.iter();
         let queues = queues.map(|(name, topics)| queue_with_dead_letters(name, topics));
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
+        let groups = self.groups.iter();
+        let groups = groups.map(|((name, partitions), it)| groups::parts(name, *partitions, it));
+        let groups = groups.collect::<Result<Vec<_>, _>>()?;
         let delays = self.parts_of_delays()?;
 
         let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
@@ -135,7 +187,7 @@ impl Declared {
         for topic in &topics {
             asked.ask(topic, format!("topic `{}`", topic.exchange));
         }
-        for part in queues.iter().flatten().chain(&delays) {
+        for part in queues.iter().chain(&groups).flatten().chain(&delays) {
             asked.ask_for(part);
         }
         asked.all_answered().await
@@ -160,15 +212,41 @@ impl Declared {
     }
 }
 
-/// Looks whether there is an exchange for `topic`, of whatever type.
-pub(crate) async fn find_topic(session: &Arc<Session>, topic: &str) -> Result<(), DeclareError> {
+/// Looks whether there is an exchange of this name, of whatever type.
+pub(crate) async fn find_exchange(session: &Arc<Session>, name: &str) -> Result<(), DeclareError> {
     let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
     let passive = ExchangeDeclare {
         passive: true,
-        ..exchange(topic)?
+        ..exchange(name)?
     };
     channel.call(&passive).await?;
     Ok(())
+}
+
+/// A group's command must have no queue of its own: whoever does not know of the group would go on to
+/// send there, where nobody receives any more.
+pub(crate) async fn no_queue_of_a_command(
+    session: &Arc<Session>,
+    command: &str,
+) -> Result<(), DeclareError> {
+    let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
+    let passive = QueueDeclare {
+        passive: true,
+        queue: checked_name("queue", command, NAME_BYTES_MAX)?,
+        ..QueueDeclare::default()
+    };
+    match channel.call(&passive).await {
+        Err(closed) if closed.code == reply::NOT_FOUND && !closed.passes() => Ok(()),
+        Err(closed) => Err(DeclareError::Closed {
+            what: format!("queue `{command}`"),
+            closed,
+        }),
+        Ok(_) => Err(DeclareError::Name(format!(
+            "the queue `{command}` is there from a time when its messages were handled without \
+             order: stop the instances that receive from it, let it be emptied, and delete it; \
+             then what is sent to it goes into the ordered group"
+        ))),
+    }
 }
 
 /// Why a declaration failed.
@@ -255,6 +333,10 @@ impl<'a> Asked<'a> {
                 let what = format!("the binding of queue `{}` to `{}`", it.queue, it.exchange);
                 self.ask(it, what);
             }
+            Part::Link(it) => {
+                let (source, to) = (&it.source, &it.destination);
+                self.ask(it, format!("the binding of exchange `{to}` to `{source}`"));
+            }
         }
     }
 
@@ -295,12 +377,8 @@ pub(crate) fn checked_name(
 }
 
 fn exchange(topic: &str) -> Result<ExchangeDeclare, DeclareError> {
-    Ok(ExchangeDeclare {
-        exchange: checked_name("topic", topic, ShortStr::BYTES_MAX)?,
-        kind: ShortStr::from_static("fanout"),
-        durable: true,
-        ..ExchangeDeclare::default()
-    })
+    let topic = checked_name("topic", topic, ShortStr::BYTES_MAX)?;
+    Ok(parts::exchange(topic, "fanout", Table::default()))
 }
 
 /// A queue, its dead letters (first: it refers to them), and its bindings.
@@ -310,38 +388,19 @@ fn queue_with_dead_letters(
 ) -> Result<Vec<Part>, DeclareError> {
     let dead = dead_letter_queue(name);
     let queue = checked_name("queue", name, NAME_BYTES_MAX)?;
-    let declare = |queue: ShortStr, arguments: Table| {
-        Part::Queue(QueueDeclare {
-            queue,
-            durable: true,
-            arguments,
-            ..QueueDeclare::default()
-        })
-    };
-    let mut parts = vec![
-        declare(
-            checked_name("queue", &dead, ShortStr::BYTES_MAX)?,
-            Table::default(),
-        ),
-        declare(queue.clone(), dead_letters_to(&dead)),
+    let dead_letters = checked_name("queue", &dead, ShortStr::BYTES_MAX)?;
+    let to_dead_letters = parts::table([
+        // Through the default exchange, so that nothing else has to be declared.
+        ("x-dead-letter-exchange", Value::from("")),
+        ("x-dead-letter-routing-key", Value::from(&*dead)),
+    ]);
+    let mut made = vec![
+        Part::Queue(parts::queue(dead_letters, Table::default())),
+        Part::Queue(parts::queue(queue.clone(), to_dead_letters)),
     ];
     for topic in topics {
-        parts.push(Part::Binding(QueueBind {
-            queue: queue.clone(),
-            exchange: checked_name("topic", topic, ShortStr::BYTES_MAX)?,
-            ..QueueBind::default()
-        }));
+        let topic = checked_name("topic", topic, ShortStr::BYTES_MAX)?;
+        made.push(Part::Binding(parts::binding(queue.clone(), topic, None)));
     }
-    Ok(parts)
-}
-
-/// Through the default exchange, so that nothing else has to be declared.
-fn dead_letters_to(queue: &str) -> Table {
-    [
-        ("x-dead-letter-exchange", ""),
-        ("x-dead-letter-routing-key", queue),
-    ]
-    .into_iter()
-    .map(|(name, value)| (ShortStr::from_static(name), Value::from(value)))
-    .collect()
+    Ok(made)
 }

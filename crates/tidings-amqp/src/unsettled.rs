@@ -35,6 +35,8 @@ pub(crate) struct Unsettled {
     to_cancel: bool,
     /// Somebody has asked for a [`write`](Self::write) already.
     is_asked: bool,
+    /// Nothing may be written any more.
+    is_closed: bool,
 }
 
 #[derive(Debug)]
@@ -76,6 +78,11 @@ impl Unsettled {
         !std::mem::replace(&mut self.is_asked, true)
     }
 
+    /// The channel is gone: nothing is written any more.
+    pub(crate) fn close(&mut self) {
+        self.is_closed = true;
+    }
+
     /// True if the broker waits for nothing and has been told everything.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -85,6 +92,9 @@ impl Unsettled {
     /// out, with one acknowledgement for each run of them, and then one by one.
     pub(crate) fn write(&mut self, channel: u16, out: &mut BytesMut) {
         self.is_asked = false;
+        if self.is_closed {
+            return;
+        }
         if std::mem::take(&mut self.to_cancel) {
             let cancel = BasicCancel {
                 consumer_tag: CONSUMER_TAG,

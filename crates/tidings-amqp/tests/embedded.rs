@@ -2,7 +2,7 @@
 
 mod behaviour;
 
-use behaviour::{behaviours, delays, failures};
+use behaviour::{behaviours, delays, failures, groups, processes};
 use tempfile::TempDir;
 use tidings_broker::{Broker, Handle, Options};
 use tidings_testing::servers::Process;
@@ -70,6 +70,31 @@ behaviours! {
     a_retry_whose_queue_was_deleted_is_kept_and_holds_up_nobody
     a_failure_that_passes_is_not_a_dead_letter_while_its_delay_is_missing
     what_an_earlier_version_left_waiting_comes_back
+}
+
+behaviours! {
+    of crate::behaviour::groups, on url();
+    a_partition_changes_hands_under_load
+    what_was_settled_before_a_stream_is_dropped_stays_settled
+    many_crashes_lose_nothing_and_keep_the_order
+    a_queue_that_is_no_partition_is_refused
+    a_queue_that_was_there_before_its_group_is_refused
+    others_of_a_topic_see_no_difference
+    a_deleted_partition_is_declared_again
+    a_command_finds_its_group_whenever_that_comes
+    a_cut_connection_leaves_stale_deliveries_and_goes_on
+}
+
+behaviours! {
+    of crate::behaviour::processes, on url();
+    a_killed_consumer_leaves_its_partition_in_order
+    a_frozen_consumer_wakes_up_with_stale_deliveries
+}
+
+/// Not a test, but the process that another test kills. Does nothing unless that asks for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumer_of_a_test() {
+    processes::consumer_of_a_test().await;
 }
 
 /// One that stops and comes back with what is in its folder.
@@ -153,15 +178,24 @@ async fn broker_of_a_test() {
     std::future::pending::<()>().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_broker_keeps_the_retries_that_wait() {
+async fn one_to_kill() -> Killed {
     let mut server = Killed {
         folder: tempfile::tempdir().expect("a folder"),
         port: tidings_testing::servers::free_port().expect("a port"),
         process: None,
     };
     failures::Server::start(&mut server).await;
-    delays::a_killed_broker_keeps_the_retries_that_wait(server).await;
+    server
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_keeps_the_retries_that_wait() {
+    delays::a_killed_broker_keeps_the_retries_that_wait(one_to_kill().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_keeps_the_order_of_its_partitions() {
+    groups::a_killed_broker_keeps_the_order_of_its_partitions(one_to_kill().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

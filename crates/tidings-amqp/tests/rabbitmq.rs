@@ -2,7 +2,7 @@
 
 mod behaviour;
 
-use behaviour::{behaviours, delays, failures};
+use behaviour::{behaviours, delays, failures, groups, processes};
 use tidings_testing::servers::{RabbitMq, rabbitmq_url};
 
 behaviours! {
@@ -51,6 +51,33 @@ behaviours! {
     what_an_earlier_version_left_waiting_comes_back
 }
 
+behaviours! {
+    of crate::behaviour::groups, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    a_partition_changes_hands_under_load
+    what_was_settled_before_a_stream_is_dropped_stays_settled
+    many_crashes_lose_nothing_and_keep_the_order
+    a_queue_that_is_no_partition_is_refused
+    a_queue_that_was_there_before_its_group_is_refused
+    others_of_a_topic_see_no_difference
+    a_deleted_partition_is_declared_again
+    a_command_finds_its_group_whenever_that_comes
+    a_cut_connection_leaves_stale_deliveries_and_goes_on
+}
+
+behaviours! {
+    of crate::behaviour::processes, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    a_killed_consumer_leaves_its_partition_in_order
+    a_frozen_consumer_wakes_up_with_stale_deliveries
+}
+
+/// Not a test, but the process that another test kills. Does nothing unless that asks for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumer_of_a_test() {
+    processes::consumer_of_a_test().await;
+}
+
 /// One that is killed and comes back with what was on its disk. It blocks the thread of its test,
 /// but not those that the transport runs on.
 struct Killed(RabbitMq);
@@ -81,6 +108,13 @@ async fn a_restart_of_the_broker_loses_nothing_and_needs_nobody() {
 async fn a_killed_broker_keeps_the_retries_that_wait() {
     let server = Killed(RabbitMq::start().expect("it starts"));
     delays::a_killed_broker_keeps_the_retries_that_wait(server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn a_killed_broker_keeps_the_order_of_its_partitions() {
+    let server = Killed(RabbitMq::start().expect("it starts"));
+    groups::a_killed_broker_keeps_the_order_of_its_partitions(server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

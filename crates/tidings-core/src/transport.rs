@@ -27,7 +27,8 @@ pub trait Transport: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// When something of that name exists but differs, or the user may not declare it.
+    /// When something of that name exists but differs, when a group has more partitions than
+    /// [`Features::partitions_max`], or when the user may not declare it.
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>>;
 
     /// Publishes `batch` in order and resolves when the broker has confirmed or refused each
@@ -46,7 +47,8 @@ pub trait Transport: Send + Sync + 'static {
     /// At most `prefetch` deliveries are out unsettled. The stream goes on through reconnections
     /// and ends only when it is dropped, or after an `Err` that no reconnection mends. Dropping it
     /// stops further deliveries; those that are out can still be settled. What it had received and
-    /// not handed out goes back to the queue.
+    /// not handed out goes back to the queue. A partition of a [`Group`] is received otherwise:
+    /// [`Subscription::is_ordered`].
     fn subscribe(
         &self,
         subscription: Subscription,
@@ -103,7 +105,8 @@ pub struct Features {
     pub counts_deliveries: bool,
     /// How many partitions a [`Group`] may have; zero if the engine keeps no order across instances.
     pub partitions_max: u16,
-    /// The longest name of a queue or topic, in bytes, with everything the adapter adds to it.
+    /// The longest name of a queue (of a partition too) or topic, in bytes; what the adapter adds
+    /// to it comes on top.
     pub name_bytes_max: usize,
     /// The largest body, in bytes; `None` if only the broker's own limit holds.
     pub body_bytes_max: Option<usize>,
@@ -240,10 +243,16 @@ pub fn slot_of(key: &str) -> u16 {
 }
 
 /// An ordered group of a consumer: messages with one key, of all the types it takes, go to one
-/// partition in the order they were published, and a partition is received by one subscription at a
-/// time. Each partition is a queue: [`partition`](Self::partition) names it. What comes without a key,
-/// or from a publisher that knows nothing of slots, goes to one more queue, [`any`](Self::any). Dead
-/// letters are beside the group's name ([`dead_letter_queue`]).
+/// partition in the order they were published, whoever publishes them and whether or not that one
+/// knows of the group. A partition is received by one subscription at a time
+/// ([`Subscription::is_ordered`]). Each partition is a queue: [`partition`](Self::partition) names
+/// it. What comes without a key, or from a publisher that knows nothing of slots, goes to one more
+/// queue, [`any`](Self::any), which is received like a partition. Dead letters, of `any` too, are
+/// beside the group's name ([`dead_letter_queue`]).
+///
+/// Other queues and groups that want a message get it as well. Declaring a group again adds topics
+/// and commands to it and takes none away. What is to be tried later waits in the consumer's store,
+/// so that it keeps its place: no engine is asked to delay messages of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Group {
@@ -251,7 +260,8 @@ pub struct Group {
     pub name: Cow<'static, str>,
     /// The topics whose messages it wants.
     pub topics: Vec<Cow<'static, str>>,
-    /// The queues of commands that go through the group: what is sent to one of them by name.
+    /// The queues of commands that go through the group: what is sent to one of them by name. They
+    /// need not be there as queues of their own.
     pub commands: Vec<Cow<'static, str>>,
     /// How many partitions it has, at most [`SLOT_COUNT`].
     pub partitions: NonZeroU16,
@@ -313,12 +323,21 @@ pub struct Subscription {
     pub queue: Cow<'static, str>,
     /// How many deliveries may be out unsettled.
     pub prefetch: NonZeroU16,
-    /// Whether the queue is a partition of a [`Group`].
+    /// Whether the queue is a partition of a [`Group`], or its [`any`](Group::any). Those are
+    /// received by ordered subscriptions only, and other queues by none.
     ///
-    /// Then only one subscription at a time gets deliveries; another one waits until that ends. When
-    /// the stream is dropped, whatever is out is given back to the queue at once, in its old order,
-    /// and its deliveries are stale: finish what runs before, so that the next subscription does not
-    /// get later messages while earlier ones are still being handled.
+    /// Then only one subscription at a time gets deliveries, over whichever connection; another one
+    /// waits until that ends or its connection is lost. When the stream is dropped, whatever is out
+    /// is given back to the queue at once, in its old order and before what came later, whatever the
+    /// prefetch of the next subscription. It comes again
+    /// [`redelivered`](crate::Delivery::redelivered). The deliveries of the dropped stream are
+    /// [stale](crate::Delivery::is_stale) from that moment: settling one is an error that passes,
+    /// dropping one does nothing. So finish what runs before, so that the next subscription does
+    /// not get later messages while earlier ones are still being handled.
+    ///
+    /// While the stream lives, a delivery that is given back alone
+    /// ([`Requeue`](crate::Settlement::Requeue), or dropped) comes again before what is not out yet,
+    /// but after later ones that are: to give back more than one, drop the stream.
     pub is_ordered: bool,
 }
 

@@ -7,8 +7,9 @@ use std::{
 };
 
 use tidings_core::{
-    Attempt, Destination, Envelope, FAILURES_HEADER, HISTORY_HEADER, Outgoing, PublishError,
-    PublishErrorKind, QUEUE_HEADER, REASON_HEADER, Settlement, Topology, dead_letter_queue,
+    Attempt, Destination, Envelope, FAILURES_HEADER, Group, HISTORY_HEADER, Outgoing, PublishError,
+    PublishErrorKind, QUEUE_HEADER, REASON_HEADER, SLOT_COUNT, Settlement, Topology,
+    TransportError, dead_letter_queue, slot_of,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -31,7 +32,8 @@ pub struct Stored {
     pub failures: u32,
     /// Why it is a dead letter, if it is one.
     pub reason: Option<Box<str>>,
-    /// Which queue it was in before it became a dead letter, if it is one.
+    /// Which queue it was in before it became a dead letter, if it is one; of a partition, the name
+    /// of its group.
     pub dead_from: Option<Box<str>>,
     /// It was handed out before and came back unsettled.
     pub redelivered: bool,
@@ -43,7 +45,9 @@ pub struct Stored {
 pub(crate) struct Broker {
     topics: HashMap<String, BTreeSet<Arc<str>>>,
     queues: HashMap<Arc<str>, Queue>,
-    /// Names messages in queues and deliveries: what is greater came later.
+    /// Every group as it was declared, which may be more than once with different wishes.
+    groups: Vec<Group>,
+    /// Names messages in queues, deliveries and consumers: what is greater came later.
     counter: u64,
 }
 
@@ -54,14 +58,25 @@ struct Queue {
     /// By when they are due and the order they were delayed in.
     delayed: BTreeMap<(Instant, u64), Stored>,
     out: HashMap<u64, Out>,
+    /// The group it is a part of, if it is.
+    group: Option<Arc<str>>,
+    /// Who subscribed to this part of a group: the first receives, the others wait.
+    consumers: Vec<Holder>,
     changed: Arc<Notify>,
+}
+
+/// Who receives, and over which connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) connection: u64,
+    pub(crate) consumer: u64,
 }
 
 /// A message that a consumer holds.
 struct Out {
     number: u64,
     stored: Stored,
-    connection: u64,
+    holder: Holder,
 }
 
 /// What a consumer finds when it asks for a message.
@@ -73,7 +88,8 @@ pub(crate) enum Next {
 }
 
 impl Broker {
-    pub(crate) fn declare(&mut self, topology: &Topology) {
+    pub(crate) fn declare(&mut self, topology: &Topology) -> Result<(), TransportError> {
+        self.check(&topology.groups)?;
         for topic in &topology.topics {
             self.topics.entry(topic.to_string()).or_default();
         }
@@ -88,21 +104,54 @@ impl Broker {
                 subscribers.insert(Arc::clone(&name));
             }
         }
+        for group in &topology.groups {
+            self.declare_group(group);
+        }
+        Ok(())
+    }
+
+    fn check(&self, groups: &[Group]) -> Result<(), TransportError> {
+        for group in groups {
+            if group.partitions.get() > SLOT_COUNT {
+                return Err(TransportError::fatal(format!(
+                    "cannot declare the ordered group `{}` with {} partitions: it may have \
+                     {SLOT_COUNT} at most",
+                    group.name, group.partitions
+                )));
+            }
+            for name in queues_of(group) {
+                let is_other = |queue: &Queue| queue.group.as_deref() != Some(&*group.name);
+                if self.queues.get(&*name).is_some_and(is_other) {
+                    return Err(TransportError::fatal(format!(
+                        "cannot declare the ordered group `{}`: its queue `{name}` is there \
+                         already and is no part of it; name one of them otherwise",
+                        group.name
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn declare_group(&mut self, group: &Group) {
+        let group_name: Arc<str> = group.name.as_ref().into();
+        for queue in queues_of(group) {
+            let queue = self.queues.entry(queue.into()).or_default();
+            queue.group = Some(Arc::clone(&group_name));
+        }
+        self.queues
+            .entry(dead_letter_queue(&group_name).into())
+            .or_default();
+        for topic in &group.topics {
+            self.topics.entry(topic.to_string()).or_default();
+        }
+        if !self.groups.contains(group) {
+            self.groups.push(group.clone());
+        }
     }
 
     pub(crate) fn publish(&mut self, message: Outgoing) -> Result<(), PublishError> {
-        let queues: Vec<Arc<str>> = match &message.destination {
-            Destination::Topic(topic) => self
-                .topics
-                .get(&**topic)
-                .map(|queues| queues.iter().cloned().collect())
-                .unwrap_or_default(),
-            Destination::Queue(queue) => self
-                .queues
-                .get_key_value(&**queue)
-                .map(|(name, _)| vec![Arc::clone(name)])
-                .unwrap_or_default(),
-        };
+        let queues = self.queues_for(&message);
         if queues.is_empty() {
             return Err(PublishError::new(
                 PublishErrorKind::Unroutable,
@@ -128,11 +177,93 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes the next message of `queue` out for a consumer on `connection`.
-    pub(crate) fn take(&mut self, queue: &str, connection: u64) -> Next {
+    /// The queues that want a message, each once.
+    fn queues_for(&self, message: &Outgoing) -> BTreeSet<Arc<str>> {
+        let mut queues = BTreeSet::new();
+        let name = message.destination.name();
+        let is_topic = matches!(message.destination, Destination::Topic(_));
+        if is_topic {
+            queues.extend(self.topics.get(name).into_iter().flatten().cloned());
+        } else if let Some((queue, _)) = self.queues.get_key_value(name) {
+            queues.insert(Arc::clone(queue));
+        }
+        for group in &self.groups {
+            let wanted = if is_topic {
+                &group.topics
+            } else {
+                &group.commands
+            };
+            if !wanted.iter().any(|it| it == name) {
+                continue;
+            }
+            let part = match &message.envelope.key {
+                Some(key) => group.partition(group.partition_of_slot(slot_of(key))),
+                None => group.any(),
+            };
+            if let Some((part, _)) = self.queues.get_key_value(&*part) {
+                queues.insert(Arc::clone(part));
+            }
+        }
+        queues
+    }
+
+    /// Adds a consumer of `queue`.
+    pub(crate) fn subscribe(
+        &mut self,
+        queue: &str,
+        connection: u64,
+        is_ordered: bool,
+    ) -> Result<Holder, TransportError> {
+        self.counter += 1;
+        let holder = Holder {
+            connection,
+            consumer: self.counter,
+        };
+        let Some(found) = self.queues.get_mut(queue) else {
+            return Err(no_queue(queue));
+        };
+        match (is_ordered, found.group.is_some()) {
+            (true, true) => found.consumers.push(holder),
+            (false, false) => {}
+            (true, false) => {
+                return Err(TransportError::fatal(format!(
+                    "queue `{queue}` is no partition of an ordered group: subscribe to it without \
+                     `ordered`"
+                )));
+            }
+            (false, true) => {
+                return Err(TransportError::fatal(format!(
+                    "queue `{queue}` is a partition of an ordered group: subscribe to it with \
+                     `ordered`"
+                )));
+            }
+        }
+        Ok(holder)
+    }
+
+    /// A subscription ended. What an ordered one had out goes back to where it was.
+    pub(crate) fn unsubscribe(&mut self, queue: &str, holder: Holder) {
+        if let Some(queue) = self.queues.get_mut(queue)
+            && queue.group.is_some()
+        {
+            queue.end(|it| *it == holder);
+        }
+    }
+
+    /// Takes the next message of `queue` out for a consumer.
+    pub(crate) fn take(&mut self, queue: &str, holder: Holder) -> Next {
         let Some(queue) = self.queues.get_mut(queue) else {
             return Next::Nothing;
         };
+        if queue.group.is_some() {
+            if !queue.consumers.contains(&holder) {
+                // The queue was deleted and declared again meanwhile.
+                queue.consumers.push(holder);
+            }
+            if queue.consumers[0] != holder {
+                return Next::Nothing;
+            }
+        }
         queue.make_due_ready(&mut self.counter);
         self.counter += 1;
         let tag = self.counter;
@@ -140,7 +271,7 @@ impl Broker {
             let out = Out {
                 number,
                 stored: stored.clone(),
-                connection,
+                holder,
             };
             queue.out.insert(tag, out);
             return Next::Message(tag, Box::new(stored));
@@ -168,12 +299,14 @@ impl Broker {
             }
             Settlement::Defer { delay } => self.push(queue, out.stored.anew(), delay),
             Settlement::DeadLetter { attempt } => {
+                let group = self.queues.get(queue).and_then(|it| it.group.clone());
+                let of = group.unwrap_or_else(|| queue.into());
+                let beside = dead_letter_queue(&of);
                 let dead = Stored {
                     reason: Some(attempt.reason.as_str().into()),
-                    dead_from: Some(queue.into()),
+                    dead_from: Some((*of).into()),
                     ..out.stored.failed(attempt)
                 };
-                let beside = dead_letter_queue(queue);
                 self.queues.entry(beside.as_str().into()).or_default();
                 self.push(&beside, dead, Duration::ZERO);
             }
@@ -188,14 +321,10 @@ impl Broker {
         queue.is_some_and(|queue| queue.out.contains_key(&tag))
     }
 
-    /// Puts what `connection` holds back to where it was.
+    /// Ends the subscriptions of `connection`, and puts what it holds back to where it was.
     pub(crate) fn disconnect(&mut self, connection: u64) {
         for queue in self.queues.values_mut() {
-            let held = queue.out.extract_if(|_, out| out.connection == connection);
-            for (_, out) in held {
-                queue.ready.insert(out.number, out.stored.given_back());
-            }
-            queue.changed.notify_waiters();
+            queue.end(|holder| holder.connection == connection);
         }
     }
 
@@ -259,6 +388,17 @@ impl Broker {
     }
 }
 
+/// The queues that messages of a group are in.
+fn queues_of(group: &Group) -> impl Iterator<Item = String> {
+    let partitions = 0..group.partitions.get();
+    let partitions = partitions.map(|partition| group.partition(partition));
+    partitions.chain([group.any()])
+}
+
+pub(crate) fn no_queue(queue: &str) -> TransportError {
+    TransportError::fatal(format!("there is no queue `{queue}`; declare it first"))
+}
+
 impl Queue {
     /// Puts messages whose delay is over behind those that wait.
     fn make_due_ready(&mut self, counter: &mut u64) {
@@ -269,6 +409,15 @@ impl Queue {
             *counter += 1;
             self.ready.insert(*counter, first.remove());
         }
+    }
+
+    /// These consumers are gone: what they hold goes back to where it was.
+    fn end(&mut self, is_gone: impl Fn(&Holder) -> bool) {
+        self.consumers.retain(|holder| !is_gone(holder));
+        for (_, out) in self.out.extract_if(|_, out| is_gone(&out.holder)) {
+            self.ready.insert(out.number, out.stored.given_back());
+        }
+        self.changed.notify_waiters();
     }
 
     fn len(&self) -> usize {
@@ -283,6 +432,8 @@ impl Default for Queue {
             ready: BTreeMap::new(),
             delayed: BTreeMap::new(),
             out: HashMap::new(),
+            group: None,
+            consumers: Vec::new(),
             changed: Arc::default(),
         }
     }

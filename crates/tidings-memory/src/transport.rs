@@ -13,10 +13,11 @@ use futures_util::{FutureExt, stream};
 use parking_lot::Mutex;
 use tidings_core::{
     BoxFuture, Deliveries, Delivery, Features, Outgoing, PublishError, PublishErrorKind,
-    Settlement, Settler, Subscription, Topology, Transport, TransportError, dead_letter_queue,
+    SLOT_COUNT, Settlement, Settler, Subscription, Topology, Transport, TransportError,
+    dead_letter_queue,
 };
 
-use crate::broker::{Broker, Next, Stored};
+use crate::broker::{Broker, Holder, Next, Stored, no_queue};
 
 /// The longest delay of a retry: a year, so that a time can always be reckoned.
 const DELAY_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -56,7 +57,7 @@ impl MemoryTransport {
         self.0.broker.lock().messages(queue)
     }
 
-    /// The dead letters beside `queue`, oldest first.
+    /// The dead letters beside `queue` or an ordered group of that name, oldest first.
     pub fn dead_letters(&self, queue: &str) -> Vec<Stored> {
         self.messages(&dead_letter_queue(queue))
     }
@@ -122,6 +123,7 @@ impl Transport for MemoryTransport {
         features.reports_unroutable = true;
         features.delay_max = DELAY_MAX;
         features.counts_deliveries = true;
+        features.partitions_max = SLOT_COUNT;
         features.name_bytes_max = NAME_BYTES_MAX;
         features
     }
@@ -131,8 +133,7 @@ impl Transport for MemoryTransport {
             if self.0.is_closed() {
                 return Err(closed());
             }
-            self.0.broker.lock().declare(topology);
-            Ok(())
+            self.0.broker.lock().declare(topology)
         })
     }
 
@@ -154,15 +155,18 @@ impl Transport for MemoryTransport {
         subscription: Subscription,
     ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
         Box::pin(async move {
-            if self.0.is_closed() {
-                return Err(closed());
-            }
             let queue: Arc<str> = subscription.queue.as_ref().into();
-            if self.0.broker.lock().changes(&queue).is_none() {
-                return Err(no_queue(&queue));
-            }
+            let holder = {
+                let mut broker = self.0.broker.lock();
+                // Asked under the lock: a connection that closes ends what it finds there.
+                if self.0.is_closed() {
+                    return Err(closed());
+                }
+                broker.subscribe(&queue, self.0.number, subscription.is_ordered)?
+            };
             let consumer = Consumer {
                 connection: Arc::clone(&self.0),
+                holder,
                 prefetch: usize::from(subscription.prefetch.get()),
                 settler: Arc::new(MemorySettler {
                     broker: Arc::clone(&self.0.broker),
@@ -191,12 +195,9 @@ fn closed() -> TransportError {
     TransportError::fatal("the transport was closed")
 }
 
-fn no_queue(queue: &str) -> TransportError {
-    TransportError::fatal(format!("there is no queue `{queue}`; declare it first"))
-}
-
 struct Consumer {
     connection: Arc<Connection>,
+    holder: Holder,
     queue: Arc<str>,
     prefetch: usize,
     settler: Arc<MemorySettler>,
@@ -220,7 +221,7 @@ impl Consumer {
                     return None;
                 }
                 if self.settler.out.load(Ordering::SeqCst) < self.prefetch {
-                    broker.take(&self.queue, self.connection.number)
+                    broker.take(&self.queue, self.holder)
                 } else {
                     Next::Nothing
                 }
@@ -244,6 +245,13 @@ impl Consumer {
         delivery.history = stored.history;
         delivery.failures = stored.failures;
         delivery
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let mut broker = self.connection.broker.lock();
+        broker.unsubscribe(&self.queue, self.holder);
     }
 }
 
@@ -274,8 +282,8 @@ impl Settler for MemorySettler {
                 Ok(())
             } else {
                 Err(TransportError::temporary(
-                    "the connection of this delivery was closed, or its queue deleted; if the \
-                     message is still there, it is delivered again",
+                    "the connection of this delivery was closed, or its queue deleted, or its \
+                     partition given up; if the message is still there, it is delivered again",
                 ))
             }
         })

@@ -5,9 +5,9 @@ use std::{num::NonZeroU16, sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use tidings_core::{
-    Attempt, Claim, Commit, Committed, Destination, Envelope, Expected, Fate, InboxEntry, Outgoing,
-    PublishErrorKind, Queue, RecordChange, RecordId, RecordValue, Settlement, Store, Subscription,
-    Topology, Transport, Unrouted, Waiting, dead_letter,
+    Attempt, Claim, Commit, Committed, Destination, Envelope, Expected, Fate, Group, InboxEntry,
+    Outgoing, PublishErrorKind, Queue, RecordChange, RecordId, RecordValue, Settlement, Store,
+    Subscription, Topology, Transport, Unrouted, Waiting, dead_letter,
 };
 use tidings_memory::{MemoryStore, MemoryTransport};
 use tokio::time::{Instant, timeout};
@@ -234,4 +234,104 @@ async fn messages_of_the_outbox_are_shown_in_whatever_state() {
     let unsent = store.unsent();
     let shown: Vec<&[u8]> = unsent.iter().map(|one| &one.envelope.body[..]).collect();
     assert_eq!(shown, [&b"ready"[..], b"held", b"set aside"]);
+}
+
+/// A group of two partitions that is declared, and a connection.
+async fn broker_with_group() -> (MemoryTransport, Group) {
+    let transport = broker().await;
+    let two = NonZeroU16::new(2).expect("not zero");
+    let group = Group::new("bank.ordered", two).topic("orders");
+    let topology = Topology::new().group(group.clone());
+    transport.declare(&topology).await.expect("it declares");
+    (transport, group)
+}
+
+#[tokio::test]
+async fn a_subscription_that_does_not_fit_its_queue_is_refused() {
+    let (transport, group) = broker_with_group().await;
+    let subscribe = async |subscription| match transport.subscribe(subscription).await {
+        Ok(_) => None,
+        Err(error) => Some((error.is_temporary(), error.to_string())),
+    };
+    let part = group.partition(0);
+    let (is_temporary, error) = subscribe(Subscription::new(part.clone()))
+        .await
+        .expect("a partition is received in order");
+    assert!(!is_temporary && error.contains(&part), "{error}");
+    let (is_temporary, error) = subscribe(Subscription::new(QUEUE).ordered())
+        .await
+        .expect("a plain queue is not");
+    assert!(!is_temporary && error.contains(QUEUE), "{error}");
+    for queue in [part, group.any()] {
+        assert_eq!(subscribe(Subscription::new(queue).ordered()).await, None);
+    }
+    assert_eq!(subscribe(subscription()).await, None);
+}
+
+#[tokio::test]
+async fn a_group_never_takes_over_a_queue_that_is_there() {
+    let (transport, group) = broker_with_group().await;
+    let taken = Queue::new(group.partition(0).replace("bank", "shop"));
+    let topology = Topology::new().queue(taken.clone());
+    transport.declare(&topology).await.expect("it declares");
+    let other = Group::new("shop.ordered", group.partitions).topic("shop");
+    let topology = Topology::new().group(other.clone());
+    let error = transport.declare(&topology).await.expect_err("it is taken");
+    assert!(!error.is_temporary());
+    for name in [&*other.name, &*taken.name] {
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    let missing = Subscription::new(other.any()).ordered();
+    assert!(
+        transport.subscribe(missing).await.is_err(),
+        "nothing of it is there"
+    );
+}
+
+#[tokio::test]
+async fn a_dead_letter_of_a_partition_names_the_group() {
+    let (transport, group) = broker_with_group().await;
+    let mut message = outgoing(Destination::topic("orders"), "{}");
+    message.envelope.key = Some("key".into());
+    let sent = dead_letter(&message.envelope, &group.name, 1, &[attempt("last")]);
+    for outcome in transport.publish(vec![message, sent]).await {
+        outcome.expect("it is published");
+    }
+    let parts = [group.partition(0), group.partition(1)];
+    let mut parts = parts.into_iter();
+    let part = parts.find(|it| !transport.messages(it).is_empty());
+    let part = part.expect("it is in one of them");
+    let subscription = Subscription::new(part).ordered();
+    let mut deliveries = transport.subscribe(subscription).await.expect("deliveries");
+    let delivery = deliveries.next().await.expect("a delivery");
+    let attempt = attempt("last");
+    let dead = Settlement::DeadLetter { attempt };
+    let settled = delivery.expect("a delivery").settle(dead).await;
+    settled.expect("it is settled");
+    let dead = transport.dead_letters(&group.name);
+    assert_eq!(dead.len(), 2);
+    for dead in dead {
+        assert_eq!(dead.dead_from.as_deref(), Some(&*group.name));
+        assert_eq!((dead.failures, dead.reason.as_deref()), (1, Some("last")));
+    }
+}
+
+#[tokio::test]
+async fn a_partition_that_was_deleted_goes_on_when_it_is_declared_again() {
+    let (transport, group) = broker_with_group().await;
+    let any = group.any();
+    let subscription = Subscription::new(any.clone()).ordered();
+    let mut deliveries = transport.subscribe(subscription).await.expect("deliveries");
+    // Before the subscription looks at it.
+    assert!(transport.delete_queue(&any));
+    let topology = Topology::new().group(group);
+    transport.declare(&topology).await.expect("it declares");
+    let message = outgoing(Destination::topic("orders"), "{}");
+    let outcome = transport.publish(vec![message]).await.remove(0);
+    outcome.expect("it is published");
+    let delivery = timeout(Duration::from_secs(10), deliveries.next()).await;
+    let delivery = delivery.expect("it receives").expect("a delivery");
+    let settled = delivery.expect("a delivery").settle(Settlement::Ack).await;
+    settled.expect("it is settled");
+    assert!(transport.messages(&any).is_empty());
 }

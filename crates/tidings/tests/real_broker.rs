@@ -77,6 +77,7 @@ async fn nothing_is_lost_doubled_or_out_of_order_when_the_broker_is_restarted() 
             &amqp,
             Router::new("listener")
                 .on(listen)
+                .ordered(4)
                 .transactional(listener.store.clone()),
         )
         .await,
@@ -84,6 +85,7 @@ async fn nothing_is_lost_doubled_or_out_of_order_when_the_broker_is_restarted() 
             &amqp,
             Router::new("bank")
                 .on(book)
+                .ordered(4)
                 .transactional(bank.store.clone())
                 .retry(retry)
                 .with_state(Random::new(1)),

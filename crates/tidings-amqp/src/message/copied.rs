@@ -14,8 +14,8 @@ pub(crate) enum CopyFor<'a> {
     Later,
     /// It failed and is to be handled again.
     Retry(&'a Attempt),
-    /// It failed for good.
-    DeadLetters(&'a Attempt),
+    /// It failed for good; its queue, as dead letters name it.
+    DeadLetters(&'a Attempt, &'a str),
 }
 
 /// The properties of a copy of `delivery`, whose own are `original`: as they came, whatever program
@@ -61,7 +61,7 @@ fn push_failure(
     copy_for: CopyFor<'_>,
     reason_bytes_max: usize,
 ) {
-    let (CopyFor::Retry(attempt) | CopyFor::DeadLetters(attempt)) = copy_for else {
+    let (CopyFor::Retry(attempt) | CopyFor::DeadLetters(attempt, _)) = copy_for else {
         return;
     };
     let mut push = |name: &'static str, value: Value| {
@@ -75,16 +75,16 @@ fn push_failure(
         HISTORY_HEADER,
         history_as_json(&history, reason_bytes_max).into(),
     );
-    if let CopyFor::DeadLetters(_) = copy_for {
+    if let CopyFor::DeadLetters(_, queue) = copy_for {
         let reason = shortened(&attempt.reason, reason_bytes_max);
         push(REASON_HEADER, Value::from(&*reason));
-        push(QUEUE_HEADER, (&*delivery.queue).into());
+        push(QUEUE_HEADER, queue.into());
     }
 }
 
 fn is_dropped(header: &str, copy_for: CopyFor<'_>) -> bool {
     let is_replaced = !matches!(copy_for, CopyFor::Later) && OURS.contains(&header);
-    let is_final = matches!(copy_for, CopyFor::DeadLetters(_));
+    let is_final = matches!(copy_for, CopyFor::DeadLetters(..));
     is_replaced
         || matches!(header, "CC" | "BCC" | DELIVERY_COUNT)
         || (!is_final && is_of_broker(header))

@@ -157,7 +157,7 @@ fn the_history_keeps_the_first_and_the_latest_attempts() {
         let (copy, _) = again(&properties, CopyFor::Retry(&attempt(number)));
         properties = copy.encode();
     }
-    let (copy, received) = again(&properties, CopyFor::DeadLetters(&attempt(25)));
+    let (copy, received) = again(&properties, CopyFor::DeadLetters(&attempt(25), "q"));
     let expected: Vec<_> = [1].into_iter().chain(17..=25).map(attempt).collect();
     assert_eq!((received.failures, received.history), (25, expected));
     let headers = copy.headers.expect("there are some");
@@ -175,7 +175,7 @@ fn reasons_without_end_are_cut_to_what_fits() {
         };
         let mut properties = Properties::default();
         for _ in 0..12 {
-            let (copy, received) = again(&properties, CopyFor::DeadLetters(&long));
+            let (copy, received) = again(&properties, CopyFor::DeadLetters(&long, "q"));
             properties = copy.encode();
             assert!(properties.as_bytes().len() <= ENOUGH);
             assert!(received.history.iter().all(|it| it.reason.ends_with('…')));
@@ -196,7 +196,7 @@ fn reasons_without_end_are_cut_to_what_fits() {
 #[test]
 fn a_dead_letter_from_an_outbox_reads_as_one_from_a_settlement() {
     let sent = properties_of(&envelope(), ENOUGH).expect("short names");
-    let (settled, expected) = again(&sent, CopyFor::DeadLetters(&attempt(1)));
+    let (settled, expected) = again(&sent, CopyFor::DeadLetters(&attempt(1), "q"));
     let letter = dead_letter(&envelope(), "q", 1, &[attempt(1)]);
     let stored = properties_of(&letter.envelope, ENOUGH).expect("short names");
     let received = read(&stored, Bytes::new());

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tidings_core::{Destination, Outgoing, Unrouted};
 use tidings_wire::{BasicReturn, Properties, ShortStr};
 
-use crate::message;
+use crate::{groups, message};
 
 /// What a header frame has beside the properties.
 const HEADER_OVERHEAD_BYTES: usize = 32;
@@ -14,7 +14,7 @@ const HEADER_OVERHEAD_BYTES: usize = 32;
 /// Something to publish.
 pub(crate) enum Item {
     /// What a service sends.
-    Message(Outgoing),
+    Message { message: Outgoing, way: Way },
     /// A copy of a delivery.
     Copy {
         /// Empty: to the queue that the routing key names.
@@ -25,50 +25,90 @@ pub(crate) enum Item {
     },
 }
 
+/// How a message to a queue goes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the default exchange. For a topic there is no choice.
+    Plain,
+    /// By the exchange that leads it into an ordered group.
+    Group,
+}
+
 impl Item {
-    /// The topic it is published to, if it is not for one queue.
-    pub(crate) fn topic(&self) -> Option<&str> {
+    pub(crate) fn message(message: Outgoing) -> Self {
+        Self::Message {
+            message,
+            way: Way::Plain,
+        }
+    }
+
+    /// Lets a message to a queue take this way.
+    pub(crate) fn take(&mut self, by: Way) {
+        if let Self::Message { way, .. } = self {
+            *way = by;
+        }
+    }
+
+    /// The queue it is sent to, if it is not for a topic, by no group, and no copy.
+    pub(crate) fn plain_queue(&self) -> Option<&str> {
         match self {
-            Self::Message(Outgoing {
-                destination: Destination::Topic(topic),
-                ..
-            }) => Some(topic),
+            Self::Message {
+                message,
+                way: Way::Plain,
+            } => match &message.destination {
+                Destination::Queue(queue) => Some(queue),
+                Destination::Topic(_) => None,
+            },
             _ => None,
         }
     }
 
-    pub(super) fn exchange(&self) -> &str {
+    /// The topic it is published to, if it is not for one queue.
+    pub(crate) fn topic(&self) -> Option<&str> {
         match self {
-            Self::Copy { exchange, .. } => exchange,
-            Self::Message(_) => self.topic().unwrap_or_default(),
+            Self::Message { message, .. } => match &message.destination {
+                Destination::Topic(topic) => Some(topic),
+                Destination::Queue(_) => None,
+            },
+            Self::Copy { .. } => None,
+        }
+    }
+
+    pub(super) fn exchange(&self) -> Cow<'_, str> {
+        match self {
+            Self::Copy { exchange, .. } => exchange.into(),
+            Self::Message { message, way } => match (&message.destination, way) {
+                (Destination::Topic(topic), _) => (&**topic).into(),
+                (Destination::Queue(queue), Way::Group) => groups::command_exchange(queue).into(),
+                (Destination::Queue(_), Way::Plain) => "".into(),
+            },
         }
     }
 
     pub(super) fn routing_key(&self) -> &str {
         match self {
-            Self::Message(Outgoing {
-                destination: Destination::Queue(queue),
-                ..
-            }) => queue,
-            Self::Message(_) => "",
+            Self::Message { message, way } => match (&message.destination, way) {
+                (Destination::Queue(queue), Way::Plain) => queue,
+                _ => groups::slot_key(message.envelope.key.as_deref()),
+            },
             Self::Copy { routing_key, .. } => routing_key,
         }
     }
 
     pub(super) fn body(&self) -> &Bytes {
         match self {
-            Self::Message(message) => &message.envelope.body,
+            Self::Message { message, .. } => &message.envelope.body,
             Self::Copy { body, .. } => body,
         }
     }
 
     pub(super) fn mandatory(&self) -> bool {
-        !matches!(self, Self::Message(message) if message.unrouted == Unrouted::Drop)
+        !matches!(self, Self::Message { message, .. } if message.unrouted == Unrouted::Drop)
     }
 
     pub(super) fn properties(&self, bytes_max: usize) -> Result<Properties, String> {
         match self {
-            Self::Message(message) => message::properties_of(&message.envelope, bytes_max),
+            Self::Message { message, .. } => message::properties_of(&message.envelope, bytes_max),
             Self::Copy { properties, .. } => Ok(properties.clone()),
         }
     }
@@ -76,7 +116,7 @@ impl Item {
     /// True if this is, as far as can be told, the message that was returned.
     pub(super) fn is_returned_as(&self, returned: &BasicReturn, id: Option<&ShortStr>) -> bool {
         let own_id: Option<Cow<'_, [u8]>> = match self {
-            Self::Message(message) => {
+            Self::Message { message, .. } => {
                 let id = message
                     .envelope
                     .id
@@ -89,9 +129,9 @@ impl Item {
                 properties.message_id().map(|id| Cow::Owned(id.to_vec()))
             }
         };
-        returned.exchange == *self.exchange()
+        own_id.as_deref() == id.map(|id| &**id)
+            && returned.exchange == *self.exchange()
             && returned.routing_key == *self.routing_key()
-            && own_id.as_deref() == id.map(|id| &**id)
     }
 }
 

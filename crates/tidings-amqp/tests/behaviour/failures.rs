@@ -27,8 +27,8 @@ use super::{
 };
 
 /// A wire between client and broker that can be cut.
-struct Wire {
-    url: String,
+pub(crate) struct Wire {
+    pub(crate) url: String,
     cut: CancellationToken,
     tasks: JoinSet<()>,
     listen: std::net::SocketAddr,
@@ -36,7 +36,7 @@ struct Wire {
 }
 
 impl Wire {
-    async fn to(url: &str) -> Self {
+    pub(crate) async fn to(url: &str) -> Self {
         let (login, place) = url.split_once('@').expect("a URL with a user");
         let broker = place.split('/').next().expect("a host").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -73,13 +73,13 @@ impl Wire {
     }
 
     /// Every connection breaks, and no new one is accepted.
-    async fn cut(&mut self) {
+    pub(crate) async fn cut(&mut self) {
         self.cut.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
 
     /// It is there again, at the same address.
-    async fn mend(&mut self) {
+    pub(crate) async fn mend(&mut self) {
         self.cut = CancellationToken::new();
         let listener = within("the port", async {
             loop {

@@ -2,6 +2,8 @@
 
 pub(crate) mod delays;
 pub(crate) mod failures;
+pub(crate) mod groups;
+pub(crate) mod processes;
 mod raw;
 pub(crate) mod settling;
 

@@ -10,9 +10,8 @@ use tidings_core::{
 
 use super::support::*;
 
-/// Larger bodies and longer names are not tried, whatever is claimed.
+/// Larger bodies are not tried, whatever is claimed.
 const BODY_BYTES_TRIED_MAX: usize = 16 * 1024 * 1024;
-const NAME_BYTES_TRIED_MAX: usize = 1024;
 
 pub(super) async fn deliveries_are_counted(case: Case) {
     if !case.one.features().counts_deliveries {

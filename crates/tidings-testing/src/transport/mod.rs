@@ -21,6 +21,7 @@
 
 mod delivering;
 mod features;
+mod groups;
 mod publishing;
 mod settling;
 mod support;
@@ -110,6 +111,23 @@ async fn run<T: Transport>(connect: &impl AsyncFn() -> T) {
             the_history_keeps_the_first_and_the_latest_attempts
             a_dead_letter_says_why
             a_dead_letter_looks_the_same_whichever_way_it_came
+        }
+        groups {
+            more_partitions_than_claimed_are_refused
+            a_key_goes_to_one_partition_and_each_gets_some
+            what_has_no_key_goes_to_any
+            all_types_of_a_key_come_in_the_order_they_were_published
+            groups_and_queues_of_a_topic_get_each_message
+            declaring_a_group_again_takes_nothing_away
+            one_subscription_at_a_time_receives_a_partition
+            a_partition_goes_on_elsewhere_when_its_connection_closes
+            a_delivery_of_a_dropped_ordered_stream_is_stale
+            a_partition_passes_from_hand_to_hand_and_keeps_its_order
+            a_partition_keeps_its_order_whatever_the_prefetch
+            what_is_given_back_comes_first_in_its_partition
+            no_more_than_the_prefetch_is_out_of_a_partition
+            a_dead_letter_of_a_group_is_beside_its_name
+            the_longest_names_of_a_group_can_be_used
         }
         features {
             deliveries_are_counted

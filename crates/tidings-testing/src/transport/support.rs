@@ -19,6 +19,9 @@ pub(super) const QUIET: Duration = Duration::from_millis(200);
 /// How long retries wait in these cases.
 pub(super) const DELAY: Duration = Duration::from_millis(400);
 
+/// Longer names are not tried, whatever is claimed.
+pub(super) const NAME_BYTES_TRIED_MAX: usize = 1024;
+
 /// Two connections, and a queue that subscribes to a topic.
 pub(super) struct Case {
     pub(super) one: Arc<dyn Transport>,

@@ -1,95 +1,91 @@
-//! A broker that does what a test tells it: loses its connection, refuses messages, delivers
-//! twice. Queues are in memory, delays are tokio's.
+//! A broker that does what a test tells it: loses its connection, refuses messages, keeps its
+//! confirmations to itself.
+//!
+//! Queues, groups, delays and settlement are those of [`MemoryTransport`], which keeps the contract
+//! of the port; here is only what tests script. Several services of a test share one connection.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    num::NonZeroU16,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::stream;
+use futures_util::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
 use tidings::{
-    Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, FAILURES_HEADER, Features,
-    Group, HISTORY_HEADER, Outgoing, PublishError, PublishErrorKind, Settlement, Settler,
-    Subscription, Topology, Transport, TransportError, dead_letter_queue, slot_of,
+    BoxFuture, Deliveries, Delivery, Features, Outgoing, PublishError, PublishErrorKind,
+    Settlement, Settler, Subscription, Topology, Transport, TransportError,
 };
-use tokio::{sync::Notify, time::Instant};
+use tidings_memory::{MemoryTransport, Stored};
+use tokio::sync::watch;
 
 #[derive(Clone, Default)]
 pub(crate) struct Broker(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
-    changed: Notify,
+    /// A connection of the test's own, which is never lost.
+    queues: MemoryTransport,
+    /// The connection of the services, while there is one.
+    connection: watch::Sender<Option<MemoryTransport>>,
+    script: Mutex<Script>,
 }
 
 type Judge = Box<dyn FnMut(&Outgoing) -> Option<PublishErrorKind> + Send>;
 
 #[derive(Default)]
-struct State {
-    bindings: HashMap<String, Vec<String>>,
-    groups: Vec<Group>,
-    /// Who receives a partition, and who waits to.
-    receivers: HashMap<String, Vec<u64>>,
-    queues: HashMap<String, Queue>,
-    delayed: HashMap<(String, Duration), VecDeque<(Instant, Stored)>>,
-    down: bool,
+struct Script {
     mute: bool,
     cannot_delay: bool,
-    /// Counts connections: a delivery of an earlier one cannot be settled.
-    connection: u64,
-    next_tag: u64,
     judge: Option<Judge>,
     published: Vec<Outgoing>,
+    /// The names of all queues and partitions that were declared.
+    declared: BTreeSet<String>,
+    /// How many subscriptions each queue has, or had.
+    receivers: BTreeMap<String, usize>,
 }
 
-#[derive(Default)]
-struct Queue {
-    ready: VecDeque<Stored>,
-    unsettled: BTreeMap<u64, Stored>,
-}
-
-/// A message in a queue.
-#[derive(Clone, Debug)]
-pub(crate) struct Stored {
-    pub(crate) envelope: Envelope,
-    pub(crate) failures: u32,
-    pub(crate) history: Vec<Attempt>,
-    pub(crate) redelivered: bool,
+impl Default for Shared {
+    fn default() -> Self {
+        let queues = MemoryTransport::new();
+        Self {
+            connection: watch::Sender::new(Some(queues.connect())),
+            queues,
+            script: Mutex::default(),
+        }
+    }
 }
 
 impl Broker {
+    /// Declares what a service needs, before it runs.
+    pub(crate) async fn declare_for(&self, router: &tidings::Router) {
+        self.declare(&router.topology()).await.expect("it declares");
+    }
+
     /// Publishes as a foreign program does.
     pub(crate) fn publish_raw(&self, message: Outgoing) {
-        self.0.route(message).expect("somebody listens");
+        let outcome = at_once(self.0.queues.publish(vec![message])).remove(0);
+        outcome.expect("somebody listens");
     }
 
     /// Closes the connection, or opens a new one. What was unsettled comes again.
     pub(crate) fn set_down(&self, down: bool) {
-        let mut state = self.0.state.lock();
-        state.down = down;
-        state.connection += 1;
-        for queue in state.queues.values_mut() {
-            for (_, mut stored) in std::mem::take(&mut queue.unsettled).into_iter().rev() {
-                stored.redelivered = true;
-                queue.ready.push_front(stored);
-            }
+        if let Some(lost) = self.0.connection.send_replace(None) {
+            at_once(lost.close());
         }
-        drop(state);
-        self.0.changed.notify_waiters();
+        if !down {
+            let next = self.0.queues.connect();
+            self.0.connection.send_replace(Some(next));
+        }
     }
 
     /// Takes messages, but its confirmations are lost.
     pub(crate) fn set_mute(&self, mute: bool) {
-        self.0.state.lock().mute = mute;
+        self.0.script.lock().mute = mute;
     }
 
     /// Becomes an engine that cannot delay retries.
     pub(crate) fn set_cannot_delay(&self) {
-        self.0.state.lock().cannot_delay = true;
+        self.0.script.lock().cannot_delay = true;
     }
 
     /// Decides over each message that is published from now on: `Some` is the error it gets.
@@ -97,12 +93,12 @@ impl Broker {
         &self,
         judge: impl FnMut(&Outgoing) -> Option<PublishErrorKind> + Send + 'static,
     ) {
-        self.0.state.lock().judge = Some(Box::new(judge));
+        self.0.script.lock().judge = Some(Box::new(judge));
     }
 
     /// Everything that was published and confirmed, in order.
     pub(crate) fn published(&self) -> Vec<Outgoing> {
-        self.0.state.lock().published.clone()
+        self.0.script.lock().published.clone()
     }
 
     /// Bodies of what was published and confirmed under a name, in order.
@@ -116,44 +112,29 @@ impl Broker {
             .collect()
     }
 
-    /// The dead letters beside a queue, whether the broker moved them or the outbox sent them.
+    /// The dead letters beside a queue or group, whether the broker moved them or the outbox sent
+    /// them.
     pub(crate) fn dead_letters(&self, queue: &str) -> Vec<Stored> {
-        let state = self.0.state.lock();
-        let dead = state.queues.get(&dead_letter_queue(queue));
-        let dead = dead.map(|queue| queue.ready.iter().cloned()).into_iter();
-        dead.flatten()
-            .map(Stored::with_history_of_headers)
-            .collect()
+        self.0.queues.dead_letters(queue)
     }
 
-    /// How many messages are in a queue or out of it.
+    /// How many messages are in a queue, out of it, or wait to come back to it.
     pub(crate) fn count(&self, queue: &str) -> usize {
-        let state = self.0.state.lock();
-        let queue = state.queues.get(queue);
-        queue.map_or(0, |queue| queue.ready.len() + queue.unsettled.len())
+        self.0.queues.messages(queue).len()
     }
 
     /// True if everything was settled: nothing waits, is out, or is delayed.
     pub(crate) fn is_settled(&self) -> bool {
-        let state = self.0.state.lock();
-        state.delayed.values().all(VecDeque::is_empty)
-            && state
-                .queues
-                .iter()
-                .filter(|(name, _)| !name.ends_with(".dead"))
-                .all(|(_, queue)| queue.ready.is_empty() && queue.unsettled.is_empty())
+        let declared = self.0.script.lock().declared.clone();
+        declared.iter().all(|queue| self.count(queue) == 0)
     }
-}
 
-impl Stored {
-    fn with_history_of_headers(mut self) -> Self {
-        if let Some(history) = self.envelope.header(HISTORY_HEADER) {
-            self.history = serde_json::from_str(history).expect("a history");
-        }
-        if let Some(failures) = self.envelope.header(FAILURES_HEADER) {
-            self.failures = failures.parse().expect("a number");
-        }
-        self
+    /// How many subscriptions each partition has, or had.
+    pub(crate) fn receivers(&self) -> Vec<usize> {
+        let script = self.0.script.lock();
+        let receivers = script.receivers.iter();
+        let of_groups = receivers.filter(|(queue, _)| queue.contains(".ordered."));
+        of_groups.map(|(_, count)| *count).collect()
     }
 }
 
@@ -163,40 +144,28 @@ impl Transport for Broker {
         features.reports_unroutable = true;
         features.partitions_max = 64;
         features.name_bytes_max = 200;
-        if !self.0.state.lock().cannot_delay {
+        if !self.0.script.lock().cannot_delay {
             features.delay_max = Duration::from_secs(24 * 3600);
         }
         features
     }
 
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
-        let mut state = self.0.state.lock();
-        for topic in &topology.topics {
-            state.bindings.entry(topic.to_string()).or_default();
-        }
-        for queue in &topology.queues {
-            state.queues.entry(queue.name.to_string()).or_default();
-            state
-                .queues
-                .entry(dead_letter_queue(&queue.name))
-                .or_default();
-            for topic in &queue.topics {
-                let bound = state.bindings.entry(topic.to_string()).or_default();
-                if !bound.contains(&queue.name.to_string()) {
-                    bound.push(queue.name.to_string());
+        Box::pin(async move {
+            let queues = topology.queues.iter().map(|queue| queue.name.to_string());
+            let parts = topology.groups.iter().flat_map(|group| {
+                let partitions = (0..group.partitions.get()).map(|it| group.partition(it));
+                partitions.chain([group.any()])
+            });
+            self.0.script.lock().declared.extend(queues.chain(parts));
+            let mut connection = self.0.connection.subscribe();
+            loop {
+                let outcome = connected(&mut connection).await.declare(topology).await;
+                if outcome.is_ok() || !was_lost(&connection) {
+                    return outcome;
                 }
             }
-        }
-        for group in &topology.groups {
-            let partitions = (0..group.partitions.get()).map(|it| group.partition(it));
-            for queue in partitions.chain([group.any(), dead_letter_queue(&group.name)]) {
-                state.queues.entry(queue).or_default();
-            }
-            if !state.groups.contains(group) {
-                state.groups.push(group.clone());
-            }
-        }
-        Box::pin(std::future::ready(Ok(())))
+        })
     }
 
     fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
@@ -213,7 +182,7 @@ impl Transport for Broker {
                 lost |= matches!(&outcome, Err(e) if e.kind() == PublishErrorKind::Unavailable);
                 outcomes.push(outcome);
             }
-            if self.0.state.lock().mute {
+            if self.0.script.lock().mute {
                 std::future::pending::<()>().await;
             }
             outcomes
@@ -224,287 +193,163 @@ impl Transport for Broker {
         &self,
         subscription: Subscription,
     ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
-        let receiver = Receiver::new(Arc::clone(&self.0), &subscription);
-        let deliveries = stream::unfold(receiver, move |receiver| async move {
-            let delivery = receiver.next().await;
-            Some((Ok(delivery), receiver))
-        });
-        Box::pin(std::future::ready(Ok(Box::pin(deliveries) as Deliveries)))
+        Box::pin(async move {
+            let mut receiver = Receiver::new(Arc::clone(&self.0), subscription);
+            // While there is no connection, it receives nothing yet.
+            if self.0.connection.borrow().is_some() {
+                receiver.subscribe().await?;
+            }
+            let deliveries = stream::unfold(Some(receiver), |receiver| async move {
+                let mut receiver = receiver?;
+                match receiver.next().await {
+                    Ok(delivery) => Some((Ok(delivery), Some(receiver))),
+                    Err(error) => Some((Err(error), None)),
+                }
+            });
+            Ok(Box::pin(deliveries) as Deliveries)
+        })
     }
 
+    /// Other services of the test go on with the connection.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
+}
+
+/// The answer of the memory's transport, which waits for nothing.
+fn at_once<T>(answer: impl Future<Output = T>) -> T {
+    answer.now_or_never().expect("an answer at once")
 }
 
 fn unavailable() -> PublishError {
     PublishError::new(PublishErrorKind::Unavailable, "no connection")
 }
 
+/// The connection, as soon as there is one.
+async fn connected(connection: &mut watch::Receiver<Option<MemoryTransport>>) -> MemoryTransport {
+    let found = connection.wait_for(Option::is_some).await;
+    let found = found.ok().and_then(|found| found.clone());
+    found.expect("the sender is there, and it is connected")
+}
+
+/// True if the connection that was found last is not there any more.
+fn was_lost(connection: &watch::Receiver<Option<MemoryTransport>>) -> bool {
+    connection.has_changed().expect("the sender is there")
+}
+
 impl Shared {
     fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
-        let mut state = self.state.lock();
-        if state.down {
+        let Some(connection) = self.connection.borrow().clone() else {
             return Err(unavailable());
-        }
-        if let Some(kind) = state.judge.as_mut().and_then(|judge| judge(&message)) {
+        };
+        let mut script = self.script.lock();
+        if let Some(kind) = script.judge.as_mut().and_then(|judge| judge(&message)) {
             return Err(PublishError::new(kind, "the test says so"));
         }
-        drop(state);
-        let confirmed = message.clone();
-        self.route(message)?;
-        self.state.lock().published.push(confirmed);
+        at_once(connection.publish(vec![message.clone()])).remove(0)?;
+        script.published.push(message);
         Ok(())
-    }
-
-    fn route(&self, message: Outgoing) -> Result<(), PublishError> {
-        let mut state = self.state.lock();
-        let mut queues = match &message.destination {
-            Destination::Topic(topic) => state.bindings.get(&**topic).cloned().unwrap_or_default(),
-            Destination::Queue(queue) => vec![queue.to_string()],
-        };
-        let name = message.destination.name();
-        for group in &state.groups {
-            if group
-                .topics
-                .iter()
-                .chain(&group.commands)
-                .any(|it| it == name)
-            {
-                queues.push(match &message.envelope.key {
-                    Some(key) => group.partition(group.partition_of_slot(slot_of(key))),
-                    None => group.any(),
-                });
-            }
-        }
-        let mut routed = false;
-        for queue in queues {
-            if let Some(queue) = state.queues.get_mut(&queue) {
-                routed = true;
-                queue.ready.push_back(Stored {
-                    envelope: message.envelope.clone(),
-                    failures: 0,
-                    history: Vec::new(),
-                    redelivered: false,
-                });
-            }
-        }
-        drop(state);
-        self.changed.notify_waiters();
-        match routed {
-            true => Ok(()),
-            false => Err(PublishError::new(PublishErrorKind::Unroutable, "no queue")),
-        }
-    }
-
-    fn settle(
-        self: &Arc<Self>,
-        connection: u64,
-        delivery: &Delivery,
-        settlement: Settlement,
-    ) -> Result<(), TransportError> {
-        let mut state = self.state.lock();
-        if state.connection != connection {
-            return Err(TransportError::temporary("the connection was lost"));
-        }
-        let queue = state.queues.get_mut(&*delivery.queue);
-        let stored = queue.and_then(|queue| queue.unsettled.remove(&delivery.tag()));
-        let Some(mut stored) = stored else {
-            return Err(TransportError::temporary("its partition was given up"));
-        };
-        match settlement {
-            Settlement::Ack => {}
-            Settlement::Retry { delay, attempt } => {
-                stored.failures += 1;
-                stored.history.push(attempt);
-                self.delay(&mut state, &delivery.queue, delay, stored);
-            }
-            Settlement::Defer { delay } => self.delay(&mut state, &delivery.queue, delay, stored),
-            Settlement::Requeue => {
-                stored.redelivered = true;
-                let queue = state.queues.entry(delivery.queue.to_string()).or_default();
-                queue.ready.push_front(stored);
-            }
-            Settlement::DeadLetter { attempt } => {
-                stored.failures += 1;
-                stored.history.push(attempt);
-                let dead = dead_letter_queue(&delivery.queue);
-                state
-                    .queues
-                    .entry(dead)
-                    .or_default()
-                    .ready
-                    .push_back(stored);
-            }
-        }
-        drop(state);
-        self.changed.notify_waiters();
-        Ok(())
-    }
-
-    fn delay(self: &Arc<Self>, state: &mut State, queue: &str, delay: Duration, stored: Stored) {
-        let (key, due) = ((queue.to_owned(), delay), Instant::now() + delay);
-        state
-            .delayed
-            .entry(key.clone())
-            .or_default()
-            .push_back((due, stored));
-        let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::time::sleep_until(due).await;
-            let mut state = shared.state.lock();
-            let State {
-                delayed, queues, ..
-            } = &mut *state;
-            let waiting = delayed.entry(key.clone()).or_default();
-            while waiting
-                .front()
-                .is_some_and(|(due, _)| *due <= Instant::now())
-            {
-                let queue = queues.entry(key.0.clone()).or_default();
-                queue
-                    .ready
-                    .extend(waiting.pop_front().map(|(_, stored)| stored));
-            }
-            drop(state);
-            shared.changed.notify_waiters();
-        });
     }
 }
 
-/// One subscription.
+/// One subscription, which goes on over every connection.
 struct Receiver {
     shared: Arc<Shared>,
-    number: u64,
-    queue: String,
-    prefetch: NonZeroU16,
-    is_ordered: bool,
+    subscription: Subscription,
+    connection: watch::Receiver<Option<MemoryTransport>>,
+    /// Over the connection that was found last.
+    deliveries: Option<Deliveries>,
 }
 
 impl Receiver {
-    fn new(shared: Arc<Shared>, subscription: &Subscription) -> Self {
-        let mut state = shared.state.lock();
-        state.next_tag += 1;
-        let receiver = Self {
-            number: state.next_tag,
-            queue: subscription.queue.to_string(),
-            prefetch: subscription.prefetch,
-            is_ordered: subscription.is_ordered,
-            shared: Arc::clone(&shared),
-        };
-        let receivers = state.receivers.entry(receiver.queue.clone()).or_default();
-        receivers.push(receiver.number);
-        drop(state);
-        receiver
+    fn new(shared: Arc<Shared>, subscription: Subscription) -> Self {
+        let queue = subscription.queue.to_string();
+        *shared.script.lock().receivers.entry(queue).or_default() += 1;
+        Self {
+            connection: shared.connection.subscribe(),
+            shared,
+            subscription,
+            deliveries: None,
+        }
     }
 
-    async fn next(&self) -> Delivery {
+    /// Subscribes over the connection, as soon as there is one.
+    async fn subscribe(&mut self) -> Result<(), TransportError> {
         loop {
-            let changed = self.shared.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(delivery) = self.take() {
-                return delivery;
+            let connection = connected(&mut self.connection).await;
+            match connection.subscribe(self.subscription.clone()).await {
+                Ok(deliveries) => {
+                    self.deliveries = Some(deliveries);
+                    return Ok(());
+                }
+                Err(_) if was_lost(&self.connection) => {}
+                Err(error) => return Err(error),
             }
-            changed.await;
         }
     }
 
-    fn take(&self) -> Option<Delivery> {
-        let mut state = self.shared.state.lock();
-        let (down, connection, tag) = (state.down, state.connection, state.next_tag);
-        if self.is_ordered && state.receivers[&self.queue].first() != Some(&self.number) {
-            return None;
+    async fn next(&mut self) -> Result<Delivery, TransportError> {
+        loop {
+            let Some(deliveries) = &mut self.deliveries else {
+                self.subscribe().await?;
+                continue;
+            };
+            match deliveries.next().await {
+                Some(delivery) => return delivery.map(Handed::out),
+                None => self.deliveries = None, // Its connection was lost.
+            }
         }
-        let queue = state.queues.get_mut(&self.queue)?;
-        if down || queue.unsettled.len() >= usize::from(self.prefetch.get()) {
-            return None;
-        }
-        let stored = queue.ready.pop_front()?;
-        queue.unsettled.insert(tag, stored.clone());
-        state.next_tag += 1;
-        let settler = Arc::new(Connection {
-            shared: Arc::clone(&self.shared),
-            number: connection,
-        });
-        let mut delivery = Delivery::new(stored.envelope, (*self.queue).into(), tag, settler);
-        delivery.failures = stored.failures;
-        delivery.history = stored.history;
-        delivery.redelivered = stored.redelivered;
-        Some(delivery)
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let mut state = self.shared.state.lock();
-        if let Some(receivers) = state.receivers.get_mut(&self.queue) {
-            receivers.retain(|number| *number != self.number);
+        let mut script = self.shared.script.lock();
+        if let Some(count) = script.receivers.get_mut(&*self.subscription.queue) {
+            *count -= 1;
         }
-        if self.is_ordered
-            && let Some(queue) = state.queues.get_mut(&self.queue)
-        {
-            for (_, mut stored) in std::mem::take(&mut queue.unsettled).into_iter().rev() {
-                stored.redelivered = true;
-                queue.ready.push_front(stored);
-            }
-        }
-        drop(state);
-        self.shared.changed.notify_waiters();
     }
 }
 
-/// A connection that deliveries came over.
-struct Connection {
-    shared: Arc<Shared>,
-    number: u64,
+/// A delivery of a broker that does not count them, and takes its time to settle them.
+struct Handed(Mutex<Option<Delivery>>);
+
+impl Handed {
+    fn out(delivery: Delivery) -> Delivery {
+        let (envelope, queue) = ((*delivery.envelope).clone(), Arc::clone(&delivery.queue));
+        let (redelivered, failures) = (delivery.redelivered, delivery.failures);
+        let (tag, history) = (delivery.tag(), delivery.history.clone());
+        let settler = Arc::new(Self(Mutex::new(Some(delivery))));
+        let mut handed = Delivery::new(envelope, queue, tag, settler);
+        handed.redelivered = redelivered;
+        handed.failures = failures;
+        handed.history = history;
+        handed
+    }
 }
 
-impl Settler for Connection {
+impl Settler for Handed {
     fn settle(
         self: Arc<Self>,
-        delivery: Delivery,
+        _: Delivery,
         settlement: Settlement,
     ) -> BoxFuture<'static, Result<(), TransportError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
-            self.shared.settle(self.number, &delivery, settlement)
+            let delivery = self.0.lock().take();
+            delivery
+                .expect("it is settled once")
+                .settle(settlement)
+                .await
         })
     }
 
-    fn dropped(&self, tag: u64) {
-        let mut state = self.shared.state.lock();
-        if state.connection != self.number {
-            return;
-        }
-        for queue in state.queues.values_mut() {
-            if let Some(mut stored) = queue.unsettled.remove(&tag) {
-                stored.redelivered = true;
-                queue.ready.push_front(stored);
-            }
-        }
-        drop(state);
-        self.shared.changed.notify_waiters();
+    fn dropped(&self, _: u64) {
+        let delivery = self.0.lock().take();
+        drop(delivery);
     }
 
     fn is_stale(&self, _: u64) -> bool {
-        self.shared.state.lock().connection != self.number
-    }
-}
-
-impl Broker {
-    /// Declares what a service needs, before it runs.
-    pub(crate) async fn declare_for(&self, router: &tidings::Router) {
-        self.declare(&router.topology()).await.expect("it declares");
-    }
-}
-
-impl Broker {
-    /// How many subscriptions each partition has, or had.
-    pub(crate) fn receivers(&self) -> Vec<usize> {
-        let state = self.0.state.lock();
-        let of_groups = state.receivers.iter();
-        let of_groups = of_groups.filter(|(queue, _)| queue.contains(".ordered."));
-        of_groups.map(|(_, receivers)| receivers.len()).collect()
+        self.0.lock().as_ref().is_none_or(Delivery::is_stale)
     }
 }

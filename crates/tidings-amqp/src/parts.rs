@@ -1,0 +1,61 @@
+//! What a topology is made of on the broker: exchanges, queues, and what binds them. All of it is
+//! durable.
+
+use tidings_wire::{
+    ExchangeBind, ExchangeDeclare, QueueBind, QueueDeclare, ShortStr, Table, Value,
+};
+
+/// An exchange or a queue, or what binds them.
+pub(crate) enum Part {
+    Exchange(ExchangeDeclare),
+    Queue(QueueDeclare),
+    Binding(QueueBind),
+    /// From exchange to exchange.
+    Link(ExchangeBind),
+}
+
+pub(crate) fn table<const N: usize>(entries: [(&'static str, Value); N]) -> Table {
+    let named = entries.map(|(name, value)| (ShortStr::from_static(name), value));
+    named.into_iter().collect()
+}
+
+pub(crate) fn exchange(
+    exchange: ShortStr,
+    kind: &'static str,
+    arguments: Table,
+) -> ExchangeDeclare {
+    ExchangeDeclare {
+        exchange,
+        kind: ShortStr::from_static(kind),
+        durable: true,
+        arguments,
+        ..ExchangeDeclare::default()
+    }
+}
+
+pub(crate) fn queue(queue: ShortStr, arguments: Table) -> QueueDeclare {
+    QueueDeclare {
+        queue,
+        durable: true,
+        arguments,
+        ..QueueDeclare::default()
+    }
+}
+
+pub(crate) fn binding(queue: ShortStr, exchange: ShortStr, key: Option<ShortStr>) -> QueueBind {
+    QueueBind {
+        queue,
+        exchange,
+        routing_key: key.unwrap_or_default(),
+        ..QueueBind::default()
+    }
+}
+
+/// The way from one exchange to another.
+pub(crate) fn link(source: ShortStr, destination: ShortStr) -> ExchangeBind {
+    ExchangeBind {
+        destination,
+        source,
+        ..ExchangeBind::default()
+    }
+}
