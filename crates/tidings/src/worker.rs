@@ -175,27 +175,30 @@ impl Worker {
     async fn start(&mut self, due: Vec<Due>) -> Result<(), StoreError> {
         let (mut suspects, fresh): (Vec<Due>, Vec<Due>) =
             due.into_iter().partition(|due| due.unfinished > 0);
-        let mut given_back = Vec::new();
+        let is_suspected = !suspects.is_empty();
         self.suspect = Suspect::None;
-        if self.tasks.is_empty() && !suspects.is_empty() {
+        let (now, later): (Vec<Due>, Vec<Due>) = if self.tasks.is_empty() && is_suspected {
             let first = suspects.remove(0);
-            given_back.extend(suspects.into_iter().chain(fresh).map(|due| due.lease));
-            self.suspect = Suspect::Running;
-            self.spawn(first);
+            (vec![first], suspects.into_iter().chain(fresh).collect())
         } else {
-            if !suspects.is_empty() {
-                self.suspect = Suspect::Waiting;
-            }
-            given_back.extend(suspects.into_iter().map(|due| due.lease));
-            for due in fresh {
-                self.spawn(due);
-            }
+            (fresh, suspects)
+        };
+        // Before anything runs: else what a suspect does to the process counts against these, too.
+        if !later.is_empty() {
+            let leases: Vec<Lease> = later.into_iter().map(|due| due.lease).collect();
+            let deferred = self.store.deferred();
+            deferred.release(&leases, Duration::ZERO).await?;
         }
-        if given_back.is_empty() {
-            return Ok(());
+        if is_suspected {
+            self.suspect = match self.tasks.is_empty() {
+                true => Suspect::Running,
+                false => Suspect::Waiting,
+            };
         }
-        let deferred = self.store.deferred();
-        deferred.release(&given_back, Duration::ZERO).await
+        for due in now {
+            self.spawn(due);
+        }
+        Ok(())
     }
 
     fn spawn(&mut self, due: Due) {
