@@ -239,7 +239,9 @@ impl World {
             if status.signal() == Some(Signal::ABORT.as_raw()) {
                 self.aborted += 1;
             }
-            said.push(format!("{name} ended by itself ({status}) and is started again"));
+            said.push(format!(
+                "{name} ended by itself ({status}) and is started again"
+            ));
             if self.parts[number].ended > ENDED_MAX {
                 bail!("{name} has ended by itself more than {ENDED_MAX} times ({status})");
             }

@@ -22,6 +22,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tidings-postgres", &["tidings-core"]),
     ("tidings-sqlite", &["tidings-core"]),
     ("tidings-testing", &["tidings-core"]),
+    // It attacks all of them together, and nothing depends on it.
+    (
+        "rig",
+        &[
+            "tidings",
+            "tidings-amqp",
+            "tidings-broker",
+            "tidings-core",
+            "tidings-postgres",
+            "tidings-sqlite",
+            "tidings-testing",
+        ],
+    ),
     ("shop-contracts", &["tidings"]),
     (
         "shop-kit",

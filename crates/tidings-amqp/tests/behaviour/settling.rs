@@ -1,11 +1,11 @@
 //! How deliveries end: in whatever order, half-way, or not at all.
 
-use std::{num::NonZeroU16, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tidings_core::{
-    Destination, Envelope, Group, Outgoing, PublishErrorKind, Settlement, Subscription, Topology,
-    Transport, Unrouted, dead_letter_queue,
+    Destination, Envelope, Outgoing, PublishErrorKind, Settlement, Transport, Unrouted,
+    dead_letter_queue,
 };
 use tidings_wire::{Array, BasicProperties, ShortStr, Table, Value};
 
