@@ -198,9 +198,12 @@ impl TransactionSlot {
     async fn borrow(&self) -> Result<Box<dyn Transaction>, StoreError> {
         match self.replace(SlotState::Lent) {
             SlotState::Begun(transaction) => Ok(transaction),
-            SlotState::NotBegun => self.store.begin().await.inspect_err(|_| {
-                self.replace(SlotState::NotBegun);
-            }),
+            SlotState::NotBegun => {
+                let unless_begun = NotBegunAgain(self);
+                let transaction = self.store.begin().await?;
+                std::mem::forget(unless_begun);
+                Ok(transaction)
+            }
             SlotState::Lent => Err(StoreError::new(
                 "the transaction is in use by another argument of this handler; take one `Tx` per \
                  handler",
@@ -210,6 +213,15 @@ impl TransactionSlot {
 
     fn replace(&self, state: SlotState) -> SlotState {
         std::mem::replace(&mut *self.state.lock(), state)
+    }
+}
+
+/// Puts a slot back when its transaction could not begin, or nobody waited until it had.
+struct NotBegunAgain<'a>(&'a TransactionSlot);
+
+impl Drop for NotBegunAgain<'_> {
+    fn drop(&mut self) {
+        self.0.replace(SlotState::NotBegun);
     }
 }
 

@@ -250,7 +250,8 @@ where
     };
     let work = Work::new(slot, async move {
         let messages = call(handler, &upcasts, &context).await?;
-        let mut commit = effects.sender.commit(messages, Some(&context));
+        let commit = effects.sender.commit(messages, Some(&context));
+        let mut commit = commit.map_err(Error::into_inner)?;
         commit.inbox.push(entry);
         Ok(commit)
     });

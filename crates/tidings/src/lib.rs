@@ -69,6 +69,7 @@ mod extract;
 mod gate;
 mod handler;
 mod handling;
+mod needs;
 mod options;
 mod ordered;
 mod partitions;

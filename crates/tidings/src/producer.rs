@@ -24,8 +24,18 @@ impl Producer {
             store: store.into(),
             sender: Arc::new(Sender {
                 source: source.into(),
+                on_send: Vec::new(),
             }),
         }
+    }
+
+    /// As [`Router::on_send`](crate::Router::on_send), for what this producer sends.
+    pub fn on_send(
+        mut self,
+        look: impl Fn(&mut Outgoing) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.sender).on_send.push(Arc::new(look));
+        self
     }
 
     /// A unit of work. Its database transaction begins when [`handle`](ProducerTransaction::handle)
@@ -161,7 +171,7 @@ impl ProducerTransaction {
     /// ([`StoreError::is_conflict`](crate::StoreError::is_conflict)): nothing was written. When the
     /// database does not answer the outcome may be unknown.
     pub async fn commit(self) -> Result<(), Error> {
-        let commit = self.sender.commit(self.messages, None);
+        let commit = self.sender.commit(self.messages, None)?;
         match self.slot.take()? {
             Some(transaction) => transaction.commit(commit).await?,
             None => retry::commit(&**self.slot.store(), commit).await?,

@@ -1,6 +1,6 @@
 //! What every message that leaves gets, what is committed to send it, and sending without an outbox.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -11,18 +11,30 @@ use crate::{
     trace::Trace,
 };
 
+/// Looks at each message that is sent, and may change or refuse it.
+pub(crate) type OnSend = Arc<dyn Fn(&mut Outgoing) -> Result<(), Error> + Send + Sync>;
+
 /// Who sends.
+#[derive(Clone)]
 pub(crate) struct Sender {
     pub(crate) source: Cow<'static, str>,
+    /// Called for each message, in this order.
+    pub(crate) on_send: Vec<OnSend>,
 }
 
 impl Sender {
     /// What is committed to send `messages`: those that leave now as outbox rows, those that leave
     /// later as schedules.
-    pub(crate) fn commit(&self, mut messages: Messages, cause: Option<&Context>) -> Commit {
-        self.stamp(messages.now.iter_mut(), cause);
-        self.stamp(messages.later.iter_mut().map(|it| &mut it.message), cause);
-        self.answer(&mut messages, cause);
+    ///
+    /// # Errors
+    ///
+    /// When one of [`on_send`](Self::on_send) refuses a message.
+    pub(crate) fn commit(
+        &self,
+        mut messages: Messages,
+        cause: Option<&Context>,
+    ) -> Result<Commit, Error> {
+        self.complete(&mut messages, cause)?;
         let cancelled = messages.cancelled.iter().map(schedule::cancelled);
         let scheduled = messages.later.into_iter().map(schedule::record);
         // Of several words about one name the last one holds, and a schedule more than a
@@ -31,11 +43,25 @@ impl Sender {
         for change in cancelled.chain(scheduled) {
             records.insert(change.id.clone(), change);
         }
-        Commit {
+        Ok(Commit {
             outbox: messages.now,
             records: records.into_values().collect(),
             ..Commit::default()
+        })
+    }
+
+    /// Makes messages ready to leave.
+    fn complete(&self, messages: &mut Messages, cause: Option<&Context>) -> Result<(), Error> {
+        self.stamp(messages.now.iter_mut(), cause);
+        self.stamp(messages.later.iter_mut().map(|it| &mut it.message), cause);
+        self.answer(messages, cause);
+        let later = messages.later.iter_mut().map(|it| &mut it.message);
+        for message in messages.now.iter_mut().chain(later) {
+            for on_send in &self.on_send {
+                on_send(message)?;
+            }
         }
+        Ok(())
     }
 
     /// Turns answers into messages to whoever asked.
@@ -110,8 +136,7 @@ impl Sender {
                  `.transactional(store)` to its router",
             )));
         }
-        self.stamp(messages.now.iter_mut(), Some(cause));
-        self.answer(&mut messages, Some(cause));
+        self.complete(&mut messages, Some(cause))?;
         if messages.now.is_empty() {
             return Ok(());
         }

@@ -12,11 +12,12 @@ use std::{
 use tower::{Layer, Service};
 
 use crate::{
-    AfterDeadLetter, BoxError, Context, Destination, Event, Group, Handled, Handler,
-    HandlerOptions, HandlerService, Incoming, Message, Permanent, Provided, Queue, Retry, States,
-    Store, Topology,
+    AfterDeadLetter, BoxError, Context, Destination, Error, Event, Handled, Handler,
+    HandlerOptions, HandlerService, Incoming, Message, Outgoing, Permanent, Provided, Retry,
+    States, Store,
     accept::{self, Upcast},
     handler::Effects,
+    publish::OnSend,
 };
 
 /// The handlers of one consumer, and how they are run.
@@ -49,9 +50,10 @@ pub struct Router {
     pub(crate) store: Option<Arc<dyn Store>>,
     pub(crate) states: States,
     pub(crate) limits: Limits,
-    defaults: HandlerOptions,
+    pub(crate) on_send: Vec<OnSend>,
+    pub(crate) defaults: HandlerOptions,
     layers: Vec<LayerFn>,
-    published: Vec<Destination>,
+    pub(crate) published: Vec<Destination>,
     /// With the name of the newer message.
     upcasts: Vec<(&'static str, Upcast)>,
 }
@@ -75,12 +77,12 @@ pub(crate) struct Route {
     pub(crate) queue: Arc<str>,
     pub(crate) topic: Option<Cow<'static, str>>,
     pub(crate) accept: Accept,
-    options: HandlerOptions,
+    pub(crate) options: HandlerOptions,
     /// Those of the router it was added to, if that was merged into another one.
     layers: Option<Arc<[LayerFn]>>,
     handler: &'static str,
     location: &'static Location<'static>,
-    destinations: fn(&mut Vec<Destination>),
+    pub(crate) destinations: fn(&mut Vec<Destination>),
     check: fn(&Provided<'_>) -> Result<(), String>,
     attempt: Box<AttemptFn>,
 }
@@ -122,6 +124,7 @@ impl Router {
                 deferred_count_max: 100_000,
                 lease: Duration::from_secs(10),
             },
+            on_send: Vec::new(),
             defaults: HandlerOptions::new(),
             layers: Vec::new(),
             published: Vec::new(),
@@ -260,6 +263,7 @@ impl Router {
         }
         self.published.extend(other.published);
         self.upcasts.extend(other.upcasts);
+        self.on_send.extend(other.on_send);
         self
     }
 
@@ -340,6 +344,25 @@ impl Router {
         self.layers.push(Box::new(move |service| {
             HandlerService::new(layer.layer(service))
         }));
+        self
+    }
+
+    /// The publishing side's layer: looks at each message that a handler sends, before it is
+    /// committed, and may change it (add a header, say) or refuse it; then the attempt fails with
+    /// that error. Called in the order in which they were added.
+    ///
+    /// ```
+    /// # use tidings::prelude::*;
+    /// let router = Router::new("payment").on_send(|message| {
+    ///     message.envelope.headers.push(("tenant".into(), "t-1".into()));
+    ///     Ok(())
+    /// });
+    /// ```
+    pub fn on_send(
+        mut self,
+        look: impl Fn(&mut Outgoing) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.on_send.push(Arc::new(look));
         self
     }
 
@@ -458,77 +481,6 @@ impl Router {
     pub fn lease(mut self, lease: Duration) -> Self {
         self.limits.lease = lease.max(Duration::from_millis(100));
         self
-    }
-
-    /// The topics and queues this service needs, as it is configured.
-    pub fn topology(&self) -> Topology {
-        let mut destinations = self.published.clone();
-        for route in &self.routes {
-            (route.destinations)(&mut destinations);
-        }
-        let mut topology = Topology::new();
-        for destination in destinations {
-            // The queue of a command belongs to its target, which declares it.
-            if let Destination::Topic(topic) = destination {
-                topology = topology.topic(topic);
-            }
-        }
-        for group in self.groups() {
-            topology = topology.group(group);
-        }
-        for route in self
-            .routes
-            .iter()
-            .filter(|route| self.group_of(route).is_none())
-        {
-            let mut queue = Queue::new(route.queue.to_string());
-            queue.topics = route.topic.clone().into_iter().collect();
-            for upcast in self.upcasts_of(route).iter() {
-                if !queue.topics.contains(&upcast.topic) {
-                    queue.topics.push(upcast.topic.clone());
-                }
-            }
-            // What must wait, waits in the store, if there is one.
-            if self.store.is_none() {
-                queue.delays = self.retry_of(route).delays();
-            }
-            topology = topology.queue(queue);
-        }
-        topology
-    }
-
-    /// The ordered group of a handler: its name and how many partitions it has.
-    pub(crate) fn group_of(&self, route: &Route) -> Option<(String, NonZeroU16)> {
-        if let Some(partitions) = route.options.partitions {
-            return Some((format!("{}.ordered", route.queue), partitions));
-        }
-        let partitions = self.defaults.partitions?;
-        Some((format!("{}.ordered", self.consumer), partitions))
-    }
-
-    /// The ordered groups.
-    pub(crate) fn groups(&self) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
-        for route in &self.routes {
-            let Some((name, partitions)) = self.group_of(route) else {
-                continue;
-            };
-            let known = groups.iter().position(|group| group.name == name);
-            let mut group = match known {
-                Some(known) => groups.swap_remove(known),
-                None => Group::new(name, partitions),
-            };
-            group = match &route.topic {
-                Some(topic) => group.topic(topic.clone()),
-                None => group.command(route.queue.to_string()),
-            };
-            for upcast in self.upcasts_of(route).iter() {
-                group = group.topic(upcast.topic.clone());
-            }
-            groups.push(group);
-        }
-        groups.sort_by(|one, other| one.name.cmp(&other.name));
-        groups
     }
 
     pub(crate) fn blocks_after_dead_letter(&self, route: &Route) -> bool {

@@ -354,6 +354,7 @@ impl Service {
         let effects = Arc::new(Effects {
             sender: Sender {
                 source: router.consumer.clone(),
+                on_send: router.on_send.clone(),
             },
             transport: Arc::clone(transport),
         });

@@ -1,10 +1,13 @@
-//! What cannot work stops the start, at the user's line, and says what to do.
+//! What cannot work stops the start, at the user's line, and says what to do; how a service ends.
 
 mod support;
 
 use std::{
     panic::{self, AssertUnwindSafe},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -181,4 +184,61 @@ async fn a_service_that_asks_for_what_its_engine_lacks_does_not_start() {
         .with_graceful_shutdown(ready)
         .await
         .expect("it starts");
+}
+
+#[tokio::test]
+async fn a_part_of_the_toolkit_that_fails_takes_its_service_down_with_the_reason() {
+    let (broker, database) = (Broker::default(), support::Database::new().await);
+    let store = support::outage::Outage::of(database.store.clone());
+    let router = Router::new("bank").on(with_tx).transactional(store.clone());
+    let serving = serve(broker.clone(), router);
+    let ready = serving.ready();
+    let serving = tokio::spawn(serving.into_future());
+    ready.await;
+    store.panic();
+    let ended = tokio::time::timeout(Duration::from_secs(20), serving).await;
+    let error = ended.expect("it ends").expect("no panic").unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.starts_with("the service `bank` cannot run: the ")
+            && error.contains("a bug in the store"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_shutdown_begins_nothing_new_and_gives_back_what_it_has_fetched() {
+    let broker = Broker::default();
+    let started = Arc::new(AtomicU32::new(0));
+    let (finish, finished) = tokio::sync::watch::channel(false);
+    let slow = |_: MoneyDeposited,
+                State((started, finished)): State<(
+        Arc<AtomicU32>,
+        tokio::sync::watch::Receiver<bool>,
+    )>| async move {
+        started.fetch_add(1, Ordering::SeqCst);
+        let mut finished = finished;
+        let _ = finished.wait_for(|finished| *finished).await;
+        Ok::<_, tidings::Error>(())
+    };
+    let router = Router::new("bank")
+        .on(slow)
+        .concurrency(2)
+        .with_state((Arc::clone(&started), finished));
+    broker.declare_for(&router).await;
+    for number in 0..8 {
+        broker.publish_raw(support::outgoing(&support::deposit("a", number)));
+    }
+    let service = support::Running::start(&broker, router).await;
+    support::until("two run", async || started.load(Ordering::SeqCst) == 2).await;
+    tokio::join!(service.stop(), async {
+        // The others are back in the queue before the two have finished.
+        support::until("the others are given back", async || {
+            broker.given_back("bank.money-deposited.v1") == 6
+        })
+        .await;
+        finish.send(true).expect("the handlers wait");
+    });
+    assert_eq!(started.load(Ordering::SeqCst), 2);
+    assert_eq!(broker.count("bank.money-deposited.v1"), 6);
 }

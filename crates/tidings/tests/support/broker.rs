@@ -123,6 +123,15 @@ impl Broker {
         self.0.queues.messages(queue).len()
     }
 
+    /// How many messages of a queue were handed out and came back.
+    pub(crate) fn given_back(&self, queue: &str) -> usize {
+        let messages = self.0.queues.messages(queue);
+        messages
+            .iter()
+            .filter(|message| message.redelivered)
+            .count()
+    }
+
     /// True if everything was settled: nothing waits, is out, or is delayed.
     pub(crate) fn is_settled(&self) -> bool {
         let declared = self.0.script.lock().declared.clone();

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -20,6 +20,8 @@ use tidings_sqlite::SqliteStore;
 pub(crate) struct Outage {
     store: SqliteStore,
     down: Arc<AtomicBool>,
+    refused: Arc<AtomicU32>,
+    panics: Arc<AtomicBool>,
 }
 
 impl Outage {
@@ -27,7 +29,19 @@ impl Outage {
         Self {
             store,
             down: Arc::default(),
+            refused: Arc::default(),
+            panics: Arc::default(),
         }
+    }
+
+    /// How many calls had no answer.
+    pub(crate) fn refused(&self) -> u32 {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    /// Panics in every call from now on, as a bug in a store would.
+    pub(crate) fn panic(&self) {
+        self.panics.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn set_down(&self, down: bool) {
@@ -39,11 +53,15 @@ impl Outage {
         &self,
         call: BoxFuture<'a, Result<T, StoreError>>,
     ) -> BoxFuture<'a, Result<T, StoreError>> {
+        assert!(!self.panics.load(Ordering::SeqCst), "a bug in the store");
         match self.down.load(Ordering::SeqCst) {
             false => call,
-            true => Box::pin(std::future::ready(Err(StoreError::unavailable(
-                "no database",
-            )))),
+            true => {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                Box::pin(std::future::ready(Err(StoreError::unavailable(
+                    "no database",
+                ))))
+            }
         }
     }
 }

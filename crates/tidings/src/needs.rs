@@ -1,0 +1,78 @@
+//! What a router needs on the broker: topics, queues, ordered groups.
+
+use std::num::NonZeroU16;
+
+use crate::{Destination, Group, Queue, Router, Topology, router::Route};
+
+impl Router {
+    /// The topics and queues this service needs, as it is configured.
+    pub fn topology(&self) -> Topology {
+        let mut destinations = self.published.clone();
+        for route in &self.routes {
+            (route.destinations)(&mut destinations);
+        }
+        let mut topology = Topology::new();
+        for destination in destinations {
+            // The queue of a command belongs to its target, which declares it.
+            if let Destination::Topic(topic) = destination {
+                topology = topology.topic(topic);
+            }
+        }
+        for group in self.groups() {
+            topology = topology.group(group);
+        }
+        for route in self
+            .routes
+            .iter()
+            .filter(|route| self.group_of(route).is_none())
+        {
+            let mut queue = Queue::new(route.queue.to_string());
+            queue.topics = route.topic.clone().into_iter().collect();
+            for upcast in self.upcasts_of(route).iter() {
+                if !queue.topics.contains(&upcast.topic) {
+                    queue.topics.push(upcast.topic.clone());
+                }
+            }
+            // What must wait, waits in the store, if there is one.
+            if self.store.is_none() {
+                queue.delays = self.retry_of(route).delays();
+            }
+            topology = topology.queue(queue);
+        }
+        topology
+    }
+
+    /// The ordered group of a handler: its name and how many partitions it has.
+    pub(crate) fn group_of(&self, route: &Route) -> Option<(String, NonZeroU16)> {
+        if let Some(partitions) = route.options.partitions {
+            return Some((format!("{}.ordered", route.queue), partitions));
+        }
+        let partitions = self.defaults.partitions?;
+        Some((format!("{}.ordered", self.consumer), partitions))
+    }
+
+    /// The ordered groups.
+    pub(crate) fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for route in &self.routes {
+            let Some((name, partitions)) = self.group_of(route) else {
+                continue;
+            };
+            let known = groups.iter().position(|group| group.name == name);
+            let mut group = match known {
+                Some(known) => groups.swap_remove(known),
+                None => Group::new(name, partitions),
+            };
+            group = match &route.topic {
+                Some(topic) => group.topic(topic.clone()),
+                None => group.command(route.queue.to_string()),
+            };
+            for upcast in self.upcasts_of(route).iter() {
+                group = group.topic(upcast.topic.clone());
+            }
+            groups.push(group);
+        }
+        groups.sort_by(|one, other| one.name.cmp(&other.name));
+        groups
+    }
+}
