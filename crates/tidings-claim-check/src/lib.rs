@@ -39,6 +39,8 @@ mod bodies;
 mod error;
 mod folder;
 mod measure;
+#[cfg(feature = "s3")]
+mod s3;
 mod store;
 
 pub use attachment::{Attachment, BodyId, StoreId};
@@ -46,6 +48,8 @@ pub use bodies::Bodies;
 pub use error::{Code, Error};
 pub use folder::FolderBodies;
 pub use measure::BodyReader;
+#[cfg(feature = "s3")]
+pub use s3::{S3Bodies, S3Options};
 pub use store::{Before, BodyStore, BoxRead, Pruned};
 
 /// Runs what blocks where it may.
