@@ -5,12 +5,12 @@
 //! never into the clone. Nothing here is required: what cannot be had is remembered with the
 //! reason, and whoever asked decides what that means.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use tidings_testing::foreign::{NODE_PATH, PYTHON_PATH};
-use tidings_testing::servers::{POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq};
+use tidings_testing::servers::{POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq, S3, S3_URL};
 
 use crate::run::{answers, program, quietly, root, target};
 
@@ -23,6 +23,9 @@ pub(crate) struct Provided {
     // Held for as long as the tests run: dropped, they end.
     rabbitmq: Option<RabbitMq>,
     postgres: Option<Postgres>,
+    s3: Option<S3>,
+    /// Where the packages of the S3 server are.
+    s3_packages: Option<PathBuf>,
 }
 
 impl Provided {
@@ -61,6 +64,10 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
     if let Err(error) = python(provided, &examples, &cache.join("python")) {
         provided.lack("Python", format!("{error:#}"));
     }
+    match pip(&root()?.join("xtask/s3"), &cache.join("s3")) {
+        Ok(packages) => provided.s3_packages = Some(packages),
+        Err(error) => provided.lack("S3", format!("{error:#}")),
+    }
     Ok(())
 }
 
@@ -77,6 +84,15 @@ pub(crate) fn start(provided: &mut Provided) -> Result<()> {
         eprintln!("PostgreSQL: {}", postgres.url());
         provided.env.push((POSTGRES_URL, postgres.url()));
         provided.postgres = Some(postgres);
+    }
+    if !provided.lacks("S3")
+        && !given("S3", S3_URL)
+        && let Some(packages) = &provided.s3_packages
+    {
+        let s3 = S3::start(packages)?;
+        eprintln!("S3: {}", s3.url());
+        provided.env.push((S3_URL, s3.url()));
+        provided.s3 = Some(s3);
     }
     Ok(())
 }
@@ -184,8 +200,18 @@ fn python(provided: &mut Provided, examples: &Path, cache: &Path) -> Result<()> 
         );
         return Ok(());
     }
+    let path = pip(examples, cache)?;
+    eprintln!("Python: packages in {}", path.display());
+    provided
+        .env
+        .push((PYTHON_PATH, path.to_string_lossy().into_owned()));
+    Ok(())
+}
+
+/// Installs what `requirements.txt` in the folder `lists` names, and says where.
+fn pip(lists: &Path, cache: &Path) -> Result<PathBuf> {
     let path = cache.join("packages");
-    once(examples, cache, &["requirements.txt"], || {
+    once(lists, cache, &["requirements.txt"], || {
         let mut pip = program("python3")?;
         pip.args([
             "-m",
@@ -200,16 +226,12 @@ fn python(provided: &mut Provided, examples: &Path, cache: &Path) -> Result<()> 
             .args(["--requirement", "requirements.txt"]);
         quietly(pip.current_dir(cache)).map(drop)
     })?;
-    eprintln!("Python: packages in {}", path.display());
-    provided
-        .env
-        .push((PYTHON_PATH, path.to_string_lossy().into_owned()));
-    Ok(())
+    Ok(path)
 }
 
-/// Copies `lists` from the examples to `cache` and installs what they name, unless that is done.
+/// Copies `lists` from the folder `from` to `cache` and installs what they name, unless that is done.
 fn once(
-    examples: &Path,
+    from: &Path,
     cache: &Path,
     lists: &[&str],
     install: impl FnOnce() -> Result<()>,
@@ -217,16 +239,16 @@ fn once(
     let done = cache.join("done");
     let texts = lists
         .iter()
-        .map(|list| std::fs::read_to_string(examples.join(list)));
+        .map(|list| std::fs::read_to_string(from.join(list)));
     let wanted = texts
         .collect::<Result<String, _>>()
-        .context("cannot read the examples' lists")?;
+        .context("cannot read the lists of packages")?;
     if std::fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
     std::fs::create_dir_all(cache)?;
     for list in lists {
-        std::fs::copy(examples.join(list), cache.join(list))?;
+        std::fs::copy(from.join(list), cache.join(list))?;
     }
     install()?;
     Ok(std::fs::write(done, wanted)?)

@@ -18,6 +18,7 @@
 mod postgres;
 mod process;
 mod rabbitmq;
+mod s3;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -34,12 +35,16 @@ use tempfile::TempDir;
 pub use postgres::Postgres;
 pub use process::Process;
 pub use rabbitmq::RabbitMq;
+pub use s3::S3;
 
 /// The variable that names the RabbitMQ for tests that need one but not one of their own.
 pub const RABBITMQ_URL: &str = "TIDINGS_TEST_RABBITMQ_URL";
 
 /// The variable that names the PostgreSQL for tests that need one but not one of their own.
 pub const POSTGRES_URL: &str = "TIDINGS_TEST_POSTGRES_URL";
+
+/// The variable that names the server that speaks S3.
+pub const S3_URL: &str = "TIDINGS_TEST_S3_URL";
 
 /// Where a RabbitMQ answers: the URL in [`RABBITMQ_URL`], else of one started for this process.
 ///
@@ -72,6 +77,19 @@ pub fn postgres_url() -> String {
         _ => OURS
             .get_or_init(|| Postgres::start().unwrap_or_else(|e| panic!("{e:#}")))
             .url(),
+    }
+}
+
+/// Where a server that speaks S3 answers: the URL in [`S3_URL`]. It must not ask who calls.
+///
+/// # Panics
+///
+/// When there is none, with who starts one.
+#[track_caller]
+pub fn s3_url() -> String {
+    match std::env::var(S3_URL) {
+        Ok(url) if !url.is_empty() => url,
+        _ => panic!("set `{S3_URL}`, or run this test with `cargo xtask test`, which starts one"),
     }
 }
 

@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tidings-macros", &[]),
     ("tidings", &["tidings-core", "tidings-macros"]),
     ("tidings-amqp", &["tidings-core", "tidings-wire"]),
+    ("tidings-claim-check", &["tidings-core"]),
     ("tidings-memory", &["tidings-core"]),
     ("tidings-postgres", &["tidings-core"]),
     ("tidings-sqlite", &["tidings-core"]),

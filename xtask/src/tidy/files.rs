@@ -14,6 +14,7 @@ const NEEDS: &[&str] = &[
     "PostgreSQL",
     "Node",
     "Python",
+    "S3",
     "Chromium",
     "root",
 ];
