@@ -21,7 +21,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tidings-memory", &["tidings-core"]),
     ("tidings-postgres", &["tidings-core"]),
     ("tidings-sqlite", &["tidings-core"]),
-    ("tidings-testing", &["tidings-core"]),
+    (
+        "tidings-testing",
+        &["tidings", "tidings-core", "tidings-memory"],
+    ),
     ("shop-contracts", &["tidings"]),
     (
         "shop-kit",
