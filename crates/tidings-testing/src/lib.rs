@@ -11,4 +11,4 @@ pub mod transport;
 mod world;
 
 #[cfg(feature = "world")]
-pub use world::{CrashPoint, Kept, Start, TestWorld, run_test};
+pub use world::{CrashPoint, Kept, Maker, Start, TestWorld, run_test};

@@ -274,6 +274,7 @@ impl Deferred for WatchedStore {
     ) -> BoxFuture<'a, Result<Vec<Due>, StoreError>> {
         Box::pin(async move {
             let _under_way = self.life.begin("taking due messages").await;
+            self.life.asked_for(consumers);
             let deferred = self.inner.deferred();
             let taken = deferred.take_due(consumers, worker, lease, limit).await?;
             self.life.alive().await;

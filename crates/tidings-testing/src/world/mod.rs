@@ -17,7 +17,7 @@ use tidings::{Attempt, Envelope, InboxQuery, InboxState, Message, MessageId, Out
 use tidings_memory::{MemoryStore, MemoryTransport};
 use uuid::Uuid;
 
-pub use service::Start;
+pub use service::{Maker, Start};
 pub use watch::CrashPoint;
 
 use clock::{Known, Pulse, VirtualTime};
@@ -78,8 +78,6 @@ struct State {
     databases: Vec<Arc<Known>>,
     /// Every queue that was declared.
     queues: Vec<String>,
-    /// The names under which messages wait in stores.
-    consumers: Vec<Box<str>>,
 }
 
 /// A message that waits, or a dead letter.

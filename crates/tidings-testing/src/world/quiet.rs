@@ -85,7 +85,7 @@ impl TestWorld {
     /// What could begin now, for people.
     async fn ready(&self) -> Result<Vec<String>, String> {
         let mut ready = Vec::new();
-        let consumers = self.state.lock().consumers.clone();
+        let consumers = self.watch.consumers();
         for known in self.databases() {
             let failed = |error| format!("a store does not answer: {error}");
             let outbox = known.store.outbox().stats().await.map_err(failed)?;
@@ -175,7 +175,7 @@ impl TestWorld {
     /// How long until the next thing is due that waits in a store or in the broker.
     async fn next_due(&self) -> Result<Option<Duration>, String> {
         let mut next = self.watch.next_due();
-        let consumers = self.state.lock().consumers.clone();
+        let consumers = self.watch.consumers();
         for known in self.databases() {
             let failed = |error| format!("a store does not answer: {error}");
             let deferred = known

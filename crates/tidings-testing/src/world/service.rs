@@ -186,7 +186,6 @@ impl TestWorld {
         let queues = topology.queues.iter().map(|queue| queue.name.to_string());
         for queue in queues {
             if !state.queues.contains(&queue) {
-                state.consumers.push((*queue).into());
                 state.queues.push(queue);
             }
         }

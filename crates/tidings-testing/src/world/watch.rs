@@ -41,6 +41,8 @@ struct State {
     numbers: u64,
     under_way: BTreeMap<u64, Operation>,
     leases: HashMap<Lease, LeasedRow>,
+    /// The names under which messages wait in stores, as workers ask for them.
+    consumers: HashSet<Box<str>>,
     crash_at: Option<CrashPoint>,
     faults: Faults,
     sent: Vec<Outgoing>,
@@ -118,6 +120,10 @@ impl Watch {
 
     pub(super) fn armed(&self) -> Option<CrashPoint> {
         self.state.lock().crash_at
+    }
+
+    pub(super) fn consumers(&self) -> Vec<Box<str>> {
+        self.state.lock().consumers.iter().cloned().collect()
     }
 
     pub(super) fn record(&self, message: Outgoing) {
@@ -228,6 +234,11 @@ impl Life {
             ends: Instant::now() + lasts,
         };
         self.watch.state.lock().leases.insert(lease, row);
+    }
+
+    pub(super) fn asked_for(&self, consumers: &[Box<str>]) {
+        let mut state = self.watch.state.lock();
+        state.consumers.extend(consumers.iter().cloned());
     }
 
     pub(super) fn renewed(&self, leases: &[Lease], lasts: Duration) {
