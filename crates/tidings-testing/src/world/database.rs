@@ -149,6 +149,9 @@ impl Outbox for WatchedStore {
         relay: &'a str,
         lease: Duration,
     ) -> BoxFuture<'a, Result<Leased, StoreError>> {
+        if self.time.is_none() {
+            self.life.relays_with(relay, &self.inner);
+        }
         let outbox = self.inner.outbox();
         watched!(self, "leasing lanes", outbox.lease(relay, lease))
     }

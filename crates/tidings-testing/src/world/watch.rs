@@ -11,7 +11,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tidings_core::{Lease, Outgoing};
+use tidings_core::{Lease, Outgoing, Store, StoreError};
 use tokio::{sync::Notify, time::Instant};
 
 /// Where a service can be made to crash.
@@ -76,6 +76,8 @@ pub(super) struct Life {
     pub(super) watch: Arc<Watch>,
     has_crashed: AtomicBool,
     crash: Notify,
+    /// Its relays, with the outboxes of whose lanes the world cannot end the leases.
+    relays: Mutex<HashMap<String, Arc<dyn Store>>>,
 }
 
 impl Watch {
@@ -87,6 +89,7 @@ impl Watch {
             watch: Arc::clone(self),
             has_crashed: AtomicBool::new(false),
             crash: Notify::new(),
+            relays: Mutex::default(),
         })
     }
 
@@ -234,6 +237,20 @@ impl Life {
             ends: Instant::now() + lasts,
         };
         self.watch.state.lock().leases.insert(lease, row);
+    }
+
+    pub(super) fn relays_with(&self, relay: &str, store: &Arc<dyn Store>) {
+        let mut relays = self.relays.lock();
+        relays.insert(relay.to_owned(), Arc::clone(store));
+    }
+
+    /// Ends the leases of its relays, as time does on the world's clock.
+    pub(super) async fn end_leases(&self) -> Result<(), StoreError> {
+        let relays = std::mem::take(&mut *self.relays.lock());
+        for (relay, store) in relays {
+            store.outbox().release(&relay, None).await?;
+        }
+        Ok(())
     }
 
     pub(super) fn asked_for(&self, consumers: &[Box<str>]) {
