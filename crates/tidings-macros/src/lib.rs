@@ -8,6 +8,7 @@ mod attributes;
 mod handler;
 mod message;
 mod tense;
+mod test;
 
 use proc_macro::TokenStream;
 use syn::{DeriveInput, ItemFn, parse_macro_input};
@@ -67,4 +68,23 @@ pub fn derive_command(input: TokenStream) -> TokenStream {
 pub fn handler(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let function = parse_macro_input!(item as ItemFn);
     handler::explain(attribute.into(), &function).into()
+}
+
+/// Makes an async function a test in a world of its own: a fresh broker and store in the process,
+/// and a clock that stands still until the test moves it.
+///
+/// The function takes nothing or a `tidings_testing::TestWorld`, which is why a crate that uses this
+/// needs `tidings-testing` among its dev-dependencies. With `#[tidings::test(real_time)]` the clock
+/// is the machine's.
+///
+/// ```ignore
+/// #[tidings::test]
+/// async fn a_good_order_is_paid(world: TestWorld) -> tidings::Result<()> { ... }
+/// ```
+#[proc_macro_attribute]
+pub fn test(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let function = parse_macro_input!(item as ItemFn);
+    test::expand(attribute.into(), function)
+        .unwrap_or_else(syn::Error::into_compile_error)
+        .into()
 }

@@ -100,7 +100,7 @@ pub use retry::Retry;
 pub use router::Router;
 pub use serve::{IntoRouters, Serve, ServeError, serve};
 pub use tidings_core::*;
-pub use tidings_macros::{Command, Event, handler};
+pub use tidings_macros::{Command, Event, handler, test};
 pub use tower;
 
 /// What a handler returns.

@@ -74,6 +74,14 @@ pub fn serve<T: Transport>(transport: T, routers: impl IntoRouters) -> Serve {
     }
 }
 
+impl Router {
+    /// The store it was given with [`transactional`](Router::transactional), for programs that put
+    /// another one around it before they serve it (`tidings-testing` watches it, for example).
+    pub fn store(&self) -> Option<&Arc<dyn Store>> {
+        self.store.as_ref()
+    }
+}
+
 /// One router or several, for [`serve`].
 pub trait IntoRouters {
     /// The routers.

@@ -93,7 +93,30 @@ async fn points(
 
 #[cfg(test)]
 mod tests {
+    use tidings_testing::TestWorld;
+
     use super::*;
+
+    #[tidings::test]
+    async fn a_customer_gets_the_points_of_an_order_once(world: TestWorld) {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(&Database::Sqlite(folder.path().into()))
+            .await
+            .unwrap();
+        world.run(service.messages.unwrap()).await;
+        world.deliver_twice();
+        for (order_id, customer_id) in [("o-1", Some("c-1".to_owned())), ("o-2", None)] {
+            world.publish(&OrderConfirmed {
+                order_id: order_id.into(),
+                amount: shop_contracts::Money::from_cents(9999),
+                customer_id,
+                email: None,
+            });
+        }
+        world.quiet().await;
+        let awarded = world.published::<PointsAwarded>();
+        assert!(awarded.len() == 1 && awarded[0].points == 99, "{awarded:?}");
+    }
 
     #[tokio::test]
     async fn what_is_declared_beforehand_is_what_the_service_declares() {

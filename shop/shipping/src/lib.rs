@@ -89,7 +89,32 @@ async fn shipment(
 
 #[cfg(test)]
 mod tests {
+    use tidings_testing::{CrashPoint, TestWorld};
+
     use super::*;
+
+    #[tidings::test]
+    async fn a_parcel_is_booked_once_though_the_confirm_was_lost(world: TestWorld) {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite(folder.path().into());
+        let router = move || {
+            let database = database.clone();
+            async move { service(&database).await.unwrap().messages.unwrap() }
+        };
+        world.run(router).await;
+        world.crash_at(CrashPoint::AfterPublishBeforeConfirm);
+        world.publish(&OrderConfirmed {
+            order_id: "o-1".into(),
+            amount: shop_contracts::Money::from_cents(100),
+            customer_id: None,
+            email: None,
+        });
+        world.quiet().await;
+        world.restart().await;
+        world.advance(std::time::Duration::from_secs(60)).await;
+        assert!(world.sent().len() > 1, "published again after the crash");
+        assert_eq!(world.published::<ShipmentBooked>().len(), 1);
+    }
 
     #[tokio::test]
     async fn what_is_declared_beforehand_is_what_the_service_declares() {

@@ -22,7 +22,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tidings-memory", &["tidings-core"]),
     ("tidings-postgres", &["tidings-core"]),
     ("tidings-sqlite", &["tidings-core"]),
-    ("tidings-testing", &["tidings-core"]),
+    (
+        "tidings-testing",
+        &["tidings", "tidings-core", "tidings-memory"],
+    ),
     // It attacks all of them together, and nothing depends on it.
     (
         "rig",
