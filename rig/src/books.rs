@@ -37,7 +37,6 @@ pub(crate) struct Progress {
     pub(crate) unsent: u64,
     pub(crate) waiting: u64,
     pub(crate) dead: u64,
-    pub(crate) on_shelf: u64,
 }
 
 /// What was committed, and what should come of it.
@@ -75,8 +74,14 @@ impl Progress {
         let waiting = "select count(*) from tidings_inbox where state in (1, 2)";
         let (producer, consumer) = (Owner::Producer, Owner::Consumer);
         let mut progress = Self {
-            committed: one(producer, "select count(*) from ledger where kind <> 'shelved'")?,
-            shelved: one(producer, "select count(*) from ledger where kind = 'shelved'")?,
+            committed: one(
+                producer,
+                "select count(*) from ledger where kind <> 'shelved'",
+            )?,
+            shelved: one(
+                producer,
+                "select count(*) from ledger where kind = 'shelved'",
+            )?,
             effects: one(consumer, "select count(*) from effect")?,
             answers: one(producer, "select count(*) from answer")?,
             unsent: one(producer, unsent)? + one(consumer, unsent)?,
@@ -184,12 +189,18 @@ impl Ledger {
                 continue;
             };
             if *count > 1 {
-                tally.doubled(Promise::EffectsOnce, format!("{what}, took effect {count} times"));
+                tally.doubled(
+                    Promise::EffectsOnce,
+                    format!("{what}, took effect {count} times"),
+                );
                 continue;
             }
             let nature = self.nature(consumer, event);
             if nature.is_deadly() {
-                tally.doubled(Promise::NoPoison, format!("{what}, took effect, but it {nature}"));
+                tally.doubled(
+                    Promise::NoPoison,
+                    format!("{what}, took effect, but it {nature}"),
+                );
             }
             if consumer == ORDERED {
                 let previous = last.insert(key, place).unwrap_or_default();
@@ -247,7 +258,10 @@ impl Ledger {
                 let number = number_of(&letter.body);
                 let event = self.events.get(&number);
                 if event.is_none_or(|event| !self.nature(consumer, event).is_deadly()) {
-                    let what = format!("{consumer}: {} is a dead letter in `{queue}`: {}", letter.id, letter.reason);
+                    let what = format!(
+                        "{consumer}: {} is a dead letter in `{queue}`: {}",
+                        letter.id, letter.reason
+                    );
                     tally.other(Promise::NoPoison, what);
                 }
                 dead.insert(number);

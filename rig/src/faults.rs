@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use tidings_sqlite::rusqlite::Connection;
 
 use crate::{
+    messages::TOPIC,
     random::Random,
     stack::{Broker, Database, Stack},
     world::{Kind, World},
@@ -49,7 +50,11 @@ impl Fault {
     fn deck(stack: Stack) -> Vec<Fault> {
         let is_postgres = stack.database == Database::Postgres;
         // RabbitMQ takes ten seconds to come back, so it dies less often than ours.
-        let broker_kills = if stack.broker == Broker::Embedded { 3 } else { 1 };
+        let broker_kills = if stack.broker == Broker::Embedded {
+            3
+        } else {
+            1
+        };
         let on = usize::from;
         let counts = [
             (Self::KillProducer, 3),
@@ -209,9 +214,8 @@ impl Faults {
             Fault::RefusingBroker => world.broker_proxy.refuse(true),
             Fault::LockDatabase => active.locks = lock_databases(world)?,
             Fault::FullListener => {
-                let topic = if random.chance(500) { "rig-noted" } else { "rig-moved" };
                 let witness = world.witness()?;
-                world.runtime.block_on(witness.invite_stranger(topic))?;
+                world.runtime.block_on(witness.invite_stranger(TOPIC))?;
             }
             Fault::Duplicates => {
                 let witness = world.witness()?;

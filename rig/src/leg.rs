@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::{
     books::{Ledger, Progress, SHELF_QUEUE},
     faults::{Fault, Faults},
-    messages::SHELF,
+    messages::{SHELF, TOPIC},
     random::Random,
     stack::Stack,
     tally::{Promise, Tally},
@@ -84,8 +84,7 @@ impl Running<'_> {
     fn run(&mut self) -> Result<()> {
         let is_ordered = self.world.is_ordered();
         let witness = self.world.witness()?;
-        let topics = ["rig-noted", "rig-moved"];
-        self.world.runtime.block_on(witness.tap(&topics))?;
+        self.world.runtime.block_on(witness.tap(TOPIC))?;
         drop(witness);
         self.attack()?;
         self.world.allow(self.leg.messages)?;
@@ -195,8 +194,8 @@ impl Running<'_> {
                 (last, changed) = (progress.clone(), Instant::now());
             }
             let mut is_done = false;
-            let is_all = progress.committed >= self.leg.messages
-                && progress.shelved >= self.leg.shelf;
+            let is_all =
+                progress.committed >= self.leg.messages && progress.shelved >= self.leg.shelf;
             if is_all && progress.unsent == 0 && progress.waiting == 0 {
                 let ledger = Ledger::read(&self.world, is_ordered)?;
                 is_done = progress.effects == ledger.effects()

@@ -21,12 +21,21 @@ pub(crate) const ORDERED: &str = "rig-ordered";
 /// The producing service.
 pub(crate) const PRODUCER: &str = "rig-producer";
 
+/// The topic of both types of events. It is one topic because a queue that refuses what one topic
+/// brings would else let the other topic's events of the same key pass (docs/rig.md).
+pub(crate) const TOPIC: &str = "rig-entry";
+
 /// The topic that has no queue until the end.
 pub(crate) const SHELF: &str = "rig-shelf";
 
 /// One of two types of events. This one says itself what identifies it.
 #[derive(Debug, Serialize, Deserialize, Event)]
-#[event(name = "entry-noted.v1", topic = "rig-noted", key = "key", id = "number")]
+#[event(
+    name = "entry-noted.v1",
+    topic = "rig-entry",
+    key = "key",
+    id = "number"
+)]
 pub(crate) struct EntryNoted {
     pub(crate) number: String,
     pub(crate) key: String,
@@ -35,7 +44,7 @@ pub(crate) struct EntryNoted {
 
 /// The other type; its id is whatever the outbox gives it.
 #[derive(Debug, Serialize, Deserialize, Event)]
-#[event(name = "entry-moved.v1", topic = "rig-moved", key = "key")]
+#[event(name = "entry-moved.v1", topic = "rig-entry", key = "key")]
 pub(crate) struct EntryMoved {
     pub(crate) number: String,
     pub(crate) key: String,
@@ -53,7 +62,12 @@ pub(crate) struct EntryAnswered {
 
 /// An event that nobody listens to until the end.
 #[derive(Debug, Serialize, Deserialize, Event)]
-#[event(name = "entry-shelved.v1", topic = "rig-shelf", key = "key", id = "number")]
+#[event(
+    name = "entry-shelved.v1",
+    topic = "rig-shelf",
+    key = "key",
+    id = "number"
+)]
 pub(crate) struct EntryShelved {
     pub(crate) number: String,
     pub(crate) key: String,
@@ -122,7 +136,12 @@ mod tests {
         let of_one = natures(1);
         assert_eq!(of_one, natures(1));
         assert_ne!(of_one, natures(2));
-        for wanted in [Nature::Plain, Nature::Fails(1), Nature::Poison, Nature::Aborts] {
+        for wanted in [
+            Nature::Plain,
+            Nature::Fails(1),
+            Nature::Poison,
+            Nature::Aborts,
+        ] {
             assert!(of_one.contains(&wanted), "{wanted:?}");
         }
     }

@@ -79,7 +79,8 @@ impl Proxy {
     /// Lets nothing pass any more on the connections that there are; new ones work.
     pub(crate) fn silence(&self) {
         let now = self.connections.load(Ordering::Acquire);
-        self.weather.send_modify(|weather| weather.silent_until = now);
+        self.weather
+            .send_modify(|weather| weather.silent_until = now);
     }
 
     /// Delays everything by this time, each way.
@@ -89,7 +90,8 @@ impl Proxy {
 
     /// Refuses connections, and cuts those that there are; or lets them in again.
     pub(crate) fn refuse(&self, refuses: bool) {
-        self.weather.send_modify(|weather| weather.refuses = refuses);
+        self.weather
+            .send_modify(|weather| weather.refuses = refuses);
         if refuses {
             self.cut();
         }
@@ -189,7 +191,9 @@ mod tests {
     }
 
     async fn connect(proxy: &Proxy) -> TcpStream {
-        TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap()
+        TcpStream::connect(("127.0.0.1", proxy.port()))
+            .await
+            .unwrap()
     }
 
     /// What comes back: the byte, the end, or nothing for a while.

@@ -126,7 +126,10 @@ impl Run {
         let tallies = text.lines().map(serde_json::from_str);
         let tallies: Result<_, _> = tallies.collect();
         tallies.with_context(|| {
-            format!("cannot read {}; remove its damaged last line", file.display())
+            format!(
+                "cannot read {}; remove its damaged last line",
+                file.display()
+            )
         })
     }
 

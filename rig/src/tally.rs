@@ -131,7 +131,14 @@ impl Tally {
     pub(crate) fn table(&self, stack: &str) -> String {
         let mut table = format!(
             "| {:<16} | {:<17} | {:>6} | {:>8} | {:>5} | {:>7} | {:>12} | {:>5} | {:>5} |\n",
-            "promise", "stack", "faults", "messages", "lost", "doubled", "out of order", "stuck",
+            "promise",
+            "stack",
+            "faults",
+            "messages",
+            "lost",
+            "doubled",
+            "out of order",
+            "stuck",
             "other"
         );
         table += "|------------------|-------------------|-------:|---------:|------:|--------:|-------------:|------:|------:|\n";
@@ -143,7 +150,9 @@ impl Tally {
             Promise::Decoupling,
         ] {
             let Some(row) = self.rows.get(&promise) else {
-                table += &format!("| {promise:<16} | {stack:<17} | not attacked: this transport keeps no order across instances |\n");
+                table += &format!(
+                    "| {promise:<16} | {stack:<17} | not attacked: this transport keeps no order across instances |\n"
+                );
                 continue;
             };
             table += &format!(

@@ -51,8 +51,8 @@ impl Witness {
         })
     }
 
-    /// A queue bound to topics.
-    async fn queue(&self, name: &str, topics: &[&str], arguments: FieldTable) -> Result<()> {
+    /// A queue bound to a topic.
+    async fn queue(&self, name: &str, topic: &str, arguments: FieldTable) -> Result<()> {
         let options = QueueDeclareOptions {
             durable: true,
             ..Default::default()
@@ -60,28 +60,26 @@ impl Witness {
         self.channel
             .queue_declare(name.into(), options, arguments)
             .await?;
-        for &topic in topics {
-            let durable = ExchangeDeclareOptions {
-                durable: true,
-                ..Default::default()
-            };
-            let none = FieldTable::default();
-            self.channel
-                .exchange_declare(topic.into(), ExchangeKind::Fanout, durable, none.clone())
-                .await?;
-            let (options, key) = (QueueBindOptions::default(), "".into());
-            self.channel
-                .queue_bind(name.into(), topic.into(), key, options, none)
-                .await?;
-        }
+        let durable = ExchangeDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        let none = FieldTable::default();
+        self.channel
+            .exchange_declare(topic.into(), ExchangeKind::Fanout, durable, none.clone())
+            .await?;
+        let (options, key) = (QueueBindOptions::default(), "".into());
+        self.channel
+            .queue_bind(name.into(), topic.into(), key, options, none)
+            .await?;
         Ok(())
     }
 
     /// Begins to keep copies of the newest events.
-    pub(crate) async fn tap(&self, topics: &[&str]) -> Result<()> {
+    pub(crate) async fn tap(&self, topic: &str) -> Result<()> {
         let mut arguments = FieldTable::default();
         arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(TAP_LENGTH));
-        self.queue(TAP, topics, arguments).await
+        self.queue(TAP, topic, arguments).await
     }
 
     /// Publishes up to `count` events of the tap once more, as they are. Says how many.
@@ -93,8 +91,13 @@ impl Witness {
             };
             let message = message.delivery;
             let options = BasicPublishOptions::default();
-            self.publish(&message.exchange.to_string(), options, &message.data, message.properties)
-                .await?;
+            self.publish(
+                &message.exchange.to_string(),
+                options,
+                &message.data,
+                message.properties,
+            )
+            .await?;
         }
         Ok(count)
     }
@@ -125,7 +128,7 @@ impl Witness {
             "x-overflow".into(),
             AMQPValue::LongString("reject-publish".into()),
         );
-        self.queue(STRANGER, &[topic], arguments).await
+        self.queue(STRANGER, topic, arguments).await
     }
 
     /// Sends the stranger away, with the queue.
@@ -137,7 +140,7 @@ impl Witness {
 
     /// Begins to listen to a topic that nobody listened to.
     pub(crate) async fn listen(&self, queue: &str, topic: &str) -> Result<()> {
-        self.queue(queue, &[topic], FieldTable::default()).await
+        self.queue(queue, topic, FieldTable::default()).await
     }
 
     /// How many messages lie in a queue.

@@ -43,7 +43,6 @@ pub(crate) struct World {
     pub(crate) runtime: Runtime,
     /// Handlers that aborted their process.
     pub(crate) aborted: u32,
-    /// What the parts print: a line for each, when it ends.
     started: Instant,
 }
 
@@ -239,7 +238,9 @@ impl World {
             if status.signal() == Some(Signal::ABORT.as_raw()) {
                 self.aborted += 1;
             }
-            said.push(format!("{name} ended by itself ({status}) and is started again"));
+            said.push(format!(
+                "{name} ended by itself ({status}) and is started again"
+            ));
             if self.parts[number].ended > ENDED_MAX {
                 bail!("{name} has ended by itself more than {ENDED_MAX} times ({status})");
             }

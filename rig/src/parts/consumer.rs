@@ -107,11 +107,16 @@ impl Handling {
             )
             .await?;
         drop(handle);
-        let mut random = Random::new(self.seed ^ number.len() as u64 ^ place.unsigned_abs());
+        // Some are slow, so that there is something under way when a fault comes.
+        let mut random = Random::new(self.seed ^ place.unsigned_abs());
         if random.chance(20) {
             sleep(random.between(Duration::ZERO, Duration::from_millis(20))).await;
         }
         match Nature::of(self.seed, self.consumer, &key, place) {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "to flush nothing is what it is for"
+            )]
             Nature::Aborts => std::process::abort(),
             Nature::Poison => Err(std::io::Error::other("it is poison")).permanent()?,
             Nature::Fails(deliveries) if metadata.failures() < deliveries => {
