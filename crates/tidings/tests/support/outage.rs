@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -14,12 +14,17 @@ use tidings::{
     RecordQuery, Records, Seen, Store, StoreError, Transaction,
 };
 use tidings_sqlite::SqliteStore;
+use tokio::sync::Mutex;
 
 /// A store with a switch.
 #[derive(Clone)]
 pub(crate) struct Outage {
     store: SqliteStore,
     down: Arc<AtomicBool>,
+    /// While it is held, nobody's rows are given back.
+    pub(crate) giving_back: Arc<Mutex<()>>,
+    /// How often somebody asked to give back rows.
+    pub(crate) asked_to_give_back: Arc<AtomicU32>,
 }
 
 impl Outage {
@@ -27,6 +32,8 @@ impl Outage {
         Self {
             store,
             down: Arc::default(),
+            giving_back: Arc::default(),
+            asked_to_give_back: Arc::default(),
         }
     }
 
@@ -128,12 +135,24 @@ impl Deferred for Outage {
         take_due(consumers: &'a [Box<str>], worker: &'a str, lease: Duration, limit: usize)
             -> Vec<Due>;
         renew(leases: &'a [Lease], lease: Duration) -> ();
-        release(leases: &'a [Lease], due_in: Duration) -> ();
         next_due(consumers: &'a [Box<str>]) -> Option<Duration>;
         waiting(consumer: &'a str, limit: u64) -> u64;
         list(query: &'a InboxQuery) -> Vec<InboxRow>;
         reschedule(claims: &'a [Claim], due_in: Duration) -> u64;
         discard(claims: &'a [Claim]) -> u64;
+    }
+
+    fn release<'a>(
+        &'a self,
+        leases: &'a [Lease],
+        due_in: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.asked_to_give_back.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            let _may = self.giving_back.lock().await;
+            self.ask(self.store.deferred().release(leases, due_in))
+                .await
+        })
     }
 }
 
