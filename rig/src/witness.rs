@@ -1,15 +1,19 @@
 //! The supervisor's own eyes and hands at the broker, past the proxy and with a foreign client
 //! (lapin), so that what is under attack is not asked about itself.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind,
+    Channel, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable},
 };
+use tokio::time::timeout;
 
 /// Gets a copy of the newest events, to publish them a second time.
 const TAP: &str = "rig.tap";
@@ -21,6 +25,9 @@ const TAP_LENGTH: i64 = 300;
 const STRANGER: &str = "rig.stranger";
 
 const STRANGER_LENGTH: i64 = 5;
+
+/// How long the broker may say nothing while it has messages for the supervisor.
+const SILENT_MAX: Duration = Duration::from_secs(60);
 
 /// A message as it lies in a queue.
 pub(crate) struct Found {
@@ -90,31 +97,16 @@ impl Witness {
                 return Ok(published);
             };
             let message = message.delivery;
+            // Under its routing key, too: by that an ordered group finds the partition.
+            let (exchange, key) = (message.exchange, message.routing_key);
             let options = BasicPublishOptions::default();
-            self.publish(
-                &message.exchange.to_string(),
-                options,
-                &message.data,
-                message.properties,
-            )
-            .await?;
+            let confirm = self
+                .channel
+                .basic_publish(exchange, key, options, &message.data, message.properties)
+                .await?;
+            confirm.await?;
         }
         Ok(count)
-    }
-
-    async fn publish(
-        &self,
-        exchange: &str,
-        options: BasicPublishOptions,
-        body: &[u8],
-        properties: BasicProperties,
-    ) -> Result<()> {
-        let confirm = self
-            .channel
-            .basic_publish(exchange.into(), "".into(), options, body, properties)
-            .await?;
-        confirm.await?;
-        Ok(())
     }
 
     /// Lets a stranger listen to `topic` with a queue that is soon full.
@@ -155,15 +147,27 @@ impl Witness {
         Ok(queue.await?.message_count().into())
     }
 
-    /// Takes everything out of a queue.
+    /// Takes everything out of a queue that nobody else reads.
     pub(crate) async fn take_all(&self, queue: &str) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
-        loop {
-            let options = BasicGetOptions { no_ack: true };
-            let Some(message) = self.channel.basic_get(queue.into(), options).await? else {
-                return Ok(found);
+        let count = usize::try_from(self.depth(queue).await?)?;
+        let options = BasicConsumeOptions {
+            no_ack: true,
+            ..Default::default()
+        };
+        let consumer =
+            self.channel
+                .basic_consume(queue.into(), "".into(), options, FieldTable::default());
+        let mut consumer = consumer.await?;
+        let mut found = Vec::with_capacity(count);
+        while found.len() < count {
+            let next = timeout(SILENT_MAX, consumer.next()).await;
+            let next = next.with_context(|| {
+                format!("`{queue}` has {count} messages and gave {}", found.len())
+            })?;
+            let Some(message) = next else {
+                bail!("the broker ended the supervisor's consumer of `{queue}`");
             };
-            let message = message.delivery;
+            let message = message?;
             let id = message.properties.message_id();
             let headers = message.properties.headers().as_ref();
             let reason = headers.and_then(|headers| headers.inner().get("tidings-reason"));
@@ -172,10 +176,11 @@ impl Witness {
                 _ => String::new(),
             };
             found.push(Found {
-                reason,
                 id: id.as_ref().map(ToString::to_string).unwrap_or_default(),
+                reason,
                 body: message.data,
             });
         }
+        Ok(found)
     }
 }
