@@ -37,7 +37,6 @@ pub(crate) struct Progress {
     pub(crate) unsent: u64,
     pub(crate) waiting: u64,
     pub(crate) dead: u64,
-    pub(crate) on_shelf: u64,
 }
 
 /// What was committed, and what should come of it.

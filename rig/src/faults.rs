@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use tidings_sqlite::rusqlite::Connection;
 
 use crate::{
+    messages::TOPIC,
     random::Random,
     stack::{Broker, Database, Stack},
     world::{Kind, World},
@@ -213,13 +214,8 @@ impl Faults {
             Fault::RefusingBroker => world.broker_proxy.refuse(true),
             Fault::LockDatabase => active.locks = lock_databases(world)?,
             Fault::FullListener => {
-                let topic = if random.chance(500) {
-                    "rig-noted"
-                } else {
-                    "rig-moved"
-                };
                 let witness = world.witness()?;
-                world.runtime.block_on(witness.invite_stranger(topic))?;
+                world.runtime.block_on(witness.invite_stranger(TOPIC))?;
             }
             Fault::Duplicates => {
                 let witness = world.witness()?;

@@ -21,6 +21,10 @@ pub(crate) const ORDERED: &str = "rig-ordered";
 /// The producing service.
 pub(crate) const PRODUCER: &str = "rig-producer";
 
+/// The topic of both types of events. It is one topic because a queue that refuses what one topic
+/// brings would else let the other topic's events of the same key pass (docs/rig.md).
+pub(crate) const TOPIC: &str = "rig-entry";
+
 /// The topic that has no queue until the end.
 pub(crate) const SHELF: &str = "rig-shelf";
 
@@ -28,7 +32,7 @@ pub(crate) const SHELF: &str = "rig-shelf";
 #[derive(Debug, Serialize, Deserialize, Event)]
 #[event(
     name = "entry-noted.v1",
-    topic = "rig-noted",
+    topic = "rig-entry",
     key = "key",
     id = "number"
 )]
@@ -40,7 +44,7 @@ pub(crate) struct EntryNoted {
 
 /// The other type; its id is whatever the outbox gives it.
 #[derive(Debug, Serialize, Deserialize, Event)]
-#[event(name = "entry-moved.v1", topic = "rig-moved", key = "key")]
+#[event(name = "entry-moved.v1", topic = "rig-entry", key = "key")]
 pub(crate) struct EntryMoved {
     pub(crate) number: String,
     pub(crate) key: String,

@@ -1,15 +1,19 @@
 //! The supervisor's own eyes and hands at the broker, past the proxy and with a foreign client
 //! (lapin), so that what is under attack is not asked about itself.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind,
+    Channel, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable},
 };
+use tokio::time::timeout;
 
 /// Gets a copy of the newest events, to publish them a second time.
 const TAP: &str = "rig.tap";
@@ -21,6 +25,9 @@ const TAP_LENGTH: i64 = 300;
 const STRANGER: &str = "rig.stranger";
 
 const STRANGER_LENGTH: i64 = 5;
+
+/// How long the broker may say nothing while it has messages for the supervisor.
+const SILENT_MAX: Duration = Duration::from_secs(60);
 
 /// A message as it lies in a queue.
 pub(crate) struct Found {
@@ -51,8 +58,8 @@ impl Witness {
         })
     }
 
-    /// A queue bound to topics.
-    async fn queue(&self, name: &str, topics: &[&str], arguments: FieldTable) -> Result<()> {
+    /// A queue bound to a topic.
+    async fn queue(&self, name: &str, topic: &str, arguments: FieldTable) -> Result<()> {
         let options = QueueDeclareOptions {
             durable: true,
             ..Default::default()
@@ -60,28 +67,26 @@ impl Witness {
         self.channel
             .queue_declare(name.into(), options, arguments)
             .await?;
-        for &topic in topics {
-            let durable = ExchangeDeclareOptions {
-                durable: true,
-                ..Default::default()
-            };
-            let none = FieldTable::default();
-            self.channel
-                .exchange_declare(topic.into(), ExchangeKind::Fanout, durable, none.clone())
-                .await?;
-            let (options, key) = (QueueBindOptions::default(), "".into());
-            self.channel
-                .queue_bind(name.into(), topic.into(), key, options, none)
-                .await?;
-        }
+        let durable = ExchangeDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        let none = FieldTable::default();
+        self.channel
+            .exchange_declare(topic.into(), ExchangeKind::Fanout, durable, none.clone())
+            .await?;
+        let (options, key) = (QueueBindOptions::default(), "".into());
+        self.channel
+            .queue_bind(name.into(), topic.into(), key, options, none)
+            .await?;
         Ok(())
     }
 
     /// Begins to keep copies of the newest events.
-    pub(crate) async fn tap(&self, topics: &[&str]) -> Result<()> {
+    pub(crate) async fn tap(&self, topic: &str) -> Result<()> {
         let mut arguments = FieldTable::default();
         arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(TAP_LENGTH));
-        self.queue(TAP, topics, arguments).await
+        self.queue(TAP, topic, arguments).await
     }
 
     /// Publishes up to `count` events of the tap once more, as they are. Says how many.
@@ -92,31 +97,16 @@ impl Witness {
                 return Ok(published);
             };
             let message = message.delivery;
+            // Under its routing key, too: by that an ordered group finds the partition.
+            let (exchange, key) = (message.exchange, message.routing_key);
             let options = BasicPublishOptions::default();
-            self.publish(
-                &message.exchange.to_string(),
-                options,
-                &message.data,
-                message.properties,
-            )
-            .await?;
+            let confirm = self
+                .channel
+                .basic_publish(exchange, key, options, &message.data, message.properties)
+                .await?;
+            confirm.await?;
         }
         Ok(count)
-    }
-
-    async fn publish(
-        &self,
-        exchange: &str,
-        options: BasicPublishOptions,
-        body: &[u8],
-        properties: BasicProperties,
-    ) -> Result<()> {
-        let confirm = self
-            .channel
-            .basic_publish(exchange.into(), "".into(), options, body, properties)
-            .await?;
-        confirm.await?;
-        Ok(())
     }
 
     /// Lets a stranger listen to `topic` with a queue that is soon full.
@@ -130,7 +120,7 @@ impl Witness {
             "x-overflow".into(),
             AMQPValue::LongString("reject-publish".into()),
         );
-        self.queue(STRANGER, &[topic], arguments).await
+        self.queue(STRANGER, topic, arguments).await
     }
 
     /// Sends the stranger away, with the queue.
@@ -142,7 +132,7 @@ impl Witness {
 
     /// Begins to listen to a topic that nobody listened to.
     pub(crate) async fn listen(&self, queue: &str, topic: &str) -> Result<()> {
-        self.queue(queue, &[topic], FieldTable::default()).await
+        self.queue(queue, topic, FieldTable::default()).await
     }
 
     /// How many messages lie in a queue.
@@ -157,15 +147,27 @@ impl Witness {
         Ok(queue.await?.message_count().into())
     }
 
-    /// Takes everything out of a queue.
+    /// Takes everything out of a queue that nobody else reads.
     pub(crate) async fn take_all(&self, queue: &str) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
-        loop {
-            let options = BasicGetOptions { no_ack: true };
-            let Some(message) = self.channel.basic_get(queue.into(), options).await? else {
-                return Ok(found);
+        let count = usize::try_from(self.depth(queue).await?)?;
+        let options = BasicConsumeOptions {
+            no_ack: true,
+            ..Default::default()
+        };
+        let consumer =
+            self.channel
+                .basic_consume(queue.into(), "".into(), options, FieldTable::default());
+        let mut consumer = consumer.await?;
+        let mut found = Vec::with_capacity(count);
+        while found.len() < count {
+            let next = timeout(SILENT_MAX, consumer.next()).await;
+            let next = next.with_context(|| {
+                format!("`{queue}` has {count} messages and gave {}", found.len())
+            })?;
+            let Some(message) = next else {
+                bail!("the broker ended the supervisor's consumer of `{queue}`");
             };
-            let message = message.delivery;
+            let message = message?;
             let id = message.properties.message_id();
             let headers = message.properties.headers().as_ref();
             let reason = headers.and_then(|headers| headers.inner().get("tidings-reason"));
@@ -174,10 +176,11 @@ impl Witness {
                 _ => String::new(),
             };
             found.push(Found {
-                reason,
                 id: id.as_ref().map(ToString::to_string).unwrap_or_default(),
+                reason,
                 body: message.data,
             });
         }
+        Ok(found)
     }
 }

@@ -43,7 +43,6 @@ pub(crate) struct World {
     pub(crate) runtime: Runtime,
     /// Handlers that aborted their process.
     pub(crate) aborted: u32,
-    /// What the parts print: a line for each, when it ends.
     started: Instant,
 }
 

@@ -26,6 +26,13 @@ enum Command {
     Ci(ci::Args),
     /// The rules of this repository that no other tool knows.
     Tidy,
+    /// Attacks the promises on one stack: kills, cuts, pauses; `cargo xtask rig --help` says more.
+    #[command(disable_help_flag = true)]
+    Rig {
+        /// Passed on to the rig.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// The side-by-side benchmarks of `bench/`, in release mode.
     Bench {
         /// Passed on to the benchmark program; `-- --help` shows what it takes.
@@ -39,6 +46,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Tidy => tidy::run(),
+        Command::Rig { args } => rig(&args),
         Command::Bench { args } => bench(&args),
     };
     match result {
@@ -48,6 +56,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Builds the rig and runs it.
+fn rig(args: &[String]) -> anyhow::Result<()> {
+    run::succeed(run::cargo(["run", "--locked", "-p", "rig", "--"])?.args(args))
 }
 
 /// Builds what is measured and what measures, and measures.

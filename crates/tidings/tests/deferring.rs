@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use support::{Database, MoneyDeposited, Running, broker::Broker, deposit, outgoing, until, write};
+use support::{
+    Database, MoneyDeposited, Running, broker::Broker, deposit, outage::Outage, outgoing, until,
+    write,
+};
 use tidings::{
     Error, HandlerOptions, InboxQuery, InboxRow, InboxState, REDRIVE_HEADER, Store, prelude::*,
 };
@@ -369,6 +372,56 @@ async fn a_message_whose_handler_never_lets_the_process_live_is_a_dead_letter_an
         4,
         "once as a delivery, three times counted"
     );
+}
+
+#[tokio::test]
+async fn a_suspect_does_not_begin_before_the_others_are_given_back() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let outside = Outside::default();
+    let service = Running::start(&broker, bank(&database, &outside, Duration::ZERO)).await;
+    broker.publish_raw(outgoing(&deposit("a", 1)));
+    broker.publish_raw(outgoing(&deposit("b", 2)));
+    until("both wait in the store", async || {
+        database.rows(InboxState::Deferred).await == 2
+    })
+    .await;
+    service.stop().await;
+    // A worker takes both and dies.
+    let lease = Duration::from_millis(1);
+    let consumers = [QUEUE.into()];
+    until("both are taken", async || {
+        let deferred = database.store.deferred();
+        let taken = deferred.take_due(&consumers, "dead", lease, 10).await;
+        taken
+            .expect("it takes")
+            .iter()
+            .any(|due| due.unfinished > 0)
+    })
+    .await;
+
+    let outage = Outage::of(database.store.clone());
+    let held = outage.giving_back.lock().await;
+    outside.set_up(true);
+    let before = outside.calls();
+    let router = Router::new("bank")
+        .on(book)
+        .transactional(outage.clone())
+        .with_state(outside.clone());
+    let service = Running::start(&broker, router).await;
+    until("one is to be given back", async || {
+        outage.asked_to_give_back.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    for _ in 0..20 {
+        database.effects().await; // What was begun would run meanwhile.
+    }
+    assert_eq!(outside.calls(), before, "nothing runs yet");
+    drop(held);
+    until("both are handled", async || {
+        database.effects().await.len() == 2
+    })
+    .await;
+    service.stop().await;
 }
 
 #[tokio::test]

@@ -24,6 +24,9 @@ const PARTITIONS: u16 = 6;
 /// Shorter than what a stopped process is stopped for.
 const LEASE: Duration = Duration::from_secs(2);
 
+/// The longest that a retry waits before it writes.
+const SLOW_MAX: Duration = Duration::from_millis(400);
+
 pub(super) async fn run(surroundings: Surroundings) -> Result<()> {
     let database = surroundings.database("rig_consumer").await?;
     let transport = surroundings.transport().await?;
@@ -92,6 +95,12 @@ impl Handling {
         mut handle: TransactionHandle,
         metadata: Metadata,
     ) -> tidings::Result<EntryAnswered> {
+        // A retry takes its time before it writes anything: long enough that a process is stopped with
+        // some in hand, whose leases end meanwhile.
+        let mut random = Random::new(self.seed ^ place.unsigned_abs());
+        if metadata.failures() > 0 {
+            sleep(random.between(Duration::ZERO, SLOW_MAX)).await;
+        }
         self.database
             .execute(
                 &mut handle,
@@ -107,12 +116,15 @@ impl Handling {
             )
             .await?;
         drop(handle);
-        let mut random = Random::new(self.seed ^ number.len() as u64 ^ place.unsigned_abs());
+        // Some are slow with a transaction in hand.
         if random.chance(20) {
             sleep(random.between(Duration::ZERO, Duration::from_millis(20))).await;
         }
         match Nature::of(self.seed, self.consumer, &key, place) {
-            #[expect(clippy::disallowed_methods, reason = "this is the fault")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "to flush nothing is what it is for"
+            )]
             Nature::Aborts => std::process::abort(),
             Nature::Poison => Err(std::io::Error::other("it is poison")).permanent()?,
             Nature::Fails(deliveries) if metadata.failures() < deliveries => {

@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -67,7 +67,6 @@ pub(super) async fn run(options: Options) -> Result<()> {
         producer: Producer::new(PRODUCER, database.store()),
         database: database.clone(),
         left: AtomicI64::new(0),
-        made: AtomicU64::new(0),
     });
     let seed = part(surroundings.seed, surroundings.instance);
     for writer in 0..WRITERS {
@@ -110,7 +109,6 @@ struct Producing {
     database: Database,
     /// How many more events there may be, as far as was last seen.
     left: AtomicI64,
-    made: AtomicU64,
 }
 
 impl Producing {
@@ -172,7 +170,6 @@ impl Producing {
             true => transaction.rollback().await,
             false => transaction.commit().await?,
         }
-        self.made.fetch_add(count, Ordering::Relaxed);
         Ok(())
     }
 

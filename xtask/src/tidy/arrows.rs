@@ -79,6 +79,17 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("bench", &["tidings-testing", "tidings-wire"]),
+    (
+        "rig",
+        &[
+            "tidings",
+            "tidings-amqp",
+            "tidings-broker",
+            "tidings-postgres",
+            "tidings-sqlite",
+            "tidings-testing",
+        ],
+    ),
     ("xtask", &["tidings-testing"]),
 ];
 

@@ -14,6 +14,7 @@ use tidings::{
     RecordQuery, Records, Seen, Store, StoreError, Transaction,
 };
 use tidings_sqlite::SqliteStore;
+use tokio::sync::Mutex;
 
 /// A store with a switch.
 #[derive(Clone)]
@@ -22,6 +23,10 @@ pub(crate) struct Outage {
     down: Arc<AtomicBool>,
     refused: Arc<AtomicU32>,
     panics: Arc<AtomicBool>,
+    /// While it is held, nobody's rows are given back.
+    pub(crate) giving_back: Arc<Mutex<()>>,
+    /// How often somebody asked to give back rows.
+    pub(crate) asked_to_give_back: Arc<AtomicU32>,
 }
 
 impl Outage {
@@ -31,6 +36,8 @@ impl Outage {
             down: Arc::default(),
             refused: Arc::default(),
             panics: Arc::default(),
+            giving_back: Arc::default(),
+            asked_to_give_back: Arc::default(),
         }
     }
 
@@ -160,12 +167,24 @@ impl Deferred for Outage {
         take_due(consumers: &'a [Box<str>], worker: &'a str, lease: Duration, limit: usize)
             -> Vec<Due>;
         renew(leases: &'a [Lease], lease: Duration) -> ();
-        release(leases: &'a [Lease], due_in: Duration) -> ();
         next_due(consumers: &'a [Box<str>]) -> Option<Duration>;
         waiting(consumer: &'a str, limit: u64) -> u64;
         list(query: &'a InboxQuery) -> Vec<InboxRow>;
         reschedule(claims: &'a [Claim], due_in: Duration) -> u64;
         discard(claims: &'a [Claim]) -> u64;
+    }
+
+    fn release<'a>(
+        &'a self,
+        leases: &'a [Lease],
+        due_in: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.asked_to_give_back.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            let _may = self.giving_back.lock().await;
+            self.ask(self.store.deferred().release(leases, due_in))
+                .await
+        })
     }
 }
 
