@@ -146,6 +146,15 @@ impl Peer {
                     self.confirm_channels += 1;
                     self.send(channel, ConfirmSelectOk {}).await;
                 }
+                // It is asked whether an ordered group takes a queue's messages: none does.
+                Method::ExchangeDeclare(declare) if declare.passive => {
+                    let close = ChannelClose {
+                        reply_code: reply::NOT_FOUND,
+                        reply_text: ShortStr::from_static("there is no such exchange"),
+                        ..ChannelClose::default()
+                    };
+                    self.send(channel, close).await;
+                }
                 Method::ConnectionClose(_) => self.send(0, ConnectionCloseOk {}).await,
                 _ => {}
             }

@@ -175,7 +175,12 @@ impl World {
 
     /// The same with the bodies.
     pub(crate) fn said_of(&self, order_id: &str) -> Vec<(String, Value)> {
-        let said = self.broker.messages(SAID).into_iter().map(|message| {
+        // What was published again, because inventory was killed before it heard of the confirm, is
+        // one message.
+        let mut ids = std::collections::HashSet::new();
+        let said = self.broker.messages(SAID).into_iter();
+        let said = said.filter(|message| ids.insert(message.envelope.id.clone()));
+        let said = said.map(|message| {
             let body: Value = serde_json::from_slice(&message.envelope.body).unwrap();
             let name = message.envelope.name.trim_end_matches(".v1").to_owned();
             (name, body)

@@ -162,7 +162,11 @@ impl World {
 
     /// The names of what payment has said about an order, in the order it was said.
     pub(crate) fn said(&self, order_id: &str) -> Vec<String> {
+        // What was published again, because payment was killed before it heard of the confirm, is one
+        // message.
+        let mut ids = std::collections::HashSet::new();
         let said = self.broker.messages(SAID).into_iter();
+        let said = said.filter(|message| ids.insert(message.envelope.id.clone()));
         let about = said.filter(|message| {
             let body: Value = serde_json::from_slice(&message.envelope.body).unwrap();
             body["orderId"] == order_id
