@@ -142,28 +142,17 @@ impl Ledger {
         Nature::of(self.seed, consumer, &event.key, event.place)
     }
 
-    /// How many of the events have to end in the dead letters, over all consumers.
-    pub(crate) fn deadly(&self) -> u64 {
-        let of = |consumer: &&str| {
-            let events = self.events.values();
-            events
-                .filter(|event| self.nature(consumer, event).is_deadly())
-                .count() as u64
-        };
-        self.consumers.iter().map(of).sum()
-    }
-
-    /// How many effects there have to be, over all consumers.
-    pub(crate) fn effects(&self) -> u64 {
-        self.len() * self.consumers.len() as u64 - self.deadly()
+    /// How many effects and dead letters there have to be, over all consumers.
+    pub(crate) fn ends(&self) -> u64 {
+        self.len() * self.consumers.len() as u64
     }
 
     /// Compares everything. Empties the queues of dead letters and of the shelf.
     pub(crate) fn compare(&self, world: &World, tally: &mut Tally) -> Result<()> {
         for &consumer in &self.consumers {
-            self.compare_effects(world, consumer, tally)?;
-            self.compare_answers(world, consumer, tally)?;
-            self.compare_dead_letters(world, consumer, tally)?;
+            let dead = self.compare_dead_letters(world, consumer, tally)?;
+            self.compare_effects(world, consumer, &dead, tally)?;
+            self.compare_answers(world, consumer, &dead, tally)?;
         }
         self.compare_shelf(world, tally)?;
         for owner in [Owner::Producer, Owner::Consumer] {
@@ -172,7 +161,13 @@ impl Ledger {
         Ok(())
     }
 
-    fn compare_effects(&self, world: &World, consumer: &str, tally: &mut Tally) -> Result<()> {
+    fn compare_effects(
+        &self,
+        world: &World,
+        consumer: &str,
+        dead: &HashSet<String>,
+        tally: &mut Tally,
+    ) -> Result<()> {
         let sql = format!(
             "select number, key, place, before from effect where consumer = '{consumer}' order by id"
         );
@@ -215,7 +210,7 @@ impl Ledger {
         }
         for (number, event) in &self.events {
             let nature = self.nature(consumer, event);
-            if !nature.is_deadly() && !counts.contains_key(number) {
+            if !nature.is_deadly() && !counts.contains_key(number) && !dead.contains(number) {
                 let Event { key, place } = event;
                 let what = format!(
                     "{consumer}: {number}, the {place}th of {key}, which {nature}, took no effect"
@@ -226,7 +221,13 @@ impl Ledger {
         Ok(())
     }
 
-    fn compare_answers(&self, world: &World, consumer: &str, tally: &mut Tally) -> Result<()> {
+    fn compare_answers(
+        &self,
+        world: &World,
+        consumer: &str,
+        dead: &HashSet<String>,
+        tally: &mut Tally,
+    ) -> Result<()> {
         let sql = format!("select number, message from answer where consumer = '{consumer}'");
         let mut answers: HashMap<String, HashSet<String>> = HashMap::new();
         for row in rows(world, Owner::Producer, &sql)? {
@@ -242,7 +243,8 @@ impl Ledger {
             }
         }
         for (number, event) in &self.events {
-            if !self.nature(consumer, event).is_deadly() && !answers.contains_key(number) {
+            let is_dead = self.nature(consumer, event).is_deadly() || dead.contains(number);
+            if !is_dead && !answers.contains_key(number) {
                 let what = format!("{consumer}: the answer to {number} never came");
                 tally.lost(Promise::EffectsOnce, what);
             }
@@ -250,7 +252,12 @@ impl Ledger {
         Ok(())
     }
 
-    fn compare_dead_letters(&self, world: &World, consumer: &str, tally: &mut Tally) -> Result<()> {
+    fn compare_dead_letters(
+        &self,
+        world: &World,
+        consumer: &str,
+        tally: &mut Tally,
+    ) -> Result<HashSet<String>> {
         let witness = world.witness()?;
         let mut dead = HashSet::new();
         for queue in dead_queues(consumer) {
@@ -258,11 +265,12 @@ impl Ledger {
                 let number = number_of(&letter.body);
                 let event = self.events.get(&number);
                 if event.is_none_or(|event| !self.nature(consumer, event).is_deadly()) {
-                    let what = format!(
-                        "{consumer}: {} is a dead letter in `{queue}`: {}",
-                        letter.id, letter.reason
-                    );
-                    tally.other(Promise::NoPoison, what);
+                    let (id, reason) = (&letter.id, &letter.reason);
+                    let what = format!("{consumer}: {id} is a dead letter in `{queue}`: {reason}");
+                    match reason.contains("never finished") {
+                        true => tally.blamed(what),
+                        false => tally.other(Promise::NoPoison, what),
+                    }
                 }
                 dead.insert(number);
             }
@@ -274,7 +282,7 @@ impl Ledger {
                 tally.lost(Promise::NoPoison, what);
             }
         }
-        Ok(())
+        Ok(dead)
     }
 
     fn compare_shelf(&self, world: &World, tally: &mut Tally) -> Result<()> {

@@ -203,9 +203,8 @@ impl Running<'_> {
             if is_all && progress.unsent == 0 && progress.waiting == 0 {
                 let ledger = Ledger::read(&self.world, is_ordered)?;
                 // More than there should be is for the comparison to tell.
-                is_done = progress.effects >= ledger.effects()
-                    && progress.answers >= ledger.effects()
-                    && progress.dead >= ledger.deadly();
+                is_done = progress.effects + progress.dead >= ledger.ends()
+                    && progress.answers >= progress.effects;
                 // Twice, so that a late duplicate has its chance.
                 if is_done && was_done {
                     return Ok(ledger);

@@ -176,6 +176,10 @@ impl Run {
             println!("{count:>6} × {fault}");
         }
         println!("{:>6} × a handler that aborted its process", tally.aborted);
+        println!(
+            "{:>6} dead letters because handlers were ended three times",
+            tally.blamed
+        );
         println!("{:>6} events waited for a listener", tally.shelved);
         if tally.is_kept() {
             return Ok(true);
