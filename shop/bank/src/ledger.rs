@@ -113,10 +113,13 @@ pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer
 }
 
 /// Gives back what was taken with this key, once. If nothing was, the key is void from now on.
+///
+/// A refund that had to wait for its charge looked at the clock before it; in the ledger it comes after.
 pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer, Problem> {
     let insert = sql(
         "insert into ledger (idempotency_key, kind, order_id, amount, at)
-         select idempotency_key, 'refund', order_id, amount, $3 from ledger
+         select idempotency_key, 'refund', order_id, amount, case when at > $3 then at else $3 end
+         from ledger
          where idempotency_key = $1 and kind = 'charge' and order_id = $2
          on conflict (idempotency_key, kind) do nothing",
     )

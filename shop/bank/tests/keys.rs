@@ -9,6 +9,9 @@ use shop_kit::{Database, sql};
 use tidings_testing::servers::Postgres;
 use tower::ServiceExt;
 
+/// The year 2100, in microseconds.
+const LATER: i64 = 4_102_444_800_000_000;
+
 struct Bank(axum::Router);
 
 impl Bank {
@@ -141,11 +144,20 @@ async fn of_the_first_version(database: &Database) {
         settings text not null
     )"];
     let db = database.open("bank", &first).await.unwrap();
-    let charge = sql(
+    let charges = sql(
         "insert into ledger (idempotency_key, kind, order_id, amount, at)
-         values ('k-0', 'charge', 'o-0', 1250, 1)",
-    );
-    db.write(vec![charge]).await.unwrap();
+         values ('k-0', 'charge', 'o-0', 1250, 1), ('k-9', 'charge', 'o-9', 1250, $1)",
+    )
+    .bind(LATER);
+    db.write(vec![charges]).await.unwrap();
+}
+
+/// The refund of a charge whose clock was ahead, as one that waited for a charge under way.
+async fn a_refund_comes_after_its_charge_whatever_the_clock_said(database: &Database) {
+    let bank = Bank::on(database).await;
+    assert_eq!(bank.refund("k-9", "o-9").await, refunded());
+    let entry = |kind: &str| (kind.to_owned(), "k-9".to_owned());
+    assert_eq!(bank.ledger("o-9").await, [entry("charge"), entry("refund")]);
 }
 
 async fn what_the_first_version_charged_can_be_refunded(database: &Database) {
@@ -159,6 +171,7 @@ async fn what_the_first_version_charged_can_be_refunded(database: &Database) {
 async fn all(database: &Database) {
     of_the_first_version(database).await;
     what_the_first_version_charged_can_be_refunded(database).await;
+    a_refund_comes_after_its_charge_whatever_the_clock_said(database).await;
     once_per_key(database).await;
     a_refund_of_nothing_makes_the_key_void(database).await;
     of_a_charge_and_a_refund_at_once_one_is_first(database).await;
