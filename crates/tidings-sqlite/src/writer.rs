@@ -195,8 +195,12 @@ impl Writer {
     fn transaction(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
         if let Err(error) = self.own("begin immediate /* own */") {
             let why = Failure::of(&self.path, "begin to write", &error);
-            refuse(first, &why);
+            // Taken before anybody is told: who hears of it and comes again waits for the lock anew.
+            let mut waited = vec![first];
             while let Ok(job) = jobs.try_recv() {
+                waited.push(job);
+            }
+            for job in waited {
                 refuse(job, &why);
             }
             return None;
