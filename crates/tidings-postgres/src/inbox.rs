@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgPool, Postgres, Row, postgres::PgArguments, query::Query};
 use tidings_core::{
     Ask, Commit, Fate, InboxEntry, InboxState, OrderKey, Over, Refusal, Seen, StoreError, Waiting,
 };
@@ -191,16 +191,38 @@ const fn ends(fate: &Fate) -> bool {
     matches!(fate, Fate::Handled | Fate::Dead { blocks: false, .. })
 }
 
+/// Binds the columns of a row, `$1` to `$13`, as [`insert`] and [`update_dead`] number them.
+fn bind_row<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    entry: &'q InboxEntry,
+    redrive: u32,
+) -> Result<Query<'q, Postgres, PgArguments>, StoreError> {
+    let columns = Columns::of(&entry.fate)?;
+    let order = entry.order.as_ref();
+    Ok(query
+        .bind(&*entry.claim.consumer)
+        .bind(entry.claim.message.as_str())
+        .bind(columns.state)
+        .bind(i64::from(redrive))
+        .bind(order.map(|order| &*order.group))
+        .bind(order.map(|order| &*order.key))
+        .bind(order.map(hash_of_order))
+        .bind(columns.due_in)
+        .bind(columns.failures)
+        .bind(columns.history)
+        .bind(columns.blocks)
+        .bind(columns.metadata)
+        .bind(columns.body))
+}
+
 /// Writes a row where there is none.
 async fn insert(
     connection: &mut PgConnection,
     entry: &InboxEntry,
     redrive: u32,
 ) -> Result<Option<Refusal>, StoreError> {
-    let columns = Columns::of(&entry.fate)?;
-    let order = entry.order.as_ref();
     let parks = matches!(entry.fate, Fate::Parked(_));
-    let done = sqlx::query(concat!(
+    let query = sqlx::query(concat!(
         "insert into tidings_inbox (consumer, message, state, number, redrive, order_group, \
              order_key, order_hash, due, failures, history, blocks, metadata, body)
          select $1, $2, $3, case when $3 <> 0 then nextval('tidings_inbox_number') end, $4,
@@ -210,24 +232,12 @@ async fn insert(
          where $6::text is null or $14 = (",
         has_head!("$5", "$6", ""),
         ") on conflict do nothing"
-    ))
-    .bind(&*entry.claim.consumer)
-    .bind(entry.claim.message.as_str())
-    .bind(columns.state)
-    .bind(i64::from(redrive))
-    .bind(order.map(|order| &*order.group))
-    .bind(order.map(|order| &*order.key))
-    .bind(order.map(hash_of_order))
-    .bind(columns.due_in)
-    .bind(columns.failures)
-    .bind(columns.history)
-    .bind(columns.blocks)
-    .bind(columns.metadata)
-    .bind(columns.body)
-    .bind(parks)
-    .execute(&mut *connection)
-    .await
-    .map_err(|error| explain("write a row of the inbox", &error))?;
+    ));
+    let done = bind_row(query, entry, redrive)?
+        .bind(parks)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| explain("write a row of the inbox", &error))?;
     if done.rows_affected() > 0 {
         return Ok(None);
     }
@@ -318,9 +328,7 @@ async fn update_dead(
     entry: &InboxEntry,
     redrive: u32,
 ) -> Result<(), StoreError> {
-    let columns = Columns::of(&entry.fate)?;
-    let order = entry.order.as_ref();
-    sqlx::query(
+    let query = sqlx::query(
         "update tidings_inbox
          set state = $3, number = case when $3 <> 0 then number end, redrive = $4,
              order_group = $5, order_key = $6, order_hash = $7,
@@ -328,24 +336,12 @@ async fn update_dead(
              unfinished = 0, failures = $9, history = $10, blocks = $11, metadata = $12,
              body = $13, claimed_at = statement_timestamp()
          where consumer = $1 and message = $2",
-    )
-    .bind(&*entry.claim.consumer)
-    .bind(entry.claim.message.as_str())
-    .bind(columns.state)
-    .bind(i64::from(redrive))
-    .bind(order.map(|order| &*order.group))
-    .bind(order.map(|order| &*order.key))
-    .bind(order.map(hash_of_order))
-    .bind(columns.due_in)
-    .bind(columns.failures)
-    .bind(columns.history)
-    .bind(columns.blocks)
-    .bind(columns.metadata)
-    .bind(columns.body)
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(|error| explain("write over a dead row of the inbox", &error))
+    );
+    bind_row(query, entry, redrive)?
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(|error| explain("write over a dead row of the inbox", &error))
 }
 
 pub(crate) const SETTLE: &str = "
