@@ -1,6 +1,6 @@
 //! `amqps://`: a TLS listener in front of the broker in the box.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use rustls::{
     ServerConfig,
@@ -11,6 +11,7 @@ use tidings_broker::{Broker, Options};
 use tidings_core::{
     Destination, Envelope, Outgoing, Queue, Topology, Transport, TransportError, Unrouted,
 };
+use tidings_testing::foreign::workspace;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -18,9 +19,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 fn file(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/tls")
-        .join(name);
+    let path = workspace().join("crates/tidings-amqp/tests/tls").join(name);
     path.to_string_lossy().into_owned()
 }
 

@@ -1,15 +1,16 @@
 //! Each code has a page in `docs/errors` and a row in its table, and each page about bodies a code.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs};
 
 use tidings_claim_check::Code;
+use tidings_testing::foreign::workspace;
 
 /// The codes of this crate: others have other thousands.
 const OURS: &str = "TDG-1";
 
 #[test]
 fn each_code_has_a_page_and_each_page_a_code() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
+    let folder = workspace().join("docs/errors");
     let codes: BTreeSet<String> = Code::ALL.iter().map(ToString::to_string).collect();
     assert_eq!(codes.len(), Code::ALL.len(), "no code means two things");
     let pages = fs::read_dir(&folder).unwrap().filter_map(|page| {

@@ -55,14 +55,28 @@ pub fn python(script: impl AsRef<Path>) -> Command {
 
 /// The folder of this repository's examples.
 pub fn examples() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples")
+    workspace().join("examples")
+}
+
+/// The folder of this repository. It is asked for when the test runs: a test that another clone
+/// built, with the same target folder, must not look there.
+///
+/// # Panics
+///
+/// When cargo did not start the test.
+pub fn workspace() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("a test is started by cargo");
+    let package = PathBuf::from(package);
+    let mut above = package.ancestors();
+    let workspace = above.find(|folder| folder.join("Cargo.lock").exists());
+    workspace.expect("a workspace has a lock file").into()
 }
 
 /// Leads a Node program that has `localhost:5672` written into it to another port instead.
 ///
 /// The program stays as its authors wrote it, and needs neither the port nor a network namespace.
 pub fn lead_to_port(command: &mut Command, port: u16) {
-    let lead = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/foreign/lead.cjs");
+    let lead = workspace().join("crates/tidings-testing/src/foreign/lead.cjs");
     command.env("NODE_OPTIONS", format!("--require \"{}\"", lead.display()));
     command.env("TIDINGS_TEST_AMQP_PORT", port.to_string());
 }

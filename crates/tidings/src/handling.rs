@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Notify, RwLock, Semaphore},
     time::Instant,
 };
 use tower::Service;
@@ -62,6 +62,9 @@ pub(crate) struct Handling {
     /// How many messages are handled at the same time.
     pub(crate) concurrency: usize,
     pub(crate) permits: Semaphore,
+    /// Held while something is handled, by all handlers of the process. Who holds it wholly is alone
+    /// (see the [worker](crate::worker)).
+    pub(crate) company: Arc<RwLock<()>>,
     /// Who is trying, for the history of a message.
     pub(crate) instance: Arc<str>,
     pub(crate) counts: Counts,
@@ -155,8 +158,15 @@ impl Handling {
         Ok(accepted.map_err(|panic| panicked("reading the message", &*panic))??)
     }
 
-    /// Runs the handler, if the gate lets it.
+    /// Runs the handler beside others, if the gate lets it.
     pub(crate) async fn run(&self, context: Context, source: Source) -> Outcome {
+        // Before the permit: who is alone must find one.
+        let _company = self.company.read().await;
+        self.run_alone(context, source).await
+    }
+
+    /// The same for one who sees to it that nothing else runs.
+    pub(crate) async fn run_alone(&self, context: Context, source: Source) -> Outcome {
         // An error is impossible: nobody closes it.
         let _permit = self.permits.acquire().await;
         let is_trial = match self.gate.pass(source) {

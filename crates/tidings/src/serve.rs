@@ -17,7 +17,7 @@ use std::{
 
 use futures_util::FutureExt;
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Notify, RwLock, Semaphore},
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -265,6 +265,8 @@ struct Service {
     /// Consumers and workers: what handles messages.
     handling: Tasks,
     stop_handling: CancellationToken,
+    /// Held by what is handled, wholly by what must be alone.
+    company: Arc<RwLock<()>>,
     /// Relays and upkeep.
     upkeep: Tasks,
     stop_upkeep: CancellationToken,
@@ -285,6 +287,7 @@ impl Service {
             name: name.to_owned(),
             handling: JoinSet::new(),
             stop_handling: CancellationToken::new(),
+            company: Arc::default(),
             upkeep: JoinSet::new(),
             stop_upkeep: CancellationToken::new(),
             flush_until: Arc::default(),
@@ -386,6 +389,7 @@ impl Service {
                 store: router.store.clone(),
                 concurrency: concurrency.get().into(),
                 permits: Semaphore::new(concurrency.get().into()),
+                company: Arc::clone(&self.company),
                 instance: instance.into(),
                 counts: Counts::new(&route.queue),
                 gate: Gate::new(router.store.is_some()),
@@ -431,6 +435,7 @@ impl Service {
             router.limits.lease,
             &handlings,
             deferred,
+            Arc::clone(&self.company),
         );
         let working = worker.run(self.stop_handling.clone());
         watch(

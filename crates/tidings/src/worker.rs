@@ -5,22 +5,22 @@
 //! their leases end, no human needed (rule: what waits, waits in the store).
 //!
 //! A row that was taken and never settled may be one whose handler ends the process. Such a row is
-//! a *suspect*: it is tried alone, with nothing else of the worker under way, so that the next crash
-//! counts against nobody else; after [`UNFINISHED_MAX`] starts that never finished it is a dead
-//! letter.
+//! a *suspect*: it is taken and tried alone, with nothing else under way in the process, so that the
+//! next crash counts against nobody else; after [`UNFINISHED_MAX`] starts that never finished it is a
+//! dead letter. A slow suspect holds up the others for [`ALONE_MAX`] at most.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, OwnedRwLockWriteGuard, RwLock},
     task::{Id, JoinSet},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::{
-    Attempt, BoxError, Due, Incoming, Lease, Over, Store, StoreError,
+    Attempt, BoxError, Context, Due, Incoming, Lease, Over, Store, StoreError,
     gate::Source,
     handling::{Handling, Message, Outcome},
     throttle::Throttle,
@@ -33,7 +33,11 @@ const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How long to leave a database alone that does not answer.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// How many starts that never finished make a dead letter.
-pub(crate) const UNFINISHED_MAX: u32 = 3;
+const UNFINISHED_MAX: u32 = 3;
+/// How long a suspect waits until nothing else is under way. After that it is tried beside the others.
+const QUIET_MAX: Duration = Duration::from_secs(5);
+/// How long a suspect keeps the others waiting.
+const ALONE_MAX: Duration = Duration::from_secs(5);
 
 /// The worker of one instance of a service.
 pub(crate) struct Worker {
@@ -47,17 +51,24 @@ pub(crate) struct Worker {
     tasks: JoinSet<()>,
     /// The leases of what is under way, by task.
     leases: HashMap<Id, Lease>,
-    /// A suspect is under way, or waits until nothing else is.
-    suspect: Suspect,
+    suspects: Suspects,
+    /// Held by everything that is handled in the process; wholly by a suspect.
+    company: Arc<RwLock<()>>,
     trouble: Throttle,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Suspect {
+enum Suspects {
+    /// None was seen.
     None,
-    Waiting,
+    /// Some are due.
+    Due,
+    /// One is under way.
     Running,
 }
+
+/// While it is held, nothing else is handled.
+type Alone = OwnedRwLockWriteGuard<()>;
 
 impl Worker {
     /// A worker for handlers that share `store`.
@@ -67,6 +78,7 @@ impl Worker {
         lease: Duration,
         handlings: &[Arc<Handling>],
         deferred: Arc<Notify>,
+        company: Arc<RwLock<()>>,
     ) -> Self {
         let by_name = handlings
             .iter()
@@ -79,7 +91,9 @@ impl Worker {
             deferred,
             tasks: JoinSet::new(),
             leases: HashMap::new(),
-            suspect: Suspect::None,
+            // The process before this one may have left some.
+            suspects: Suspects::Due,
+            company,
             trouble: Throttle::new(Duration::from_secs(5)),
         }
     }
@@ -117,8 +131,9 @@ impl Worker {
 
     fn joined(&mut self, id: Id) {
         self.leases.remove(&id);
-        if self.tasks.is_empty() && self.suspect == Suspect::Running {
-            self.suspect = Suspect::None;
+        if self.tasks.is_empty() && self.suspects == Suspects::Running {
+            // The next one tells whether there are more.
+            self.suspects = Suspects::Due;
         }
     }
 
@@ -139,10 +154,10 @@ impl Worker {
     /// Takes what is due, as far as there is room. Returns how long to wait for more.
     async fn take(&mut self) -> Result<Duration, StoreError> {
         loop {
-            let room = match self.suspect {
-                Suspect::Running => 0,
-                Suspect::Waiting if !self.tasks.is_empty() => 0,
-                _ => ROWS_MAX - self.tasks.len(),
+            let room = match self.suspects {
+                Suspects::Running => 0,
+                Suspects::Due => usize::from(self.tasks.is_empty()),
+                Suspects::None => ROWS_MAX - self.tasks.len(),
             };
             let consumers: Vec<Box<str>> = self
                 .handlings
@@ -158,12 +173,23 @@ impl Worker {
             if room == 0 || consumers.is_empty() {
                 return Ok(poll_every);
             }
+            // Before anything is taken: what is taken counts as started, so no suspect of another
+            // worker of the process may be tried meanwhile.
+            let alone = match self.suspects {
+                Suspects::None => None,
+                _ => self.alone().await,
+            };
+            let company = Arc::clone(&self.company);
+            let _beside = match &alone {
+                Some(_) => None,
+                None => Some(company.read().await),
+            };
             let deferred = self.store.deferred();
             let due = deferred
                 .take_due(&consumers, &self.id, self.lease, room)
                 .await?;
             let is_full = due.len() == room;
-            self.start(due).await?;
+            self.start(due, alone).await?;
             if !is_full {
                 let next = self.store.deferred().next_due(&consumers).await?;
                 return Ok(next.map_or(poll_every, |due| due.min(poll_every)));
@@ -171,42 +197,43 @@ impl Worker {
         }
     }
 
-    /// Starts what was taken: a suspect alone, or all that are none.
-    async fn start(&mut self, due: Vec<Due>) -> Result<(), StoreError> {
-        let (mut suspects, fresh): (Vec<Due>, Vec<Due>) =
-            due.into_iter().partition(|due| due.unfinished > 0);
-        let is_suspected = !suspects.is_empty();
-        self.suspect = Suspect::None;
-        let (now, later): (Vec<Due>, Vec<Due>) = if self.tasks.is_empty() && is_suspected {
-            let first = suspects.remove(0);
-            (vec![first], suspects.into_iter().chain(fresh).collect())
-        } else {
-            (fresh, suspects)
+    /// Waits until nothing is handled, for some time.
+    async fn alone(&self) -> Option<Alone> {
+        let quiet = Arc::clone(&self.company).write_owned();
+        timeout(QUIET_MAX, quiet).await.ok()
+    }
+
+    /// Starts what was taken. Suspects are given back, unless one was taken by itself.
+    async fn start(&mut self, due: Vec<Due>, alone: Option<Alone>) -> Result<(), StoreError> {
+        let takes_one = self.suspects != Suspects::None;
+        let is_suspect = |due: &Due| due.unfinished > 0;
+        self.suspects = match due.iter().any(is_suspect) {
+            true if takes_one => Suspects::Running,
+            true => Suspects::Due,
+            false => Suspects::None,
         };
-        // Before anything runs: else what a suspect does to the process counts against these, too.
+        let (later, now): (Vec<Due>, Vec<Due>) = due
+            .into_iter()
+            .partition(|due| is_suspect(due) && !takes_one);
+        // Before anything runs: else what that does to the process counts against these, too.
         if !later.is_empty() {
             let leases: Vec<Lease> = later.into_iter().map(|due| due.lease).collect();
             let deferred = self.store.deferred();
             deferred.release(&leases, Duration::ZERO).await?;
         }
-        if is_suspected {
-            self.suspect = match self.tasks.is_empty() {
-                true => Suspect::Running,
-                false => Suspect::Waiting,
-            };
-        }
+        let mut alone = alone.filter(|_| self.suspects == Suspects::Running);
         for due in now {
-            self.spawn(due);
+            self.spawn(due, alone.take());
         }
         Ok(())
     }
 
-    fn spawn(&mut self, due: Due) {
+    fn spawn(&mut self, due: Due, alone: Option<Alone>) {
         let Some(handling) = self.handlings.get(&due.claim.consumer) else {
             return; // Not asked for; its lease will end.
         };
         let lease = due.lease.clone();
-        let task = handle(Arc::clone(handling), Arc::clone(&self.store), due);
+        let task = handle(Arc::clone(handling), Arc::clone(&self.store), due, alone);
         let handle = self.tasks.spawn(task);
         self.leases.insert(handle.id(), lease);
     }
@@ -214,9 +241,9 @@ impl Worker {
 
 /// From a row that is due to its settlement. The database may be away meanwhile: what was found out
 /// is written down when it is back, rather than found out again.
-async fn handle(handling: Arc<Handling>, store: Arc<dyn Store>, due: Due) {
+async fn handle(handling: Arc<Handling>, store: Arc<dyn Store>, due: Due, alone: Option<Alone>) {
     let lease = due.lease.clone();
-    let write = match handle_once(&handling, due).await {
+    let write = match handle_once(&handling, due, alone).await {
         None => return,
         Some(Settling::Release) => {
             let deferred = store.deferred();
@@ -295,7 +322,7 @@ impl OwnedMessage {
     }
 }
 
-async fn handle_once(handling: &Handling, due: Due) -> Option<Settling> {
+async fn handle_once(handling: &Handling, due: Due, alone: Option<Alone>) -> Option<Settling> {
     let envelope = match &due.envelope {
         Ok(envelope) => Arc::clone(envelope),
         Err(why) => {
@@ -322,7 +349,11 @@ async fn handle_once(handling: &Handling, due: Due) -> Option<Settling> {
         Ok(context) => context,
         Err(error) => return Some(give_up(handling, due, Some(incoming), &error)),
     };
-    match handling.run(context, Source::Store).await {
+    let outcome = match alone {
+        None => handling.run(context, Source::Store).await,
+        Some(alone) => run_alone(handling, context, alone).await,
+    };
+    match outcome {
         Outcome::Settled => None,
         Outcome::Untried | Outcome::Behind => Some(Settling::Release),
         Outcome::Again(error, delay) => {
@@ -333,6 +364,16 @@ async fn handle_once(handling: &Handling, due: Due) -> Option<Settling> {
         }
         Outcome::Dead(error) => Some(give_up(handling, due, Some(incoming), &error)),
     }
+}
+
+/// Runs the handler while nothing else is handled; with the others again if it takes long.
+async fn run_alone(handling: &Handling, context: Context, alone: Alone) -> Outcome {
+    let mut running = pin!(handling.run_alone(context, Source::Store));
+    if let Ok(outcome) = timeout(ALONE_MAX, &mut running).await {
+        return outcome;
+    }
+    drop(alone);
+    running.await
 }
 
 fn give_up(

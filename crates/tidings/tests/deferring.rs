@@ -374,54 +374,133 @@ async fn a_message_whose_handler_never_lets_the_process_live_is_a_dead_letter_an
     );
 }
 
+/// Another instance takes what is due, and dies. Says how much it was.
+async fn a_worker_takes_all_and_dies(database: &Database) -> usize {
+    let deferred = database.store.deferred();
+    let lease = Duration::from_millis(1);
+    let taken = deferred.take_due(&[QUEUE.into()], "dead", lease, 10).await;
+    taken.expect("it takes").len()
+}
+
 #[tokio::test]
 async fn a_suspect_does_not_begin_before_the_others_are_given_back() {
     let (broker, database) = (Broker::default(), Database::new().await);
     let outside = Outside::default();
+    let outage = Outage::of(database.store.clone());
+    let hour = Duration::from_secs(3600);
+    let router = Router::new("bank")
+        .on(book)
+        .transactional(outage.clone())
+        .retry(Retry::exponential(hour).delay_max(hour).fast_attempts(1))
+        .with_state(outside.clone());
+    let service = Running::start(&broker, router).await;
+    let (mut number, mut is_ours) = (0, false);
+    while !is_ours {
+        broker.publish_raw(outgoing(&deposit("a", number + 1)));
+        broker.publish_raw(outgoing(&deposit("b", number + 2)));
+        number += 2;
+        until("both wait in the store", async || {
+            database.rows(InboxState::Deferred).await as u64 == number
+        })
+        .await;
+        let rows = waiting(&database).await;
+        let claims: Vec<_> = rows.into_iter().map(|row| row.claim).collect();
+        let held = outage.giving_back.lock().await;
+        let deferred = database.store.deferred();
+        let asked = outage.asked_to_give_back.load(Ordering::SeqCst);
+        let rescheduled = deferred.reschedule(&claims, Duration::ZERO).await;
+        rescheduled.expect("it does");
+        // Unless the service is quicker, which fails, and defers them again.
+        is_ours = a_worker_takes_all_and_dies(&database).await as u64 == number;
+        if !is_ours {
+            continue;
+        }
+        let before = outside.calls();
+        outside.set_up(true);
+        until("they are to be given back", async || {
+            outage.asked_to_give_back.load(Ordering::SeqCst) > asked
+        })
+        .await;
+        for _ in 0..20 {
+            database.effects().await; // What was begun would run meanwhile.
+        }
+        assert_eq!(outside.calls(), before, "nothing runs yet");
+        drop(held);
+    }
+    until("all are handled", async || {
+        database.effects().await.len() as u64 == number
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn while_a_suspect_is_tried_nothing_else_is_under_way() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let outside = Outside::default();
     let service = Running::start(&broker, bank(&database, &outside, Duration::ZERO)).await;
-    broker.publish_raw(outgoing(&deposit("a", 1)));
-    broker.publish_raw(outgoing(&deposit("b", 2)));
+    broker.publish_raw(outgoing(&deposit("suspect", 1)));
+    broker.publish_raw(outgoing(&deposit("suspect", 2)));
     until("both wait in the store", async || {
         database.rows(InboxState::Deferred).await == 2
     })
     .await;
     service.stop().await;
-    // A worker takes both and dies.
-    let lease = Duration::from_millis(1);
-    let consumers = [QUEUE.into()];
     until("both are taken", async || {
-        let deferred = database.store.deferred();
-        let taken = deferred.take_due(&consumers, "dead", lease, 10).await;
-        taken
-            .expect("it takes")
-            .iter()
-            .any(|due| due.unfinished > 0)
+        a_worker_takes_all_and_dies(&database).await == 2
     })
     .await;
 
-    let outage = Outage::of(database.store.clone());
-    let held = outage.giving_back.lock().await;
-    outside.set_up(true);
-    let before = outside.calls();
+    /// How many runs are under way, and how many had company while a suspect ran.
+    #[derive(Default)]
+    struct Counts {
+        running: AtomicU32,
+        suspects: AtomicU32,
+        disturbed: AtomicU32,
+        others: AtomicU32,
+    }
+    let counts = Arc::new(Counts::default());
+    let slow = |deposit: MoneyDeposited, State(counts): State<Arc<Counts>>, mut tx: Tx| async move {
+        let is_suspect = deposit.account == "suspect";
+        let of_kind = if is_suspect {
+            &counts.suspects
+        } else {
+            &counts.others
+        };
+        of_kind.fetch_add(1, Ordering::SeqCst);
+        counts.running.fetch_add(1, Ordering::SeqCst);
+        for _ in 0..if is_suspect { 100 } else { 5 } {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            if is_suspect && counts.running.load(Ordering::SeqCst) > 1 {
+                counts.disturbed.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        write(&mut tx, &deposit).await?;
+        counts.running.fetch_sub(1, Ordering::SeqCst);
+        Ok::<_, Error>(())
+    };
     let router = Router::new("bank")
-        .on(book)
-        .transactional(outage.clone())
-        .with_state(outside.clone());
+        .on(slow)
+        .transactional(database.store.clone())
+        .with_state(Arc::clone(&counts));
+    for number in 10..40 {
+        broker.publish_raw(outgoing(&deposit("other", number)));
+    }
     let service = Running::start(&broker, router).await;
-    until("one is to be given back", async || {
-        outage.asked_to_give_back.load(Ordering::SeqCst) > 0
+    let published = AtomicU32::new(40);
+    until("the suspects are handled", async || {
+        let number = published.fetch_add(1, Ordering::SeqCst);
+        broker.publish_raw(outgoing(&deposit("other", number.into())));
+        counts.suspects.load(Ordering::SeqCst) == 2
     })
     .await;
-    for _ in 0..20 {
-        database.effects().await; // What was begun would run meanwhile.
-    }
-    assert_eq!(outside.calls(), before, "nothing runs yet");
-    drop(held);
-    until("both are handled", async || {
-        database.effects().await.len() == 2
+    until("all are handled", async || {
+        database.effects().await.len() as u32 == published.load(Ordering::SeqCst) - 8
     })
     .await;
     service.stop().await;
+    assert!(counts.others.load(Ordering::SeqCst) >= 30);
+    assert_eq!(counts.disturbed.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]

@@ -5,7 +5,6 @@ mod common;
 use std::{
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +13,10 @@ use std::{
 
 use common::{SOON, Shop, eventually};
 use serde_json::json;
-use tidings_testing::servers::{Process, free_port};
+use tidings_testing::{
+    foreign::workspace,
+    servers::{Process, free_port},
+};
 
 /// More lines than a stream has until its order is confirmed; it says something every 15 s.
 const LINES_MAX: usize = 40;
@@ -72,10 +74,10 @@ async fn the_page_comes_back_to_its_order_after_every_kind_of_trouble() {
     let id = shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await;
     shop.happened(&id, &["StockReserved"]).await;
 
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let folder = workspace().join("shop");
     let mut page = Process::command("node");
-    page.arg(tests.join("watch.mjs"));
-    page.arg(tests.join("../../storefront/page/live.js"))
+    page.arg(folder.join("app/tests/watch.mjs"));
+    page.arg(folder.join("storefront/page/live.js"))
         .args([&shop.url(), &id]);
     let mut page = Process::start(page).unwrap();
     let mut says = |text: &str| {
