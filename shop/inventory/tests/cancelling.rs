@@ -84,7 +84,7 @@ async fn stories(database: &Database) {
                 Confirm => world.confirm(&order).await,
                 Until(status) => world.until_status(&order, status).await,
                 Quiet => world.until_quiet().await,
-                ForgetInbox => world.forget_inbox().await,
+                ForgetInbox => world.service.forget_inbox().await,
             }
         }
         world.until_quiet().await;
@@ -100,8 +100,8 @@ async fn stories(database: &Database) {
             Some(status),
             "{name}"
         );
-        assert_eq!(world.said(&order), said, "{name}");
-        world.stop().await;
+        assert_eq!(world.service.said_of(&order), said, "{name}");
+        world.service.stop().await;
     }
 }
 
@@ -127,14 +127,14 @@ async fn at_once(database: &Database) {
     assert_eq!(world.stock(MUG).await, before);
     for number in 0..ORDERS {
         let order = format!("race-{number}");
-        let said = world.said(&order);
+        let said = world.service.said_of(&order);
         match world.reservation(&order).await.unwrap().as_str() {
             "CANCELLED" => assert!(said.is_empty(), "{order}: {said:?}"),
             "RELEASED" => assert_eq!(said, ["stock-reserved", "stock-released"], "{order}"),
             other => panic!("{order} ended as {other}"),
         }
     }
-    world.stop().await;
+    world.service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,8 +171,11 @@ async fn a_cancellation_waits_for_a_reservation_that_is_under_way() {
     world.until_status("o-1", "RELEASED").await;
     world.until_quiet().await;
     assert_eq!(world.stock(MUG).await, before);
-    assert_eq!(world.said("o-1"), ["stock-reserved", "stock-released"]);
-    world.stop().await;
+    assert_eq!(
+        world.service.said_of("o-1"),
+        ["stock-reserved", "stock-released"]
+    );
+    world.service.stop().await;
 }
 
 /// The same, but inventory dies while it waits.
@@ -185,10 +188,10 @@ async fn a_reservation_that_died_in_the_middle_is_not_half_there() {
     let holder = Holder::of_mugs(&server).await;
     world.place("o-1", &[(MUG, 1)]).await;
     until_waiting(&server, 1).await;
-    world.kill().await;
+    world.service.kill().await;
     holder.release().await;
     world.cancel("o-1").await;
-    world.start().await;
+    world.service.start().await;
     world.until_quiet().await;
     assert_eq!(world.stock(MUG).await, before);
     let expected: &[&str] = match world.reservation("o-1").await.unwrap().as_str() {
@@ -196,8 +199,8 @@ async fn a_reservation_that_died_in_the_middle_is_not_half_there() {
         "RELEASED" => &["stock-reserved", "stock-released"],
         other => panic!("the reservation is {other}"),
     };
-    assert_eq!(world.said("o-1"), expected);
-    world.stop().await;
+    assert_eq!(world.service.said_of("o-1"), expected);
+    world.service.stop().await;
 }
 
 /// Another instance has handled the cancellation, but not committed yet.
@@ -218,9 +221,9 @@ async fn a_reservation_waits_for_a_cancellation_that_is_under_way() {
     holder.release().await;
     world.until_quiet().await;
     assert_eq!(world.stock(MUG).await, before);
-    assert!(world.said("o-1").is_empty());
+    assert!(world.service.said_of("o-1").is_empty());
     assert_eq!(world.reservation("o-1").await.as_deref(), Some("CANCELLED"));
-    world.stop().await;
+    world.service.stop().await;
 }
 
 /// A transaction beside inventory's.

@@ -15,7 +15,7 @@ async fn an_order_of_two_thousand_unknown_products_is_refused_in_a_few_words() {
     world.place("o-1", &items).await;
     world.until_status("o-1", "REJECTED").await;
     world.until_quiet().await;
-    let said = world.said_of("o-1");
+    let said = world.service.said();
     let [(name, body)] = &said[..] else {
         panic!("{said:?}");
     };
@@ -26,5 +26,5 @@ async fn an_order_of_two_thousand_unknown_products_is_refused_in_a_few_words() {
         "{reason}"
     );
     assert!(reason.len() < 1_000, "{reason}");
-    world.stop().await;
+    world.service.stop().await;
 }

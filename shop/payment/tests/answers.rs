@@ -29,10 +29,10 @@ async fn what_the_bank_refuses_for_good_is_a_dead_letter_at_once() {
             .rule(Charge, Rule::Answer(status, "no\u{0} such\naccount"));
         world.place(&format!("o-{status}"), "tok_ok").await;
         until("a dead letter", async || {
-            world.dead_letters().len() > number
+            world.service.dead_letters().len() > number
         })
         .await;
-        let reason = world.dead_letters().pop().unwrap();
+        let reason = world.service.dead_letters().pop().unwrap();
         let expected = format!("it answered {status}");
         assert!(
             reason.contains(&expected) && reason.contains("no  such account"),
@@ -45,7 +45,7 @@ async fn what_the_bank_refuses_for_good_is_a_dead_letter_at_once() {
         );
         assert!(world.ledger(&format!("o-{status}")).await.is_empty());
     }
-    world.stop().await;
+    world.service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,9 +65,9 @@ async fn what_may_pass_is_tried_again() {
         .rule(Charge, Rule::Answer(200, "<html>welcome</html>"));
     world.place("o-unclear", "tok_ok").await;
     world.until_status("o-unclear", "AUTHORIZED").await;
-    world.until_quiet().await;
-    assert_eq!(world.dead_letters(), Vec::<String>::new());
-    world.stop().await;
+    world.service.until_quiet().await;
+    assert_eq!(world.service.dead_letters(), Vec::<String>::new());
+    world.service.stop().await;
 }
 
 /// The longest answer that payment reads is 16 KiB, and as JSON a control character takes six
@@ -80,14 +80,14 @@ async fn whatever_reason_the_bank_gives_it_is_passed_on_in_short() {
     world.gate.rule(Charge, Rule::Answer(200, answer.leak()));
     world.place("o-1", "tok_ok").await;
     world.until_status("o-1", "DECLINED").await;
-    world.until_quiet().await;
+    world.service.until_quiet().await;
     let said = world.said_reasons();
     assert_eq!(said.len(), 1);
     assert!(
         said[0].len() <= 500 && !said[0].contains(char::is_control),
         "{said:?}"
     );
-    world.stop().await;
+    world.service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,7 +107,7 @@ async fn orders_whose_ids_differ_in_spaces_only_are_charged_each() {
     for id in ids.into_iter().filter(|id| *id != " a") {
         assert_eq!(world.ledger(id).await, ["charge"], "`{id}`");
     }
-    world.stop().await;
+    world.service.stop().await;
 }
 
 /// Its records and ours contradict each other: that is for a person to look at.
@@ -121,11 +121,14 @@ async fn a_bank_that_denies_what_it_charged_is_not_believed() {
         Rule::Answer(200, r#"{"status":"NOTHING_TO_REFUND"}"#),
     );
     world.cancel("o-1").await;
-    until("a dead letter", async || !world.dead_letters().is_empty()).await;
-    let reason = world.dead_letters().pop().unwrap();
+    until("a dead letter", async || {
+        !world.service.dead_letters().is_empty()
+    })
+    .await;
+    let reason = world.service.dead_letters().pop().unwrap();
     assert!(reason.contains("compare its ledger"), "{reason}");
     assert_eq!(world.payment("o-1").await.unwrap().0, "AUTHORIZED");
-    world.stop().await;
+    world.service.stop().await;
 }
 
 /// The amount is not known before the order has come, and a bank need not say it.
@@ -154,11 +157,11 @@ async fn a_refund_of_an_unknown_amount_waits_for_the_order() {
         .gate
         .rule(Refund, Rule::Answer(200, r#"{"status":"REFUNDED"}"#));
     world.place("o-1", "tok_ok").await;
-    world.until_quiet().await;
+    world.service.until_quiet().await;
     assert_eq!(
         world.payment("o-1").await,
         Some(("REFUNDED".into(), "99.99".into()))
     );
-    assert_eq!(world.said("o-1"), ["payment-refunded"]);
-    world.stop().await;
+    assert_eq!(world.service.said_of("o-1"), ["payment-refunded"]);
+    world.service.stop().await;
 }

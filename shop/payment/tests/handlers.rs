@@ -13,9 +13,6 @@ use shop_contracts::{
 use shop_kit::{BaseUrl, Database};
 use tidings_testing::TestWorld;
 
-/// For the gate.
-const SOON: Duration = Duration::from_secs(20);
-
 async fn run(world: &TestWorld) -> (Gate, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let database = Database::Sqlite(folder.path().into());

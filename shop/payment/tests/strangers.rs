@@ -50,7 +50,10 @@ async fn check(database: Database) {
     let bodies = refused();
     for (number, body) in bodies.iter().enumerate() {
         world.publish_bare(body).await;
-        until(body, async || world.dead_letters().len() == number + 1).await;
+        until(body, async || {
+            world.service.dead_letters().len() == number + 1
+        })
+        .await;
     }
     assert_eq!(world.gate.count(Charge), 0);
 
@@ -60,11 +63,11 @@ async fn check(database: Database) {
             .publish_bare(order(r#", "customerId": "", "items": []"#))
             .await;
     }
-    world.until_quiet().await;
-    assert_eq!(world.dead_letters().len(), bodies.len());
+    world.service.until_quiet().await;
+    assert_eq!(world.service.dead_letters().len(), bodies.len());
     assert_eq!(world.ledger("o-1").await, ["charge"]);
-    assert_eq!(world.said("o-1"), ["payment-authorized"]);
-    world.stop().await;
+    assert_eq!(world.service.said_of("o-1"), ["payment-authorized"]);
+    world.service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

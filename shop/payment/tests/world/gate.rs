@@ -16,7 +16,7 @@ use axum::{
 };
 use tokio::{net::TcpListener, sync::Notify};
 
-use super::SOON;
+use shop_testing::SOON;
 
 /// What the bank is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
