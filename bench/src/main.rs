@@ -7,10 +7,12 @@
 //! ```text
 //! bench broker      confirmed publish, and publish + consume: the broker in the box beside RabbitMQ
 //! bench orders      orders per second through the whole shop, and how long a customer waits
+//! bench held        what a million rows that nobody wants cost the others
 //! ```
 
 mod amqp;
 mod broker;
+mod held;
 mod machine;
 mod orders;
 mod peers;
@@ -33,11 +35,14 @@ enum Command {
     Broker(broker::Options),
     /// Orders per second through the whole shop.
     Orders(orders::Options),
+    /// What rows that nobody wants cost the others.
+    Held(held::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Broker(options) => broker::run(&options),
         Command::Orders(options) => orders::run(&options),
+        Command::Held(options) => held::run(&options),
     }
 }

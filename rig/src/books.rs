@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use tidings_sqlite::rusqlite::{Connection, OpenFlags, types::ValueRef};
+use uuid::Uuid;
 
 use crate::{
     messages::{Nature, ORDERED, PLAIN, SHELF},
@@ -169,12 +170,20 @@ impl Ledger {
         tally: &mut Tally,
     ) -> Result<()> {
         let sql = format!(
-            "select number, key, place, before from effect where consumer = '{consumer}' order by id"
+            "select number, key, place, before, failures, at from effect
+             where consumer = '{consumer}' order by id"
         );
         let mut counts: HashMap<String, u64> = HashMap::new();
         let mut last: BTreeMap<String, i64> = BTreeMap::new();
         for row in rows(world, Owner::Consumer, &sql)? {
-            let [number, key, place, before] = columns(row)?;
+            let [number, key, place, before, failures, at] = columns(row)?;
+            if consumer == PLAIN {
+                let longest = match failures == "0" {
+                    true => &mut tally.waited_ms,
+                    false => &mut tally.retried_waited_ms,
+                };
+                *longest = (*longest).max(waited_ms(&number, &at));
+            }
             let (place, before): (i64, i64) = (place.parse()?, before.parse()?);
             let count = counts.entry(number.clone()).or_default();
             *count += 1;
@@ -267,10 +276,7 @@ impl Ledger {
                 if event.is_none_or(|event| !self.nature(consumer, event).is_deadly()) {
                     let (id, reason) = (&letter.id, &letter.reason);
                     let what = format!("{consumer}: {id} is a dead letter in `{queue}`: {reason}");
-                    match reason.contains("never finished") {
-                        true => tally.blamed(what),
-                        false => tally.other(Promise::NoPoison, what),
-                    }
+                    tally.other(Promise::NoPoison, what);
                 }
                 dead.insert(number);
             }
@@ -326,6 +332,17 @@ fn dead_queues(consumer: &str) -> Vec<String> {
             .map(|name| format!("{consumer}.{name}.dead"))
             .into(),
     }
+}
+
+/// From the making of an event, whose time is in its number, to `at`.
+fn waited_ms(number: &str, at: &str) -> u64 {
+    let made = Uuid::parse_str(number)
+        .ok()
+        .and_then(|id| id.get_timestamp())
+        .map(|made| made.to_unix());
+    let made_ms = made.map(|(seconds, nanos)| seconds * 1000 + u64::from(nanos) / 1_000_000);
+    let at_ms: u64 = at.parse().unwrap_or_default();
+    at_ms.saturating_sub(made_ms.unwrap_or(at_ms))
 }
 
 fn number_of(body: &[u8]) -> String {

@@ -15,7 +15,8 @@ const TABLES: (&str, &str) = (
          kind text not null);
      create index ledger_key on ledger (key, place);
      create table effect (id IDENTITY, consumer text not null, number text not null,
-         key text not null, place bigint not null, before bigint not null);
+         key text not null, place bigint not null, before bigint not null,
+         failures bigint not null, at bigint not null);
      create index effect_key on effect (consumer, key, place);
      create table answer (consumer text not null, number text not null, message text not null);
      create table shelved (number text not null)",

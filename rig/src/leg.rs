@@ -17,7 +17,7 @@ use crate::{
     random::Random,
     stack::Stack,
     tally::{Promise, Tally},
-    world::World,
+    world::{Kind, World},
 };
 
 /// Between two faults.
@@ -43,6 +43,8 @@ pub(crate) struct Leg {
     pub(crate) faults: u64,
     /// Events that nobody listens to before the end.
     pub(crate) shelf: u64,
+    /// For how long all consumers are away after the faults, while the last events are committed.
+    pub(crate) away: Duration,
 }
 
 struct Running<'a> {
@@ -56,6 +58,14 @@ struct Running<'a> {
 }
 
 impl Leg {
+    /// How many events are committed while there are faults.
+    fn attacked(&self) -> u64 {
+        match self.away.is_zero() {
+            true => self.messages,
+            false => self.messages * 7 / 10,
+        }
+    }
+
     /// Runs it in `folder`, which must be new.
     pub(crate) fn run(&self, folder: &Path) -> Result<Tally> {
         let world = World::start(self.stack, self.seed, folder, self.shelf)?;
@@ -90,6 +100,9 @@ impl Running<'_> {
         self.world.runtime.block_on(witness.tap(TOPIC))?;
         drop(witness);
         self.attack()?;
+        if !self.leg.away.is_zero() {
+            self.build_a_backlog()?;
+        }
         self.world.allow(self.leg.messages)?;
         self.say("the last fault; everything is mended")?;
         self.faults.mend_all(&mut self.world)?;
@@ -131,7 +144,7 @@ impl Running<'_> {
         let faults = Fault::draw(self.leg.stack, &mut random, self.leg.faults);
         for (number, fault) in faults.into_iter().enumerate() {
             let number = number as u64 + 1;
-            let quota = self.leg.messages * number / self.leg.faults.max(1);
+            let quota = self.leg.attacked() * number / self.leg.faults.max(1);
             self.world.allow(quota)?;
             let is_away = matches!(fault, Fault::BrokerAway | Fault::ConsumersAway);
             let injected = self.faults.inject(fault, &mut self.world, &mut random);
@@ -143,6 +156,22 @@ impl Running<'_> {
             }
             self.wait(random.between(GAP.0, GAP.1))?;
             self.bar.set_position(number);
+        }
+        Ok(())
+    }
+
+    /// All consumers are away until the last events are committed, and old.
+    fn build_a_backlog(&mut self) -> Result<()> {
+        self.faults.mend_all(&mut self.world)?;
+        self.say(&format!("no consumer for {:?}", self.leg.away))?;
+        let consumers = self.world.all_of(Kind::Consumer);
+        for &number in &consumers {
+            self.world.kill_part(number);
+        }
+        self.world.allow(self.leg.messages)?;
+        self.wait(self.leg.away)?;
+        for number in consumers {
+            self.world.start_part(number)?;
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask rig                                     a minute on SQLite and the broker in the box
   cargo xtask rig --stack postgres+rabbitmq           the same on PostgreSQL and RabbitMQ
-  cargo xtask rig --messages 100000 --faults 500 --shelf 100000
+  cargo xtask rig --messages 100000 --faults 500 --shelf 100000 --away 120
   cargo xtask rig --resume target/rig/FOLDER          go on with a run that was ended
   cargo xtask rig --resume target/rig/FOLDER --leg 3  one leg of it again
 
@@ -66,6 +66,11 @@ struct Cli {
     #[arg(long, default_value_t = 2000)]
     shelf: u64,
 
+    /// For how many seconds all consumers are away in the first leg while three tenths of its events
+    /// are committed: how old the backlog is behind which retries must not queue.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    away: u64,
+
     /// Which faults and messages; without it, another one each time.
     #[arg(long)]
     seed: Option<u64>,
@@ -75,7 +80,7 @@ struct Cli {
     folder: Option<PathBuf>,
 
     /// Goes on with the run in this folder; it knows its stack, its numbers and its seed.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["stack", "messages", "faults", "shelf", "seed", "folder"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["stack", "messages", "faults", "shelf", "away", "seed", "folder"])]
     resume: Option<PathBuf>,
 
     /// Runs only this leg, counted from 0, and writes down nothing.
@@ -122,6 +127,7 @@ impl Cli {
                     messages: self.messages,
                     faults: self.faults,
                     shelf: self.shelf,
+                    away: self.away,
                 };
                 let folder = self.folder.clone();
                 let folder = folder.unwrap_or_else(|| Run::new_folder(self.stack, seed));

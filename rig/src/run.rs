@@ -8,7 +8,7 @@ use std::{
     fs::OpenOptions,
     io::Write,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) messages: u64,
     pub(crate) faults: u64,
     pub(crate) shelf: u64,
+    /// Seconds for which all consumers are away in the first leg, after its faults.
+    pub(crate) away: u64,
 }
 
 /// A run and its folder.
@@ -146,6 +148,7 @@ impl Run {
             messages: part(self.plan.messages),
             faults: part(self.plan.faults),
             shelf: if number == 0 { self.plan.shelf } else { 0 },
+            away: Duration::from_secs(if number == 0 { self.plan.away } else { 0 }),
         };
         let folder = self.folder.join(format!("leg-{number}"));
         if folder.exists() {
@@ -176,11 +179,12 @@ impl Run {
             println!("{count:>6} × {fault}");
         }
         println!("{:>6} × a handler that aborted its process", tally.aborted);
-        println!(
-            "{:>6} dead letters because handlers were ended three times",
-            tally.blamed
-        );
         println!("{:>6} events waited for a listener", tally.shelved);
+        println!(
+            "{:>6} s waited the oldest event of a backlog, {} s one that had failed before",
+            tally.waited_ms / 1000,
+            tally.retried_waited_ms / 1000
+        );
         if tally.is_kept() {
             return Ok(true);
         }

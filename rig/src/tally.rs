@@ -60,13 +60,13 @@ pub(crate) struct Tally {
     pub(crate) faults: BTreeMap<String, u64>,
     /// Handlers that aborted their process.
     pub(crate) aborted: u64,
-    /// Messages with nothing wrong that became dead letters because their handlers were ended three
-    /// times from outside. It is the toolkit's rule against handlers that end their process, so it
-    /// breaks no promise; it is shown because there should be few.
-    #[serde(default)]
-    pub(crate) blamed: u64,
     /// Events that waited for a listener.
     pub(crate) shelved: u64,
+    /// The longest time from a commit to the effect of a message that was handled at its first
+    /// attempt, at the consumer that competes: how old the backlog was.
+    pub(crate) waited_ms: u64,
+    /// The same of messages that had failed before.
+    pub(crate) retried_waited_ms: u64,
 }
 
 impl Tally {
@@ -93,12 +93,6 @@ impl Tally {
     pub(crate) fn other(&mut self, promise: Promise, what: String) {
         self.rows.entry(promise).or_default().other += 1;
         self.describe(promise, what);
-    }
-
-    /// An innocent dead letter by the rule against handlers that end their process.
-    pub(crate) fn blamed(&mut self, what: String) {
-        self.blamed += 1;
-        self.describe(Promise::NoPoison, what);
     }
 
     fn describe(&mut self, promise: Promise, what: String) {
@@ -135,8 +129,9 @@ impl Tally {
             *self.faults.entry(fault.clone()).or_default() += count;
         }
         self.aborted += other.aborted;
-        self.blamed += other.blamed;
         self.shelved += other.shelved;
+        self.waited_ms = self.waited_ms.max(other.waited_ms);
+        self.retried_waited_ms = self.retried_waited_ms.max(other.retried_waited_ms);
     }
 
     /// The table, in Markdown.

@@ -45,7 +45,7 @@ const PARTITION_PREFETCH: NonZeroU16 = NonZeroU16::new(64).unwrap();
 /// What a shutdown leaves the relay at least, when the handlers took all the time there was.
 const FLUSH_MIN: Duration = Duration::from_secs(1);
 
-/// How long the relay may take after that to give up its lanes.
+/// How long it may take after that to give up lanes and rows.
 const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 /// Runs one router, or several, on `transport` when it is awaited: declares what they need, handles
@@ -265,6 +265,8 @@ struct Service {
     /// Consumers and workers: what handles messages.
     handling: Tasks,
     stop_handling: CancellationToken,
+    /// Cancelled when there is no time left for what is being handled.
+    cut_off: CancellationToken,
     /// Held by what is handled, wholly by what must be alone.
     company: Arc<RwLock<()>>,
     /// Relays and upkeep.
@@ -287,6 +289,7 @@ impl Service {
             name: name.to_owned(),
             handling: JoinSet::new(),
             stop_handling: CancellationToken::new(),
+            cut_off: CancellationToken::new(),
             company: Arc::default(),
             upkeep: JoinSet::new(),
             stop_upkeep: CancellationToken::new(),
@@ -409,7 +412,7 @@ impl Service {
                 prefetch: prefetch(concurrency),
             };
             let running = consumer.run(deliveries, self.stop_handling.clone());
-            self.handling.spawn(async move { Ok(running.await?) });
+            self.receive(async move { Ok(running.await?) });
         }
         let groups = router.groups();
         let Some(store) = router.store else {
@@ -426,7 +429,7 @@ impl Service {
                 of_group,
                 PARTITION_PREFETCH,
             );
-            self.handling.spawn(share.run(self.stop_handling.clone()));
+            self.receive(share.run(self.stop_handling.clone()));
         }
         let id = instance.to_owned();
         let worker = Worker::new(
@@ -437,7 +440,7 @@ impl Service {
             deferred,
             Arc::clone(&self.company),
         );
-        let working = worker.run(self.stop_handling.clone());
+        let working = worker.run(self.stop_handling.clone(), self.cut_off.clone());
         watch(
             &mut self.handling,
             &self.stop_handling,
@@ -476,6 +479,17 @@ impl Service {
         );
     }
 
+    /// Spawns what receives. What it has under way when it is cut off comes again.
+    fn receive(&mut self, receiving: impl Future<Output = Result<(), BoxError>> + Send + 'static) {
+        let cut_off = self.cut_off.clone();
+        self.handling.spawn(async move {
+            tokio::select! {
+                ended = receiving => ended,
+                () = cut_off.cancelled() => Ok(()),
+            }
+        });
+    }
+
     /// Why the service cannot go on, once it cannot: one of its tasks has ended.
     async fn ended(&mut self) -> BoxError {
         let ended = tokio::select! {
@@ -494,24 +508,34 @@ impl Service {
     async fn stop(mut self) {
         let deadline = Instant::now() + self.shutdown_timeout;
         self.stop_handling.cancel();
-        let finish = async { while self.handling.join_next().await.is_some() {} };
-        if timeout_at(deadline, finish).await.is_err() {
+        if timeout_at(deadline, all_of(&mut self.handling))
+            .await
+            .is_err()
+        {
             warn!(
                 service = self.name,
                 "handlers were still running after the `shutdown_timeout` of {:?}; their messages \
                  come again after the next start",
                 self.shutdown_timeout
             );
-            self.handling.shutdown().await;
+            self.cut_off.cancel();
+            let given_back = timeout_at(deadline + RELEASE_MAX, all_of(&mut self.handling));
+            if given_back.await.is_err() {
+                self.handling.shutdown().await;
+            }
         }
         let flush_until = deadline.max(Instant::now() + FLUSH_MIN);
         let _ = self.flush_until.set(flush_until);
         self.stop_upkeep.cancel();
-        let finish = async { while self.upkeep.join_next().await.is_some() {} };
+        let finish = all_of(&mut self.upkeep);
         if timeout_at(flush_until + RELEASE_MAX, finish).await.is_err() {
             self.upkeep.shutdown().await;
         }
     }
+}
+
+async fn all_of(tasks: &mut Tasks) {
+    while tasks.join_next().await.is_some() {}
 }
 
 /// Spawns something that ends only when it is stopped: its end before that, or its panic, is an

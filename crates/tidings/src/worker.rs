@@ -6,8 +6,10 @@
 //!
 //! A row that was taken and never settled may be one whose handler ends the process. Such a row is
 //! a *suspect*: it is taken and tried alone, with nothing else under way in the process, so that the
-//! next crash counts against nobody else; after [`UNFINISHED_MAX`] starts that never finished it is a
-//! dead letter. A slow suspect holds up the others for [`ALONE_MAX`] at most.
+//! next crash counts against nobody else. After [`ALONE_STARTS_MAX`] of these starts that never
+//! finished it is a dead letter. It keeps its lease twice as long each time, so that a process that
+//! is ended again and again for another reason does not blame the same row each time. A slow suspect
+//! holds up the others for [`ALONE_MAX`] at most.
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
@@ -32,8 +34,10 @@ const ROWS_MAX: usize = 64;
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How long to leave a database alone that does not answer.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
-/// How many starts that never finished make a dead letter.
-const UNFINISHED_MAX: u32 = 3;
+/// How many starts alone that never finished make a dead letter.
+const ALONE_STARTS_MAX: u32 = 3;
+/// How many starts of all that is: the first was beside others, and shows nothing.
+const UNFINISHED_MAX: u32 = ALONE_STARTS_MAX + 1;
 /// How long a suspect waits until nothing else is under way. After that it is tried beside the others.
 const QUIET_MAX: Duration = Duration::from_secs(5);
 /// How long a suspect keeps the others waiting.
@@ -49,8 +53,8 @@ pub(crate) struct Worker {
     /// Notified when something new waits.
     deferred: Arc<Notify>,
     tasks: JoinSet<()>,
-    /// The leases of what is under way, by task.
-    leases: HashMap<Id, Lease>,
+    /// The leases of what is under way, by task, and how long they last.
+    leases: HashMap<Id, (Lease, Duration)>,
     suspects: Suspects,
     /// Held by everything that is handled in the process; wholly by a suspect.
     company: Arc<RwLock<()>>,
@@ -98,8 +102,9 @@ impl Worker {
         }
     }
 
-    /// Works until `stop`, then finishes what has begun.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Works until `stop`, then finishes what has begun. What has not finished at `cut_off` is given
+    /// back: it did not end the process.
+    pub(crate) async fn run(mut self, stop: CancellationToken, cut_off: CancellationToken) {
         let deferred = Arc::clone(&self.deferred);
         let mut renew = interval(self.lease / 3);
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -124,8 +129,25 @@ impl Worker {
                 }
             };
         }
-        while let Some(joined) = self.tasks.join_next_with_id().await {
-            self.joined(joined.map_or_else(|error| error.id(), |(id, ())| id));
+        loop {
+            tokio::select! {
+                biased;
+                joined = self.tasks.join_next_with_id() => match joined {
+                    Some(joined) => self.joined(joined.map_or_else(|error| error.id(), |(id, ())| id)),
+                    None => return,
+                },
+                () = cut_off.cancelled() => return self.cut_off().await,
+            }
+        }
+    }
+
+    async fn cut_off(mut self) {
+        self.tasks.shutdown().await;
+        let leases: Vec<Lease> = self.leases.into_values().map(|(lease, _)| lease).collect();
+        let released = self.store.deferred().release(&leases, Duration::ZERO);
+        // If not even this goes, their leases end.
+        if let Err(error) = released.await {
+            debug!("rows were not given back, their leases will end: {error}");
         }
     }
 
@@ -139,15 +161,17 @@ impl Worker {
 
     /// Keeps what is under way.
     async fn renew(&mut self) {
-        let leases: Vec<Lease> = self.leases.values().cloned().collect();
-        if leases.is_empty() {
-            return;
+        let mut leases: HashMap<Duration, Vec<Lease>> = HashMap::new();
+        for (lease, lasts) in self.leases.values() {
+            leases.entry(*lasts).or_default().push(lease.clone());
         }
-        // A lease that ends costs an attempt that is made twice; the commit decides.
-        if let Err(error) = self.store.deferred().renew(&leases, self.lease).await
-            && self.trouble.allows()
-        {
-            warn!("the worker cannot renew its leases: {error}");
+        for (lasts, leases) in leases {
+            // A lease that ends costs an attempt that is made twice; the commit decides.
+            if let Err(error) = self.store.deferred().renew(&leases, lasts).await
+                && self.trouble.allows()
+            {
+                warn!("the worker cannot renew its leases: {error}");
+            }
         }
     }
 
@@ -223,19 +247,25 @@ impl Worker {
         }
         let mut alone = alone.filter(|_| self.suspects == Suspects::Running);
         for due in now {
-            self.spawn(due, alone.take());
+            let mut lasts = self.lease;
+            if is_suspect(&due) {
+                lasts *= 2_u32.pow(due.unfinished.min(UNFINISHED_MAX));
+                let lease = std::slice::from_ref(&due.lease);
+                self.store.deferred().renew(lease, lasts).await?;
+            }
+            self.spawn(due, lasts, alone.take());
         }
         Ok(())
     }
 
-    fn spawn(&mut self, due: Due, alone: Option<Alone>) {
+    fn spawn(&mut self, due: Due, lasts: Duration, alone: Option<Alone>) {
         let Some(handling) = self.handlings.get(&due.claim.consumer) else {
             return; // Not asked for; its lease will end.
         };
         let lease = due.lease.clone();
         let task = handle(Arc::clone(handling), Arc::clone(&self.store), due, alone);
         let handle = self.tasks.spawn(task);
-        self.leases.insert(handle.id(), lease);
+        self.leases.insert(handle.id(), (lease, lasts));
     }
 }
 
@@ -340,8 +370,8 @@ async fn handle_once(handling: &Handling, due: Due, alone: Option<Alone>) -> Opt
     };
     if due.unfinished >= UNFINISHED_MAX {
         let error = format!(
-            "its handler was started {} times and never finished; maybe it ends the process",
-            due.unfinished
+            "its handler was started alone {ALONE_STARTS_MAX} times and never finished; maybe it ends \
+             the process"
         );
         return Some(give_up(handling, due, Some(incoming), &error.into()));
     }

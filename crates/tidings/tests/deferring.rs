@@ -364,13 +364,13 @@ async fn a_message_whose_handler_never_lets_the_process_live_is_a_dead_letter_an
     assert_eq!(dead.len(), 1, "and no other");
     let reason = &dead[0].history.last().expect("a reason").reason;
     assert!(
-        reason.contains("was started 3 times and never finished"),
+        reason.contains("was started alone 3 times and never finished"),
         "{reason}"
     );
     assert_eq!(
         hung.load(Ordering::SeqCst),
-        4,
-        "once as a delivery, three times counted"
+        5,
+        "once as a delivery, once beside others, three times alone"
     );
 }
 
@@ -544,4 +544,38 @@ async fn a_handlers_own_options_hold_for_it_alone_and_from_broker_and_store_toge
     service.stop().await;
     assert_eq!(most.load(Ordering::SeqCst), 1);
     assert!(broker.dead_letters(QUEUE).is_empty());
+}
+
+#[tokio::test]
+async fn what_a_shutdown_cuts_off_is_no_suspect() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let started = Arc::new(AtomicU32::new(0));
+    // Its first attempt fails, so that it is tried again from the store, and never ends.
+    let slow = |_: MoneyDeposited, State(started): State<Arc<AtomicU32>>| async move {
+        if started.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err(Error::msg("try again"));
+        }
+        std::future::pending::<()>().await;
+        Ok(())
+    };
+    let router = Router::new("bank")
+        .on(slow)
+        .transactional(database.store.clone())
+        .retry(Retry::exponential(Duration::ZERO).fast_attempts(1))
+        .shutdown_timeout(Duration::from_millis(50))
+        .lease(Duration::from_secs(3600))
+        .with_state(Arc::clone(&started));
+    let service = Running::start(&broker, router).await;
+    broker.publish_raw(outgoing(&deposit("a", 1)));
+    until("it is tried from the store", async || {
+        started.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    service.stop().await;
+    let deferred = database.store.deferred();
+    let lease = Duration::from_secs(1);
+    let due = deferred.take_due(&[QUEUE.into()], "next", lease, 10).await;
+    let due = due.expect("it takes");
+    assert_eq!(due.len(), 1, "its lease has ended");
+    assert_eq!(due[0].unfinished, 0);
 }

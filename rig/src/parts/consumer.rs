@@ -3,7 +3,7 @@
 //! Each handler writes an effect before it does what the nature of its message says: so an effect
 //! that should have been undone is there to be found.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use tidings::{
@@ -26,6 +26,12 @@ const LEASE: Duration = Duration::from_secs(2);
 
 /// The longest that a retry waits before it writes.
 const SLOW_MAX: Duration = Duration::from_millis(400);
+
+/// Of a thousand messages, how many wait before they write at their first attempt.
+const HESITATES: u64 = 30;
+
+/// The longest that these wait.
+const HESITATES_MAX: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(surroundings: Surroundings) -> Result<()> {
     let database = surroundings.database("rig_consumer").await?;
@@ -100,18 +106,25 @@ impl Handling {
         let mut random = Random::new(self.seed ^ place.unsigned_abs());
         if metadata.failures() > 0 {
             sleep(random.between(Duration::ZERO, SLOW_MAX)).await;
+        } else if random.chance(HESITATES) {
+            // Long enough that the next one of its key would come first, if it were not kept waiting.
+            sleep(random.between(Duration::ZERO, HESITATES_MAX)).await;
         }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ms = now.unwrap_or_default().as_millis() as i64;
         self.database
             .execute(
                 &mut handle,
-                "insert into effect (consumer, key, number, place, before)
-                 values ($1, $2, $3, $4, coalesce(
+                "insert into effect (consumer, key, number, place, failures, at, before)
+                 values ($1, $2, $3, $4, $5, $6, coalesce(
                      (select max(place) from effect where consumer = $1 and key = $2), 0))",
                 vec![
                     self.consumer.into(),
                     (&*key).into(),
                     (&*number).into(),
                     place.into(),
+                    i64::from(metadata.failures()).into(),
+                    now_ms.into(),
                 ],
             )
             .await?;
