@@ -13,6 +13,7 @@ use std::{
 
 use support::{MoneyDeposited, StoreLetter, broker::Broker};
 use tidings::{prelude::*, serve};
+use tidings_memory::MemoryStore;
 use tidings_sqlite::Tx;
 
 #[derive(Serialize, Deserialize, Event)]
@@ -76,7 +77,7 @@ fn panic_of(action: impl FnOnce()) -> (String, String) {
 #[test]
 fn misuse_panics_at_the_users_line_and_says_what_to_do() {
     let start = |router: Router| drop(serve(Broker::default(), router));
-    let cases: [Case; 12] = [
+    let cases: [Case; 14] = [
         (
             "`money-deposited.v1` has two handlers in the router `bank`",
             Box::new(move || start(Router::new("bank").on(plain).on(with_state))),
@@ -125,6 +126,20 @@ fn misuse_panics_at_the_users_line_and_says_what_to_do() {
             }),
         ),
         (
+            "both routers of `bank` were given a state of the same type",
+            Box::new(move || {
+                let other = Router::new("bank").with_state(2u32);
+                start(Router::new("bank").with_state(1u32).merge(other));
+            }),
+        ),
+        (
+            "the two routers of `bank` have two stores",
+            Box::new(move || {
+                let router = || Router::new("bank").transactional(MemoryStore::new());
+                start(router().merge(router()));
+            }),
+        ),
+        (
             "is upcast to `money-deposited.v1`, for which the router `bank` has no handler",
             Box::new(move || start(Router::new("bank").upcast::<CashDeposited, MoneyDeposited>())),
         ),
@@ -154,7 +169,7 @@ fn what_a_service_needs_is_known_before_it_starts() {
     assert_eq!(topology.queues[0].topics, ["money-deposited.v1"]);
     let delays = [1, 2, 4].map(Duration::from_secs);
     assert_eq!(topology.queues[0].delays, delays);
-    let store = tidings_memory::MemoryStore::new();
+    let store = MemoryStore::new();
     let topology = Router::new("bank")
         .on(plain)
         .transactional(store)

@@ -2,16 +2,17 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use common::{SOON, Shop, eventually};
+use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind,
     options::{
-        BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions,
-        QueueDeclareOptions,
+        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions,
+        QueueBindOptions, QueueDeclareOptions,
     },
-    types::FieldTable,
+    types::{AMQPValue, FieldTable},
 };
 use serde_json::Value;
 
@@ -213,5 +214,65 @@ async fn a_queue_of_ones_own_gets_the_orders_of_the_shop() {
     assert_eq!(order["orderId"], id);
     assert_eq!(order["status"], "CREATED");
     assert!(order["timestamp"].is_string());
+    shop.stop();
+}
+
+/// The stranger listens to everything that an order needs, and takes nothing more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_of_a_stranger_holds_up_no_order_and_gets_everything_in_the_end() {
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    let (_connection, channel) = connect(&shop).await;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    let overflow = AMQPValue::LongString("reject-publish".into());
+    arguments.insert("x-overflow".into(), overflow);
+    let (options, queue) = (QueueDeclareOptions::default(), "stranger");
+    let declared = channel.queue_declare(queue.into(), options, arguments);
+    declared.await.unwrap();
+    for topic in [
+        EXCHANGE,
+        "stock-reserved.v1",
+        "payment-authorized.v1",
+        "order-confirmed.v1",
+    ] {
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        let bound = channel.queue_bind(queue.into(), topic.into(), "".into(), options, none);
+        bound.await.unwrap();
+    }
+
+    let mut orders = BTreeSet::new();
+    for _ in 0..20 {
+        orders.insert(shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await);
+    }
+    for order in &orders {
+        assert_eq!(shop.ended(order).await["status"], "CONFIRMED");
+        assert_eq!(shop.ledger(order).await, ["charge 12.90"]);
+    }
+    assert_eq!(messages_in(&channel, queue).await, 1, "it is still full");
+
+    // Now it reads, and hears of each order all that it missed.
+    let options = BasicConsumeOptions {
+        no_ack: true,
+        ..Default::default()
+    };
+    let reading = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
+    let mut reading = reading.await.unwrap();
+    let mut heard: BTreeSet<(String, String)> = BTreeSet::new();
+    while heard.len() < orders.len() * 4 {
+        let next = tokio::time::timeout(SOON, reading.next()).await;
+        let Ok(Some(message)) = next else {
+            panic!("it heard {} of 80 facts: {heard:?}", heard.len());
+        };
+        let message = message.unwrap();
+        let body: Value = serde_json::from_slice(&message.data).unwrap();
+        let order_id = body["orderId"].as_str().unwrap();
+        heard.insert((order_id.to_owned(), message.exchange.to_string()));
+    }
+    // What was sent again for it is nothing new to the others.
+    for order in &orders {
+        assert_eq!(shop.ledger(order).await, ["charge 12.90"]);
+    }
+    assert_eq!(shop.stock("MUG-ENAMEL").await, [99_980, 0, 20]);
     shop.stop();
 }
