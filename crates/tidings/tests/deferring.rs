@@ -12,15 +12,13 @@ use std::{
 };
 
 use support::{
-    Database, MoneyDeposited, Running, broker::Broker, deposit, outage::Outage, outgoing, until,
-    write,
+    Database, MoneyDeposited, Running, bank::QUEUE, broker::Broker, deposit, outage::Outage,
+    outgoing, until, write,
 };
 use tidings::{
     Error, HandlerOptions, InboxQuery, InboxRow, InboxState, REDRIVE_HEADER, Store, prelude::*,
 };
 use tidings_sqlite::Tx;
-
-const QUEUE: &str = "bank.money-deposited.v1";
 
 /// A switch that a handler looks at, and a count of its runs.
 #[derive(Clone, Default)]

@@ -13,31 +13,12 @@ use std::{
 
 use support::{
     BalanceChanged, Database, LetterWritten, MoneyDeposited, Random, Running, StoreLetter,
-    broker::Broker, deposit, outgoing, until, write,
+    bank::{QUEUE, book, listen, quick},
+    broker::Broker,
+    deposit, outgoing, until, write,
 };
 use tidings::{Error, Metadata, Outgoing, prelude::*};
 use tidings_sqlite::Tx;
-
-const QUEUE: &str = "bank.money-deposited.v1";
-
-/// Retries after 10 and 20 ms.
-fn quick() -> Retry {
-    Retry::exponential(Duration::from_millis(10))
-        .attempts(4)
-        .fast_attempts(2)
-}
-
-async fn book(deposit: MoneyDeposited, mut tx: Tx) -> Result<BalanceChanged> {
-    write(&mut tx, &deposit).await?;
-    let MoneyDeposited { account, number } = deposit;
-    Ok(BalanceChanged { account, number })
-}
-
-/// Somebody who listens to what the bank says.
-async fn listen(broker: &Broker) -> Running {
-    let ignore = |_: BalanceChanged| async { Ok::<_, Error>(()) };
-    Running::start(broker, Router::new("listener").on(ignore)).await
-}
 
 #[tokio::test]
 async fn a_message_has_its_effects_once_however_often_it_is_delivered() {

@@ -13,32 +13,15 @@ use std::{
 };
 
 use support::{
-    BalanceChanged, Database, LetterWritten, MoneyDeposited, Running, broker::Broker, deposit,
-    outage::Outage, outgoing, until, write,
+    Database, LetterWritten, MoneyDeposited, Running,
+    bank::{QUEUE, book, listen, quick},
+    broker::Broker,
+    deposit,
+    outage::Outage,
+    outgoing, until, write,
 };
 use tidings::{Error, prelude::*};
 use tidings_sqlite::Tx;
-
-const QUEUE: &str = "bank.money-deposited.v1";
-
-/// Retries after 10 and 20 ms.
-fn quick() -> Retry {
-    Retry::exponential(Duration::from_millis(10))
-        .attempts(4)
-        .fast_attempts(2)
-}
-
-async fn book(deposit: MoneyDeposited, mut tx: Tx) -> Result<BalanceChanged> {
-    write(&mut tx, &deposit).await?;
-    let MoneyDeposited { account, number } = deposit;
-    Ok(BalanceChanged { account, number })
-}
-
-/// Somebody who listens to what the bank says.
-async fn listen(broker: &Broker) -> Running {
-    let ignore = |_: BalanceChanged| async { Ok::<_, Error>(()) };
-    Running::start(broker, Router::new("listener").on(ignore)).await
-}
 
 #[tokio::test]
 async fn layers_of_tower_work_unmodified_and_what_they_refuse_comes_again_uncounted() {

@@ -13,15 +13,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use support::{
-    BalanceChanged, Database, LetterWritten, MoneyDeposited, Running, broker::Broker, deposit,
-    outgoing, until, write,
+    BalanceChanged, Database, LetterWritten, MoneyDeposited, Running, bank::QUEUE, broker::Broker,
+    deposit, outgoing, until, write,
 };
 use tidings::{
     AskError, Cancel, Error, RecordQuery, Reply, Requester, Requests, ScheduleId, Store, prelude::*,
 };
 use tidings_sqlite::Tx;
-
-const QUEUE: &str = "bank.money-deposited.v1";
 
 async fn book(deposit: MoneyDeposited, mut tx: Tx) -> Result<()> {
     write(&mut tx, &deposit).await?;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub(crate) mod bank;
 pub(crate) mod broker;
 pub(crate) mod outage;
 
