@@ -292,7 +292,13 @@ fn mend(active: Active, world: &mut World) -> Result<()> {
                 world.stop_part(number, false)?;
             }
         }
-        Fault::KillBroker | Fault::BrokerAway => world.start_broker()?,
+        Fault::KillBroker | Fault::BrokerAway => {
+            world.start_broker()?;
+            // RabbitMQ can forget a deletion when it is killed right after it, and a stranger's queue
+            // that is there again would refuse for ever.
+            let witness = world.witness()?;
+            world.runtime.block_on(witness.dismiss_stranger())?;
+        }
         Fault::KillDatabase => {
             if let Some(postgres) = &mut world.postgres {
                 postgres.restart()?;

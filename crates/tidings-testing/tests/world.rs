@@ -175,6 +175,33 @@ fn what_never_ends_is_named() {
     );
 }
 
+#[test]
+fn a_service_that_ends_by_itself_fails_the_test_with_the_reason() {
+    async fn settle(_: OrderPlaced) -> Result<()> {
+        Ok(())
+    }
+    let test = || {
+        tidings_testing::run_test(false, async |world: TestWorld| {
+            let store = world.store();
+            let of = |partitions| {
+                let router = Router::new("payment").on(settle).ordered(partitions);
+                router.transactional(store.clone())
+            };
+            world.run(of(2)).await;
+            world.quiet().await;
+            // It starts, and finds that the other one counts otherwise.
+            world.run(of(3)).await;
+            world.quiet().await;
+        });
+    };
+    let panic = std::panic::catch_unwind(test).unwrap_err();
+    let said = panic.downcast_ref::<String>().unwrap();
+    assert!(
+        said.contains("a service has ended by itself") && said.contains("has 2 partitions"),
+        "{said}"
+    );
+}
+
 #[tidings::test]
 async fn a_retry_waits_for_the_clock_and_each_in_its_turn(world: TestWorld) {
     let bank = Bank::default();
