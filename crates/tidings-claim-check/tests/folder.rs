@@ -35,14 +35,17 @@ fn unfinished(path: &Path) -> usize {
 
 /// Writes a body that was put `days` ago.
 fn old_body(path: &Path, days: u32) -> PathBuf {
-    let put = Timestamp::now() - days * DAY;
-    let seconds = u64::try_from(put.as_second()).unwrap();
-    let id = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, 0));
-    let file = path
-        .join(put.strftime("%Y-%m-%d").to_string())
-        .join(id.to_string());
+    let file = place_of_body(path, Timestamp::now() - days * DAY);
     old_file(&file, days);
     file
+}
+
+/// Where a body is that was put then.
+fn place_of_body(path: &Path, put: Timestamp) -> PathBuf {
+    let seconds = u64::try_from(put.as_second()).unwrap();
+    let id = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, 0));
+    path.join(put.strftime("%Y-%m-%d").to_string())
+        .join(id.to_string())
 }
 
 /// Writes a file that nobody touched for `days`.
@@ -116,6 +119,10 @@ async fn pruning_keeps_what_is_young_by_either_clock_and_what_is_not_ours() {
         .unwrap()
         .set_modified(SystemTime::now())
         .unwrap();
+    // On the day of the limit itself, and a minute too young; its file was copied with an old date.
+    let last = Timestamp::now() - 30 * DAY + DAY / 1440;
+    let last = place_of_body(&path, last);
+    old_file(&last, 400);
     // As if the clock of who put it had been wrong, and not that of the file system.
     let new = bodies.put(&b"new"[..]).await.unwrap();
     let day = path.join("2020-01-01");
@@ -144,7 +151,7 @@ async fn pruning_keeps_what_is_young_by_either_clock_and_what_is_not_ours() {
     assert!(!older.parent().unwrap().exists(), "an empty day is gone");
     for kept in foreign
         .iter()
-        .chain([&young, &restored, &misplaced, &linked, &going_on])
+        .chain([&young, &restored, &last, &misplaced, &linked, &going_on])
     {
         assert!(kept.exists(), "{}", kept.display());
     }
