@@ -16,7 +16,7 @@ use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, OwnedRwLockWriteGuard, RwLock},
     task::{Id, JoinSet},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -55,20 +55,12 @@ pub(crate) struct Worker {
     tasks: JoinSet<()>,
     /// The leases of what is under way, by task, and how long they last.
     leases: HashMap<Id, (Lease, Duration)>,
-    suspects: Suspects,
+    /// Suspects may be due: one row is taken at a time, alone.
+    has_suspects: bool,
     /// Held by everything that is handled in the process; wholly by a suspect.
     company: Arc<RwLock<()>>,
+    renew: Interval,
     trouble: Throttle,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Suspects {
-    /// None was seen.
-    None,
-    /// Some are due.
-    Due,
-    /// One is under way.
-    Running,
 }
 
 /// While it is held, nothing else is handled.
@@ -84,6 +76,8 @@ impl Worker {
         deferred: Arc<Notify>,
         company: Arc<RwLock<()>>,
     ) -> Self {
+        let mut renew = interval(lease / 3);
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let by_name = handlings
             .iter()
             .map(|it| ((*it.queue).into(), Arc::clone(it)));
@@ -96,8 +90,9 @@ impl Worker {
             tasks: JoinSet::new(),
             leases: HashMap::new(),
             // The process before this one may have left some.
-            suspects: Suspects::Due,
+            has_suspects: true,
             company,
+            renew,
             trouble: Throttle::new(Duration::from_secs(5)),
         }
     }
@@ -106,8 +101,6 @@ impl Worker {
     /// back: it did not end the process.
     pub(crate) async fn run(mut self, stop: CancellationToken, cut_off: CancellationToken) {
         let deferred = Arc::clone(&self.deferred);
-        let mut renew = interval(self.lease / 3);
-        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut wait = Duration::ZERO;
         while !stop.is_cancelled() {
             tokio::select! {
@@ -117,9 +110,9 @@ impl Worker {
                 }
                 () = deferred.notified() => {}
                 () = sleep(wait) => {}
-                _ = renew.tick() => self.renew().await,
+                _ = self.renew.tick() => self.renew().await,
             }
-            wait = match self.take().await {
+            wait = match self.take(&stop).await {
                 Ok(wait) => wait,
                 Err(error) => {
                     if self.trouble.allows() {
@@ -153,10 +146,6 @@ impl Worker {
 
     fn joined(&mut self, id: Id) {
         self.leases.remove(&id);
-        if self.tasks.is_empty() && self.suspects == Suspects::Running {
-            // The next one tells whether there are more.
-            self.suspects = Suspects::Due;
-        }
     }
 
     /// Keeps what is under way.
@@ -176,13 +165,10 @@ impl Worker {
     }
 
     /// Takes what is due, as far as there is room. Returns how long to wait for more.
-    async fn take(&mut self) -> Result<Duration, StoreError> {
+    async fn take(&mut self, stop: &CancellationToken) -> Result<Duration, StoreError> {
         loop {
-            let room = match self.suspects {
-                Suspects::Running => 0,
-                Suspects::Due => usize::from(self.tasks.is_empty()),
-                Suspects::None => ROWS_MAX - self.tasks.len(),
-            };
+            let free = ROWS_MAX.saturating_sub(self.tasks.len());
+            let room = if self.has_suspects { free.min(1) } else { free };
             let consumers: Vec<Box<str>> = self
                 .handlings
                 .iter()
@@ -199,21 +185,31 @@ impl Worker {
             }
             // Before anything is taken: what is taken counts as started, so no suspect of another
             // worker of the process may be tried meanwhile.
-            let alone = match self.suspects {
-                Suspects::None => None,
-                _ => self.alone().await,
-            };
-            let company = Arc::clone(&self.company);
-            let _beside = match &alone {
-                Some(_) => None,
-                None => Some(company.read().await),
-            };
+            let mut alone = None;
+            if self.has_suspects {
+                // Asked for first, so that nobody waits for a database that does not answer.
+                let next = self.store.deferred().next_due(&consumers).await?;
+                if next != Some(Duration::ZERO) {
+                    return Ok(next.map_or(poll_every, |due| due.min(poll_every)));
+                }
+                let quiet = timeout(QUIET_MAX, Arc::clone(&self.company).write_owned());
+                alone = self.renewing(quiet).await.ok();
+            }
+            let mut beside = None;
+            if alone.is_none() {
+                let others = Arc::clone(&self.company).read_owned();
+                beside = Some(self.renewing(others).await);
+            }
+            if stop.is_cancelled() {
+                return Ok(Duration::ZERO);
+            }
             let deferred = self.store.deferred();
             let due = deferred
                 .take_due(&consumers, &self.id, self.lease, room)
                 .await?;
             let is_full = due.len() == room;
             self.start(due, alone).await?;
+            drop(beside);
             if !is_full {
                 let next = self.store.deferred().next_due(&consumers).await?;
                 return Ok(next.map_or(poll_every, |due| due.min(poll_every)));
@@ -221,21 +217,21 @@ impl Worker {
         }
     }
 
-    /// Waits until nothing is handled, for some time.
-    async fn alone(&self) -> Option<Alone> {
-        let quiet = Arc::clone(&self.company).write_owned();
-        timeout(QUIET_MAX, quiet).await.ok()
+    /// Waits for something, and keeps what is under way meanwhile.
+    async fn renewing<T>(&mut self, waiting: impl Future<Output = T>) -> T {
+        let mut waiting = pin!(waiting);
+        loop {
+            tokio::select! {
+                done = &mut waiting => return done,
+                _ = self.renew.tick() => self.renew().await,
+            }
+        }
     }
 
     /// Starts what was taken. Suspects are given back, unless one was taken by itself.
     async fn start(&mut self, due: Vec<Due>, alone: Option<Alone>) -> Result<(), StoreError> {
-        let takes_one = self.suspects != Suspects::None;
         let is_suspect = |due: &Due| due.unfinished > 0;
-        self.suspects = match due.iter().any(is_suspect) {
-            true if takes_one => Suspects::Running,
-            true => Suspects::Due,
-            false => Suspects::None,
-        };
+        let takes_one = std::mem::replace(&mut self.has_suspects, due.iter().any(is_suspect));
         let (later, now): (Vec<Due>, Vec<Due>) = due
             .into_iter()
             .partition(|due| is_suspect(due) && !takes_one);
@@ -245,7 +241,7 @@ impl Worker {
             let deferred = self.store.deferred();
             deferred.release(&leases, Duration::ZERO).await?;
         }
-        let mut alone = alone.filter(|_| self.suspects == Suspects::Running);
+        let mut alone = alone.filter(|_| self.has_suspects);
         for due in now {
             let mut lasts = self.lease;
             if is_suspect(&due) {
@@ -402,7 +398,7 @@ async fn run_alone(handling: &Handling, context: Context, alone: Alone) -> Outco
     if let Ok(outcome) = timeout(ALONE_MAX, &mut running).await {
         return outcome;
     }
-    drop(alone);
+    let _beside = alone.downgrade();
     running.await
 }
 

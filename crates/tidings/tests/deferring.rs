@@ -295,18 +295,18 @@ async fn a_handler_whose_messages_fill_the_store_receives_no_more() {
     until("the broker keeps what comes", async || {
         let number = published.fetch_add(1, Ordering::SeqCst);
         broker.publish_raw(outgoing(&deposit("a", number.into())));
-        broker.count(QUEUE) > 50
+        waiting(&database).await.len() >= 20 && broker.count(QUEUE) > 50
     })
     .await;
-    let rows = waiting(&database).await;
-    assert!(rows.len() >= 20, "{} wait in the store", rows.len());
-    // An operator mends the outside and makes what waits due: then the rest comes, too.
+    // An operator mends the outside and makes due what waits, also what was under way meanwhile:
+    // then the rest comes, too.
     outside.set_up(true);
-    let claims: Vec<_> = rows.into_iter().map(|row| row.claim).collect();
-    let deferred = database.store.deferred();
-    let rescheduled = deferred.reschedule(&claims, Duration::ZERO).await;
-    assert_eq!(rescheduled.expect("it does") as usize, claims.len());
     until("all are handled", async || {
+        let rows = waiting(&database).await;
+        let claims: Vec<_> = rows.into_iter().map(|row| row.claim).collect();
+        let deferred = database.store.deferred();
+        let rescheduled = deferred.reschedule(&claims, Duration::ZERO).await;
+        rescheduled.expect("it does");
         database.effects().await.len() as u32 == published.load(Ordering::SeqCst)
     })
     .await;
@@ -392,41 +392,48 @@ async fn a_suspect_does_not_begin_before_the_others_are_given_back() {
         .retry(Retry::exponential(hour).delay_max(hour).fast_attempts(1))
         .with_state(outside.clone());
     let service = Running::start(&broker, router).await;
-    let (mut number, mut is_ours) = (0, false);
-    while !is_ours {
-        broker.publish_raw(outgoing(&deposit("a", number + 1)));
-        broker.publish_raw(outgoing(&deposit("b", number + 2)));
-        number += 2;
-        until("both wait in the store", async || {
-            database.rows(InboxState::Deferred).await as u64 == number
-        })
-        .await;
+    let deferred = database.store.deferred();
+    let at_rest = async |failures: &[u32]| {
         let rows = waiting(&database).await;
-        let claims: Vec<_> = rows.into_iter().map(|row| row.claim).collect();
-        let held = outage.giving_back.lock().await;
-        let deferred = database.store.deferred();
-        let asked = outage.asked_to_give_back.load(Ordering::SeqCst);
+        let rows = rows.iter().filter(|row| !row.is_leased);
+        rows.map(|row| row.failures).eq(failures.iter().copied())
+    };
+    let all_due = async || {
+        let claims: Vec<_> = waiting(&database)
+            .await
+            .into_iter()
+            .map(|row| row.claim)
+            .collect();
         let rescheduled = deferred.reschedule(&claims, Duration::ZERO).await;
-        rescheduled.expect("it does");
-        // Unless the service is quicker, which fails, and defers them again.
-        is_ours = a_worker_takes_all_and_dies(&database).await as u64 == number;
-        if !is_ours {
-            continue;
-        }
-        let before = outside.calls();
-        outside.set_up(true);
-        until("they are to be given back", async || {
-            outage.asked_to_give_back.load(Ordering::SeqCst) > asked
-        })
-        .await;
-        for _ in 0..20 {
-            database.effects().await; // What was begun would run meanwhile.
-        }
-        assert_eq!(outside.calls(), before, "nothing runs yet");
-        drop(held);
+        rescheduled.expect("it does")
+    };
+    // Once the worker has tried one that is no suspect, it takes many at a time.
+    broker.publish_raw(outgoing(&deposit("a", 1)));
+    until("it waits", async || at_rest(&[1]).await).await;
+    all_due().await;
+    until("it was tried again", async || at_rest(&[2]).await).await;
+    broker.publish_raw(outgoing(&deposit("b", 2)));
+    until("both wait", async || at_rest(&[2, 1]).await).await;
+    // Another instance takes them and dies.
+    let taking = outage.taking.lock().await;
+    assert_eq!(all_due().await, 2);
+    assert_eq!(a_worker_takes_all_and_dies(&database).await, 2);
+
+    let held = outage.giving_back.lock().await;
+    outside.set_up(true);
+    let before = outside.calls();
+    drop(taking);
+    until("they are to be given back", async || {
+        outage.asked_to_give_back.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    for _ in 0..20 {
+        database.effects().await; // What was begun would run meanwhile.
     }
-    until("all are handled", async || {
-        database.effects().await.len() as u64 == number
+    assert_eq!(outside.calls(), before, "nothing runs yet");
+    drop(held);
+    until("both are handled", async || {
+        database.effects().await.len() == 2
     })
     .await;
     service.stop().await;

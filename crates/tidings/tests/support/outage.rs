@@ -23,6 +23,8 @@ pub(crate) struct Outage {
     down: Arc<AtomicBool>,
     refused: Arc<AtomicU32>,
     panics: Arc<AtomicBool>,
+    /// While it is held, nobody takes rows.
+    pub(crate) taking: Arc<Mutex<()>>,
     /// While it is held, nobody's rows are given back.
     pub(crate) giving_back: Arc<Mutex<()>>,
     /// How often somebody asked to give back rows.
@@ -36,6 +38,7 @@ impl Outage {
             down: Arc::default(),
             refused: Arc::default(),
             panics: Arc::default(),
+            taking: Arc::default(),
             giving_back: Arc::default(),
             asked_to_give_back: Arc::default(),
         }
@@ -164,14 +167,27 @@ impl Outbox for Outage {
 
 impl Deferred for Outage {
     pass_on! { deferred:
-        take_due(consumers: &'a [Box<str>], worker: &'a str, lease: Duration, limit: usize)
-            -> Vec<Due>;
         renew(leases: &'a [Lease], lease: Duration) -> ();
         next_due(consumers: &'a [Box<str>]) -> Option<Duration>;
         waiting(consumer: &'a str, limit: u64) -> u64;
         list(query: &'a InboxQuery) -> Vec<InboxRow>;
         reschedule(claims: &'a [Claim], due_in: Duration) -> u64;
         discard(claims: &'a [Claim]) -> u64;
+    }
+
+    fn take_due<'a>(
+        &'a self,
+        consumers: &'a [Box<str>],
+        worker: &'a str,
+        lease: Duration,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Due>, StoreError>> {
+        Box::pin(async move {
+            let _may = self.taking.lock().await;
+            let deferred = self.store.deferred();
+            self.ask(deferred.take_due(consumers, worker, lease, limit))
+                .await
+        })
     }
 
     fn release<'a>(
