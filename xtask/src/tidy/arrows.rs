@@ -78,16 +78,17 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tidings-sqlite",
         ],
     ),
-    ("bench", &["tidings-testing", "tidings-wire"]),
+    // For the tests of services; only they depend on it.
+    ("shop-testing", &["shop-kit", "tidings", "tidings-memory"]),
     (
-        "rig",
+        "bench",
         &[
             "tidings",
             "tidings-amqp",
-            "tidings-broker",
             "tidings-postgres",
             "tidings-sqlite",
             "tidings-testing",
+            "tidings-wire",
         ],
     ),
     ("xtask", &["tidings-testing"]),
