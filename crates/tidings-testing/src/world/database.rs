@@ -318,6 +318,7 @@ impl Deferred for WatchedStore {
         &'a self,
         consumers: &'a [Box<str>],
     ) -> BoxFuture<'a, Result<Option<Duration>, StoreError>> {
+        self.life.asked_for(consumers);
         let deferred = self.inner.deferred();
         watched!(self, "asking what is due", deferred.next_due(consumers))
     }
