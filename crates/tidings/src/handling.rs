@@ -62,7 +62,7 @@ pub(crate) struct Handling {
     /// How many messages are handled at the same time.
     pub(crate) concurrency: usize,
     pub(crate) permits: Semaphore,
-    /// Held while something is handled, by all handlers of the process. Who holds it wholly is alone
+    /// Held while something is handled, by all handlers of one `serve`. Who holds it wholly is alone
     /// (see the [worker](crate::worker)).
     pub(crate) company: Arc<RwLock<()>>,
     /// Who is trying, for the history of a message.

@@ -5,7 +5,7 @@
 //! their leases end, no human needed (rule: what waits, waits in the store).
 //!
 //! A row that was taken and never settled may be one whose handler ends the process. Such a row is
-//! a *suspect*: it is taken and tried alone, with nothing else under way in the process, so that the
+//! a *suspect*: it is taken and tried alone, with nothing else under way in its `serve`, so that the
 //! next crash counts against nobody else. After [`ALONE_STARTS_MAX`] of these starts that never
 //! finished it is a dead letter. It keeps its lease twice as long each time, so that a process that
 //! is ended again and again for another reason does not blame the same row each time. A slow suspect
@@ -57,7 +57,7 @@ pub(crate) struct Worker {
     leases: HashMap<Id, (Lease, Duration)>,
     /// Suspects may be due: one row is taken at a time, alone.
     has_suspects: bool,
-    /// Held by everything that is handled in the process; wholly by a suspect.
+    /// Held by everything that is handled in one `serve`; wholly by a suspect.
     company: Arc<RwLock<()>>,
     renew: Interval,
     trouble: Throttle,
@@ -184,7 +184,7 @@ impl Worker {
                 return Ok(poll_every);
             }
             // Before anything is taken: what is taken counts as started, so no suspect of another
-            // worker of the process may be tried meanwhile.
+            // worker of the service may be tried meanwhile.
             let mut alone = None;
             if self.has_suspects {
                 // Asked for first, so that nobody waits for a database that does not answer.
