@@ -77,30 +77,27 @@ pub(crate) struct Entry {
     at: Timestamp,
 }
 
-/// Takes money, once per key, unless the key is void.
+/// Takes money, once per key, unless the key is void. The first decision about a key stands: a card
+/// that is declined makes the key void, and one that is asked for after a charge changes nothing.
 pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer, Problem> {
-    match charge.card.as_deref() {
-        None | Some(CARD_OK) => {}
-        Some(CARD_FLAKY) => stumble(db, key).await?,
-        Some("tok_declined") => return Ok(Answer::declined("the card was declined")),
-        Some(_) => return Ok(Answer::declined("the bank does not know this card")),
-    }
-    let insert = sql(
-        "insert into ledger (idempotency_key, kind, order_id, amount, at)
-         select $1, 'charge', $2, $3, $4 where not exists
-             (select 1 from used_key where idempotency_key = $1 and is_void = 1)
-         on conflict (idempotency_key, kind) do nothing",
-    )
-    .bind(key)
-    .bind(&charge.order_id)
-    .bind(charge.amount.cents())
-    .bind(Timestamp::now().as_microsecond());
-    let statements = vec![lock(key), insert, kept_charge(key)];
+    let refusal = match charge.card.as_deref() {
+        None | Some(CARD_OK) => None,
+        Some(CARD_FLAKY) => {
+            stumble(db, key).await?;
+            None
+        }
+        Some("tok_declined") => Some("the card was declined"),
+        Some(_) => Some("the bank does not know this card"),
+    };
+    let decide = match refusal {
+        Some(_) => make_void(key),
+        None => insert(key, charge),
+    };
+    let statements = vec![lock(key), decide, kept_charge(key)];
     let kept = db.write(statements).await?.pop();
     let Some(row) = kept.and_then(|outcome| outcome.into_first()) else {
-        return Ok(Answer::declined(
-            "a refund was asked for before the charge arrived",
-        ));
+        let before = "this payment was declined or cancelled before";
+        return Ok(Answer::declined(refusal.unwrap_or(before)));
     };
     let same =
         row.get::<String>(0)? == charge.order_id && row.get::<i64>(1)? == charge.amount.cents();
@@ -126,11 +123,7 @@ pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer
     .bind(key)
     .bind(&refund.order_id)
     .bind(Timestamp::now().as_microsecond());
-    let make_void = sql(
-        "update used_key set is_void = 1 where idempotency_key = $1 and not exists
-             (select 1 from ledger where idempotency_key = $1 and kind = 'charge')",
-    );
-    let statements = vec![lock(key), insert, make_void.bind(key), kept_charge(key)];
+    let statements = vec![lock(key), insert, make_void(key), kept_charge(key)];
     let charge = db.write(statements).await?.pop();
     let Some(row) = charge.and_then(|outcome| outcome.into_first()) else {
         return Ok(Answer::NOTHING_TO_REFUND);
@@ -148,6 +141,28 @@ fn lock(key: &str) -> Statement {
     sql(
         "insert into used_key (idempotency_key, is_void) values ($1, 0)
          on conflict (idempotency_key) do update set is_void = used_key.is_void",
+    )
+    .bind(key)
+}
+
+fn insert(key: &str, charge: &Charge) -> Statement {
+    sql(
+        "insert into ledger (idempotency_key, kind, order_id, amount, at)
+         select $1, 'charge', $2, $3, $4 where not exists
+             (select 1 from used_key where idempotency_key = $1 and is_void = 1)
+         on conflict (idempotency_key, kind) do nothing",
+    )
+    .bind(key)
+    .bind(&charge.order_id)
+    .bind(charge.amount.cents())
+    .bind(Timestamp::now().as_microsecond())
+}
+
+/// Forbids charges with this key for ever, unless there was one.
+fn make_void(key: &str) -> Statement {
+    sql(
+        "update used_key set is_void = 1 where idempotency_key = $1 and not exists
+             (select 1 from ledger where idempotency_key = $1 and kind = 'charge')",
     )
     .bind(key)
 }

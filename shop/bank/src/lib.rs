@@ -10,7 +10,9 @@
 //! `POST /bank/refunds` is answered `{"status": "REFUNDED", "amount"}`, the second time too, or, if
 //! nothing was charged with the key, `{"status": "NOTHING_TO_REFUND"}`. That is no entry of the
 //! ledger, but the key is void from then on: a charge with it that was under way and arrives later
-//! is declined. So whoever cancels an order can be sure after one answer.
+//! is declined. So whoever cancels an order can be sure after one answer. A charge that is declined
+//! makes its key void in the same way: whatever two charges with one key say, the money is taken by
+//! both answers or by none.
 //!
 //! | card | what happens |
 //! | --- | --- |

@@ -124,6 +124,34 @@ async fn of_a_charge_and_a_refund_at_once_one_is_first(database: &Database) {
     }
 }
 
+/// An order that somebody published twice, with two cards.
+async fn the_first_decision_about_a_key_stands(database: &Database) {
+    let bank = Bank::on(database).await;
+    let charged = (200, json!({"status": "CHARGED"}));
+    let declined = (
+        200,
+        json!({"status": "DECLINED", "reason": "the card was declined"}),
+    );
+    assert_eq!(bank.charge("k-6", "o-6", "tok_ok").await, charged);
+    assert_eq!(bank.charge("k-6", "o-6", "tok_declined").await, charged);
+    assert_eq!(bank.charge("k-7", "o-7", "tok_declined").await, declined);
+    assert_eq!(bank.charge("k-7", "o-7", "tok_declined").await, declined);
+    let other = bank.charge("k-7", "o-7", "tok_ok").await;
+    assert_eq!(other.1["status"], "DECLINED", "{other:?}");
+    assert!(bank.ledger("o-7").await.is_empty());
+
+    for number in 0..100 {
+        let (key, order) = (format!("t-{number}"), format!("two-{number}"));
+        let (good, bad) = tokio::join!(
+            bank.charge(&key, &order, "tok_ok"),
+            bank.charge(&key, &order, "tok_other")
+        );
+        assert_eq!(good.1["status"], bad.1["status"], "{order}");
+        let is_charged = good.1["status"] == "CHARGED";
+        assert_eq!(bank.ledger(&order).await.len(), usize::from(is_charged));
+    }
+}
+
 /// The tables of the first version, which knew no void keys, with a charge.
 async fn of_the_first_version(database: &Database) {
     let first = ["create table ledger (
@@ -175,6 +203,7 @@ async fn all(database: &Database) {
     once_per_key(database).await;
     a_refund_of_nothing_makes_the_key_void(database).await;
     of_a_charge_and_a_refund_at_once_one_is_first(database).await;
+    the_first_decision_about_a_key_stands(database).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

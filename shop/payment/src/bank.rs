@@ -3,7 +3,9 @@
 //!
 //! Every order has one key, its id. What payment needs of a bank: a charge takes the money of a key
 //! once, a refund gives it back once; a refund that finds nothing says so, and a charge with the
-//! same key that the bank carries out after that (because it was still under way) is declined.
+//! same key that the bank carries out after that (because it was still under way) is declined. The
+//! first decision about a key stands: what was declined is never charged, and what was charged is
+//! never declined, even if somebody publishes an order twice with two cards.
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
