@@ -70,8 +70,11 @@ impl Writer {
         if self.full {
             // Freeing this segment is worth what is left of the current one, if that suffices
             // beside what was accepted already.
-            let moved = in_oldest.bytes + batch::stride(0) as u64 * (in_oldest.records + 1);
-            let accepted = appended + self.shared.waiting_bytes() as u64;
+            // Each record may become a batch of its own. One that began without enough space would
+            // wait for the disk, and the segment would not go.
+            let framing = (batch::LENGTH_BYTES + batch::stride(0) + batch::ALIGNMENT) as u64;
+            let moved = in_oldest.bytes + framing * in_oldest.records;
+            let accepted = appended + self.shared.waiting_bytes() as u64 + 2 * framing;
             return moved + accepted < self.current.size - self.current.end;
         }
         let old: u64 = self.closed.iter().map(|closed| closed.end).sum();
