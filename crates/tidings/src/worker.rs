@@ -9,12 +9,12 @@
 //! next crash counts against nobody else. After [`ALONE_STARTS_MAX`] of these starts that never
 //! finished it is a dead letter. It keeps its lease twice as long each time, so that a process that
 //! is ended again and again for another reason does not blame the same row each time. A slow suspect
-//! holds up the others for [`ALONE_MAX`] at most.
+//! holds up the others for [`ALONE_MAX`] at most; one that finds no quiet is given back for a while.
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Notify, OwnedRwLockWriteGuard, RwLock},
+    sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
     task::{Id, JoinSet},
     time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
@@ -38,7 +38,8 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 const ALONE_STARTS_MAX: u32 = 3;
 /// How many starts of all that is: the first was beside others, and shows nothing.
 const UNFINISHED_MAX: u32 = ALONE_STARTS_MAX + 1;
-/// How long a suspect waits until nothing else is under way. After that it is tried beside the others.
+/// How long a suspect waits at first until nothing else is under way; nothing else begins meanwhile.
+/// Then the others have twice that time for themselves, and the next suspect waits twice as long.
 const QUIET_MAX: Duration = Duration::from_secs(5);
 /// How long a suspect keeps the others waiting.
 const ALONE_MAX: Duration = Duration::from_secs(5);
@@ -57,6 +58,8 @@ pub(crate) struct Worker {
     leases: HashMap<Id, (Lease, Duration)>,
     /// Suspects may be due: one row is taken at a time, alone.
     has_suspects: bool,
+    /// How long to wait until nothing else is under way.
+    quiet_max: Duration,
     /// Held by everything that is handled in one `serve`; wholly by a suspect.
     company: Arc<RwLock<()>>,
     renew: Interval,
@@ -65,6 +68,13 @@ pub(crate) struct Worker {
 
 /// While it is held, nothing else is handled.
 type Alone = OwnedRwLockWriteGuard<()>;
+
+/// What else is handled while rows are taken.
+enum Company {
+    Nobody(Alone),
+    /// No suspect as long as this is held. One that is taken is given back, due again after this time.
+    Others(OwnedRwLockReadGuard<()>, Duration),
+}
 
 impl Worker {
     /// A worker for handlers that share `store`.
@@ -91,6 +101,7 @@ impl Worker {
             leases: HashMap::new(),
             // The process before this one may have left some.
             has_suspects: true,
+            quiet_max: QUIET_MAX,
             company,
             renew,
             trouble: Throttle::new(Duration::from_secs(5)),
@@ -168,7 +179,6 @@ impl Worker {
     async fn take(&mut self, stop: &CancellationToken) -> Result<Duration, StoreError> {
         loop {
             let free = ROWS_MAX.saturating_sub(self.tasks.len());
-            let room = if self.has_suspects { free.min(1) } else { free };
             let consumers: Vec<Box<str>> = self
                 .handlings
                 .iter()
@@ -180,36 +190,34 @@ impl Worker {
                 .filter_map(|gate| gate.passable_in(Source::Store))
                 .min();
             let poll_every = next_trial.map_or(POLL_EVERY, |trial| trial.min(POLL_EVERY));
-            if room == 0 || consumers.is_empty() {
+            if free == 0 || consumers.is_empty() {
                 return Ok(poll_every);
             }
             // Before anything is taken: what is taken counts as started, so no suspect of another
             // worker of the service may be tried meanwhile.
-            let mut alone = None;
-            if self.has_suspects {
+            let company = if self.has_suspects {
                 // Asked for first, so that nobody waits for a database that does not answer.
                 let next = self.store.deferred().next_due(&consumers).await?;
                 if next != Some(Duration::ZERO) {
                     return Ok(next.map_or(poll_every, |due| due.min(poll_every)));
                 }
-                let quiet = timeout(QUIET_MAX, Arc::clone(&self.company).write_owned());
-                alone = self.renewing(quiet).await.ok();
-            }
-            let mut beside = None;
-            if alone.is_none() {
-                let others = Arc::clone(&self.company).read_owned();
-                beside = Some(self.renewing(others).await);
-            }
-            if stop.is_cancelled() {
+                self.quiet(stop).await
+            } else {
+                self.beside(stop, Duration::ZERO).await
+            };
+            let Some(company) = company else {
                 return Ok(Duration::ZERO);
-            }
+            };
+            let room = match company {
+                Company::Nobody(_) => 1,
+                Company::Others(..) => free,
+            };
             let deferred = self.store.deferred();
             let due = deferred
                 .take_due(&consumers, &self.id, self.lease, room)
                 .await?;
             let is_full = due.len() == room;
-            self.start(due, alone).await?;
-            drop(beside);
+            self.start(due, company, stop).await?;
             if !is_full {
                 let next = self.store.deferred().next_due(&consumers).await?;
                 return Ok(next.map_or(poll_every, |due| due.min(poll_every)));
@@ -217,41 +225,103 @@ impl Worker {
         }
     }
 
-    /// Waits for something, and keeps what is under way meanwhile.
-    async fn renewing<T>(&mut self, waiting: impl Future<Output = T>) -> T {
+    /// Waits until nothing else is under way, but not too long. `None`: the worker is to stop.
+    async fn quiet(&mut self, stop: &CancellationToken) -> Option<Company> {
+        let quiet = timeout(self.quiet_max, Arc::clone(&self.company).write_owned());
+        if let Ok(alone) = self.renewing(stop, quiet).await? {
+            self.quiet_max = QUIET_MAX;
+            return Some(Company::Nobody(alone));
+        }
+        self.quiet_max *= 2;
+        self.beside(stop, self.quiet_max).await
+    }
+
+    /// Waits for a suspect that is being tried, if there is one. `None`: the worker is to stop.
+    async fn beside(&mut self, stop: &CancellationToken, suspects_in: Duration) -> Option<Company> {
+        let others = Arc::clone(&self.company).read_owned();
+        let guard = self.renewing(stop, others).await?;
+        Some(Company::Others(guard, suspects_in))
+    }
+
+    /// Waits for something, and keeps what is under way meanwhile. `None`: the worker is to stop.
+    async fn renewing<T>(
+        &mut self,
+        stop: &CancellationToken,
+        waiting: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut waiting = pin!(waiting);
         loop {
             tokio::select! {
-                done = &mut waiting => return done,
+                biased;
+                () = stop.cancelled() => return None,
+                done = &mut waiting => return Some(done),
                 _ = self.renew.tick() => self.renew().await,
             }
         }
     }
 
-    /// Starts what was taken. Suspects are given back, unless one was taken by itself.
-    async fn start(&mut self, due: Vec<Due>, alone: Option<Alone>) -> Result<(), StoreError> {
+    /// Starts what was taken. Suspects that were not taken alone are given back.
+    async fn start(
+        &mut self,
+        due: Vec<Due>,
+        company: Company,
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
         let is_suspect = |due: &Due| due.unfinished > 0;
-        let takes_one = std::mem::replace(&mut self.has_suspects, due.iter().any(is_suspect));
-        let (later, now): (Vec<Due>, Vec<Due>) = due
+        let (mut alone, _others, suspects_in) = match company {
+            Company::Nobody(alone) => (Some(alone), None, Duration::ZERO),
+            Company::Others(others, suspects_in) => (None, Some(others), suspects_in),
+        };
+        let (suspects, now): (Vec<Due>, Vec<Due>) = due
             .into_iter()
-            .partition(|due| is_suspect(due) && !takes_one);
+            .partition(|due| is_suspect(due) && alone.is_none());
+        // Those that are put off are found again when they are due.
+        self.has_suspects = match alone {
+            Some(_) => now.iter().any(is_suspect),
+            None => !suspects.is_empty() && suspects_in.is_zero(),
+        };
         // Before anything runs: else what that does to the process counts against these, too.
-        if !later.is_empty() {
-            let leases: Vec<Lease> = later.into_iter().map(|due| due.lease).collect();
-            let deferred = self.store.deferred();
-            deferred.release(&leases, Duration::ZERO).await?;
+        if !suspects.is_empty() {
+            let leases: Vec<Lease> = suspects.into_iter().map(|due| due.lease).collect();
+            self.give_back(&leases, suspects_in, stop).await?;
         }
-        let mut alone = alone.filter(|_| self.has_suspects);
         for due in now {
-            let mut lasts = self.lease;
-            if is_suspect(&due) {
-                lasts *= 2_u32.pow(due.unfinished.min(UNFINISHED_MAX));
-                let lease = std::slice::from_ref(&due.lease);
-                self.store.deferred().renew(lease, lasts).await?;
+            if !is_suspect(&due) {
+                self.spawn(due, self.lease, None);
+                continue;
+            }
+            let mut lasts = self.lease * 2_u32.pow(due.unfinished.min(UNFINISHED_MAX));
+            let lease = std::slice::from_ref(&due.lease);
+            if let Err(error) = self.store.deferred().renew(lease, lasts).await {
+                // It counts as started: so it is tried, in the time that it has.
+                debug!("a suspect's lease stays as short as the others': {error}");
+                lasts = self.lease;
             }
             self.spawn(due, lasts, alone.take());
         }
         Ok(())
+    }
+
+    /// Gives back what was not tried. A database that is away is asked until it answers: what is not
+    /// given back counts as started.
+    async fn give_back(
+        &mut self,
+        leases: &[Lease],
+        due_in: Duration,
+        stop: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        loop {
+            let released = self.store.deferred().release(leases, due_in).await;
+            match released {
+                Err(error) if error.is_unavailable() && !stop.is_cancelled() => {
+                    if self.trouble.allows() {
+                        warn!("the worker cannot give back suspects, it tries again: {error}");
+                    }
+                    self.renewing(stop, sleep(STORE_PAUSE)).await;
+                }
+                released => return released,
+            }
+        }
     }
 
     fn spawn(&mut self, due: Due, lasts: Duration, alone: Option<Alone>) {

@@ -4,6 +4,7 @@
 mod support;
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -19,6 +20,8 @@ use tidings::{
     Error, HandlerOptions, InboxQuery, InboxRow, InboxState, REDRIVE_HEADER, Store, prelude::*,
 };
 use tidings_sqlite::Tx;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 /// A switch that a handler looks at, and a count of its runs.
 #[derive(Clone, Default)]
@@ -583,4 +586,156 @@ async fn what_a_shutdown_cuts_off_is_no_suspect() {
     let due = due.expect("it takes");
     assert_eq!(due.len(), 1, "its lease has ended");
     assert_eq!(due[0].unfinished, 0);
+}
+
+/// A message that waits in the store, and whose start by another instance never finished.
+async fn suspect(broker: &Broker, database: &Database, account: &str) {
+    let outside = Outside::default();
+    let service = Running::start(broker, bank(database, &outside, Duration::ZERO)).await;
+    broker.publish_raw(outgoing(&deposit(account, 1)));
+    until("it waits in the store", async || {
+        database.rows(InboxState::Deferred).await == 1
+    })
+    .await;
+    service.stop().await;
+    until("another instance takes it", async || {
+        a_worker_takes_all_and_dies(database).await == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_suspect_is_tried_though_its_lease_cannot_be_made_longer() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    suspect(&broker, &database, "a").await;
+    let outage = Outage::of(database.store.clone());
+    outage.keep_leases_short();
+    let outside = Outside::default();
+    outside.set_up(true);
+    let router = Router::new("bank")
+        .on(book)
+        .transactional(outage)
+        .lease(Duration::from_millis(100))
+        .with_state(outside);
+    let service = Running::start(&broker, router).await;
+    until("it is handled", async || {
+        database.effects().await.len() == 1
+    })
+    .await;
+    service.stop().await;
+    assert!(broker.dead_letters(QUEUE).is_empty());
+}
+
+/// What happens while a message is handled for long.
+#[derive(Clone, Default)]
+struct Long {
+    failed: Arc<Mutex<HashSet<String>>>,
+    begun: CancellationToken,
+    end: CancellationToken,
+    suspects: Arc<AtomicU32>,
+}
+
+/// The deposits that are to wait in the store fail at first. Then `long` goes on until it is to end.
+async fn book_long(deposit: MoneyDeposited, State(long): State<Long>, mut tx: Tx) -> Result<()> {
+    let account = deposit.account.clone();
+    if account != "other" && long.failed.lock().await.insert(account) {
+        return Err(Error::msg("it is to wait"));
+    }
+    match &*deposit.account {
+        "long" => {
+            long.begun.cancel();
+            long.end.cancelled().await;
+        }
+        "suspect" => _ = long.suspects.fetch_add(1, Ordering::SeqCst),
+        _ => {}
+    }
+    Ok(write(&mut tx, &deposit).await?)
+}
+
+impl Long {
+    /// A service that handles a long one, from the store, when a suspect becomes due, and has given
+    /// that back because it was not taken alone.
+    async fn start(&self, broker: &Broker, database: &Database, outage: &Outage) -> Running {
+        let hour = Duration::from_secs(3600);
+        let router = Router::new("bank")
+            .on(book_long)
+            .transactional(outage.clone())
+            .retry(Retry::exponential(hour).delay_max(hour).fast_attempts(1))
+            .lease(hour)
+            .shutdown_timeout(Duration::from_millis(50))
+            .with_state(self.clone());
+        let service = Running::start(broker, router).await;
+        let make_due = async |account, number| {
+            broker.publish_raw(outgoing(&deposit(account, number)));
+            until("it waits in the store", async || {
+                due_now(database).await == 1
+            })
+            .await;
+        };
+        make_due("long", 1).await;
+        until("the long one is under way", async || {
+            self.begun.is_cancelled()
+        })
+        .await;
+        let taking = outage.taking.lock().await;
+        make_due("suspect", 2).await;
+        assert_eq!(a_worker_takes_all_and_dies(database).await, 1);
+        drop(taking);
+        until("it is given back", async || {
+            outage.asked_to_give_back.load(Ordering::SeqCst) == 1
+        })
+        .await;
+        service
+    }
+}
+
+/// Makes due what waits and is not being tried. Says how much that is.
+async fn due_now(database: &Database) -> u64 {
+    let rows = waiting(database).await.into_iter();
+    let claims: Vec<_> = rows
+        .filter(|row| !row.is_leased)
+        .map(|row| row.claim)
+        .collect();
+    let rescheduled = database.store.deferred();
+    let rescheduled = rescheduled.reschedule(&claims, Duration::ZERO).await;
+    rescheduled.expect("it does")
+}
+
+#[tokio::test]
+async fn a_suspect_that_has_no_quiet_waits_and_the_others_do_not() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let (outage, long) = (Outage::of(database.store.clone()), Long::default());
+    let service = long.start(&broker, &database, &outage).await;
+    until("it is given back again, for longer", async || {
+        outage.asked_to_give_back.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    broker.publish_raw(outgoing(&deposit("other", 3)));
+    until("another is handled", async || {
+        database.effects().await.len() == 1
+    })
+    .await;
+    assert_eq!(long.suspects.load(Ordering::SeqCst), 0);
+    long.end.cancel();
+    until("all are handled", async || {
+        database.effects().await.len() == 3
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_until_a_suspect_has_quiet() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let (outage, long) = (Outage::of(database.store.clone()), Long::default());
+    let service = long.start(&broker, &database, &outage).await;
+    service.stop().await;
+    due_now(&database).await;
+    let deferred = database.store.deferred();
+    let lease = Duration::from_secs(1);
+    let due = deferred.take_due(&[QUEUE.into()], "next", lease, 10).await;
+    let due = due.expect("it takes");
+    let mut unfinished: Vec<u32> = due.iter().map(|due| due.unfinished).collect();
+    unfinished.sort_unstable();
+    assert_eq!(unfinished, [0, 1], "the long one was given back");
 }

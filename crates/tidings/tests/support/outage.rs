@@ -23,6 +23,7 @@ pub(crate) struct Outage {
     down: Arc<AtomicBool>,
     refused: Arc<AtomicU32>,
     panics: Arc<AtomicBool>,
+    keeps_leases_short: Arc<AtomicBool>,
     /// While it is held, nobody takes rows.
     pub(crate) taking: Arc<Mutex<()>>,
     /// While it is held, nobody's rows are given back.
@@ -38,6 +39,7 @@ impl Outage {
             down: Arc::default(),
             refused: Arc::default(),
             panics: Arc::default(),
+            keeps_leases_short: Arc::default(),
             taking: Arc::default(),
             giving_back: Arc::default(),
             asked_to_give_back: Arc::default(),
@@ -52,6 +54,11 @@ impl Outage {
     /// Panics in every call from now on, as a bug in a store would.
     pub(crate) fn panic(&self) {
         self.panics.store(true, Ordering::SeqCst);
+    }
+
+    /// Has no answer when it is asked to make a lease longer.
+    pub(crate) fn keep_leases_short(&self) {
+        self.keeps_leases_short.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn set_down(&self, down: bool) {
@@ -167,12 +174,23 @@ impl Outbox for Outage {
 
 impl Deferred for Outage {
     pass_on! { deferred:
-        renew(leases: &'a [Lease], lease: Duration) -> ();
         next_due(consumers: &'a [Box<str>]) -> Option<Duration>;
         waiting(consumer: &'a str, limit: u64) -> u64;
         list(query: &'a InboxQuery) -> Vec<InboxRow>;
         reschedule(claims: &'a [Claim], due_in: Duration) -> u64;
         discard(claims: &'a [Claim]) -> u64;
+    }
+
+    fn renew<'a>(
+        &'a self,
+        leases: &'a [Lease],
+        lease: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        if self.keeps_leases_short.load(Ordering::SeqCst) {
+            let error = StoreError::unavailable("no database");
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        self.ask(self.store.deferred().renew(leases, lease))
     }
 
     fn take_due<'a>(
