@@ -5,6 +5,7 @@
 pub(crate) mod bank;
 pub(crate) mod broker;
 pub(crate) mod outage;
+pub(crate) mod outside;
 
 use std::{sync::Arc, time::Duration};
 
