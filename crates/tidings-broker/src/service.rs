@@ -1,9 +1,10 @@
 //! The broker as a whole: the listener, the timers, and the handle that stops them.
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -138,7 +139,7 @@ async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return close(listener),
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -158,6 +159,14 @@ async fn accept(
             serve.await;
             drop(permit);
         });
+    }
+}
+
+/// Stops listening at once. Closing is not enough: a process that is just being started by another
+/// thread has a copy of the socket for a moment, and would keep the address from the next broker.
+fn close(listener: TcpListener) {
+    if let Err(error) = SockRef::from(&listener).shutdown(Shutdown::Both) {
+        tracing::debug!(%error, "the listening socket was not shut down");
     }
 }
 
@@ -185,5 +194,22 @@ async fn keep_time(shared: Arc<Shared>, stop: CancellationToken) {
             () = signals.changed() => shared.wake_all(),
             () = stop.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_is_free_when_it_is_let_go_of_even_if_a_copy_of_its_socket_is_open() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        listener.set_nonblocking(true).expect("set");
+        let address = listener.local_addr().expect("an address");
+        // What a process has that is just being started by somebody else.
+        let copy = listener.try_clone().expect("a copy");
+        close(TcpListener::from_std(listener).expect("a listener"));
+        TcpListener::bind(address).await.expect("free");
+        drop(copy);
     }
 }
