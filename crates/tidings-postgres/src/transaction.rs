@@ -33,14 +33,15 @@ impl PostgresTransaction {
         &mut self.transaction
     }
 
-    /// Writes what is in `commit` and ends the transaction. An error undoes it, when it is dropped.
+    /// Writes what is in `commit` and ends the transaction. Whatever is told, no lock of it is left.
     pub(crate) async fn finish(mut self, commit: Commit) -> Result<Committed, StoreError> {
         let connection = &mut *self.transaction;
-        let written = commit::write(connection, &self.shared, &self.locked, &commit).await?;
+        let written = commit::write(connection, &self.shared, &self.locked, &commit).await;
         let ended = match written {
-            Committed::Done => self.transaction.commit().await,
-            Committed::Refused { .. } => self.transaction.rollback().await,
+            Ok(Committed::Done) => self.transaction.commit().await,
+            Ok(Committed::Refused { .. }) | Err(_) => self.transaction.rollback().await,
         };
+        let written = written?;
         ended.map_err(|error| explain("end a transaction", &error))?;
         self.shared.committed(&commit, &written);
         Ok(written)
