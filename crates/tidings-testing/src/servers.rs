@@ -189,6 +189,9 @@ impl User {
     }
 }
 
+/// Becomes the program, unless who started it is gone already: then no signal will come.
+const UNLESS_ALONE: &str = r#"[ "$PPID" = "$0" ] && shift && exec "$@""#;
+
 /// A command that runs as `user`, and on Linux ends with the thread that starts it.
 fn command(program: &Path, user: Option<&User>) -> Command {
     let mut flags = Vec::new();
@@ -199,12 +202,17 @@ fn command(program: &Path, user: Option<&User>) -> Command {
     if cfg!(target_os = "linux") {
         flags.push("--pdeathsig=KILL".to_owned());
     }
-    // setpriv does both and then becomes the program: the process id stays the server's own.
+    // setpriv does both and then becomes the program, by a shell: the process id stays the server's.
     if flags.is_empty() {
         return Command::new(program);
     }
     let mut command = Command::new("setpriv");
-    command.args(flags).arg("--").arg(program);
+    command.args(flags);
+    if cfg!(target_os = "linux") {
+        let parent = std::process::id().to_string();
+        command.args(["sh", "-c", UNLESS_ALONE, &parent]);
+    }
+    command.arg("--").arg(program);
     command
 }
 
