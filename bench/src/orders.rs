@@ -49,9 +49,10 @@ pub(crate) struct Options {
     /// `--answers-only -- --services orders --broker amqp://127.0.0.1:1/`.
     #[arg(long)]
     answers_only: bool,
-    /// The shop's program; by default the one beside this program.
+    /// The shop's program; by default the one beside this program. Given more than once (an older
+    /// build, for example), they take turns, and are compared with the first.
     #[arg(long)]
-    shop: Option<PathBuf>,
+    shop: Vec<PathBuf>,
     /// Where to write the figures as JSON.
     #[arg(long, default_value = "bench/orders.json")]
     json: PathBuf,
@@ -73,33 +74,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let programs: Vec<Option<&Path>> = match &*options.shop {
+        [] => vec![None],
+        given => given.iter().map(|program| Some(&**program)).collect(),
+    };
     for round in 1..=options.rounds {
-        let data = tempfile::tempdir_in(std::env::current_dir()?)?;
-        let shop = Shop::start(options, data.path())?;
-        folders.push(data);
-        let figures = runtime.block_on(place_and_wait(&shop.address, options))?;
-        eprintln!("round {round}: {figures}");
-        report.add(
-            "orders accepted /s",
-            "shop",
-            "D2",
-            figures.accepted_per_second,
-        );
-        if let Some(completed) = figures.completed_per_second {
-            report.add("orders completed /s", "shop", "D2", completed);
+        for given in &programs {
+            let data = tempfile::tempdir_in(std::env::current_dir()?)?;
+            let program = sibling(*given, "shop")?;
+            let shop = Shop::start(&program, options, data.path())?;
+            folders.push(data);
+            let figures = runtime.block_on(place_and_wait(&shop, options))?;
+            let name = match programs.len() {
+                1 => "shop".to_owned(),
+                _ => program.display().to_string(),
+            };
+            eprintln!("round {round}, {name}: {figures}");
+            figures.add_to(&mut report, &name);
         }
-        report.add(
-            "answer p50, us",
-            "shop",
-            "D2",
-            figures.p50.as_micros() as f64,
-        );
-        report.add(
-            "answer p99, us",
-            "shop",
-            "D2",
-            figures.p99.as_micros() as f64,
-        );
     }
     report.print();
     report.write(&options.json)
@@ -107,8 +99,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 struct Figures {
     accepted_per_second: f64,
-    /// Unless nobody was there to complete them.
-    completed_per_second: Option<f64>,
+    /// Unless nobody was there to complete them: how many, and the shop's user and system time for
+    /// each.
+    completed: Option<(f64, Duration)>,
     p50: Duration,
     p99: Duration,
 }
@@ -116,14 +109,28 @@ struct Figures {
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:.0} accepted/s, ", self.accepted_per_second)?;
-        if let Some(completed) = self.completed_per_second {
-            write!(f, "{completed:.0} completed/s, ")?;
+        if let Some((completed, cpu)) = self.completed {
+            write!(f, "{completed:.0} completed/s, CPU {cpu:?} per order, ")?;
         }
         write!(f, "answer p50 {:?} p99 {:?}", self.p50, self.p99)
     }
 }
 
-async fn place_and_wait(address: &str, options: &Options) -> anyhow::Result<Figures> {
+impl Figures {
+    fn add_to(&self, report: &mut Report, shop: &str) {
+        let mut add = |job, figure| report.add(job, shop, "D2", figure);
+        add("orders accepted /s", self.accepted_per_second);
+        if let Some((completed, cpu)) = self.completed {
+            add("orders completed /s", completed);
+            add("CPU per order, us", cpu.as_secs_f64() * 1e6);
+        }
+        add("answer p50, us", self.p50.as_micros() as f64);
+        add("answer p99, us", self.p99.as_micros() as f64);
+    }
+}
+
+async fn place_and_wait(shop: &Shop, options: &Options) -> anyhow::Result<Figures> {
+    let address = &*shop.address;
     let skus = match options.answers_only {
         true => vec![ALWAYS_THERE.to_owned()],
         false => skus_in_stock(address, options.orders as u64).await?,
@@ -131,6 +138,7 @@ async fn place_and_wait(address: &str, options: &Options) -> anyhow::Result<Figu
     let skus = Arc::new(skus);
     let begun = SystemTime::now();
     let clock = Instant::now();
+    let cpu_before = shop.cpu()?;
     let next = Arc::new(AtomicUsize::new(0));
     let customers: Vec<_> = (0..options.customers)
         .map(|_| {
@@ -158,33 +166,41 @@ async fn place_and_wait(address: &str, options: &Options) -> anyhow::Result<Figu
     let accepted = clock.elapsed();
 
     let count = orders.len() as f64;
-    let completed_per_second = match options.answers_only {
+    let completed = match options.answers_only {
         true => None,
-        false => Some(count / completion(address, begun, &orders).await?.as_secs_f64()),
+        false => {
+            let (took, cpu) = completion(shop, begun, &orders).await?;
+            let cpu = cpu.saturating_sub(cpu_before) / u32::try_from(orders.len())?;
+            Some((count / took.as_secs_f64(), cpu))
+        }
     };
     let mut answers: Vec<Duration> = orders.iter().map(|(_, answer)| *answer).collect();
     answers.sort_unstable();
     Ok(Figures {
         accepted_per_second: count / accepted.as_secs_f64(),
-        completed_per_second,
+        completed,
         p50: answers[answers.len() / 2],
         p99: answers[answers.len() * 99 / 100],
     })
 }
 
 /// Waits for the last fact of every order and checks what the bank says; returns how long after
-/// `begun` that last fact was.
+/// `begun` that last fact was, and the shop's CPU until then.
 async fn completion(
-    address: &str,
+    shop: &Shop,
     begun: SystemTime,
     orders: &[(String, Duration)],
-) -> anyhow::Result<Duration> {
-    let mut http = Http::connect(address).await?;
+) -> anyhow::Result<(Duration, Duration)> {
+    let mut http = Http::connect(&shop.address).await?;
     let deadline = Instant::now() + DRAIN_MAX;
     let mut last_fact = begun;
     // The last ones first, so that asking does not take the shop's time while it is at work.
-    for (id, _) in orders.iter().rev() {
+    let mut cpu = Duration::ZERO;
+    for (place, (id, _)) in orders.iter().rev().enumerate() {
         last_fact = last_fact.max(wait_until_complete(&mut http, id, deadline).await?);
+        if place == 0 {
+            cpu = shop.cpu()?;
+        }
     }
     for (id, _) in orders {
         let ledger = http.get(&format!("/bank/ledger?orderId={id}")).await?;
@@ -194,7 +210,7 @@ async fn completion(
             "order {id} has {charges} entries in the bank's ledger, not 1"
         );
     }
-    Ok(last_fact.duration_since(begun)?)
+    Ok((last_fact.duration_since(begun)?, cpu))
 }
 
 /// The products that every order of a round could take one of.
@@ -307,9 +323,8 @@ struct Shop {
 }
 
 impl Shop {
-    fn start(options: &Options, data: &Path) -> anyhow::Result<Self> {
-        let program = sibling(options.shop.as_deref(), "shop")?;
-        let mut process = Command::new(&program)
+    fn start(program: &Path, options: &Options, data: &Path) -> anyhow::Result<Self> {
+        let mut process = Command::new(program)
             .args([
                 "--listen",
                 "127.0.0.1:0",
@@ -340,6 +355,20 @@ impl Shop {
         std::thread::spawn(move || lines.for_each(drop));
         let address = address.context("the shop ended before it was ready")?;
         Ok(Self { process, address })
+    }
+
+    /// User and system time that it has used.
+    fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // After the name, which may hold anything: fields 3 and on; 14 and 15 are the times.
+        let (_, fields) = stat.rsplit_once(')').context("an odd `stat`")?;
+        let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+        let (user, system) = (
+            times.next().context("no utime")??,
+            times.next().context("no stime")??,
+        );
+        let ticks = rustix::param::clock_ticks_per_second();
+        Ok(Duration::from_millis((user + system) * 1000 / ticks))
     }
 }
 

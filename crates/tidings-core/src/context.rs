@@ -7,7 +7,9 @@
 use std::{
     any::{Any, TypeId, type_name},
     collections::HashMap,
+    future,
     sync::Arc,
+    task::{self, Poll, Waker},
 };
 
 use parking_lot::Mutex;
@@ -142,8 +144,19 @@ pub struct TransactionSlot {
 
 enum SlotState {
     NotBegun,
+    /// The store puts the transaction here, as soon as it is wanted.
+    ByStore(Waiting),
     Lent,
     Begun(Box<dyn Transaction>),
+}
+
+/// Who waits for a transaction that the store puts into a slot.
+#[derive(Default)]
+struct Waiting {
+    /// The handler, once it wants the transaction.
+    user: Option<Waker>,
+    /// The store, until it is wanted.
+    store: Option<Waker>,
 }
 
 impl TransactionSlot {
@@ -162,12 +175,43 @@ impl TransactionSlot {
 
     /// For stores: the transaction to use, begun already.
     pub fn put(&self, transaction: Box<dyn Transaction>) {
-        self.replace(SlotState::Begun(transaction));
+        if let SlotState::ByStore(Waiting {
+            user: Some(user), ..
+        }) = self.replace(SlotState::Begun(transaction))
+        {
+            user.wake();
+        }
+    }
+
+    /// For stores that [`put`](Self::put) the transaction when [`is_wanted`](Self::is_wanted) says
+    /// so, instead of being asked to begin one. What is begun already stays.
+    pub fn put_when_wanted(&self) {
+        let mut state = self.state.lock();
+        if let SlotState::NotBegun = *state {
+            *state = SlotState::ByStore(Waiting::default());
+        }
+    }
+
+    /// For stores: whether somebody waits for a transaction to be [`put`](Self::put). If not, the
+    /// waker of `task` is called when somebody does.
+    pub fn is_wanted(&self, task: &mut task::Context<'_>) -> bool {
+        match &mut *self.state.lock() {
+            SlotState::ByStore(Waiting { user: Some(_), .. }) => true,
+            SlotState::ByStore(waiting) => {
+                waiting.store = Some(task.waker().clone());
+                false
+            }
+            SlotState::NotBegun | SlotState::Lent | SlotState::Begun(_) => false,
+        }
     }
 
     /// True if the transaction was used, or is being used.
     pub fn is_used(&self) -> bool {
-        !matches!(*self.state.lock(), SlotState::NotBegun)
+        match &*self.state.lock() {
+            SlotState::NotBegun => false,
+            SlotState::ByStore(waiting) => waiting.user.is_some(),
+            SlotState::Lent | SlotState::Begun(_) => true,
+        }
     }
 
     /// A handle through which the transaction is used.
@@ -186,7 +230,7 @@ impl TransactionSlot {
     /// was written there cannot be committed with the rest.
     pub fn take(&self) -> Result<Option<Box<dyn Transaction>>, StoreError> {
         match self.replace(SlotState::NotBegun) {
-            SlotState::NotBegun => Ok(None),
+            SlotState::NotBegun | SlotState::ByStore(_) => Ok(None),
             SlotState::Begun(transaction) => Ok(Some(transaction)),
             SlotState::Lent => Err(StoreError::new(
                 "the handler returned but its `Tx` is still in use; a transaction cannot outlive \
@@ -196,24 +240,44 @@ impl TransactionSlot {
     }
 
     async fn borrow(&self) -> Result<Box<dyn Transaction>, StoreError> {
-        match self.replace(SlotState::Lent) {
-            SlotState::Begun(transaction) => Ok(transaction),
-            SlotState::NotBegun => {
+        match future::poll_fn(|task| self.poll_borrow(task)).await {
+            Borrowed::Begun(transaction) => Ok(transaction),
+            Borrowed::ToBegin => {
                 let unless_begun = NotBegunAgain(self);
                 let transaction = self.store.begin().await?;
                 std::mem::forget(unless_begun);
                 Ok(transaction)
             }
-            SlotState::Lent => Err(StoreError::new(
+            Borrowed::Lent => Err(StoreError::new(
                 "the transaction is in use by another argument of this handler; take one `Tx` per \
                  handler",
             )),
         }
     }
 
+    fn poll_borrow(&self, task: &mut task::Context<'_>) -> Poll<Borrowed> {
+        let mut state = self.state.lock();
+        if let SlotState::ByStore(waiting) = &mut *state {
+            waiting.user = Some(task.waker().clone());
+            waiting.store.take().inspect(Waker::wake_by_ref);
+            return Poll::Pending;
+        }
+        Poll::Ready(match std::mem::replace(&mut *state, SlotState::Lent) {
+            SlotState::Begun(transaction) => Borrowed::Begun(transaction),
+            SlotState::NotBegun => Borrowed::ToBegin,
+            SlotState::ByStore(_) | SlotState::Lent => Borrowed::Lent,
+        })
+    }
+
     fn replace(&self, state: SlotState) -> SlotState {
         std::mem::replace(&mut *self.state.lock(), state)
     }
+}
+
+enum Borrowed {
+    Begun(Box<dyn Transaction>),
+    ToBegin,
+    Lent,
 }
 
 /// Puts a slot back when its transaction could not begin, or nobody waited until it had.

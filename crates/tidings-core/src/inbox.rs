@@ -157,6 +157,21 @@ pub struct Seen {
     pub behind: bool,
 }
 
+impl Seen {
+    /// Why a commit of the message would be refused that is over this.
+    pub fn refusal(&self, over: &Over) -> Option<Refusal> {
+        let is_known = match (self.state, over) {
+            (None, _) => false,
+            (Some(InboxState::Dead), Over::Dead { redrive }) => self.redrive >= *redrive,
+            (Some(_), _) => true,
+        };
+        match is_known {
+            true => Some(Refusal::Known),
+            false => self.behind.then_some(Refusal::Behind),
+        }
+    }
+}
+
 /// The states of an inbox row, as stored (`0` to `3`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum InboxState {

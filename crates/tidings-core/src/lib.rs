@@ -42,7 +42,7 @@ pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordV
 pub use sending::{
     Cancel, IntoMessages, Messages, Reply, ScheduleId, Scheduled, SendWith, When, With,
 };
-pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError};
+pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError, WorkFuture};
 pub use transport::{
     Deliveries, Features, Group, PublishError, PublishErrorKind, Queue, SLOT_COUNT, Subscription,
     Topology, Transport, TransportError, dead_letter_queue, slot_of,

@@ -9,7 +9,7 @@
 use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use crate::{
-    Ask, BoxError, BoxFuture, Deferred, InboxEntry, Outbox, Outgoing, Record, RecordChange,
+    Ask, BoxError, BoxFuture, Deferred, InboxEntry, Outbox, Outgoing, Over, Record, RecordChange,
     RecordId, Records, Refusal, Seen, TransactionSlot,
 };
 
@@ -137,8 +137,12 @@ impl Committed {
 /// Something that may use a transaction and says what to commit with it.
 pub struct Work {
     slot: Arc<TransactionSlot>,
-    future: BoxFuture<'static, Result<Commit, BoxError>>,
+    claim: Option<InboxEntry>,
+    future: WorkFuture,
 }
+
+/// What a [`Work`] does. It resolves to what is committed with what it wrote.
+pub type WorkFuture = BoxFuture<'static, Result<Commit, BoxError>>;
 
 impl Work {
     /// Work that uses the transaction of `slot`, if it needs one, and resolves to what is committed
@@ -149,19 +153,33 @@ impl Work {
     ) -> Self {
         Self {
             slot,
+            claim: None,
             future: Box::pin(future),
         }
     }
 
-    /// For stores: the slot to put a transaction into, and the work that uses it. When the work has
-    /// resolved, take the transaction out of the slot again, and commit or undo it.
-    pub fn into_parts(
-        self,
-    ) -> (
-        Arc<TransactionSlot>,
-        BoxFuture<'static, Result<Commit, BoxError>>,
-    ) {
-        (self.slot, self.future)
+    /// The same for a message: `entry` is committed too, before the other entries. Work whose entry
+    /// would be refused need not run, and then the outcome is that refusal.
+    pub fn claiming(mut self, entry: InboxEntry) -> Self {
+        self.claim = Some(entry);
+        self
+    }
+
+    /// For stores: where its transaction is.
+    pub fn slot(&self) -> &TransactionSlot {
+        &self.slot
+    }
+
+    /// For stores: the entry of the message.
+    pub fn claim(&self) -> Option<&InboxEntry> {
+        self.claim.as_ref()
+    }
+
+    /// For stores: the slot to put a transaction into, the entry of the message, and the work that
+    /// uses the transaction. When the work has resolved, take the transaction out of the slot again,
+    /// and commit or undo it.
+    pub fn into_parts(self) -> (Arc<TransactionSlot>, Option<InboxEntry>, WorkFuture) {
+        (self.slot, self.claim, self.future)
     }
 
     /// Runs it alone, in a transaction of its own that `store` begins when it is first used.
@@ -170,7 +188,10 @@ impl Work {
     ///
     /// The work's own, or the store's.
     pub async fn run_on<S: Store + ?Sized>(self, store: &S) -> Result<Committed, WorkError> {
-        let commit = match self.future.await {
+        if let Some(why) = look(store, self.claim.as_ref()).await? {
+            return Ok(Committed::Refused { entry: 0, why });
+        }
+        let mut commit = match self.future.await {
             Ok(commit) => commit,
             Err(error) => {
                 if let Ok(Some(transaction)) = self.slot.take() {
@@ -179,6 +200,7 @@ impl Work {
                 return Err(WorkError::Failed(error));
             }
         };
+        commit.inbox.splice(..0, self.claim);
         let committed = match self.slot.take() {
             Ok(Some(transaction)) => transaction.commit(commit).await,
             Ok(None) => store.commit(commit).await,
@@ -188,15 +210,38 @@ impl Work {
     }
 }
 
+/// Asks the inbox, so that work is not done in vain. A message that is under a lease is not asked
+/// for, since the lease says enough.
+async fn look<S: Store + ?Sized>(
+    store: &S,
+    claim: Option<&InboxEntry>,
+) -> Result<Option<Refusal>, WorkError> {
+    let Some(entry) = claim else { return Ok(None) };
+    if let Over::Lease(_) = entry.over {
+        return Ok(None);
+    }
+    let ask = Ask {
+        claim: entry.claim.clone(),
+        order: entry.order.clone(),
+    };
+    let seen = store.look(&[ask]).await.map_err(WorkError::NotBegun)?;
+    let seen = seen.into_iter().next().unwrap_or_default();
+    Ok(seen.refusal(&entry.over))
+}
+
 impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Work").finish_non_exhaustive()
+        f.debug_struct("Work")
+            .field("claim", &self.claim)
+            .finish_non_exhaustive()
     }
 }
 
 /// Why a piece of [`Work`] was not committed.
 #[derive(Debug)]
 pub enum WorkError {
+    /// The store could not begin: nothing was tried.
+    NotBegun(StoreError),
     /// It failed by itself; everything was undone.
     Failed(BoxError),
     /// The store did not commit it.
@@ -208,7 +253,25 @@ impl WorkError {
     pub fn into_inner(self) -> BoxError {
         match self {
             Self::Failed(error) => error,
-            Self::Store(error) => Box::new(error),
+            Self::NotBegun(error) | Self::Store(error) => Box::new(error),
+        }
+    }
+}
+
+impl fmt::Display for WorkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(error) => error.fmt(f),
+            Self::NotBegun(error) | Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl StdError for WorkError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Failed(error) => error.source(),
+            Self::NotBegun(error) | Self::Store(error) => error.source(),
         }
     }
 }

@@ -6,7 +6,8 @@
 //! * Every write is durable when it is reported (`synchronous = full`), and writes that wait share
 //!   one disk sync; see [`SqliteStore::write`].
 //! * Several processes may share one file on a local disk.
-//! * A handler's [`Tx`] runs closures and statements on the writer's thread.
+//! * Handlers run on the writer's thread too, as long as they await nothing but their [`Tx`]: see
+//!   [`Store::run`].
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -26,6 +27,7 @@
 //! # Ok(()) }
 //! ```
 
+mod attempt;
 mod clock;
 mod commit;
 mod deferred;
@@ -52,19 +54,22 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use rusqlite::Connection;
 use tidings_core::{
     Ask, BoxFuture, Commit, Committed, Deferred, Outbox, Records, Seen, Store, StoreError,
-    Transaction,
+    Transaction, Work, WorkError,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use rusqlite;
 pub use transaction::{SqliteTransaction, Tx};
 
+use attempt::Habits;
 use migrations::Migration;
+use readers::Readers;
 use transaction::{Postponed, commit_work, gone, statement, unit};
-use writer::{Job, Statement};
+use writer::Job;
 
 /// How long a write waits for another process that holds the file's lock.
 pub(crate) const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -139,21 +144,21 @@ impl SqliteOptions {
             .map(|_| schema::open_reader(&path))
             .collect::<Result<Vec<_>, _>>()?;
         let (writer, writes) = mpsc::channel(WAITING_MAX);
-        let (reader, reads) = mpsc::channel(WAITING_MAX);
         writer::spawn(
             connection,
             Arc::clone(&path),
             writes,
             self.transaction_idle_max,
         )?;
-        readers::spawn(readers, &path, reads)?;
+        let readers = Readers::start(readers, &path, WAITING_MAX)?;
         Ok(SqliteStore(Arc::new(Shared {
             path,
             writer,
-            reader,
+            readers,
             commits: watch::Sender::new(0),
             commits_seen: AtomicU64::new(0),
             data_version_seen: AtomicI64::new(-1),
+            habits: Habits::default(),
         })))
     }
 }
@@ -165,12 +170,13 @@ pub struct SqliteStore(Arc<Shared>);
 struct Shared {
     path: Arc<Path>,
     writer: mpsc::Sender<Job>,
-    reader: mpsc::Sender<Statement>,
+    readers: Readers,
     /// Counts the commits of this process that brought outbox rows.
     commits: watch::Sender<u64>,
     commits_seen: AtomicU64,
     /// SQLite's counter of what other processes committed, when it was last looked at.
     data_version_seen: AtomicI64,
+    habits: Habits,
 }
 
 impl SqliteStore {
@@ -249,7 +255,7 @@ impl SqliteStore {
     {
         let (reply, answer) = oneshot::channel();
         let read = statement(&self.0, reply, work);
-        self.0.reader.send(read).await.map_err(|_| gone())?;
+        self.0.readers.send(read).await;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 }
@@ -297,6 +303,17 @@ impl Store for SqliteStore {
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Committed, StoreError>> {
         Box::pin(Arc::clone(&self.0).commit(Vec::new(), commit))
+    }
+
+    fn run(&self, batch: Vec<Work>) -> BoxFuture<'_, Vec<Result<Committed, WorkError>>> {
+        let run = |work: Work| async move {
+            // A slot that was used before has a transaction, which keeps the writer to itself.
+            match work.slot().is_used() || self.0.habits.is_busy(work.claim()) {
+                true => work.run_on(self).await,
+                false => attempt::run(Arc::clone(&self.0), work).await,
+            }
+        };
+        Box::pin(join_all(batch.into_iter().map(run)))
     }
 
     fn look<'a>(&'a self, asked: &'a [Ask]) -> BoxFuture<'a, Result<Vec<Seen>, StoreError>> {

@@ -1,6 +1,7 @@
 //! A handler's transaction, and the `Tx` it is used through.
 
 use std::{
+    any::Any,
     borrow::Cow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock, mpsc as std_mpsc},
@@ -14,7 +15,9 @@ use tidings_core::{
 use tokio::sync::oneshot;
 
 use crate::{
-    Shared, commit,
+    Shared,
+    attempt::Handover,
+    commit,
     error::{self, Failure},
     records,
     writer::{self, Job, Ready, Session, Statement, Step, Unit, Work},
@@ -28,14 +31,22 @@ const STATEMENTS_WAITING_MAX: usize = 8;
 /// holds the file's only writer from then on.
 pub struct SqliteTransaction {
     shared: Arc<Shared>,
-    begun: Option<Begun>,
+    state: State,
     postponed: Vec<Postponed>,
+}
+
+enum State {
+    NotBegun,
+    /// It runs on the writer's thread, and so does its handler, until it leaves.
+    Here(Arc<Handover>),
+    Begun(Begun),
 }
 
 /// Statements whose outcome nobody waits for: they run with the next step, or with the commit.
 pub(crate) type Postponed = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 
-struct Begun {
+/// The owner's side of a [`Session`].
+pub(crate) struct Begun {
     steps: std_mpsc::SyncSender<Step>,
     ended: Arc<OnceLock<Failure>>,
 }
@@ -44,8 +55,16 @@ impl SqliteTransaction {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
-            begun: None,
+            state: State::NotBegun,
             postponed: Vec::new(),
+        }
+    }
+
+    /// One that runs on the writer's thread, where its handler is too.
+    pub(crate) fn here(shared: Arc<Shared>, handover: Arc<Handover>) -> Self {
+        Self {
+            state: State::Here(handover),
+            ..Self::new(shared)
         }
     }
 
@@ -69,31 +88,67 @@ impl SqliteTransaction {
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel();
         let postponed = std::mem::take(&mut self.postponed);
         let work = move |connection: &Connection| {
             run_postponed(postponed, connection)?;
             work(connection)
         };
+        match self.call_here(work) {
+            Ok(outcome) => outcome,
+            Err(work) => self.call_there(work).await,
+        }
+    }
+
+    /// Runs `work` at once, if this is the writer's thread and it runs this transaction.
+    fn call_here<T, F>(&self, work: F) -> Result<Result<T, StoreError>, F>
+    where
+        F: FnOnce(&Connection) -> rusqlite::Result<T>,
+    {
+        let connection = match &self.state {
+            State::Here(handover) => handover.here(),
+            State::NotBegun | State::Begun(_) => None,
+        };
+        let Some(connection) = connection else {
+            return Err(work);
+        };
+        let ready = match connection.is_autocommit() {
+            false => Ok(&*connection),
+            true => Err(writer::lost().error()),
+        };
+        Ok(run(&self.shared, ready, work))
+    }
+
+    async fn call_there<T, F>(&mut self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
         let statement = statement(&self.shared, reply, work);
-        match &self.begun {
+        match self.begun().await? {
             Some(begun) => begun.send(Step::Statement(statement))?,
             None => {
-                let (steps, waiting) = std_mpsc::sync_channel(STATEMENTS_WAITING_MAX);
-                let ended = Arc::default();
-                let session = Session {
-                    first: statement,
-                    steps: waiting,
-                    ended: Arc::clone(&ended),
-                };
+                let (begun, session) = Begun::new(Some(statement));
                 self.shared.send(Job::Session(session)).await?;
-                self.begun = Some(Begun { steps, ended });
+                self.state = State::Begun(begun);
             }
         }
-        match answer.await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(self.begun.as_ref().map_or_else(gone, Begun::error)),
+        match (answer.await, &self.state) {
+            (Ok(outcome), _) => outcome,
+            (Err(_), State::Begun(begun)) => Err(begun.error()),
+            (Err(_), _) => Err(gone()),
         }
+    }
+
+    /// How to reach it from outside of the writer's thread, if it has begun.
+    async fn begun(&mut self) -> Result<Option<&Begun>, StoreError> {
+        if let State::Here(handover) = &self.state {
+            self.state = State::Begun(handover.session().await?);
+        }
+        Ok(match &self.state {
+            State::Begun(begun) => Some(begun),
+            State::NotBegun | State::Here(_) => None,
+        })
     }
 }
 
@@ -112,11 +167,13 @@ impl Transaction for SqliteTransaction {
         commit: Commit,
     ) -> BoxFuture<'static, Result<Committed, StoreError>> {
         Box::pin(async move {
-            let Some(begun) = self.begun else {
-                return self.shared.commit(self.postponed, commit).await;
+            let mut own = *self;
+            let (shared, postponed) = (Arc::clone(&own.shared), std::mem::take(&mut own.postponed));
+            let Some(begun) = own.begun().await? else {
+                return shared.commit(postponed, commit).await;
             };
             let (reply, answer) = oneshot::channel();
-            let work = commit_work(Arc::clone(&self.shared), self.postponed, commit, reply);
+            let work = commit_work(shared, postponed, commit, reply);
             begun.send(Step::Commit(work))?;
             answer.await.unwrap_or_else(|_| Err(begun.error()))
         })
@@ -124,7 +181,8 @@ impl Transaction for SqliteTransaction {
 
     fn rollback(self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let Some(begun) = self.begun else {
+            let mut own = *self;
+            let Ok(Some(begun)) = own.begun().await else {
                 return;
             };
             let (reply, answer) = oneshot::channel();
@@ -137,6 +195,18 @@ impl Transaction for SqliteTransaction {
 }
 
 impl Begun {
+    /// A session whose first step is `first`.
+    pub(crate) fn new(first: Option<Statement>) -> (Self, Session) {
+        let (steps, waiting) = std_mpsc::sync_channel(STATEMENTS_WAITING_MAX);
+        let ended = Arc::new(OnceLock::new());
+        let session = Session {
+            first,
+            steps: waiting,
+            ended: Arc::clone(&ended),
+        };
+        (Self { steps, ended }, session)
+    }
+
     fn send(&self, step: Step) -> Result<(), StoreError> {
         self.steps.try_send(step).map_err(|refused| match refused {
             std_mpsc::TrySendError::Full(_) => StoreError::new(format!(
@@ -218,6 +288,29 @@ fn run_postponed(postponed: Vec<Postponed>, connection: &Connection) -> rusqlite
     postponed.into_iter().try_for_each(|work| work(connection))
 }
 
+pub(crate) fn write_commit(
+    shared: &Shared,
+    connection: &Connection,
+    postponed: Vec<Postponed>,
+    commit: &Commit,
+) -> Result<Committed, StoreError> {
+    run(shared, Ok(connection), |connection| {
+        run_postponed(postponed, connection)
+    })?;
+    commit::write(connection, commit)
+        .map_err(|error| error::explain(&shared.path, "write inbox and outbox", &error))?
+        .into_result()
+}
+
+/// What a transaction that was not used any more has postponed.
+pub(crate) fn take_postponed(transaction: Option<Box<dyn Transaction>>) -> Vec<Postponed> {
+    let transaction = transaction.map(|it| (it as Box<dyn Any>).downcast::<SqliteTransaction>());
+    match transaction {
+        Some(Ok(transaction)) => transaction.postponed,
+        Some(Err(_)) | None => Vec::new(),
+    }
+}
+
 /// What was postponed, the inbox, the records and the outbox as the last step of a transaction.
 pub(crate) fn commit_work(
     shared: Arc<Shared>,
@@ -226,14 +319,8 @@ pub(crate) fn commit_work(
     reply: oneshot::Sender<Result<Committed, StoreError>>,
 ) -> Work {
     Box::new(move |ready| {
-        let outcome = ready.and_then(|connection| {
-            run(&shared, Ok(connection), |connection| {
-                run_postponed(postponed, connection)
-            })?;
-            commit::write(connection, &commit)
-                .map_err(|error| error::explain(&shared.path, "write inbox and outbox", &error))?
-                .into_result()
-        });
+        let outcome =
+            ready.and_then(|connection| write_commit(&shared, connection, postponed, &commit));
         let keep = matches!(outcome, Ok(Committed::Done));
         let done = move |durable: Result<(), StoreError>| {
             let outcome = durable.and(outcome);
@@ -253,9 +340,9 @@ pub(crate) fn commit_work(
 ///
 /// It has no `commit`: the toolkit commits it, with the inbox row and the outbox rows, when the
 /// handler returns `Ok`. It begins with its first statement; from then on every other write to the
-/// file waits, so do slow work before. A handler that is idle for too long between its statements
-/// loses its transaction; see
-/// [`transaction_idle_max`](crate::SqliteOptions::transaction_idle_max).
+/// file waits, so do slow work before: a handler that awaits something else between its statements
+/// is tried again alone if others wait to be committed with it, and loses its transaction if it is
+/// idle for longer than [`transaction_idle_max`](crate::SqliteOptions::transaction_idle_max).
 ///
 /// ```
 /// # async fn handler(mut tx: tidings_sqlite::Tx) -> Result<(), tidings_core::StoreError> {

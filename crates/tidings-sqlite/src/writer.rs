@@ -11,6 +11,9 @@
 //! told that it was a conflict. Then transactions are committed one by one for a while, so that
 //! when they are tried again only the guilty one fails.
 //!
+//! A handler's attempt is polled on this thread ([`Attempt`]) and is a transaction like any other as
+//! long as it awaits nothing but its own statements.
+//!
 //! A transaction that an async handler holds open (a [`Job::Session`]) keeps the writer to itself
 //! until it ends or stays idle for too long. Those that have run before it in the same outer
 //! transaction wait for it too, but not for long: it is rolled back, as a conflict, once it has
@@ -20,6 +23,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    rc::Rc,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -35,7 +39,10 @@ use rusqlite::{
 use tidings_core::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::{self, Failure};
+use crate::{
+    attempt::{Attempt, Reached},
+    error::{self, Failure},
+};
 
 /// The most transactions that share one commit. Bounds how much one failed disk write undoes.
 const UNITS_PER_COMMIT_MAX: usize = 1024;
@@ -65,6 +72,8 @@ pub(crate) enum Job {
     Unit(Work),
     /// A transaction in several steps, the first of which is here.
     Session(Session),
+    /// A handler's attempt.
+    Attempt(Box<Attempt>),
     /// Something that writes nothing and needs this very connection.
     Look(Statement),
 }
@@ -89,7 +98,8 @@ pub(crate) struct Unit {
 
 /// A transaction held open from outside.
 pub(crate) struct Session {
-    pub(crate) first: Statement,
+    /// The first step, if it has not been made yet.
+    pub(crate) first: Option<Statement>,
     /// The rest. When the other end is dropped, the transaction is rolled back.
     pub(crate) steps: std_mpsc::Receiver<Step>,
     /// Why the writer ended it, if it did.
@@ -113,17 +123,20 @@ pub(crate) fn spawn(
     guard
         .watch(&connection)
         .map_err(|error| error::explain(&path, "guard transactions", &error))?;
-    let writer = Writer {
-        connection,
-        path,
-        idle_max,
-        guard,
-        alone: 0,
-        apart_until: None,
+    let run = move || {
+        let writer = Writer {
+            connection: Rc::new(connection),
+            path,
+            idle_max,
+            guard,
+            alone: 0,
+            apart_until: None,
+        };
+        writer.run(jobs);
     };
     std::thread::Builder::new()
         .name("tidings-sqlite-writer".into())
-        .spawn(move || writer.run(jobs))
+        .spawn(run)
         .map(drop)
         .map_err(|error| StoreError::new("cannot start the writer's thread").with_source(error))
 }
@@ -169,7 +182,8 @@ impl Guard {
 }
 
 struct Writer {
-    connection: Connection,
+    /// Shared with the attempt that runs on this thread.
+    connection: Rc<Connection>,
     path: Arc<Path>,
     idle_max: Duration,
     guard: Arc<Guard>,
@@ -210,7 +224,12 @@ impl Writer {
         let mut next = Some(first);
         let mut after = None;
         while let Some(job) = next {
-            if matches!(job, Job::Session(_)) && !waiting.is_empty() && self.is_apart() {
+            let is_apart = match &job {
+                Job::Session(_) => self.is_apart(),
+                Job::Attempt(attempt) => attempt.is_apart(),
+                Job::Unit(_) | Job::Look(_) => false,
+            };
+            if is_apart && !waiting.is_empty() {
                 after = Some(job);
                 break;
             }
@@ -295,12 +314,29 @@ impl Writer {
         match job {
             Job::Unit(work) => self.finish(work),
             Job::Session(session) => self.session(session, others_wait),
+            Job::Attempt(attempt) => self.attempt(*attempt, others_wait),
             Job::Look(_) => None,
         }
     }
 
+    fn attempt(&mut self, attempt: Attempt, others_wait: bool) -> Option<Unit> {
+        match attempt.run(&self.connection, others_wait) {
+            Reached::Ended(unit) => {
+                self.end(unit.keep);
+                Some(unit)
+            }
+            Reached::Gone => {
+                self.end(false);
+                None
+            }
+            Reached::Holds(session) => self.session(session, others_wait),
+        }
+    }
+
     fn session(&mut self, session: Session, others_wait: bool) -> Option<Unit> {
-        (session.first)(Ok(&self.connection));
+        if let Some(first) = session.first {
+            first(Ok(&self.connection));
+        }
         let idle_max = if others_wait {
             self.idle_max.min(IDLE_BEFORE_OTHERS_MAX)
         } else {
@@ -361,15 +397,20 @@ impl Writer {
     fn finish(&self, work: Work) -> Option<Unit> {
         // A panic drops its owner's channel, which tells the owner.
         let unit = catch_unwind(AssertUnwindSafe(|| work(Ok(&self.connection)))).ok();
+        self.end(unit.as_ref().is_some_and(|unit| unit.keep));
+        unit
+    }
+
+    /// Closes the savepoint, unless SQLite has rolled back everything by itself.
+    fn end(&self, keep: bool) {
         if self.connection.is_autocommit() {
-            return unit;
+            return;
         }
-        if unit.as_ref().is_some_and(|unit| unit.keep) {
+        if keep {
             self.close("release tidings /* own */");
         } else {
             self.undo();
         }
-        unit
     }
 
     /// Rolls back to the savepoint.
@@ -418,8 +459,11 @@ fn refuse(job: Job, why: &Failure) {
         Job::Unit(work) => (work(Err(why.error())).done)(Ok(())),
         Job::Session(session) => {
             let _ = session.ended.set(why.clone());
-            (session.first)(Err(why.error()));
+            if let Some(first) = session.first {
+                first(Err(why.error()));
+            }
         }
+        Job::Attempt(attempt) => attempt.refuse(why.error()),
         Job::Look(look) => look(Err(why.error())),
     }
 }

@@ -19,11 +19,11 @@ use std::{
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tower::{Service, ServiceExt};
+use tracing::Instrument;
 
 use crate::{
-    Ask, BoxError, BoxFuture, Claim, Committed, Context, Destination, Error, Fate, FromContext,
-    InboxEntry, InboxState, IntoMessages, Message, Messages, Over, Provided, Refusal, Seen, Store,
-    Transport, Work,
+    BoxError, BoxFuture, Claim, Committed, Context, Destination, Error, Fate, FromContext,
+    InboxEntry, IntoMessages, Message, Messages, Provided, Refusal, Transport, Work, WorkError,
     accept::{Upcast, decode},
     publish::Sender,
     retry::NotAsked,
@@ -239,24 +239,25 @@ where
         return Ok(Handled::Done);
     };
     let store = Arc::clone(slot.store());
-    if let Some(known) = look(&*store, &context).await? {
-        return Ok(known);
-    }
     let entry = InboxEntry {
         claim: claim_of(&context),
         over: context.incoming().over.clone(),
         order: context.incoming().order.clone(),
         fate: Fate::Handled,
     };
-    let work = Work::new(slot, async move {
+    let work = async move {
         let messages = call(handler, &upcasts, &context).await?;
         let commit = effects.sender.commit(messages, Some(&context));
-        let mut commit = commit.map_err(Error::into_inner)?;
-        commit.inbox.push(entry);
-        Ok(commit)
-    });
+        commit.map_err(Error::into_inner)
+    };
+    // The store may run it in a thread of its own.
+    let work = Work::new(slot, work.in_current_span()).claiming(entry);
     let committed = match store.run(vec![work]).await.pop() {
-        Some(outcome) => outcome.map_err(crate::WorkError::into_inner)?,
+        Some(Ok(committed)) => committed,
+        Some(Err(WorkError::NotBegun(error))) if !error.is_invalid() => {
+            return Err(NotAsked(error).into());
+        }
+        Some(Err(error)) => return Err(error.into_inner()),
         None => return Err("the store gave no outcome for an attempt".into()),
     };
     Ok(match committed {
@@ -291,39 +292,6 @@ pub(crate) fn claim_of(context: &Context) -> Claim {
     Claim {
         consumer: context.queue().into(),
         message: context.message_id().clone(),
-    }
-}
-
-/// Asks the inbox, so that a handler does not run in vain: what to answer instead of running it. A
-/// message from the store is not asked for, since its lease says enough.
-async fn look(store: &dyn Store, context: &Context) -> Result<Option<Handled>, BoxError> {
-    let incoming = context.incoming();
-    if let Over::Lease(_) = incoming.over {
-        return Ok(None);
-    }
-    let ask = Ask {
-        claim: claim_of(context),
-        order: incoming.order.clone(),
-    };
-    let seen = match store.look(&[ask]).await {
-        Ok(seen) => seen.into_iter().next().unwrap_or_default(),
-        Err(error) if error.is_invalid() => return Err(error.into()),
-        Err(error) => return Err(NotAsked(error).into()),
-    };
-    Ok(if is_known(&seen, &incoming.over) {
-        Some(Handled::Duplicate)
-    } else if seen.behind {
-        Some(Handled::Behind)
-    } else {
-        None
-    })
-}
-
-fn is_known(seen: &Seen, over: &Over) -> bool {
-    match (seen.state, over) {
-        (None, _) => false,
-        (Some(InboxState::Dead), Over::Dead { redrive }) => seen.redrive >= *redrive,
-        (Some(_), _) => true,
     }
 }
 

@@ -2,9 +2,13 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use tokio::sync::oneshot;
+use tracing::Instrument;
+
 use crate::{
     Command, Error, Event, IntoMessages, Message, Messages, Outgoing, ScheduleId, Store,
-    TransactionHandle, TransactionSlot, publish::Sender, retry, schedule,
+    StoreError, TransactionHandle, TransactionSlot, Work, WorkError, publish::Sender, retry,
+    schedule,
 };
 
 /// Sends events and commands through the outbox, in one transaction with what else is written.
@@ -161,6 +165,59 @@ impl ProducerTransaction {
         outgoing.envelope.traceparent = self.traceparent.clone();
         self.messages.now.push(outgoing);
         Ok(())
+    }
+
+    /// Runs `work` where the database is, with the transaction's handle, and commits what it wrote
+    /// together with the messages that it returns and those that were said before. Returns what else
+    /// it returns.
+    ///
+    /// The store may run it in a thread of its own, many such works with one disk sync; so it awaits
+    /// nothing but the database.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tidings::prelude::*;
+    /// # #[derive(Serialize, Deserialize, Event)]
+    /// # struct OrderPlaced { order_id: String }
+    /// # async fn example(producer: tidings::Producer) -> std::result::Result<(), tidings::WorkError> {
+    /// let place = |handle| async move {
+    ///     let mut tx = tidings_sqlite::Tx::from(handle);
+    ///     let orders = tx.execute("insert into orders (id) values (?1)", ("o-1",)).await?;
+    ///     Ok((orders, OrderPlaced { order_id: "o-1".into() }))
+    /// };
+    /// assert_eq!(producer.transaction().run(place).await?, 1);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`WorkError::NotBegun`] and [`WorkError::Failed`]: nothing was written or sent.
+    /// [`WorkError::Store`]: nothing if it [is a conflict](crate::StoreError::is_conflict),
+    /// otherwise the outcome may be unknown.
+    pub async fn run<T, M, F, Fut>(mut self, work: F) -> Result<T, WorkError>
+    where
+        T: Send + 'static,
+        M: IntoMessages,
+        F: FnOnce(TransactionHandle) -> Fut,
+        Fut: Future<Output = Result<(T, M), Error>> + Send + 'static,
+    {
+        let (slot, store) = (Arc::clone(&self.slot), Arc::clone(self.slot.store()));
+        let working = work(self.handle());
+        let (tell, told) = oneshot::channel();
+        let work = async move {
+            let (value, messages) = working.await.map_err(Error::into_inner)?;
+            self.say(messages).map_err(Error::into_inner)?;
+            let commit = self.sender.commit(self.messages, None);
+            let commit = commit.map_err(Error::into_inner)?;
+            let _ = tell.send(value);
+            Ok(commit)
+        };
+        let outcome = store
+            .run(vec![Work::new(slot, work.in_current_span())])
+            .await;
+        let lost = || WorkError::Store(StoreError::new("the store gave no outcome for a work"));
+        outcome.into_iter().next().ok_or_else(lost)??;
+        told.await.map_err(|_| lost())
     }
 
     /// Makes it all durable; the relay publishes the messages soon after.

@@ -17,7 +17,8 @@ use support::{
     deposit, outgoing, until, write,
 };
 use tidings::{
-    AskError, Cancel, Error, RecordQuery, Reply, Requester, Requests, ScheduleId, Store, prelude::*,
+    AskError, Cancel, Error, RecordQuery, Reply, Requester, Requests, ScheduleId, Store, WorkError,
+    prelude::*,
 };
 use tidings_sqlite::Tx;
 
@@ -116,6 +117,48 @@ async fn a_message_can_be_sent_later_with_headers_and_be_cancelled_or_replaced_u
     bank.stop().await;
     listener.stop().await;
     assert_eq!(broker.published_as::<BalanceChanged>()[3].number, 7);
+}
+
+#[tokio::test]
+async fn work_that_runs_where_the_database_is_writes_and_sends_all_or_nothing() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let router = Router::new("bank")
+        .publishes::<BalanceChanged>()
+        .transactional(database.store.clone());
+    let bank = Running::start(&broker, router).await;
+    let producer = Producer::new("bank", database.store.clone());
+    let write_and = |number, is_good| {
+        move |handle| async move {
+            let mut tx = Tx::from(handle);
+            write(&mut tx, &deposit("a", number)).await?;
+            match is_good {
+                true => Ok((number * 10, balance(number))),
+                false => Err(Error::msg("it fails")),
+            }
+        }
+    };
+    let mut transaction = producer.transaction();
+    transaction.publish(&balance(1)).expect("it is small");
+    let value = transaction.run(write_and(2, true)).await;
+    assert_eq!(value.expect("it commits"), 20);
+
+    let mut transaction = producer.transaction();
+    transaction.publish(&balance(3)).expect("it is small");
+    let failed = transaction.run(write_and(4, false)).await;
+    match failed.expect_err("it fails") {
+        WorkError::Failed(error) => assert_eq!(error.to_string(), "it fails"),
+        other => panic!("{other}"),
+    }
+    let value = producer.transaction().run(write_and(5, true)).await;
+    assert_eq!(value.expect("it commits"), 50);
+    until("they are out", async || broker.published().len() == 3).await;
+    bank.stop().await;
+    listener.stop().await;
+    let said = broker.published_as::<BalanceChanged>();
+    let said: Vec<u64> = said.iter().map(|changed| changed.number).collect();
+    assert_eq!(said, [1, 2, 5]);
+    assert_eq!(database.effects().await.len(), 2);
 }
 
 #[tokio::test]

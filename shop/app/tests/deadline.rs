@@ -125,7 +125,7 @@ async fn orders_that_are_stuck_are_listed_oldest_first_in_pages_and_counted() {
         .await
         .unwrap();
     let earlier = sql("update orders set placed_at = placed_at - $1").bind(1_800_000_000_i64);
-    db.write(vec![earlier]).await.unwrap();
+    db.execute(earlier).await.unwrap();
     drop(db);
     let shop = Shop::start(data.path(), &flags);
     let mut path = "/orders?status=stuck&limit=2".to_owned();
@@ -188,7 +188,13 @@ async fn copies_on_postgresql_cancel_each_order_once() {
             .bind(format!("o-{number}"))
             .bind(number)
     };
-    db.write((0..orders).map(insert).collect()).await.unwrap();
+    let write = db.write(|mut tx| async move {
+        for number in 0..orders {
+            tx.execute(insert(number)).await?;
+        }
+        Ok(())
+    });
+    write.await.unwrap();
     let tasks: Vec<_> = copies
         .into_iter()
         .map(|(_, task)| tokio::spawn(task.run()))

@@ -115,7 +115,7 @@ impl Behaviour {
             .map_err(|error| Problem::invalid(format_args!("cannot be remembered: {error}")))?;
         let remember = sql("insert into behaviour (id, settings) values (1, $1)
              on conflict (id) do update set settings = excluded.settings");
-        db.write(vec![remember.bind(text)]).await?;
+        db.execute(remember.bind(text)).await?;
         *self.0.write() = settings.clone();
         Ok(settings)
     }

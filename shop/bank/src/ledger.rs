@@ -93,9 +93,13 @@ pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer
         Some(_) => make_void(key),
         None => insert(key, charge),
     };
-    let statements = vec![lock(key), decide, kept_charge(key)];
-    let kept = db.write(statements).await?.pop();
-    let Some(row) = kept.and_then(|outcome| outcome.into_first()) else {
+    let (lock, kept_charge) = (lock(key), kept_charge(key));
+    let kept = db.write(|mut tx| async move {
+        tx.execute(lock).await?;
+        tx.execute(decide).await?;
+        tx.first(kept_charge).await
+    });
+    let Some(row) = kept.await? else {
         let before = "this payment was declined or cancelled before";
         return Ok(Answer::declined(refusal.unwrap_or(before)));
     };
@@ -123,9 +127,14 @@ pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer
     .bind(key)
     .bind(&refund.order_id)
     .bind(Timestamp::now().as_microsecond());
-    let statements = vec![lock(key), insert, make_void(key), kept_charge(key)];
-    let charge = db.write(statements).await?.pop();
-    let Some(row) = charge.and_then(|outcome| outcome.into_first()) else {
+    let (lock, make_void, kept_charge) = (lock(key), make_void(key), kept_charge(key));
+    let charge = db.write(|mut tx| async move {
+        tx.execute(lock).await?;
+        tx.execute(insert).await?;
+        tx.execute(make_void).await?;
+        tx.first(kept_charge).await
+    });
+    let Some(row) = charge.await? else {
         return Ok(Answer::NOTHING_TO_REFUND);
     };
     if row.get::<String>(0)? != refund.order_id {
@@ -199,10 +208,7 @@ async fn stumble(db: &Db, key: &str) -> Result<(), Problem> {
          on conflict (idempotency_key) do update set requests = flaky_card.requests + 1
          returning requests",
     );
-    let counted = db.write(vec![count.bind(key)]).await?.pop();
-    let row = counted
-        .and_then(|outcome| outcome.into_first())
-        .ok_or_else(lost)?;
+    let row = db.first(count.bind(key)).await?.ok_or_else(lost)?;
     if row.get::<i64>(0)? <= FLAKY_FAILURES {
         return Err(Problem::bank_fault("this card's network failed; try again"));
     }

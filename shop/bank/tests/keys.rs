@@ -177,7 +177,7 @@ async fn of_the_first_version(database: &Database) {
          values ('k-0', 'charge', 'o-0', 1250, 1), ('k-9', 'charge', 'o-9', 1250, $1)",
     )
     .bind(LATER);
-    db.write(vec![charges]).await.unwrap();
+    db.execute(charges).await.unwrap();
 }
 
 /// The refund of a charge whose clock was ahead, as one that waited for a charge under way.

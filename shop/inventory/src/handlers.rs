@@ -45,27 +45,26 @@ pub(crate) async fn reserve(
     let order_id = order.order_id;
     // The stock comes last: on PostgreSQL everybody who wants the same product waits for whoever
     // has just taken some, until that is committed.
-    let mut statements = vec![reservation(&order_id, &lines, "RESERVED")?];
-    statements.extend(lines.iter().map(take));
-    let mut outcomes = tx.run_all(statements).await?;
-    let is_new = outcomes.remove(0).affected > 0;
-    let (taken, short): (Vec<_>, Vec<_>) = lines
-        .iter()
-        .zip(&outcomes)
-        .partition(|(_, outcome)| outcome.affected > 0);
-    if is_new && short.is_empty() {
-        return Ok((Some(StockReserved { order_id }), None));
-    }
-    let undo = taken.into_iter().map(|(line, _)| put_back(line));
-    if !is_new {
+    let reserve = reservation(&order_id, &lines, "RESERVED")?;
+    if tx.execute(reserve).await? == 0 {
         // It is cancelled, or was answered so long ago that it is not known as a duplicate.
-        tx.later(undo.collect()).await?;
         return Ok((None, None));
     }
+    let (mut taken, mut short) = (Vec::new(), Vec::new());
+    for line in &lines {
+        match tx.execute(take(line)).await? {
+            0 => short.push(&**line.0),
+            _ => taken.push(line),
+        }
+    }
+    if short.is_empty() {
+        return Ok((Some(StockReserved { order_id }), None));
+    }
+    for line in taken {
+        tx.execute(put_back(line)).await?;
+    }
     let reject = sql("update reservation set status = 'REJECTED' where order_id = $1");
-    tx.later(undo.chain([reject.bind(&order_id)]).collect())
-        .await?;
-    let short: Vec<_> = short.into_iter().map(|((sku, _), _)| &**sku).collect();
+    tx.execute(reject.bind(&order_id)).await?;
     let reason = reason(&short);
     Ok((None, Some(StockRejected { order_id, reason })))
 }
@@ -105,8 +104,10 @@ pub(crate) async fn ship(order: OrderConfirmed, State(db): State<Db>, mut tx: Tx
     };
     let end = sql("update reservation set status = 'SHIPPED'
          where order_id = $1 and status = 'RESERVED'");
-    let steps = lines.iter().map(send).chain([end.bind(&order_id)]);
-    tx.later(steps.collect()).await?;
+    for line in &lines {
+        tx.execute(send(line)).await?;
+    }
+    tx.execute(end.bind(&order_id)).await?;
     Ok(())
 }
 
@@ -119,15 +120,17 @@ pub(crate) async fn release(order: OrderCancelled, mut tx: Tx) -> Result<Option<
          on conflict (order_id) do update set status = reservation.status
          returning items, status",
     );
-    let row = tx.run(fence.bind(&order_id)).await?.into_first();
+    let row = tx.first(fence.bind(&order_id)).await?;
     let row = row.ok_or_else(|| Error::msg("a reservation was written, but not returned"))?;
     if row.get::<String>(1)? != "RESERVED" {
         return Ok(None);
     }
     let lines: Lines = serde_json::from_str(&row.get::<String>(0)?).permanent()?;
     let end = sql("update reservation set status = 'RELEASED' where order_id = $1");
-    let steps = lines.iter().map(put_back).chain([end.bind(&order_id)]);
-    tx.later(steps.collect()).await?;
+    for line in &lines {
+        tx.execute(put_back(line)).await?;
+    }
+    tx.execute(end.bind(&order_id)).await?;
     Ok(Some(StockReleased { order_id }))
 }
 

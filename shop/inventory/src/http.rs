@@ -78,11 +78,7 @@ async fn restock(
     let add = sql("update stock set available = available + $2 where sku = $1
          returning sku, available, reserved, shipped");
     let add = add.bind(&sku).bind(i64::from(quantity));
-    let row = db
-        .write(vec![add])
-        .await?
-        .pop()
-        .and_then(|outcome| outcome.into_first());
+    let row = db.first(add).await?;
     one(row.as_ref(), &sku)
 }
 

@@ -8,7 +8,7 @@ mod handlers;
 mod http;
 
 use shop_contracts::CATALOGUE;
-use shop_kit::{Database, Service, StoreError, sql};
+use shop_kit::{Database, Service, StoreError, Tx, sql};
 use tidings::{Router, Topology};
 
 const MIGRATIONS: &[&str] = &["create table stock (
@@ -30,15 +30,7 @@ const MIGRATIONS: &[&str] = &["create table stock (
 /// When its database cannot be opened.
 pub async fn service(database: &Database) -> Result<Service, StoreError> {
     let db = database.open("inventory", MIGRATIONS).await?;
-    let first_stock = CATALOGUE.iter().map(|product| {
-        sql(
-            "insert into stock (sku, available, reserved, shipped) values ($1, $2, 0, 0)
-             on conflict (sku) do nothing",
-        )
-        .bind(product.sku)
-        .bind(product.initial_stock)
-    });
-    db.write(first_stock.collect()).await?;
+    db.write(first_stock).await?;
     let messages = messages().transactional(db.store()).with_state(db.clone());
     Ok(Service {
         name: "inventory",
@@ -46,6 +38,18 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
         messages: Some(messages),
         db: Some(db),
     })
+}
+
+async fn first_stock(mut tx: Tx) -> Result<(), StoreError> {
+    for product in CATALOGUE {
+        let insert = sql(
+            "insert into stock (sku, available, reserved, shipped) values ($1, $2, 0, 0)
+             on conflict (sku) do nothing",
+        );
+        let insert = insert.bind(product.sku).bind(product.initial_stock);
+        tx.execute(insert).await?;
+    }
+    Ok(())
 }
 
 /// The shape of the consumer: what it handles and how it retries.

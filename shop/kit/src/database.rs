@@ -4,11 +4,13 @@
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use tidings_core::{
-    BoxFuture, Context, Error, FromContext, Provided, Store, StoreError, TransactionHandle,
+    BoxFuture, Commit, Context, Error, FromContext, Provided, Store, StoreError, TransactionHandle,
+    TransactionSlot, Work, WorkError,
 };
 #[cfg(feature = "postgres")]
 use tidings_postgres::PostgresStore;
 use tidings_sqlite::SqliteStore;
+use tokio::sync::oneshot;
 
 #[cfg(feature = "postgres")]
 use crate::postgres;
@@ -138,33 +140,56 @@ impl Db {
         }
     }
 
-    /// Runs statements as one transaction of their own, outside of any handler's.
+    /// Runs `work` as one transaction of its own, outside of any handler's. It awaits nothing but
+    /// its `Tx`.
     ///
     /// # Errors
     ///
-    /// When one of them fails: nothing was written. And when the database does not say whether the
-    /// commit succeeded: then everything may have been written, or nothing.
-    pub async fn write(&self, statements: Vec<Statement>) -> Result<Vec<Outcome>, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(store) => {
-                let work = move |connection: &rusqlite::Connection| {
-                    let run = |statement| run_on_sqlite(connection, statement);
-                    statements.iter().map(run).collect()
-                };
-                store.write(work).await
-            }
-            #[cfg(feature = "postgres")]
-            Kind::Postgres(_) => {
-                use tidings_core::{Commit, TransactionSlot};
-
-                let slot = Arc::new(TransactionSlot::new(self.store()));
-                let outcomes = self.lend(slot.handle()).run_all(statements).await?;
-                if let Some(transaction) = slot.take()? {
-                    transaction.commit(Commit::default()).await?;
-                }
-                Ok(outcomes)
-            }
+    /// When it fails: nothing was written. And when the database does not say whether the commit
+    /// succeeded: then everything may have been written, or nothing.
+    pub async fn write<T, F, Fut>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(Tx) -> Fut,
+        Fut: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let store = self.store();
+        let slot = Arc::new(TransactionSlot::new(Arc::clone(&store)));
+        let working = work(self.lend(slot.handle()));
+        let (tell, told) = oneshot::channel();
+        let work = Work::new(slot, async move {
+            let _ = tell.send(working.await?);
+            Ok(Commit::default())
+        });
+        let lost = || StoreError::new("the database gave no answer");
+        match store.run(vec![work]).await.pop().ok_or_else(lost)? {
+            Ok(_) => told.await.map_err(|_| lost()),
+            Err(WorkError::NotBegun(error) | WorkError::Store(error)) => Err(error),
+            Err(WorkError::Failed(error)) => Err(match error.downcast() {
+                Ok(error) => *error,
+                Err(error) => StoreError::new(error.to_string()),
+            }),
         }
+    }
+
+    /// Runs one statement as a transaction of its own; says how many rows it wrote.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
+        self.write(|mut tx| async move { tx.execute(statement).await })
+            .await
+    }
+
+    /// Runs one statement as a transaction of its own; gives the first row that it returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub async fn first(&self, statement: Statement) -> Result<Option<Row>, StoreError> {
+        self.write(|mut tx| async move { tx.first(statement).await })
+            .await
     }
 
     /// The transaction behind `handle`, to run statements in.
@@ -190,65 +215,34 @@ enum TxKind {
 }
 
 impl Tx {
-    /// Runs statements whose outcome does not matter to the handler, some time before the commit.
-    ///
-    /// On SQLite that is within the commit itself: the file's one writer never waits for the
-    /// handler. A statement that fails undoes the attempt.
-    ///
-    /// # Errors
-    ///
-    /// When one of them fails before the commit.
-    pub async fn later(&mut self, statements: Vec<Statement>) -> Result<(), StoreError> {
-        match &mut self.0 {
-            TxKind::Sqlite(tx) => {
-                let work = move |connection: &rusqlite::Connection| {
-                    let mut run = statements.iter();
-                    run.try_for_each(|statement| run_on_sqlite(connection, statement).map(drop))
-                };
-                tx.defer(work).await
-            }
-            #[cfg(feature = "postgres")]
-            TxKind::Postgres(_) => self.run_all(statements).await.map(drop),
-        }
-    }
-
-    /// Runs one statement and tells what it did.
+    /// Runs one statement and says how many rows it wrote.
     ///
     /// # Errors
     ///
     /// When it fails.
-    pub async fn run(&mut self, statement: Statement) -> Result<Outcome, StoreError> {
-        let outcomes = self.run_all(vec![statement]).await?;
-        Ok(outcomes.into_iter().next().unwrap_or_default())
+    pub async fn execute(&mut self, statement: Statement) -> Result<u64, StoreError> {
+        Ok(self.run(statement).await?.affected)
     }
 
-    /// Runs statements one after the other, on SQLite in one step (each step costs two changes of
-    /// thread while everything else that wants to write waits).
+    /// Runs one statement and gives the first row that it returns.
     ///
     /// # Errors
     ///
-    /// When one of them fails.
-    pub async fn run_all(
-        &mut self,
-        statements: Vec<Statement>,
-    ) -> Result<Vec<Outcome>, StoreError> {
+    /// When it fails.
+    pub async fn first(&mut self, statement: Statement) -> Result<Option<Row>, StoreError> {
+        Ok(self.run(statement).await?.rows.into_iter().next())
+    }
+
+    async fn run(&mut self, statement: Statement) -> Result<Outcome, StoreError> {
         match &mut self.0 {
             TxKind::Sqlite(tx) => {
-                let work = move |connection: &rusqlite::Connection| {
-                    let run = |statement| run_on_sqlite(connection, statement);
-                    statements.iter().map(run).collect()
-                };
-                tx.call(work).await
+                tx.call(move |connection| run_on_sqlite(connection, &statement))
+                    .await
             }
             #[cfg(feature = "postgres")]
             TxKind::Postgres(tx) => {
-                let connection = tx.conn().await?;
-                let mut outcomes = Vec::with_capacity(statements.len());
-                for statement in &statements {
-                    let outcome = postgres::run(connection, statement).await;
-                    outcomes.push(outcome.map_err(postgres::failed)?);
-                }
-                Ok(outcomes)
+                let outcome = postgres::run(tx.conn().await?, &statement).await;
+                outcome.map_err(postgres::failed)
             }
         }
     }
@@ -301,8 +295,14 @@ mod tests {
         let steps = ["create table t (a bigint primary key)"];
         let db = database.open("test", &steps).await.unwrap();
         let insert = |a: i64| sql("insert into t (a) values ($1)").bind(a);
-        assert!(db.write(vec![insert(1), insert(1)]).await.is_err());
-        db.write(vec![insert(2), insert(3)]).await.unwrap();
+        let both = |a, b| {
+            db.write(move |mut tx| async move {
+                tx.execute(insert(a)).await?;
+                tx.execute(insert(b)).await
+            })
+        };
+        assert!(both(1, 1).await.is_err());
+        assert_eq!(both(2, 3).await.unwrap(), 1);
         let rows = db.read(sql("select a from t order by a")).await.unwrap();
         let kept: Vec<i64> = rows.iter().map(|row| row.get(0).unwrap()).collect();
         assert_eq!(kept, [2, 3]);

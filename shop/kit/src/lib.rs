@@ -18,6 +18,6 @@ pub use database::{Database, Db, Tx};
 pub use json::{JsonBody, QueryOf, REQUEST_BYTES_MAX};
 pub use problem::{FieldError, Problem};
 pub use service::{Service, idempotency_key, retry, timestamp};
-pub use sql::{FromValue, Outcome, Row, Statement, Value, sql};
+pub use sql::{FromValue, Row, Statement, Value, sql};
 pub use text::one_line;
 pub use tidings_core::StoreError;

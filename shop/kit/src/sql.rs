@@ -63,19 +63,12 @@ values! {
 }
 
 /// What a statement did.
-#[derive(Debug, Clone, Default)]
-pub struct Outcome {
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
     /// How many rows it wrote.
-    pub affected: u64,
+    pub(crate) affected: u64,
     /// The rows it returned.
-    pub rows: Vec<Row>,
-}
-
-impl Outcome {
-    /// The first row, if there is one.
-    pub fn into_first(self) -> Option<Row> {
-        self.rows.into_iter().next()
-    }
+    pub(crate) rows: Vec<Row>,
 }
 
 /// A row that a statement returned.
@@ -210,7 +203,9 @@ mod tests {
             .bind(None::<i64>);
         let row = run_on_sqlite(&connection, &statement)
             .unwrap()
-            .into_first()
+            .rows
+            .into_iter()
+            .next()
             .unwrap();
         assert_eq!(row.get::<i64>(0).unwrap(), 2);
         assert_eq!(row.get::<String>(1).unwrap(), "first");

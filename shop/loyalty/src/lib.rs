@@ -61,7 +61,7 @@ async fn award(order: OrderConfirmed, mut tx: Tx) -> Result<Option<PointsAwarded
          on conflict (order_id) do nothing",
     );
     let insert = insert.bind(&order.order_id).bind(&customer_id).bind(points);
-    tx.later(vec![insert]).await?;
+    tx.execute(insert).await?;
     Ok(Some(PointsAwarded {
         order_id: order.order_id,
         customer_id,

@@ -128,7 +128,7 @@ async fn send(
     .bind(&letter.to)
     .bind(&letter.subject)
     .bind(Timestamp::now().as_microsecond());
-    tx.later(vec![note]).await?;
+    tx.execute(note).await?;
     Ok(Some(EmailSent {
         order_id,
         subject: letter.subject,

@@ -24,11 +24,10 @@ pub(crate) async fn adopt(order: OrderPlaced, State(db): State<Db>, mut tx: Tx) 
     if is_known {
         return Ok((None, None));
     }
-    let adopted = tx.run(orders::adopt(&order)).await?.into_first();
-    let Some(row) = adopted else {
+    let Some(row) = tx.first(orders::adopt(&order)).await? else {
         return Ok((None, None));
     };
-    tx.later(vec![orders::placed(&order.order_id)]).await?;
+    tx.execute(orders::placed(&order.order_id)).await?;
     decide(order.order_id, Known::from_row(&row)?, &mut tx).await
 }
 
@@ -80,10 +79,10 @@ async fn answered(
     mut tx: Tx,
 ) -> Result<Decided> {
     check_id(&order_id)?;
-    let outcome = tx.run(orders::answered(&order_id, answer)).await?;
+    let order = tx.first(orders::answered(&order_id, answer)).await?;
     let happened = orders::happened(&order_id, event, time(metadata));
-    tx.later(vec![happened]).await?;
-    match outcome.into_first() {
+    tx.execute(happened).await?;
+    match order {
         Some(row) => decide(order_id, Known::from_row(&row)?, &mut tx).await,
         None => Ok((None, None)),
     }
@@ -109,11 +108,10 @@ async fn decide(order_id: String, known: Known, tx: &mut Tx) -> Result<Decided> 
         Decision::Confirm { .. } => "OrderConfirmed",
         Decision::Cancel { .. } => "OrderCancelled",
     };
-    let statements = vec![
-        orders::decided(&order_id, decision.status()),
-        orders::happened(&order_id, event, Timestamp::now()),
-    ];
-    tx.later(statements).await?;
+    let decided = orders::decided(&order_id, decision.status());
+    tx.execute(decided).await?;
+    let happened = orders::happened(&order_id, event, Timestamp::now());
+    tx.execute(happened).await?;
     Ok(match decision {
         Decision::Confirm { amount } => {
             let (customer_id, email) = (known.customer_id, known.email);
@@ -147,7 +145,7 @@ macro_rules! noted {
         pub(crate) async fn $handler(event: $event, metadata: Metadata, mut tx: Tx) -> Result<()> {
             check_id(&event.order_id)?;
             let at = time(&metadata);
-            tx.later(vec![orders::happened(&event.order_id, stringify!($event), at)]).await?;
+            tx.execute(orders::happened(&event.order_id, stringify!($event), at)).await?;
             Ok(())
         }
     )*};

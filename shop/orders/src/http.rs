@@ -1,6 +1,12 @@
 //! Orders over HTTP.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -11,9 +17,9 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shop_contracts::{Money, OrderPlaced, OrderStatus};
-use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, Tx, idempotency_key};
-use tidings::Producer;
-use tokio::time::{Instant, timeout_at};
+use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, idempotency_key};
+use tidings::{Producer, WorkError};
+use tokio::time::timeout;
 
 use crate::{
     OrderDeadline, live,
@@ -109,44 +115,47 @@ async fn commit(
     key: Option<&str>,
     asked: Option<&str>,
 ) -> Result<Option<Row>, Problem> {
-    let deadline = Instant::now() + DATABASE_MAX;
-    let mut transaction = orders.producer.transaction();
-    let tx = orders.db.lend(transaction.handle());
-    let before = match timeout_at(deadline, write(tx, order, key, asked)).await {
-        Ok(Ok(before)) => before,
-        Ok(Err(error)) => return Err(not_stored(&error)),
-        Err(_) => return Err(not_stored(&late())),
+    let (db, order, may_commit) = (orders.db.clone(), order.clone(), MayCommit::default());
+    let (place, with_key) = (orders::place(&order, key, asked), key.map(orders::with_key));
+    let still_may = may_commit.clone();
+    let write = |handle| async move {
+        let mut tx = db.lend(handle);
+        tx.execute(place).await?;
+        tx.execute(orders::placed(&order.order_id)).await?;
+        let placed = match with_key {
+            Some(with_key) => tx.first(with_key).await?,
+            // Nothing can be in the way of a new order without a key.
+            None => None,
+        };
+        let is_other = |row: &Row| row.get::<String>(0).is_ok_and(|id| id != order.order_id);
+        let before = placed.filter(is_other);
+        if !still_may.take() {
+            return Err(late().into());
+        }
+        let event = before.is_none().then_some(order);
+        Ok((before, event))
     };
-    if before.is_none() {
-        let published = transaction.publish(order);
-        published.map_err(|error| not_stored(&*error.into_inner()))?;
-    }
-    match timeout_at(deadline, transaction.commit()).await {
-        Ok(Ok(())) => Ok(before),
-        Ok(Err(error)) => Err(perhaps_stored(&*error.into_inner(), key)),
+    let placing = orders.producer.transaction().run(write);
+    match timeout(DATABASE_MAX, placing).await {
+        Ok(Ok(before)) => Ok(before),
+        Ok(Err(WorkError::Store(error))) if !error.is_conflict() => {
+            Err(perhaps_stored(&error, key))
+        }
+        Ok(Err(error)) => Err(not_stored(&*error.into_inner())),
+        Err(_) if may_commit.take() => Err(not_stored(&late())),
         Err(_) => Err(perhaps_stored(&late(), key)),
     }
 }
 
-async fn write(
-    mut tx: Tx,
-    order: &OrderPlaced,
-    key: Option<&str>,
-    asked: Option<&str>,
-) -> Result<Option<Row>, StoreError> {
-    let statements = vec![
-        orders::place(order, key, asked),
-        orders::placed(&order.order_id),
-    ];
-    // Nothing can be in the way of a new order without a key, so nothing needs to be waited for.
-    let Some(key) = key else {
-        tx.later(statements).await?;
-        return Ok(None);
-    };
-    let statements = statements.into_iter().chain([orders::with_key(key)]);
-    let placed = tx.run_all(statements.collect()).await?.pop();
-    let placed = placed.and_then(|outcome| outcome.into_first());
-    Ok(placed.filter(|row| row.get::<String>(0).is_ok_and(|id| id != order.order_id)))
+/// Whether an order is still to be committed: whoever takes the right first decides, the work that
+/// commits or the customer's request that does not wait any longer.
+#[derive(Clone, Default)]
+struct MayCommit(Arc<AtomicBool>);
+
+impl MayCommit {
+    fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::SeqCst)
+    }
 }
 
 fn late() -> StoreError {

@@ -86,7 +86,7 @@ impl Overdue {
     /// copy of the service has cancelled.
     pub(crate) async fn cancel_overdue(&self, now: Timestamp) -> Result<usize, Failed> {
         if !self.db.read(sql(UNTIMED)).await?.is_empty() {
-            self.db.write(vec![give_time(now)]).await?;
+            self.db.execute(give_time(now)).await?;
         }
         let cutoff = self.deadline.cutoff(now);
         let mut cancelled = 0;
@@ -105,34 +105,27 @@ impl Overdue {
     async fn cancel(&self, overdue: &[Row]) -> Result<usize, Failed> {
         let ids = overdue.iter().map(|row| row.get(0));
         let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
-        let mut transaction = self.producer.transaction();
-        let mut tx = self.db.lend(transaction.handle());
-        let statements = ids.iter().map(|id| cancel(id, self.deadline));
-        let outcomes = tx.run_all(statements.collect()).await?;
-        let mut timeline = Vec::new();
-        let mut events = Vec::new();
-        for (order_id, outcome) in ids.into_iter().zip(outcomes) {
-            let Some(row) = outcome.into_first() else {
-                continue;
-            };
-            timeline.push(orders::happened(
-                &order_id,
-                "OrderCancelled",
-                Timestamp::now(),
-            ));
-            events.push(OrderCancelled {
-                order_id,
-                email: row.get(0)?,
-                reason: row.get(1)?,
-            });
-        }
-        tx.later(timeline).await?;
-        drop(tx);
-        for event in &events {
-            transaction.publish(event)?;
-        }
-        transaction.commit().await?;
-        let cancelled = events.len();
+        let (db, deadline) = (self.db.clone(), self.deadline);
+        let cancel = |handle| async move {
+            let mut tx = db.lend(handle);
+            let mut events = Vec::new();
+            for order_id in ids {
+                let Some(row) = tx.first(cancel(&order_id, deadline)).await? else {
+                    continue;
+                };
+                let at = Timestamp::now();
+                let happened = orders::happened(&order_id, "OrderCancelled", at);
+                tx.execute(happened).await?;
+                events.push(OrderCancelled {
+                    order_id,
+                    email: row.get(0)?,
+                    reason: row.get(1)?,
+                });
+            }
+            Ok((events.len(), events))
+        };
+        let cancelled = self.producer.transaction().run(cancel).await;
+        let cancelled = cancelled.map_err(|error| Failed(error.into_inner()))?;
         metrics::counter!("shop_orders_overdue_total").increment(cancelled as u64);
         Ok(cancelled)
     }

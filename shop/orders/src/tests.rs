@@ -37,7 +37,7 @@ impl Fixture {
     }
 
     pub(crate) async fn write(&self, statement: Statement) {
-        self.db.write(vec![statement]).await.unwrap();
+        self.db.execute(statement).await.unwrap();
     }
 
     /// An order that was placed so long ago.
@@ -148,8 +148,7 @@ async fn what_was_answered_but_never_placed_is_cancelled_too() {
 
     // If it is placed in the end, it can be asked for, and stays cancelled.
     let order = placed("ghost", Duration::ZERO);
-    let mut outcome = shop.db.write(vec![orders::adopt(&order)]).await.unwrap();
-    let row = outcome.remove(0).into_first().unwrap();
+    let row = shop.db.first(orders::adopt(&order)).await.unwrap().unwrap();
     assert_eq!(orders::Known::from_row(&row).unwrap().decision(), None);
     shop.answer("ghost", IN_STOCK).await;
     assert_eq!(shop.end_of("ghost").await, end);
@@ -183,7 +182,9 @@ async fn what_an_elder_version_stored_is_kept() {
          ('old', 'StockReserved', 5), ('old', 'OrderConfirmed', 30), ('old', 'OrderPlaced', 10),
          ('old', 'PaymentAuthorized', 20), ('ghost', 'PaymentAuthorized', 7)",
     ];
-    db.write(stored.map(sql).to_vec()).await.unwrap();
+    for statement in stored {
+        db.execute(sql(statement)).await.unwrap();
+    }
     drop(db);
     let db = database.open(NAME, MIGRATIONS).await.unwrap();
     let shop = Fixture { db, folder };

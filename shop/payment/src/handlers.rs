@@ -40,7 +40,7 @@ pub(crate) async fn settle(
         Some(Status::Cancelled) => {
             // A charge may have been under way when its process died.
             let refund = bank.refund(&order.order_id).await?;
-            tx.later(vec![record::amount(&order)]).await?;
+            tx.execute(record::amount(&order)).await?;
             let refunded = note(order.order_id, refund, &mut tx).await?;
             return Ok((None, None, refunded, None));
         }

@@ -81,7 +81,7 @@ pub(crate) async fn status(db: &Db, order_id: &str) -> Result<Option<Status>, St
 /// Counts an attempt that got no answer, in a transaction of its own because the handler's is
 /// undone.
 pub(crate) async fn count_attempt(db: &Db, order: &OrderPlaced) -> Result<(), StoreError> {
-    db.write(vec![attempt(order, Status::Pending)]).await?;
+    db.execute(attempt(order, Status::Pending)).await?;
     Ok(())
 }
 
@@ -91,7 +91,7 @@ pub(crate) async fn settle(
     order: &OrderPlaced,
     answered: Status,
 ) -> Result<Status, StoreError> {
-    one_status(tx.run(attempt(order, answered)).await?.into_first())
+    one_status(tx.first(attempt(order, answered)).await?)
 }
 
 /// An order that was cancelled before payment heard of it gets its amount now.
@@ -124,8 +124,7 @@ pub(crate) async fn fence(db: &Db, order_id: &str) -> Result<Status, StoreError>
                  then 'CANCELLED' else payment.status end
          returning status",
     );
-    let outcome = db.write(vec![fence.bind(order_id)]).await?.pop();
-    one_status(outcome.and_then(shop_kit::Outcome::into_first))
+    one_status(db.first(fence.bind(order_id)).await?)
 }
 
 /// Notes the amount of an order that was cancelled before payment heard of it.
@@ -148,7 +147,7 @@ pub(crate) async fn refunded(
          returning amount",
     );
     let refund = refund.bind(order_id).bind(amount.map(Money::cents));
-    let row = tx.run(refund).await?.into_first();
+    let row = tx.first(refund).await?;
     row.map(|row| row.get(0).map(Money::from_cents)).transpose()
 }
 

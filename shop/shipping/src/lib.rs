@@ -53,7 +53,7 @@ async fn book(order: OrderConfirmed, mut tx: Tx) -> Result<ShipmentBooked> {
          on conflict (order_id) do nothing",
     );
     let tracking = format!("TRK-{:016X}", Uuid::new_v4().as_u64_pair().1);
-    tx.later(vec![insert.bind(&order.order_id).bind(&tracking)])
+    tx.execute(insert.bind(&order.order_id).bind(&tracking))
         .await?;
     Ok(ShipmentBooked {
         order_id: order.order_id,

@@ -275,6 +275,7 @@ pub(super) async fn works_of_a_batch_do_not_harm_each_other(subject: Arc<impl Su
         .map(|outcome| match outcome {
             Ok(Committed::Done) => "done".into(),
             Ok(Committed::Refused { entry, why }) => format!("refused {entry} {why:?}"),
+            Err(WorkError::NotBegun(error)) => format!("not begun: {error}"),
             Err(WorkError::Failed(error)) => error.to_string(),
             Err(WorkError::Store(error)) if error.is_conflict() => "conflict".into(),
             Err(WorkError::Store(error)) => format!("store: {error}"),
@@ -296,6 +297,61 @@ pub(super) async fn works_of_a_batch_do_not_harm_each_other(subject: Arc<impl Su
     assert_eq!(state(&store, "a").await, Some(InboxState::Deferred));
     assert_eq!(state(&store, "b").await, None);
     assert_eq!(state(&store, "c").await, Some(InboxState::Handled));
+}
+
+pub(super) async fn works_of_a_batch_claim_each_message_once(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    done(&store, inbox([InboxEntry::handled(claim("known"))])).await;
+    let attempt = |message: &'static str, note: &'static str, is_good: bool| {
+        let slot = Arc::new(TransactionSlot::new(Arc::clone(&store)));
+        let (subject, within) = (Arc::clone(&subject), Arc::clone(&slot));
+        let work = Work::new(slot, async move {
+            write_in(&subject, &within, note).await;
+            match is_good {
+                true => Ok(outbox(&[note])),
+                false => Err("it fails".into()),
+            }
+        });
+        work.claiming(InboxEntry::handled(claim(message)))
+    };
+    let batch = vec![
+        attempt("1", "first", true),
+        attempt("1", "twice", true),
+        attempt("known", "known", true),
+        attempt("2", "fails", false),
+        attempt("2", "again", true),
+        attempt("3", "fails", false),
+    ];
+    let outcomes = store.run(batch).await;
+    let known = |outcome: &Result<Committed, WorkError>| {
+        matches!(
+            outcome,
+            Ok(Committed::Refused {
+                entry: 0,
+                why: Refusal::Known
+            })
+        )
+    };
+    let is_done = |outcome: &Result<_, _>| matches!(outcome, Ok(Committed::Done));
+    assert!(is_done(&outcomes[0]) && known(&outcomes[1]), "{outcomes:?}");
+    assert!(known(&outcomes[2]), "{outcomes:?}");
+    assert!(
+        matches!(outcomes[3], Err(WorkError::Failed(_))),
+        "{outcomes:?}"
+    );
+    assert!(is_done(&outcomes[4]), "{outcomes:?}");
+    assert!(
+        matches!(outcomes[5], Err(WorkError::Failed(_))),
+        "{outcomes:?}"
+    );
+    let (mut notes, mut sent) = (subject.notes().await, bodies(&ready(&store).await));
+    notes.sort_unstable();
+    sent.sort_unstable();
+    assert_eq!(notes, ["again", "first"]);
+    assert_eq!(sent, ["again", "first"]);
+    assert_eq!(state(&store, "1").await, Some(InboxState::Handled));
+    assert_eq!(state(&store, "2").await, Some(InboxState::Handled));
+    assert_eq!(state(&store, "3").await, None, "what failed is not handled");
 }
 
 /// Some databases cannot hold a NUL in a text, for example. Then they say so, in a way by which it

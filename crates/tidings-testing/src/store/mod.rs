@@ -140,6 +140,7 @@ pub async fn conformance<S: Subject>(fresh: impl AsyncFn() -> S) {
             a_dropped_transaction_leaves_nothing
             an_empty_commit_is_done
             works_of_a_batch_do_not_harm_each_other
+            works_of_a_batch_claim_each_message_once
             what_cannot_be_stored_is_invalid_and_harms_nothing
         }
         known {

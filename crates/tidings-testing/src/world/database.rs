@@ -42,12 +42,12 @@ fn is_attempt(commit: &Commit) -> bool {
     commit.inbox.iter().any(handled)
 }
 
-fn leases(commit: &Commit) -> Vec<Lease> {
+fn leases(entries: &[InboxEntry]) -> Vec<Lease> {
     let lease = |entry: &InboxEntry| match &entry.over {
         Over::Lease(lease) => Some(lease.clone()),
         _ => None,
     };
-    commit.inbox.iter().filter_map(lease).collect()
+    entries.iter().filter_map(lease).collect()
 }
 
 /// Watches operations that need nothing more.
@@ -74,7 +74,7 @@ impl Store for WatchedStore {
             if is_attempt(&commit) {
                 self.life.reach(CrashPoint::BeforeCommit).await;
             }
-            let leases = leases(&commit);
+            let leases = leases(&commit.inbox);
             let committed = self.inner.commit(commit).await;
             self.life.alive().await;
             if committed.is_ok() {
@@ -87,23 +87,25 @@ impl Store for WatchedStore {
     fn run(&self, batch: Vec<Work>) -> BoxFuture<'_, Vec<Result<Committed, WorkError>>> {
         Box::pin(async move {
             let _under_way = self.life.begin("an attempt").await;
-            let of_leases: Arc<parking_lot::Mutex<Vec<Vec<Lease>>>> = Arc::default();
-            of_leases.lock().resize(batch.len(), Vec::new());
-            let works = batch.into_iter().enumerate().map(|(place, work)| {
-                let (slot, future) = work.into_parts();
+            let mut of_leases = Vec::with_capacity(batch.len());
+            let works = batch.into_iter().map(|work| {
+                let (slot, claim, future) = work.into_parts();
+                of_leases.push(leases(claim.as_slice()));
                 let (life, time) = (Arc::clone(&self.life), self.time);
-                let of_leases = Arc::clone(&of_leases);
-                Work::new(slot, async move {
+                let work = Work::new(slot, async move {
                     let mut commit = future.await?;
                     Self::translate(time, &mut commit);
-                    of_leases.lock()[place] = leases(&commit);
                     life.reach(CrashPoint::BeforeCommit).await;
                     Ok(commit)
-                })
+                });
+                match claim {
+                    Some(claim) => work.claiming(claim),
+                    None => work,
+                }
             });
             let outcomes = self.inner.run(works.collect()).await;
             self.life.alive().await;
-            for (outcome, leases) in outcomes.iter().zip(&*of_leases.lock()) {
+            for (outcome, leases) in outcomes.iter().zip(&of_leases) {
                 if outcome.is_ok() {
                     self.life.settled(leases);
                 }

@@ -1,0 +1,397 @@
+//! Attempts that run where the data is: the future of a handler is polled on the writer's own thread.
+//!
+//! A handler that only uses its `Tx` is done there without a change of thread: the claim of its
+//! message, its statements and its outbox rows follow one another in one savepoint. One that awaits
+//! something else goes on in its own task: with nothing written it comes back when it wants its
+//! transaction. In the middle of its transaction it is undone, so that the others are committed, and
+//! tried again with nothing before it; then it keeps the writer, as any [`Session`] does.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{self, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+use tidings_core::{
+    BoxError, Commit, Committed, InboxEntry, StoreError, TransactionSlot, Work, WorkError,
+    WorkFuture,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, oneshot},
+};
+
+use crate::{
+    Shared,
+    clock::now_ms,
+    error, inbox,
+    transaction::{Begun, SqliteTransaction, gone, take_postponed, write_commit},
+    writer::{Job, Session, Unit},
+};
+
+/// How long a handler may take on the writer's thread, while all other writes wait.
+const BUSY_MAX: Duration = Duration::from_millis(10);
+
+/// How many attempts of a consumer, one after the other, take longer before they run in their own
+/// tasks. So many that it is the handler's doing, and not that of a machine with too much to do.
+const STRIKES_MAX: u32 = 8;
+
+/// An attempt on its way to the writer.
+pub(crate) struct Attempt {
+    slot: Arc<TransactionSlot>,
+    claim: Option<InboxEntry>,
+    future: WorkFuture,
+    /// What the future's timers and sockets belong to.
+    runtime: Handle,
+    shared: Arc<Shared>,
+    reply: oneshot::Sender<Ran>,
+}
+
+/// What became of an attempt on the writer's thread.
+pub(crate) enum Ran {
+    Ended(Result<Committed, WorkError>),
+    /// It awaits something else, and nothing is written.
+    Elsewhere(Option<InboxEntry>, WorkFuture),
+    /// The same in the middle of its transaction, which goes on as a [`Session`].
+    Held(WorkFuture),
+}
+
+/// Runs `work` on the writer's thread, as far as that goes.
+pub(crate) async fn run(shared: Arc<Shared>, work: Work) -> Result<Committed, WorkError> {
+    let (slot, mut claim, mut future) = work.into_parts();
+    slot.put_when_wanted();
+    let mut has_begun = false;
+    loop {
+        let (reply, ran) = oneshot::channel();
+        let attempt = Attempt {
+            slot: Arc::clone(&slot),
+            claim,
+            future,
+            runtime: Handle::current(),
+            shared: Arc::clone(&shared),
+            reply,
+        };
+        let not_begun = |error| match has_begun {
+            false => WorkError::NotBegun(error),
+            true => WorkError::Store(error),
+        };
+        let sent = shared.send(Job::Attempt(Box::new(attempt))).await;
+        sent.map_err(not_begun)?;
+        match ran.await {
+            Ok(Ran::Ended(Err(WorkError::NotBegun(error)))) => return Err(not_begun(error)),
+            Ok(Ran::Ended(outcome)) => return outcome,
+            Ok(Ran::Held(future)) => return settle(&shared, &slot, None, future.await).await,
+            Ok(Ran::Elsewhere(back, unfinished)) => (claim, future) = (back, unfinished),
+            Err(_) => return Err(WorkError::Store(gone())),
+        }
+        has_begun = true;
+        let ended = poll_fn(|task| match future.as_mut().poll(task) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending if slot.is_wanted(task) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        if let Some(ended) = ended.await {
+            return settle(&shared, &slot, claim, ended).await;
+        }
+    }
+}
+
+/// The end of an attempt in its own task.
+async fn settle(
+    shared: &Arc<Shared>,
+    slot: &TransactionSlot,
+    claim: Option<InboxEntry>,
+    ended: Result<Commit, BoxError>,
+) -> Result<Committed, WorkError> {
+    let transaction = slot.take();
+    let mut commit = match ended {
+        Ok(commit) => commit,
+        Err(error) => {
+            if let Ok(Some(transaction)) = transaction {
+                transaction.rollback().await;
+            }
+            return Err(WorkError::Failed(error));
+        }
+    };
+    commit.inbox.splice(..0, claim);
+    let committed = match transaction {
+        Ok(Some(transaction)) => transaction.commit(commit).await,
+        Ok(None) => Arc::clone(shared).commit(Vec::new(), commit).await,
+        Err(error) => Err(error),
+    };
+    committed.map_err(WorkError::Store)
+}
+
+thread_local! {
+    /// The attempt whose transaction runs on this thread, and the writer's connection.
+    static HERE: RefCell<Option<(Arc<Handover>, Rc<Connection>)>> = const { RefCell::new(None) };
+}
+
+/// A transaction on the writer's thread: its statements run at once as long as its handler is there
+/// too. When the handler leaves, they go through a [`Session`].
+#[derive(Default)]
+pub(crate) struct Handover {
+    left: Mutex<Option<Result<Begun, StoreError>>>,
+    changed: Notify,
+}
+
+impl Handover {
+    /// The connection, if this is the thread where the transaction runs.
+    pub(crate) fn here(&self) -> Option<Rc<Connection>> {
+        HERE.with_borrow(|here| {
+            let here = here.as_ref();
+            let (_, connection) = here.filter(|(own, _)| std::ptr::eq(&**own, self))?;
+            Some(Rc::clone(connection))
+        })
+    }
+
+    /// The session that the transaction goes on as, once its handler has left the writer's thread.
+    pub(crate) async fn session(&self) -> Result<Begun, StoreError> {
+        loop {
+            if let Some(left) = self.left.lock().take() {
+                return left;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    fn leave(&self, left: Result<Begun, StoreError>) {
+        *self.left.lock() = Some(left);
+        self.changed.notify_one();
+    }
+}
+
+/// Says that this thread is where a transaction runs, until it is dropped.
+struct Entered;
+
+impl Entered {
+    fn new(handover: &Arc<Handover>, connection: &Rc<Connection>) -> Self {
+        HERE.set(Some((Arc::clone(handover), Rc::clone(connection))));
+        Self
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        HERE.set(None);
+    }
+}
+
+/// How far an attempt got on the writer's thread.
+pub(crate) enum Reached {
+    /// To its end: this is to be kept or undone, and then told.
+    Ended(Unit),
+    /// Nothing of it stays.
+    Gone,
+    /// It holds the writer.
+    Holds(Session),
+}
+
+impl Attempt {
+    pub(crate) fn refuse(self, why: StoreError) {
+        let _ = self.reply.send(Ran::Ended(Err(WorkError::NotBegun(why))));
+    }
+
+    /// Whether nobody's commit may depend on how it ends.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.shared.habits.leaves(self.claim.as_ref())
+    }
+
+    /// Runs in a savepoint, which the caller closes. If `others_wait` to be committed with it, it
+    /// cannot stay away in the middle of its transaction.
+    pub(crate) fn run(mut self, connection: &Rc<Connection>, others_wait: bool) -> Reached {
+        if self.reply.is_closed() {
+            return Reached::Gone; // Nobody waited for it any more.
+        }
+        match self.write_claim(connection) {
+            Ok(None) => {}
+            Ok(Some(refused)) => return self.end(Ok(refused), false),
+            Err(error) => return self.end(Err(WorkError::NotBegun(error)), false),
+        }
+        let task = &mut task::Context::from_waker(Waker::noop());
+        let runtime = self.runtime.clone();
+        let _in_runtime = runtime.enter();
+        let mut transaction = None;
+        let since = Instant::now();
+        let ended = loop {
+            match catch_unwind(AssertUnwindSafe(|| self.future.as_mut().poll(task))) {
+                Ok(Poll::Ready(ended)) => break ended,
+                Err(_) => break Err("the attempt panicked; see the log for where".into()),
+                Ok(Poll::Pending) if self.slot.is_wanted(task) => {
+                    let handover = Arc::new(Handover::default());
+                    transaction =
+                        Some((Entered::new(&handover, connection), Arc::clone(&handover)));
+                    let begun = SqliteTransaction::here(Arc::clone(&self.shared), handover);
+                    self.slot.put(Box::new(begun));
+                }
+                Ok(Poll::Pending) => {
+                    return self.leave(transaction.map(|(_, handover)| handover), others_wait);
+                }
+            }
+        };
+        self.shared
+            .habits
+            .took(self.claim.as_ref(), since.elapsed());
+        if let Some((_, handover)) = transaction {
+            handover.leave(Err(StoreError::new(
+                "the handler has returned; a transaction cannot outlive it",
+            )));
+        }
+        self.finish(connection, ended)
+    }
+
+    fn write_claim(&self, connection: &Connection) -> Result<Option<Committed>, StoreError> {
+        let Some(entry) = &self.claim else {
+            return Ok(None);
+        };
+        if let Some(why) = inbox::misuse(entry) {
+            return Err(StoreError::new(why));
+        }
+        let written = inbox::write(connection, entry, now_ms());
+        let refusal = written
+            .map_err(|error| error::explain(&self.shared.path, "write to the inbox", &error))?;
+        Ok(refusal.map(|why| Committed::Refused { entry: 0, why }))
+    }
+
+    /// It awaits what this thread cannot give.
+    fn leave(self, transaction: Option<Arc<Handover>>, others_wait: bool) -> Reached {
+        let Some(handover) = transaction else {
+            let _ = self.reply.send(Ran::Elsewhere(self.claim, self.future));
+            return Reached::Gone;
+        };
+        if let Some(entry) = &self.claim {
+            self.shared.habits.left(&entry.claim.consumer);
+            if others_wait {
+                let why = "the handler awaits something else in the middle of its transaction while \
+                           others wait to be committed with it; it is tried again alone";
+                handover.leave(Err(StoreError::conflict(why)));
+                return self.end(Err(WorkError::Store(StoreError::conflict(why))), false);
+            }
+        }
+        let (begun, session) = Begun::new(None);
+        handover.leave(Ok(begun));
+        // If nobody waits for it any more, its transaction is dropped with it.
+        let _ = self.reply.send(Ran::Held(self.future));
+        Reached::Holds(session)
+    }
+
+    fn finish(self, connection: &Connection, ended: Result<Commit, BoxError>) -> Reached {
+        let transaction = self.slot.take();
+        let commit = match (ended, transaction) {
+            (Err(error), _) => return self.end(Err(WorkError::Failed(error)), false),
+            (Ok(_), Err(error)) => return self.end(Err(WorkError::Store(error)), false),
+            (Ok(commit), Ok(transaction)) => {
+                let postponed = take_postponed(transaction);
+                let written = write_commit(&self.shared, connection, postponed, &commit);
+                written.map(|committed| (committed, !commit.outbox.is_empty()))
+            }
+        };
+        match commit {
+            Ok((Committed::Refused { entry, why }, _)) => {
+                let entry = entry + usize::from(self.claim.is_some());
+                self.end(Ok(Committed::Refused { entry, why }), false)
+            }
+            Ok((Committed::Done, sends)) => self.end(Ok(Committed::Done), sends),
+            Err(error) => self.end(Err(WorkError::Store(error)), false),
+        }
+    }
+
+    fn end(self, outcome: Result<Committed, WorkError>, sends: bool) -> Reached {
+        let Self { shared, reply, .. } = self;
+        Reached::Ended(Unit {
+            keep: matches!(outcome, Ok(Committed::Done)),
+            done: Box::new(move |durable| {
+                if durable.is_ok() && sends {
+                    shared.wake_relays();
+                }
+                let outcome = durable.map_err(WorkError::Store).and(outcome);
+                let _ = reply.send(Ran::Ended(outcome));
+            }),
+        })
+    }
+}
+
+/// What is known of consumers' handlers from their attempts.
+#[derive(Default)]
+pub(crate) struct Habits {
+    /// There is something in `of`.
+    any: AtomicBool,
+    of: Mutex<HashMap<Box<str>, Habit>>,
+}
+
+#[derive(Default)]
+struct Habit {
+    /// How many attempts, the last ones, took long.
+    strikes: u32,
+    /// It has awaited something else in the middle of its transaction.
+    leaves: bool,
+}
+
+impl Habits {
+    /// Whether attempts with this claim run in their own tasks, since they keep the writer's thread
+    /// busy for long.
+    pub(crate) fn is_busy(&self, claim: Option<&InboxEntry>) -> bool {
+        self.has(claim, |habit| habit.strikes >= STRIKES_MAX)
+    }
+
+    fn leaves(&self, claim: Option<&InboxEntry>) -> bool {
+        self.has(claim, |habit| habit.leaves)
+    }
+
+    fn has(&self, claim: Option<&InboxEntry>, habit: impl FnOnce(&Habit) -> bool) -> bool {
+        let Some(entry) = claim.filter(|_| self.any.load(Ordering::Relaxed)) else {
+            return false;
+        };
+        self.of.lock().get(&entry.claim.consumer).is_some_and(habit)
+    }
+
+    fn left(&self, consumer: &str) {
+        self.any.store(true, Ordering::Relaxed);
+        let mut of = self.of.lock();
+        let habit = of.entry(consumer.into()).or_default();
+        if !std::mem::replace(&mut habit.leaves, true) {
+            tracing::info!(
+                consumer,
+                "the handler awaits something else in the middle of its transaction, so from now on \
+                 its attempts share no commit with others; do slow work before the first use of `Tx`"
+            );
+        }
+    }
+
+    fn took(&self, claim: Option<&InboxEntry>, took: Duration) {
+        let is_long = took > BUSY_MAX;
+        let Some(entry) = claim.filter(|_| is_long || self.any.load(Ordering::Relaxed)) else {
+            return;
+        };
+        let consumer = &*entry.claim.consumer;
+        let mut of = self.of.lock();
+        if !is_long {
+            if let Some(habit) = of.get_mut(consumer) {
+                habit.strikes = 0;
+            }
+            return;
+        }
+        self.any.store(true, Ordering::Relaxed);
+        let habit = of.entry(consumer.into()).or_default();
+        habit.strikes += 1;
+        if habit.strikes == STRIKES_MAX {
+            tracing::warn!(
+                consumer,
+                "the handler was busy for more than {BUSY_MAX:?} without awaiting anything but its \
+                 `Tx`, {STRIKES_MAX} times in a row (now {took:?}); from now on it runs in a task \
+                 of its own, which is slower for this handler and keeps the writer free between \
+                 its statements"
+            );
+        }
+    }
+}
