@@ -49,10 +49,10 @@ pub(crate) struct Options {
     /// `--answers-only -- --services orders --broker amqp://127.0.0.1:1/`.
     #[arg(long)]
     answers_only: bool,
-    /// The shop's program; by default the one beside this program. Given more than once (an older
-    /// build, for example), they take turns, and are compared with the first.
-    #[arg(long)]
-    shop: Vec<PathBuf>,
+    /// The shop's program; by default the one beside this program. Given more than once, they take
+    /// turns, and are compared with the first: `--shop now=PATH --shop before=PATH`.
+    #[arg(long, value_name = "[NAME=]PATH")]
+    shop: Vec<String>,
     /// Where to write the figures as JSON.
     #[arg(long, default_value = "bench/orders.json")]
     json: PathBuf,
@@ -74,23 +74,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let programs: Vec<Option<&Path>> = match &*options.shop {
-        [] => vec![None],
-        given => given.iter().map(|program| Some(&**program)).collect(),
-    };
+    let mut programs = Vec::new();
+    for given in &options.shop {
+        let (name, path) = given.split_once('=').unwrap_or((given, given));
+        programs.push((name, sibling(Some(Path::new(path)), "shop")?));
+    }
+    if programs.is_empty() {
+        programs.push(("shop", sibling(None, "shop")?));
+    }
     for round in 1..=options.rounds {
-        for given in &programs {
+        for (name, program) in &programs {
             let data = tempfile::tempdir_in(std::env::current_dir()?)?;
-            let program = sibling(*given, "shop")?;
-            let shop = Shop::start(&program, options, data.path())?;
+            let shop = Shop::start(program, options, data.path())?;
             folders.push(data);
             let figures = runtime.block_on(place_and_wait(&shop, options))?;
-            let name = match programs.len() {
-                1 => "shop".to_owned(),
-                _ => program.display().to_string(),
-            };
             eprintln!("round {round}, {name}: {figures}");
-            figures.add_to(&mut report, &name);
+            figures.add_to(&mut report, name);
         }
     }
     report.print();

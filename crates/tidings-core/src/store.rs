@@ -188,7 +188,7 @@ impl Work {
     ///
     /// The work's own, or the store's.
     pub async fn run_on<S: Store + ?Sized>(self, store: &S) -> Result<Committed, WorkError> {
-        if let Some(why) = look(store, self.claim.as_ref()).await? {
+        if let Some(why) = Self::look(store, self.claim.as_ref()).await? {
             return Ok(Committed::Refused { entry: 0, why });
         }
         let mut commit = match self.future.await {
@@ -208,25 +208,29 @@ impl Work {
         };
         committed.map_err(WorkError::Store)
     }
-}
 
-/// Asks the inbox, so that work is not done in vain. A message that is under a lease is not asked
-/// for, since the lease says enough.
-async fn look<S: Store + ?Sized>(
-    store: &S,
-    claim: Option<&InboxEntry>,
-) -> Result<Option<Refusal>, WorkError> {
-    let Some(entry) = claim else { return Ok(None) };
-    if let Over::Lease(_) = entry.over {
-        return Ok(None);
+    /// For stores: asks the inbox about the message of a work, so that it is not done in vain. A
+    /// message that is under a lease is not asked for, since the lease says enough.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkError::NotBegun`].
+    pub async fn look<S: Store + ?Sized>(
+        store: &S,
+        claim: Option<&InboxEntry>,
+    ) -> Result<Option<Refusal>, WorkError> {
+        let Some(entry) = claim else { return Ok(None) };
+        if let Over::Lease(_) = entry.over {
+            return Ok(None);
+        }
+        let ask = Ask {
+            claim: entry.claim.clone(),
+            order: entry.order.clone(),
+        };
+        let seen = store.look(&[ask]).await.map_err(WorkError::NotBegun)?;
+        let seen = seen.into_iter().next().unwrap_or_default();
+        Ok(seen.refusal(&entry.over))
     }
-    let ask = Ask {
-        claim: entry.claim.clone(),
-        order: entry.order.clone(),
-    };
-    let seen = store.look(&[ask]).await.map_err(WorkError::NotBegun)?;
-    let seen = seen.into_iter().next().unwrap_or_default();
-    Ok(seen.refusal(&entry.over))
 }
 
 impl fmt::Debug for Work {

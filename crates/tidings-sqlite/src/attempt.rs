@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use crate::{
-    Shared,
+    Shared, SqliteStore,
     clock::now_ms,
     error, inbox,
     transaction::{Begun, SqliteTransaction, gone, take_postponed, write_commit},
@@ -67,18 +67,42 @@ pub(crate) enum Ran {
 }
 
 /// Runs `work` on the writer's thread, as far as that goes.
-pub(crate) async fn run(shared: Arc<Shared>, work: Work) -> Result<Committed, WorkError> {
+pub(crate) async fn run(store: &SqliteStore, work: Work) -> Result<Committed, WorkError> {
+    let shared = &store.0;
     let (slot, mut claim, mut future) = work.into_parts();
     slot.put_when_wanted();
     let mut has_begun = false;
+    let mut is_elsewhere = shared.habits.begins_elsewhere(claim.as_ref());
+    if is_elsewhere && let Some(why) = Work::look(store, claim.as_ref()).await? {
+        return Ok(Committed::Refused { entry: 0, why });
+    }
     loop {
+        if is_elsewhere {
+            let mut has_waited = false;
+            let ended = poll_fn(|task| match future.as_mut().poll(task) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending if slot.is_wanted(task) => Poll::Ready(None),
+                Poll::Pending => {
+                    has_waited = true;
+                    Poll::Pending
+                }
+            });
+            let ended = ended.await;
+            if !has_begun {
+                shared.habits.began(claim.as_ref(), has_waited);
+            }
+            has_begun = true;
+            if let Some(ended) = ended {
+                return settle(shared, &slot, claim, ended).await;
+            }
+        }
         let (reply, ran) = oneshot::channel();
         let attempt = Attempt {
             slot: Arc::clone(&slot),
             claim,
             future,
             runtime: Handle::current(),
-            shared: Arc::clone(&shared),
+            shared: Arc::clone(shared),
             reply,
         };
         let not_begun = |error| match has_begun {
@@ -90,19 +114,14 @@ pub(crate) async fn run(shared: Arc<Shared>, work: Work) -> Result<Committed, Wo
         match ran.await {
             Ok(Ran::Ended(Err(WorkError::NotBegun(error)))) => return Err(not_begun(error)),
             Ok(Ran::Ended(outcome)) => return outcome,
-            Ok(Ran::Held(future)) => return settle(&shared, &slot, None, future.await).await,
+            Ok(Ran::Held(future)) => return settle(shared, &slot, None, future.await).await,
             Ok(Ran::Elsewhere(back, unfinished)) => (claim, future) = (back, unfinished),
             Err(_) => return Err(WorkError::Store(gone())),
         }
-        has_begun = true;
-        let ended = poll_fn(|task| match future.as_mut().poll(task) {
-            Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            Poll::Pending if slot.is_wanted(task) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        });
-        if let Some(ended) = ended.await {
-            return settle(&shared, &slot, claim, ended).await;
+        if !has_begun {
+            shared.habits.began(claim.as_ref(), true);
         }
+        (has_begun, is_elsewhere) = (true, true);
     }
 }
 
@@ -335,6 +354,8 @@ struct Habit {
     strikes: u32,
     /// It has awaited something else in the middle of its transaction.
     leaves: bool,
+    /// The last attempt awaited something else before its transaction.
+    begins_elsewhere: bool,
 }
 
 impl Habits {
@@ -346,6 +367,30 @@ impl Habits {
 
     fn leaves(&self, claim: Option<&InboxEntry>) -> bool {
         self.has(claim, |habit| habit.leaves)
+    }
+
+    /// Whether attempts with this claim await something else first. Those ask the inbox, and come to
+    /// the writer's thread when they want their transaction.
+    fn begins_elsewhere(&self, claim: Option<&InboxEntry>) -> bool {
+        self.has(claim, |habit| habit.begins_elsewhere)
+    }
+
+    fn began(&self, claim: Option<&InboxEntry>, elsewhere: bool) {
+        let Some(entry) = claim.filter(|_| elsewhere || self.any.load(Ordering::Relaxed)) else {
+            return;
+        };
+        self.any.store(true, Ordering::Relaxed);
+        let mut of = self.of.lock();
+        match of.get_mut(&entry.claim.consumer) {
+            Some(habit) => habit.begins_elsewhere = elsewhere,
+            None => {
+                let habit = Habit {
+                    begins_elsewhere: elsewhere,
+                    ..Habit::default()
+                };
+                of.insert(entry.claim.consumer.clone(), habit);
+            }
+        }
     }
 
     fn has(&self, claim: Option<&InboxEntry>, habit: impl FnOnce(&Habit) -> bool) -> bool {

@@ -310,7 +310,7 @@ impl Store for SqliteStore {
             // A slot that was used before has a transaction, which keeps the writer to itself.
             match work.slot().is_used() || self.0.habits.is_busy(work.claim()) {
                 true => work.run_on(self).await,
-                false => attempt::run(Arc::clone(&self.0), work).await,
+                false => attempt::run(self, work).await,
             }
         };
         Box::pin(join_all(batch.into_iter().map(run)))

@@ -307,6 +307,30 @@ async fn a_duplicate_does_not_run() {
 }
 
 #[tokio::test]
+async fn a_handler_that_awaits_something_else_first_begins_in_its_own_task_the_next_time() {
+    let world = World::new().await;
+    let mut began_there = Vec::new();
+    for number in 0..5 {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let work = world.attempt(&number.to_string(), |mut tx| async move {
+            let _ = tell.send(writers_name());
+            if number < 3 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            note(&mut tx, &number.to_string()).await
+        });
+        assert!(is_done(&world.run(work).await));
+        began_there.push(told.await.unwrap());
+        let again = world.attempt(&number.to_string(), |_| async { panic!("it runs") });
+        let known = world.run(again).await;
+        assert!(matches!(known, Ok(Committed::Refused { .. })), "{known:?}");
+    }
+    // The fourth does not wait any more, so the fifth begins on the writer's thread again.
+    assert_eq!(began_there, [true, false, false, false, true]);
+    assert_eq!(world.notes().await.len(), 5);
+}
+
+#[tokio::test]
 async fn a_handler_that_computes_for_long_moves_to_a_task_of_its_own() {
     let world = World::new().await;
     let mut on_the_writers_thread = Vec::new();

@@ -17,7 +17,7 @@ use shop_contracts::{
     OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, StockRejected, StockReleased,
     StockReserved, product,
 };
-use shop_kit::{Db, Statement, Tx, sql};
+use shop_kit::{Statement, Tx, sql};
 use tidings::{Error, prelude::*};
 
 /// How many of the products that are not to be had a refusal names.
@@ -84,11 +84,10 @@ fn reason(short: &[&str]) -> String {
 }
 
 /// What is paid for leaves the house. Nothing happens if the reservation has ended before.
-pub(crate) async fn ship(order: OrderConfirmed, State(db): State<Db>, mut tx: Tx) -> Result<()> {
+pub(crate) async fn ship(order: OrderConfirmed, mut tx: Tx) -> Result<()> {
     let order_id = order.order_id;
     let reserved = sql("select items from reservation where order_id = $1 and status = 'RESERVED'");
-    let rows = db.read(reserved.bind(&order_id)).await?;
-    let Some(row) = rows.first() else {
+    let Some(row) = tx.first(reserved.bind(&order_id)).await? else {
         return Ok(());
     };
     let lines: Lines = serde_json::from_str(&row.get::<String>(0)?).permanent()?;

@@ -5,7 +5,7 @@ use shop_contracts::{
     EmailSent, OrderCancelled, OrderConfirmed, OrderPlaced, PaymentAuthorized, PaymentDeclined,
     PaymentRefunded, PointsAwarded, ShipmentBooked, StockRejected, StockReleased, StockReserved,
 };
-use shop_kit::{Db, Tx};
+use shop_kit::Tx;
 use tidings::{Permanent, prelude::*};
 
 use crate::orders::{self, Answer, Decision, Known};
@@ -19,11 +19,7 @@ type Decided = (Option<OrderConfirmed>, Option<OrderCancelled>);
 /// An order of this shop was stored together with the event, and is known; one that a foreign
 /// program placed becomes known now, and may have been answered before. Who says they sent it does
 /// not matter: whatever is charged and reserved has to be known here.
-pub(crate) async fn adopt(order: OrderPlaced, State(db): State<Db>, mut tx: Tx) -> Result<Decided> {
-    let is_known = !db.read(orders::is_known(&order.order_id)).await?.is_empty();
-    if is_known {
-        return Ok((None, None));
-    }
+pub(crate) async fn adopt(order: OrderPlaced, mut tx: Tx) -> Result<Decided> {
     let Some(row) = tx.first(orders::adopt(&order)).await? else {
         return Ok((None, None));
     };

@@ -120,11 +120,6 @@ pub(crate) fn placed(order_id: &str) -> Statement {
     .bind(order_id)
 }
 
-/// One row if the order itself is known, not only answers to it.
-pub(crate) fn is_known(order_id: &str) -> Statement {
-    sql("select order_id from orders where order_id = $1 and amount is not null").bind(order_id)
-}
-
 /// The order that was placed with this idempotency key.
 pub(crate) fn with_key(key: &str) -> Statement {
     sql("select order_id, amount, request from orders where idempotency_key = $1").bind(key)
