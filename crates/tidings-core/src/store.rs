@@ -8,6 +8,8 @@
 
 use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
+
 use crate::{
     Ask, BoxError, BoxFuture, Deferred, InboxEntry, Outbox, Outgoing, Over, Record, RecordChange,
     RecordId, Records, Refusal, Seen, TransactionSlot,
@@ -165,6 +167,42 @@ impl Work {
         self
     }
 
+    /// Has `store` run it, as a batch of one.
+    ///
+    /// # Errors
+    ///
+    /// The work's own, or the store's.
+    pub async fn hand_to<S: Store + ?Sized>(self, store: &S) -> Result<Committed, WorkError> {
+        store
+            .run(vec![self])
+            .await
+            .pop()
+            .unwrap_or_else(|| Err(no_outcome()))
+    }
+
+    /// Has the store of `slot` run work that gives a value besides what is committed. The value is
+    /// returned when all is durable.
+    ///
+    /// # Errors
+    ///
+    /// The work's own, or the store's.
+    pub async fn value_of<T: Send + 'static>(
+        slot: Arc<TransactionSlot>,
+        future: impl Future<Output = Result<(T, Commit), BoxError>> + Send + 'static,
+    ) -> Result<T, WorkError> {
+        let store = Arc::clone(slot.store());
+        let told = Arc::new(Mutex::new(None));
+        let tell = Arc::clone(&told);
+        let work = Self::new(slot, async move {
+            let (value, commit) = future.await?;
+            *tell.lock() = Some(value);
+            Ok(commit)
+        });
+        work.hand_to(&*store).await?;
+        let value = told.lock().take();
+        value.ok_or_else(no_outcome)
+    }
+
     /// For stores: where its transaction is.
     pub fn slot(&self) -> &TransactionSlot {
         &self.slot
@@ -191,17 +229,34 @@ impl Work {
         if let Some(why) = Self::look(store, self.claim.as_ref()).await? {
             return Ok(Committed::Refused { entry: 0, why });
         }
-        let mut commit = match self.future.await {
+        let ended = self.future.await;
+        Self::settle(store, &self.slot, self.claim, ended).await
+    }
+
+    /// For stores: the end of a work that has run in its own task. Commits what it resolved to, or
+    /// undoes it.
+    ///
+    /// # Errors
+    ///
+    /// The work's own, or the store's.
+    pub async fn settle<S: Store + ?Sized>(
+        store: &S,
+        slot: &TransactionSlot,
+        claim: Option<InboxEntry>,
+        ended: Result<Commit, BoxError>,
+    ) -> Result<Committed, WorkError> {
+        let transaction = slot.take();
+        let mut commit = match ended {
             Ok(commit) => commit,
             Err(error) => {
-                if let Ok(Some(transaction)) = self.slot.take() {
+                if let Ok(Some(transaction)) = transaction {
                     transaction.rollback().await;
                 }
                 return Err(WorkError::Failed(error));
             }
         };
-        commit.inbox.splice(..0, self.claim);
-        let committed = match self.slot.take() {
+        commit.inbox.splice(..0, claim);
+        let committed = match transaction {
             Ok(Some(transaction)) => transaction.commit(commit).await,
             Ok(None) => store.commit(commit).await,
             Err(error) => Err(error),
@@ -231,6 +286,10 @@ impl Work {
         let seen = seen.into_iter().next().unwrap_or_default();
         Ok(seen.refusal(&entry.over))
     }
+}
+
+fn no_outcome() -> WorkError {
+    WorkError::Store(StoreError::new("the store gave no outcome for a work"))
 }
 
 impl fmt::Debug for Work {

@@ -34,7 +34,8 @@ use tokio::{
 use crate::{
     Shared, SqliteStore,
     clock::now_ms,
-    error, inbox,
+    error::{self, Failure},
+    inbox,
     transaction::{Begun, SqliteTransaction, gone, take_postponed, write_commit},
     writer::{Job, Session, Unit},
 };
@@ -93,7 +94,7 @@ pub(crate) async fn run(store: &SqliteStore, work: Work) -> Result<Committed, Wo
             }
             has_begun = true;
             if let Some(ended) = ended {
-                return settle(shared, &slot, claim, ended).await;
+                return Work::settle(store, &slot, claim, ended).await;
             }
         }
         let (reply, ran) = oneshot::channel();
@@ -114,7 +115,7 @@ pub(crate) async fn run(store: &SqliteStore, work: Work) -> Result<Committed, Wo
         match ran.await {
             Ok(Ran::Ended(Err(WorkError::NotBegun(error)))) => return Err(not_begun(error)),
             Ok(Ran::Ended(outcome)) => return outcome,
-            Ok(Ran::Held(future)) => return settle(shared, &slot, None, future.await).await,
+            Ok(Ran::Held(future)) => return Work::settle(store, &slot, None, future.await).await,
             Ok(Ran::Elsewhere(back, unfinished)) => (claim, future) = (back, unfinished),
             Err(_) => return Err(WorkError::Store(gone())),
         }
@@ -123,32 +124,6 @@ pub(crate) async fn run(store: &SqliteStore, work: Work) -> Result<Committed, Wo
         }
         (has_begun, is_elsewhere) = (true, true);
     }
-}
-
-/// The end of an attempt in its own task.
-async fn settle(
-    shared: &Arc<Shared>,
-    slot: &TransactionSlot,
-    claim: Option<InboxEntry>,
-    ended: Result<Commit, BoxError>,
-) -> Result<Committed, WorkError> {
-    let transaction = slot.take();
-    let mut commit = match ended {
-        Ok(commit) => commit,
-        Err(error) => {
-            if let Ok(Some(transaction)) = transaction {
-                transaction.rollback().await;
-            }
-            return Err(WorkError::Failed(error));
-        }
-    };
-    commit.inbox.splice(..0, claim);
-    let committed = match transaction {
-        Ok(Some(transaction)) => transaction.commit(commit).await,
-        Ok(None) => Arc::clone(shared).commit(Vec::new(), commit).await,
-        Err(error) => Err(error),
-    };
-    committed.map_err(WorkError::Store)
 }
 
 thread_local! {
@@ -160,7 +135,7 @@ thread_local! {
 /// too. When the handler leaves, they go through a [`Session`].
 #[derive(Default)]
 pub(crate) struct Handover {
-    left: Mutex<Option<Result<Begun, StoreError>>>,
+    left: Mutex<Option<Result<Begun, Failure>>>,
     changed: Notify,
 }
 
@@ -177,14 +152,21 @@ impl Handover {
     /// The session that the transaction goes on as, once its handler has left the writer's thread.
     pub(crate) async fn session(&self) -> Result<Begun, StoreError> {
         loop {
-            if let Some(left) = self.left.lock().take() {
-                return left;
+            let left = self.left.lock().take();
+            match left {
+                Some(Ok(begun)) => return Ok(begun),
+                Some(Err(why)) => {
+                    let error = why.error();
+                    self.leave(Err(why)); // For whoever asks again.
+                    return Err(error);
+                }
+                None => {}
             }
             self.changed.notified().await;
         }
     }
 
-    fn leave(&self, left: Result<Begun, StoreError>) {
+    fn leave(&self, left: Result<Begun, Failure>) {
         *self.left.lock() = Some(left);
         self.changed.notify_one();
     }
@@ -262,7 +244,7 @@ impl Attempt {
             .habits
             .took(self.claim.as_ref(), since.elapsed());
         if let Some((_, handover)) = transaction {
-            handover.leave(Err(StoreError::new(
+            handover.leave(Err(Failure::new(
                 "the handler has returned; a transaction cannot outlive it",
             )));
         }
@@ -293,8 +275,10 @@ impl Attempt {
             if others_wait {
                 let why = "the handler awaits something else in the middle of its transaction while \
                            others wait to be committed with it; it is tried again alone";
-                handover.leave(Err(StoreError::conflict(why)));
-                return self.end(Err(WorkError::Store(StoreError::conflict(why))), false);
+                let why = Failure::conflict(why);
+                let error = WorkError::Store(why.error());
+                handover.leave(Err(why));
+                return self.end(Err(error), false);
             }
         }
         let (begun, session) = Begun::new(None);

@@ -201,6 +201,30 @@ async fn a_transaction_that_is_used_in_another_task_is_committed() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_outlives_its_handler_is_an_error_each_time() {
+    let world = World::new().await;
+    let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let work = world.attempt("1", |mut tx| async move {
+        note(&mut tx, "undone").await?;
+        tokio::spawn(async move {
+            let _ = wait.await;
+            let first = note(&mut tx, "late").await.is_err();
+            let _ = tell.send((first, note(&mut tx, "later").await.is_err()));
+        });
+        Ok(())
+    });
+    match world.run(work).await {
+        Err(WorkError::Store(error)) => assert!(error.to_string().contains("outlive"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    go_on.send(()).unwrap();
+    let failed = tokio::time::timeout(Duration::from_secs(20), told).await;
+    assert_eq!(failed.expect("no statement waits").unwrap(), (true, true));
+    assert!(world.notes().await.is_empty());
+}
+
+#[tokio::test]
 async fn one_in_the_middle_of_sixty_four_that_fails_harms_no_other() {
     let world = World::new().await;
     type Handler = fn(Tx) -> BoxFuture<'static, Result<(), BoxError>>;

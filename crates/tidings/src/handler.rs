@@ -252,13 +252,12 @@ where
     };
     // The store may run it in a thread of its own.
     let work = Work::new(slot, work.in_current_span()).claiming(entry);
-    let committed = match store.run(vec![work]).await.pop() {
-        Some(Ok(committed)) => committed,
-        Some(Err(WorkError::NotBegun(error))) if !error.is_invalid() => {
+    let committed = match work.hand_to(&*store).await {
+        Ok(committed) => committed,
+        Err(WorkError::NotBegun(error)) if !error.is_invalid() => {
             return Err(NotAsked(error).into());
         }
-        Some(Err(error)) => return Err(error.into_inner()),
-        None => return Err("the store gave no outcome for an attempt".into()),
+        Err(error) => return Err(error.into_inner()),
     };
     Ok(match committed {
         Committed::Done => Handled::Done,

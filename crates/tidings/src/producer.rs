@@ -2,13 +2,11 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use crate::{
     Command, Error, Event, IntoMessages, Message, Messages, Outgoing, ScheduleId, Store,
-    StoreError, TransactionHandle, TransactionSlot, Work, WorkError, publish::Sender, retry,
-    schedule,
+    TransactionHandle, TransactionSlot, Work, WorkError, publish::Sender, retry, schedule,
 };
 
 /// Sends events and commands through the outbox, in one transaction with what else is written.
@@ -201,23 +199,15 @@ impl ProducerTransaction {
         F: FnOnce(TransactionHandle) -> Fut,
         Fut: Future<Output = Result<(T, M), Error>> + Send + 'static,
     {
-        let (slot, store) = (Arc::clone(&self.slot), Arc::clone(self.slot.store()));
+        let slot = Arc::clone(&self.slot);
         let working = work(self.handle());
-        let (tell, told) = oneshot::channel();
         let work = async move {
             let (value, messages) = working.await.map_err(Error::into_inner)?;
             self.say(messages).map_err(Error::into_inner)?;
             let commit = self.sender.commit(self.messages, None);
-            let commit = commit.map_err(Error::into_inner)?;
-            let _ = tell.send(value);
-            Ok(commit)
+            Ok((value, commit.map_err(Error::into_inner)?))
         };
-        let outcome = store
-            .run(vec![Work::new(slot, work.in_current_span())])
-            .await;
-        let lost = || WorkError::Store(StoreError::new("the store gave no outcome for a work"));
-        outcome.into_iter().next().ok_or_else(lost)??;
-        told.await.map_err(|_| lost())
+        Work::value_of(slot, work.in_current_span()).await
     }
 
     /// Makes it all durable; the relay publishes the messages soon after.

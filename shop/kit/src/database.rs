@@ -10,7 +10,6 @@ use tidings_core::{
 #[cfg(feature = "postgres")]
 use tidings_postgres::PostgresStore;
 use tidings_sqlite::SqliteStore;
-use tokio::sync::oneshot;
 
 #[cfg(feature = "postgres")]
 use crate::postgres;
@@ -153,23 +152,18 @@ impl Db {
         F: FnOnce(Tx) -> Fut,
         Fut: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let store = self.store();
-        let slot = Arc::new(TransactionSlot::new(Arc::clone(&store)));
+        let slot = Arc::new(TransactionSlot::new(self.store()));
         let working = work(self.lend(slot.handle()));
-        let (tell, told) = oneshot::channel();
-        let work = Work::new(slot, async move {
-            let _ = tell.send(working.await?);
-            Ok(Commit::default())
-        });
-        let lost = || StoreError::new("the database gave no answer");
-        match store.run(vec![work]).await.pop().ok_or_else(lost)? {
-            Ok(_) => told.await.map_err(|_| lost()),
-            Err(WorkError::NotBegun(error) | WorkError::Store(error)) => Err(error),
-            Err(WorkError::Failed(error)) => Err(match error.downcast() {
-                Ok(error) => *error,
-                Err(error) => StoreError::new(error.to_string()),
-            }),
-        }
+        let work = async move { Ok((working.await?, Commit::default())) };
+        Work::value_of(slot, work)
+            .await
+            .map_err(|error| match error {
+                WorkError::NotBegun(error) | WorkError::Store(error) => error,
+                WorkError::Failed(error) => match error.downcast() {
+                    Ok(error) => *error,
+                    Err(error) => StoreError::new(error.to_string()),
+                },
+            })
     }
 
     /// Runs one statement as a transaction of its own; says how many rows it wrote.
