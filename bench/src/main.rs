@@ -8,10 +8,13 @@
 //! bench broker      confirmed publish, and publish + consume: the broker in the box beside RabbitMQ
 //! bench orders      orders per second through the whole shop, and how long a customer waits
 //! bench held        what a million rows that nobody wants cost the others
+//! bench floors      handler, inbox and relay beside the bare statements through the raw driver
 //! ```
 
 mod amqp;
 mod broker;
+mod feed;
+mod floors;
 mod held;
 mod machine;
 mod orders;
@@ -20,6 +23,10 @@ mod perftest;
 mod report;
 
 use clap::{Parser, Subcommand};
+
+/// As the shop has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Side-by-side benchmarks of Tidings.
 #[derive(Parser)]
@@ -37,6 +44,8 @@ enum Command {
     Orders(orders::Options),
     /// What rows that nobody wants cost the others.
     Held(held::Options),
+    /// Handler, inbox and relay beside the bare statements through the raw driver.
+    Floors(floors::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,5 +53,6 @@ fn main() -> anyhow::Result<()> {
         Command::Broker(options) => broker::run(&options),
         Command::Orders(options) => orders::run(&options),
         Command::Held(options) => held::run(&options),
+        Command::Floors(options) => floors::run(&options),
     }
 }

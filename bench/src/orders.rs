@@ -22,6 +22,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tidings_testing::servers::{Postgres, RabbitMq};
 use tokio::net::TcpStream;
 
 use crate::{machine::Machine, peers::sibling, report::Report};
@@ -53,6 +54,14 @@ pub(crate) struct Options {
     /// turns, and are compared with the first: `--shop now=PATH --shop before=PATH`.
     #[arg(long, value_name = "[NAME=]PATH")]
     shop: Vec<String>,
+    /// On PostgreSQL, with an empty database for each turn; a server is started from what is
+    /// installed.
+    #[arg(long)]
+    postgres: bool,
+    /// On RabbitMQ instead of the broker in the box; it is started from what is installed, anew for
+    /// each turn.
+    #[arg(long)]
+    rabbitmq: bool,
     /// Where to write the figures as JSON.
     #[arg(long, default_value = "bench/orders.json")]
     json: PathBuf,
@@ -66,6 +75,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         ("orders per round", options.orders.to_string()),
         ("customers at a time", options.customers.to_string()),
         ("shop", options.shop_args.join(" ")),
+        (
+            "database",
+            if options.postgres {
+                "PostgreSQL"
+            } else {
+                "SQLite"
+            }
+            .to_owned(),
+        ),
+        (
+            "broker",
+            if options.rabbitmq {
+                "RabbitMQ"
+            } else {
+                "in the box"
+            }
+            .to_owned(),
+        ),
     ]);
     let mut report = Report::new(Machine::look()?, settings);
     // The rounds' folders stay until the end: a file system that has just deleted thousands of mails
@@ -82,10 +109,26 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if programs.is_empty() {
         programs.push(("shop", sibling(None, "shop")?));
     }
+    let postgres = match options.postgres {
+        true => Some(Postgres::start()?),
+        false => None,
+    };
     for round in 1..=options.rounds {
-        for (name, program) in &programs {
+        for (turn, (name, program)) in programs.iter().enumerate() {
             let data = tempfile::tempdir_in(std::env::current_dir()?)?;
-            let shop = Shop::start(program, options, data.path())?;
+            let mut args = options.shop_args.clone();
+            if let Some(postgres) = &postgres {
+                let database = postgres.database(&format!("shop_{round}_{turn}"))?;
+                args.extend(["--database".to_owned(), database]);
+            }
+            let rabbitmq = match options.rabbitmq {
+                true => Some(RabbitMq::start()?),
+                false => None,
+            };
+            if let Some(rabbitmq) = &rabbitmq {
+                args.extend(["--broker".to_owned(), rabbitmq.url()]);
+            }
+            let shop = Shop::start(program, &args, options.answers_only, data.path())?;
             folders.push(data);
             let figures = runtime.block_on(place_and_wait(&shop, options))?;
             eprintln!("round {round}, {name}: {figures}");
@@ -322,7 +365,12 @@ struct Shop {
 }
 
 impl Shop {
-    fn start(program: &Path, options: &Options, data: &Path) -> anyhow::Result<Self> {
+    fn start(
+        program: &Path,
+        args: &[String],
+        answers_only: bool,
+        data: &Path,
+    ) -> anyhow::Result<Self> {
         let mut process = Command::new(program)
             .args([
                 "--listen",
@@ -332,7 +380,7 @@ impl Shop {
                 "--data",
             ])
             .arg(data)
-            .args(&options.shop_args)
+            .args(args)
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
@@ -344,7 +392,7 @@ impl Shop {
             let line = line?;
             if let Some(listening) = line.strip_prefix("listening http ") {
                 address = Some(listening.to_owned());
-                if options.answers_only {
+                if answers_only {
                     break; // Ready it is only when the broker is there.
                 }
             } else if line == "ready" {

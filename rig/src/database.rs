@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use tidings::{Store, StoreError, TransactionHandle};
-use tidings_postgres::{PostgresOptions, PostgresStore, PostgresTransaction, sqlx};
+use tidings_postgres::{
+    PostgresOptions, PostgresStore, PostgresTransaction, tokio_postgres::types::ToSql,
+};
 use tidings_sqlite::{SqliteStore, SqliteTransaction, rusqlite};
 
 /// The tables of both services. Nothing is unique on purpose: a doubled effect has to show.
@@ -92,15 +94,17 @@ impl Database {
             }
             Self::Postgres(_) => {
                 let transaction = handle.get::<PostgresTransaction>().await?;
-                let mut query = sqlx::query_scalar::<_, i64>(sql);
-                for value in values {
-                    query = match value {
-                        Value::Int(value) => query.bind(value),
-                        Value::Text(value) => query.bind(value),
-                    };
-                }
-                let row = query.fetch_optional(transaction.conn()).await;
-                row.map_err(|error| explain(&error))
+                let values = values.iter().map(|value| match value {
+                    Value::Int(value) => value as &(dyn ToSql + Sync),
+                    Value::Text(value) => value,
+                });
+                let values: Vec<_> = values.collect();
+                let row = transaction.query_opt(sql, &values).await?;
+                let number = row.map(|row| row.try_get(0)).transpose();
+                number.map_err(|error| {
+                    StoreError::new("cannot read the number that a statement of the rig gave")
+                        .with_source(error)
+                })
             }
         }
     }
@@ -120,25 +124,5 @@ fn execute_sqlite(
     match rows.next()? {
         Some(row) => row.get(0).map(Some),
         None => Ok(None),
-    }
-}
-
-/// What a service says of an error of its own statements; whether the database is away decides the
-/// toolkit's commit.
-fn explain(error: &sqlx::Error) -> StoreError {
-    let text = format!("cannot run a statement of the rig: {error}");
-    let is_away = matches!(
-        error,
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed
-    );
-    if is_away {
-        return StoreError::unavailable(text);
-    }
-    match error.as_database_error().and_then(|error| error.code()) {
-        Some(code) if code.starts_with("40") => StoreError::conflict(text),
-        Some(code) if code.starts_with("57") || code.starts_with("08") => {
-            StoreError::unavailable(text)
-        }
-        _ => StoreError::new(text),
     }
 }

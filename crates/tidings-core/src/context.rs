@@ -303,11 +303,7 @@ impl TransactionHandle {
     /// When the database cannot begin one, when two arguments of a handler use it at once, or when
     /// the consumer's store makes transactions of another type than `T`.
     pub async fn get<T: Transaction>(&mut self) -> Result<&mut T, StoreError> {
-        let transaction = match self.transaction.take() {
-            Some(transaction) => transaction,
-            None => self.slot.borrow().await?,
-        };
-        let transaction: &mut dyn Any = self.transaction.insert(transaction).as_mut();
+        let transaction: &mut dyn Any = self.get_any().await?;
         transaction.downcast_mut().ok_or_else(|| {
             StoreError::new(format!(
                 "the handler asks for a `{}`, but the store given to `transactional` makes \
@@ -315,6 +311,21 @@ impl TransactionHandle {
                 type_name::<T>()
             ))
         })
+    }
+}
+
+impl TransactionHandle {
+    /// The transaction, begun now if it was not yet, whichever store's it is.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot begin one, or two arguments of a handler use it at once.
+    pub async fn get_any(&mut self) -> Result<&mut dyn Transaction, StoreError> {
+        let transaction = match self.transaction.take() {
+            Some(transaction) => transaction,
+            None => self.slot.borrow().await?,
+        };
+        Ok(self.transaction.insert(transaction).as_mut())
     }
 }
 

@@ -12,6 +12,7 @@ mod context;
 mod delivery;
 mod envelope;
 mod error;
+mod habits;
 mod inbox;
 mod message;
 mod metadata;
@@ -30,6 +31,7 @@ pub use delivery::{
 };
 pub use envelope::{Envelope, MessageId};
 pub use error::{BoxError, Error, Permanent, PermanentExt, RetryAfter, is_permanent};
+pub use habits::Habits;
 pub use inbox::{
     Ask, Claim, Deferred, Due, Fate, InboxEntry, InboxQuery, InboxRow, InboxState, Lease, OrderKey,
     Over, Refusal, Seen, Waiting,

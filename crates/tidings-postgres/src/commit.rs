@@ -6,10 +6,12 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use sqlx::PgConnection;
-use tidings_core::{Commit, Committed, Fate, InboxEntry, Over, RecordId, StoreError};
+use tidings_core::{Commit, Committed, Fate, InboxEntry, Over, RecordId, Refusal, StoreError};
 
-use crate::{PostgresTransaction, Shared, error::explain, inbox, locks, outbox, records};
+use crate::{
+    PostgresTransaction, Shared, connection::Connection, error::explain, inbox, locks, outbox,
+    records,
+};
 
 /// Commits without a transaction that was begun.
 pub(crate) async fn commit_alone(
@@ -20,7 +22,9 @@ pub(crate) async fn commit_alone(
         return Ok(Committed::Done);
     }
     if is_usual(&commit) {
-        let written = outbox::write_usual(&shared.pool, shared.locks, &commit).await?;
+        let connection = shared.pool.get().await;
+        let connection = connection.map_err(|error| explain("begin a transaction", error))?;
+        let written = outbox::write_usual(&connection, shared.locks, &commit).await?;
         shared.committed(&commit, &written);
         return Ok(written);
     }
@@ -31,7 +35,7 @@ pub(crate) async fn commit_alone(
 /// Writes what is in `commit` within a transaction; `locked` are records that it has read. After
 /// `Refused`, what was written must be rolled back.
 pub(crate) async fn write(
-    connection: &mut PgConnection,
+    connection: &Connection,
     shared: &Shared,
     locked: &HashSet<RecordId>,
     commit: &Commit,
@@ -42,16 +46,41 @@ pub(crate) async fn write(
     if is_usual(commit) {
         return outbox::write_usual(connection, shared.locks, commit).await;
     }
+    if let Some(entry) = inbox::write_plain(connection, commit).await? {
+        let why = Refusal::Known;
+        return Ok(Committed::Refused { entry, why });
+    }
+    if let refused @ Committed::Refused { .. } =
+        write_rest(connection, shared, locked, commit).await?
+    {
+        return Ok(refused);
+    }
+    if !commit.outbox.is_empty() {
+        // Their keys are locked.
+        let columns = outbox::Columns::of(&commit.outbox);
+        let written = outbox::write(connection, shared.locks, &[], &columns).await;
+        written.map_err(|error| explain("write the outbox", error))?;
+    }
+    Ok(Committed::Done)
+}
+
+/// What remains besides the claims of deliveries that were handled, and the outbox, whose keys are
+/// locked too.
+pub(crate) async fn write_rest(
+    connection: &Connection,
+    shared: &Shared,
+    locked: &HashSet<RecordId>,
+    commit: &Commit,
+) -> Result<Committed, StoreError> {
     let changed = commit.records.iter().map(|change| &change.id);
     let mut unlocked: Vec<&RecordId> = changed.filter(|id| !locked.contains(*id)).collect();
     unlocked.sort_unstable();
     records::lock(connection, shared.locks, &unlocked).await?;
     locks::lock_keys(connection, shared.locks, commit).await?;
-    if let Some((entry, why)) = inbox::write(connection, commit).await? {
+    if let Some((entry, why)) = inbox::write_others(connection, commit).await? {
         return Ok(Committed::Refused { entry, why });
     }
     records::write(connection, &commit.records).await?;
-    outbox::write(connection, &commit.outbox).await?;
     Ok(Committed::Done)
 }
 
@@ -72,12 +101,12 @@ pub(crate) fn is_plain(entry: &InboxEntry) -> bool {
 
 /// Fails if a statement of this transaction failed: the database answers its commit with a
 /// rollback, which the driver takes for success.
-async fn refuse_aborted(connection: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query("select")
-        .execute(connection)
+async fn refuse_aborted(connection: &Connection) -> Result<(), StoreError> {
+    connection
+        .execute("select", &[])
         .await
         .map(drop)
-        .map_err(|error| explain("commit a transaction", &error))
+        .map_err(|error| explain("commit a transaction", error))
 }
 
 #[cfg(test)]

@@ -2,15 +2,16 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use sqlx::{PgPool, Row, postgres::PgRow};
 use tidings_core::{
     BoxFuture, Claim, Deferred, Due, Envelope, InboxQuery, InboxRow, InboxState, Lease, MessageId,
     StoreError,
 };
+use tokio_postgres::Row;
 
 use crate::{
     Shared,
-    error::explain,
+    connection::Pool,
+    error::{Error, explain},
     inbox::go_on,
     locks,
     values::{ahead, claim_columns, count, counter, order_key, seconds, timestamp},
@@ -103,34 +104,33 @@ pub(crate) const TAKE_DUE: &str = "
         (extract(epoch from taken.due) * 1000000)::bigint as was_due";
 
 async fn take_due(
-    pool: &PgPool,
+    pool: &Pool,
     consumers: &[Box<str>],
     worker: &str,
     lease: Duration,
     limit: usize,
 ) -> Result<Vec<Due>, StoreError> {
-    let failed = |error| explain("take messages that are due", &error);
-    let rows = sqlx::query(TAKE_DUE)
-        .bind(texts(consumers))
-        .bind(count(limit))
-        .bind(seconds(lease))
-        .bind(worker)
-        .fetch_all(pool)
+    let failed = |error| explain("take messages that are due", error);
+    let rows = pool
+        .rows(
+            TAKE_DUE,
+            &[&texts(consumers), &count(limit), &seconds(lease), &worker],
+        )
         .await
         .map_err(failed)?;
     let mut taken = rows
         .iter()
-        .map(|row| Ok((row.try_get::<i64, _>("was_due")?, due(row)?)))
-        .collect::<sqlx::Result<Vec<_>>>()
+        .map(|row| Ok((row.try_get::<_, i64>("was_due")?, due(row)?)))
+        .collect::<Result<Vec<_>, Error>>()
         .map_err(failed)?;
     taken.sort_by_key(|(was_due, _)| *was_due);
     Ok(taken.into_iter().map(|(_, due)| due).collect())
 }
 
-fn due(row: &PgRow) -> sqlx::Result<Due> {
+fn due(row: &Row) -> Result<Due, tokio_postgres::Error> {
     Ok(Due {
         claim: claim(row)?,
-        lease: Lease(row.try_get::<String, _>("lease")?.into()),
+        lease: Lease(row.try_get::<_, String>("lease")?.into()),
         order: order_key(row.try_get("order_group")?, row.try_get("order_key")?),
         envelope: envelope(row)?,
         failures: counter(row.try_get("failures")?),
@@ -139,14 +139,14 @@ fn due(row: &PgRow) -> sqlx::Result<Due> {
     })
 }
 
-fn claim(row: &PgRow) -> sqlx::Result<Claim> {
+fn claim(row: &Row) -> Result<Claim, tokio_postgres::Error> {
     Ok(Claim {
-        consumer: row.try_get::<String, _>("consumer")?.into(),
-        message: MessageId::new(row.try_get::<String, _>("message")?),
+        consumer: row.try_get::<_, String>("consumer")?.into(),
+        message: MessageId::new(row.try_get::<_, String>("message")?),
     })
 }
 
-fn envelope(row: &PgRow) -> sqlx::Result<Result<Arc<Envelope>, Box<str>>> {
+fn envelope(row: &Row) -> Result<Result<Arc<Envelope>, Box<str>>, tokio_postgres::Error> {
     let metadata: Option<&str> = row.try_get("metadata")?;
     let body: Option<Vec<u8>> = row.try_get("body")?;
     let envelope = Envelope::from_metadata(
@@ -159,7 +159,7 @@ fn envelope(row: &PgRow) -> sqlx::Result<Result<Arc<Envelope>, Box<str>>> {
 }
 
 /// A history that cannot be read is no reason to lose the message: it is only for people.
-fn history(row: &PgRow) -> sqlx::Result<Vec<tidings_core::Attempt>> {
+fn history(row: &Row) -> Result<Vec<tidings_core::Attempt>, tokio_postgres::Error> {
     let history: Option<&str> = row.try_get("history")?;
     Ok(history
         .and_then(|history| serde_json::from_str(history).ok())
@@ -176,14 +176,11 @@ pub(crate) const RENEW: &str = "
     update tidings_inbox as row set due = statement_timestamp() + make_interval(secs => $2)
     from held where row.consumer = held.consumer and row.message = held.message";
 
-async fn renew(pool: &PgPool, leases: &[Lease], lease: Duration) -> Result<(), StoreError> {
-    sqlx::query(RENEW)
-        .bind(lease_texts(leases))
-        .bind(seconds(lease))
-        .execute(pool)
+async fn renew(pool: &Pool, leases: &[Lease], lease: Duration) -> Result<(), StoreError> {
+    pool.execute(RENEW, &[&lease_texts(leases), &seconds(lease)])
         .await
         .map(drop)
-        .map_err(|error| explain("renew the leases of messages", &error))
+        .map_err(|error| explain("renew the leases of messages", error))
 }
 
 /// Rows are locked in one order: a settlement of several of them does the same.
@@ -198,14 +195,11 @@ pub(crate) const RELEASE: &str = "
         unfinished = greatest(0, row.unfinished - 1)
     from held where row.consumer = held.consumer and row.message = held.message";
 
-async fn release(pool: &PgPool, leases: &[Lease], due_in: Duration) -> Result<(), StoreError> {
-    sqlx::query(RELEASE)
-        .bind(lease_texts(leases))
-        .bind(seconds(due_in))
-        .execute(pool)
+async fn release(pool: &Pool, leases: &[Lease], due_in: Duration) -> Result<(), StoreError> {
+    pool.execute(RELEASE, &[&lease_texts(leases), &seconds(due_in)])
         .await
         .map(drop)
-        .map_err(|error| explain("give back messages that were taken", &error))
+        .map_err(|error| explain("give back messages that were taken", error))
 }
 
 pub(crate) const NEXT_DUE: &str = "
@@ -215,55 +209,57 @@ pub(crate) const NEXT_DUE: &str = "
         where consumer = asked.consumer and state = 1 order by due limit 1
     ) as first";
 
-async fn next_due(pool: &PgPool, consumers: &[Box<str>]) -> Result<Option<Duration>, StoreError> {
-    let seconds: Option<f64> = sqlx::query_scalar(NEXT_DUE)
-        .bind(texts(consumers))
-        .fetch_one(pool)
+async fn next_due(pool: &Pool, consumers: &[Box<str>]) -> Result<Option<Duration>, StoreError> {
+    let seconds: Option<f64> = pool
+        .row(NEXT_DUE, &[&texts(consumers)])
         .await
-        .map_err(|error| explain("look when the next message is due", &error))?;
+        .and_then(|row| Ok(row.try_get(0)?))
+        .map_err(|error| explain("look when the next message is due", error))?;
     Ok(seconds.map(ahead))
 }
 
-async fn waiting(pool: &PgPool, consumer: &str, limit: u64) -> Result<u64, StoreError> {
+async fn waiting(pool: &Pool, consumer: &str, limit: u64) -> Result<u64, StoreError> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let waiting: i64 = sqlx::query_scalar(
-        "select count(*) from (
-             select from tidings_inbox
-             where consumer = $1 and state = any ('{1, 2}') and metadata is not null limit $2
-         ) as waiting",
-    )
-    .bind(consumer)
-    .bind(limit)
-    .fetch_one(pool)
-    .await
-    .map_err(|error| explain("count messages that wait", &error))?;
+    let waiting: i64 = pool
+        .row(
+            "select count(*) from (
+                 select from tidings_inbox
+                 where consumer = $1 and state = any ('{1, 2}') and metadata is not null limit $2
+             ) as waiting",
+            &[&consumer, &limit],
+        )
+        .await
+        .and_then(|row| Ok(row.try_get(0)?))
+        .map_err(|error| explain("count messages that wait", error))?;
     Ok(waiting.unsigned_abs())
 }
 
-async fn list(pool: &PgPool, query: &InboxQuery) -> Result<Vec<InboxRow>, StoreError> {
-    let rows = sqlx::query(
-        "select number, consumer, message, state, order_group, order_key,
-             case when state = 1 then (extract(epoch from due) * 1000000)::bigint end as due,
-             lease is not null and due > statement_timestamp() as is_leased, failures, history,
-             case when state <> 3 then metadata end as metadata,
-             case when state <> 3 then body end as body
-         from tidings_inbox
-         where ($1::text is null or consumer = $1)
-           and ($2::smallint is null or state = $2) and number > $3
-         order by number limit $4",
-    )
-    .bind(query.consumer.as_deref())
-    .bind(query.state.map(|state| state as i16))
-    .bind(query.after.unwrap_or(i64::MIN))
-    .bind(count(query.limit))
-    .fetch_all(pool)
-    .await
-    .map_err(|error| explain("list messages that wait", &error))?;
+async fn list(pool: &Pool, query: &InboxQuery) -> Result<Vec<InboxRow>, StoreError> {
+    let rows = pool
+        .rows(
+            "select number, consumer, message, state, order_group, order_key,
+                 case when state = 1 then (extract(epoch from due) * 1000000)::bigint end as due,
+                 lease is not null and due > statement_timestamp() as is_leased, failures, history,
+                 case when state <> 3 then metadata end as metadata,
+                 case when state <> 3 then body end as body
+             from tidings_inbox
+             where ($1::text is null or consumer = $1)
+               and ($2::smallint is null or state = $2) and number > $3
+             order by number limit $4",
+            &[
+                &query.consumer,
+                &query.state.map(|state| state as i16),
+                &query.after.unwrap_or(i64::MIN),
+                &count(query.limit),
+            ],
+        )
+        .await
+        .map_err(|error| explain("list messages that wait", error))?;
     rows.iter().map(inbox_row).collect()
 }
 
-fn inbox_row(row: &PgRow) -> Result<InboxRow, StoreError> {
-    let failed = |error| explain("read a row of the inbox", &error);
+fn inbox_row(row: &Row) -> Result<InboxRow, StoreError> {
+    let failed = |error| explain("read a row of the inbox", error);
     let state: i16 = row.try_get("state").map_err(failed)?;
     let state = InboxState::from_number(state).ok_or_else(|| {
         StoreError::new(format!(
@@ -308,46 +304,47 @@ macro_rules! not_leased {
     };
 }
 
-async fn reschedule(pool: &PgPool, claims: &[Claim], due_in: Duration) -> Result<u64, StoreError> {
+async fn reschedule(pool: &Pool, claims: &[Claim], due_in: Duration) -> Result<u64, StoreError> {
     let (consumers, messages) = claim_columns(claims);
-    sqlx::query(concat!(
-        not_leased!("= 1"),
-        "set due = statement_timestamp() + make_interval(secs => $3), lease = null
-         from free where row.consumer = free.consumer and row.message = free.message"
-    ))
-    .bind(consumers)
-    .bind(messages)
-    .bind(seconds(due_in))
-    .execute(pool)
+    pool.execute(
+        concat!(
+            not_leased!("= 1"),
+            "set due = statement_timestamp() + make_interval(secs => $3), lease = null
+             from free where row.consumer = free.consumer and row.message = free.message"
+        ),
+        &[&consumers, &messages, &seconds(due_in)],
+    )
     .await
-    .map(|done| done.rows_affected())
-    .map_err(|error| explain("change when messages are due", &error))
+    .map_err(|error| explain("change when messages are due", error))
 }
 
 async fn discard(shared: &Shared, claims: &[Claim]) -> Result<u64, StoreError> {
-    let failed = |error| explain("discard messages", &error);
-    let mut transaction = shared.pool.begin().await.map_err(failed)?;
-    locks::lock(&mut transaction, shared.locks, &[], claims.iter().collect()).await?;
+    let failed = |error| explain("discard messages", error);
+    let transaction = shared.pool.begin().await.map_err(failed)?;
+    locks::lock(&transaction, shared.locks, &[], claims.iter().collect()).await?;
     let (consumers, messages) = claim_columns(claims);
-    let ended: Vec<(Option<String>, Option<String>)> = sqlx::query_as(concat!(
-        not_leased!("<> 0"),
-        "set state = 0, number = null, due = null, lease = null, unfinished = 0, failures = 0, history = null,
-             blocks = false, metadata = null, body = null, claimed_at = statement_timestamp()
-         from free where row.consumer = free.consumer and row.message = free.message
-         returning row.order_group, row.order_key"
-    ))
-    .bind(consumers)
-    .bind(messages)
-    .fetch_all(&mut *transaction)
-    .await
-    .map_err(failed)?;
+    let ended = transaction
+        .rows(
+            concat!(
+                not_leased!("<> 0"),
+                "set state = 0, number = null, due = null, lease = null, unfinished = 0,
+                     failures = 0, history = null, blocks = false, metadata = null, body = null,
+                     claimed_at = statement_timestamp()
+                 from free where row.consumer = free.consumer and row.message = free.message
+                 returning row.order_group, row.order_key"
+            ),
+            &[&consumers, &messages],
+        )
+        .await
+        .map_err(failed)?;
     let count = ended.len() as u64;
-    let keys: BTreeSet<_> = ended
-        .into_iter()
-        .filter_map(|(group, key)| order_key(group, key))
-        .collect();
-    for key in &keys {
-        go_on(&mut transaction, key).await?;
+    let keys = ended
+        .iter()
+        .map(|row| Ok(order_key(row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<BTreeSet<_>, Error>>()
+        .map_err(failed)?;
+    for key in keys.iter().flatten() {
+        go_on(&transaction, key).await?;
     }
     transaction.commit().await.map_err(failed)?;
     Ok(count)

@@ -1,30 +1,117 @@
 //! What PostgreSQL's failures mean: for whoever has to mend them, and for whoever may try again.
 
-use sqlx::Error;
+use std::{error::Error as StdError, io};
+
+use deadpool_postgres::{HookError, PoolError};
 use tidings_core::StoreError;
+use tokio_postgres::error::SqlState;
+
+/// A failure of a statement, or of getting a connection for it.
+#[derive(Debug)]
+pub(crate) enum Error {
+    Driver(tokio_postgres::Error),
+    /// No connection became free in time.
+    NoneFree,
+    /// No connection could be made in time.
+    Silent,
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Driver(error)
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        use deadpool_postgres::TimeoutType;
+        match error {
+            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
+                Self::Driver(error)
+            }
+            PoolError::Timeout(TimeoutType::Create | TimeoutType::Recycle) => Self::Silent,
+            PoolError::Timeout(TimeoutType::Wait)
+            | PoolError::Closed
+            | PoolError::NoRuntimeSpecified
+            | PoolError::PostCreateHook(_) => Self::NoneFree,
+        }
+    }
+}
+
+impl Error {
+    /// The database itself says so, and has undone the transaction if this ended it.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Driver(error) if error.as_db_error().is_some())
+    }
+
+    fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Driver(error) => error.code(),
+            Self::NoneFree | Self::Silent => None,
+        }
+    }
+}
+
+/// A statement of a user failed, and the driver's error is the source of what is returned.
+pub(crate) fn failed(error: Error) -> StoreError {
+    let message = "a statement failed in the database";
+    let kind = kind_of(&error);
+    let Error::Driver(error) = error else {
+        return explain("run a statement", error);
+    };
+    let failed = match kind {
+        Kind::Unavailable => StoreError::unavailable(message),
+        Kind::Conflict => StoreError::conflict(message),
+        // What a user's statement cannot hold says nothing about the message.
+        Kind::Invalid | Kind::Other => StoreError::new(message),
+    };
+    failed.with_source(error)
+}
+
+/// The same once more, without its source.
+pub(crate) fn copy(error: &StoreError) -> StoreError {
+    let message = error.to_string();
+    match error {
+        error if error.is_unavailable() => StoreError::unavailable(message),
+        error if error.is_conflict() => StoreError::conflict(message),
+        error if error.is_invalid() => StoreError::invalid(message),
+        _ => StoreError::new(message),
+    }
+}
 
 /// `attempted` failed with `error`.
-pub(crate) fn explain(attempted: &str, error: &Error) -> StoreError {
-    let why = match error {
-        Error::Io(error) => format!("the connection to the database failed: {error}"),
-        Error::PoolTimedOut => {
-            "no connection became free: the database cannot be reached, or `connections_max` \
-             transactions take too long"
-                .into()
+pub(crate) fn explain(attempted: &str, error: impl Into<Error>) -> StoreError {
+    let error = error.into();
+    let why = match &error {
+        Error::NoneFree => {
+            "no connection became free: `connections_max` transactions take too long".to_owned()
         }
-        Error::Database(refused) => {
-            let advice = refused.code().map_or("", |code| advice(&code));
-            format!("{}{advice}", refused.message())
-        }
-        error => error.to_string(),
+        Error::Silent => "the database does not answer".to_owned(),
+        Error::Driver(error) => match (error.as_db_error(), io_error(error)) {
+            (Some(refused), _) => {
+                format!("{}{}", refused.message(), advice(refused.code().code()))
+            }
+            (None, Some(error)) => format!("the connection to the database failed: {error}"),
+            (None, None) if error.is_closed() => "the connection to the database ended".to_owned(),
+            (None, None) => match error.source() {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            },
+        },
     };
     let message = format!("cannot {attempted}: {why}");
-    match kind_of(error) {
+    match kind_of(&error) {
         Kind::Unavailable => StoreError::unavailable(message),
         Kind::Conflict => StoreError::conflict(message),
         Kind::Invalid => StoreError::invalid(message),
         Kind::Other => StoreError::new(message),
     }
+}
+
+/// The failure of the connection itself.
+fn io_error(error: &tokio_postgres::Error) -> Option<&io::Error> {
+    let io: &io::Error = error.source()?.downcast_ref()?;
+    (io.kind() != io::ErrorKind::InvalidInput).then_some(io)
 }
 
 /// What to do about the error with this SQLSTATE, where the server's message does not say.
@@ -50,15 +137,20 @@ enum Kind {
 }
 
 fn kind_of(error: &Error) -> Kind {
-    match error {
-        Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {
-            Kind::Unavailable
+    let Error::Driver(driver) = error else {
+        return Kind::Unavailable;
+    };
+    match error.code() {
+        Some(code) => kind_of_code(code.code()),
+        None if driver.is_closed() || io_error(driver).is_some() => Kind::Unavailable,
+        // What cannot be sent: too long for the protocol.
+        None if driver
+            .source()
+            .is_some_and(|source| source.is::<io::Error>()) =>
+        {
+            Kind::Invalid
         }
-        Error::Encode(_) => Kind::Invalid,
-        Error::Database(refused) => refused
-            .code()
-            .map_or(Kind::Other, |code| kind_of_code(&code)),
-        _ => Kind::Other,
+        None => Kind::Other,
     }
 }
 
@@ -81,14 +173,11 @@ fn kind_of_code(code: &str) -> Kind {
 
 /// Whether `error` means that the server is not there yet, or not ready.
 pub(crate) fn is_not_there_yet(error: &Error) -> bool {
-    match error {
-        Error::Io(_) | Error::PoolTimedOut => true,
+    match (error, error.code().map(SqlState::code)) {
         // It starts, restarts or has no connection left.
-        Error::Database(refused) => matches!(
-            refused.code().as_deref(),
-            Some("57P01" | "57P02" | "57P03" | "53300")
-        ),
-        _ => false,
+        (_, Some(code)) => matches!(code, "57P01" | "57P02" | "57P03" | "53300"),
+        (Error::Driver(driver), None) => driver.is_closed() || io_error(driver).is_some(),
+        (Error::NoneFree | Error::Silent, None) => true,
     }
 }
 

@@ -7,14 +7,16 @@
 
 use std::collections::HashSet;
 
-use sqlx::{PgConnection, PgPool, Postgres, Row, postgres::PgArguments, query::Query};
 use tidings_core::{
-    Ask, Commit, Fate, InboxEntry, InboxState, OrderKey, Over, Refusal, Seen, StoreError, Waiting,
+    Ask, Claim, Commit, Fate, InboxEntry, InboxState, OrderKey, Over, Refusal, Seen, StoreError,
+    Waiting,
 };
+use tokio_postgres::{Row, types::ToSql};
 
 use crate::{
     commit::is_plain,
-    error::explain,
+    connection::{Connection, Pool},
+    error::{Error, explain},
     locks::hash_of_order,
     values::{claim_columns, count, counter, order_key, seconds},
 };
@@ -46,29 +48,82 @@ macro_rules! has_head {
     };
 }
 
-/// Writes the entries of `commit`. Says which was refused, and why; what was written must be
+/// Writes the claims of deliveries that were handled at consumers that ask for no order; says the
+/// place of one that is known. What was written must be rolled back then.
+pub(crate) async fn write_plain(
+    connection: &Connection,
+    commit: &Commit,
+) -> Result<Option<usize>, StoreError> {
+    let entries = commit.inbox.iter().enumerate();
+    let plain = || entries.clone().filter(|(_, entry)| is_plain(entry));
+    let claims = plain().map(|(_, entry)| &entry.claim).collect();
+    let free = claim(connection, claims)
+        .await
+        .map_err(|error| explain("write claims", error))?;
+    let place = plain().find(|(_, entry)| !free.contains(&entry.claim));
+    Ok(place.map(|(place, _)| place))
+}
+
+/// Writes claims. Returns those that were free; of equal ones there is one in the end.
+///
+/// They are written in their order, so that two transactions with the same claims do not wait for
+/// each other in a circle.
+pub(crate) async fn claim(
+    connection: &Connection,
+    mut claims: Vec<&Claim>,
+) -> Result<HashSet<Claim>, Error> {
+    if claims.is_empty() {
+        return Ok(HashSet::new());
+    }
+    claims.sort_unstable();
+    let (consumers, messages) = claim_columns(claims);
+    let rows = connection.rows(CLAIM, &[&consumers, &messages]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Claim {
+                consumer: row.try_get::<_, &str>(0)?.into(),
+                message: row.try_get::<_, String>(1)?.into(),
+            })
+        })
+        .collect()
+}
+
+const CLAIM: &str = "
+    insert into tidings_inbox (consumer, message)
+    select consumer, message
+    from unnest($1::text[], $2::text[]) with ordinality as claim (consumer, message, number)
+    order by number
+    on conflict do nothing
+    returning consumer, message";
+
+/// Takes back claims of the same transaction.
+pub(crate) async fn unclaim(connection: &Connection, claim: &Claim) -> Result<(), Error> {
+    connection
+        .execute(
+            "delete from tidings_inbox where consumer = $1 and message = $2",
+            &[&&*claim.consumer, &claim.message.as_str()],
+        )
+        .await
+        .map(drop)
+}
+
+/// Writes the other entries of `commit`. Says which was refused, and why; what was written must be
 /// rolled back then.
 ///
-/// Entries without order are written in the order of their claims, so that two commits with the
-/// same claims do not wait for each other in a circle. Those with order are written in the order
-/// they have in the commit, which is that of their key; their keys are locked.
-pub(crate) async fn write(
-    connection: &mut PgConnection,
+/// Entries without order are written in the order of their claims. Those with order are written in
+/// the order they have in the commit, which is that of their key; their keys are locked.
+pub(crate) async fn write_others(
+    connection: &Connection,
     commit: &Commit,
 ) -> Result<Option<(usize, Refusal)>, StoreError> {
     let entries = commit.inbox.iter().enumerate();
+    let others = entries.filter(|(_, entry)| !is_plain(entry));
     let (ordered, mut unordered): (Vec<_>, Vec<_>) =
-        entries.partition(|(_, entry)| entry.order.is_some());
+        others.partition(|(_, entry)| entry.order.is_some());
     unordered.sort_unstable_by(|(_, one), (_, other)| one.claim.cmp(&other.claim));
-    let (plain, others): (Vec<_>, Vec<_>) = unordered
-        .into_iter()
-        .partition(|(_, entry)| is_plain(entry));
-    if let Some(place) = write_plain(connection, &plain).await? {
-        return Ok(Some((place, Refusal::Known)));
-    }
     // A message that no dead letter carries stays in its row.
     let sends = !commit.outbox.is_empty();
-    for (place, entry) in others.into_iter().chain(ordered) {
+    for (place, entry) in unordered.into_iter().chain(ordered) {
         let refused = write_entry(connection, entry, sends).await?;
         if let Some(why) = refused {
             return Ok(Some((place, why)));
@@ -77,42 +132,8 @@ pub(crate) async fn write(
     Ok(None)
 }
 
-/// Deliveries that were handled, in the order of their claims, in one statement. Returns the place
-/// of one that is known.
-async fn write_plain(
-    connection: &mut PgConnection,
-    entries: &[(usize, &InboxEntry)],
-) -> Result<Option<usize>, StoreError> {
-    if entries.is_empty() {
-        return Ok(None);
-    }
-    let (consumers, messages) = claim_columns(entries.iter().map(|(_, entry)| &entry.claim));
-    let written: Vec<(String, String)> = sqlx::query_as(
-        "insert into tidings_inbox (consumer, message)
-         select consumer, message
-         from unnest($1::text[], $2::text[]) with ordinality as claim (consumer, message, number)
-         order by number
-         on conflict do nothing
-         returning consumer, message",
-    )
-    .bind(consumers)
-    .bind(messages)
-    .fetch_all(connection)
-    .await
-    .map_err(|error| explain("write claims", &error))?;
-    let written: HashSet<(&str, &str)> = written
-        .iter()
-        .map(|(consumer, message)| (&**consumer, &**message))
-        .collect();
-    let known = entries.iter().find(|(_, entry)| {
-        let claim = &entry.claim;
-        !written.contains(&(&*claim.consumer, claim.message.as_str()))
-    });
-    Ok(known.map(|(place, _)| *place))
-}
-
 async fn write_entry(
-    connection: &mut PgConnection,
+    connection: &Connection,
     entry: &InboxEntry,
     sends: bool,
 ) -> Result<Option<Refusal>, StoreError> {
@@ -191,64 +212,85 @@ const fn ends(fate: &Fate) -> bool {
     matches!(fate, Fate::Handled | Fate::Dead { blocks: false, .. })
 }
 
-/// Binds the columns of a row, `$1` to `$13`, as [`insert`] and [`update_dead`] number them.
-fn bind_row<'q>(
-    query: Query<'q, Postgres, PgArguments>,
-    entry: &'q InboxEntry,
-    redrive: u32,
-) -> Result<Query<'q, Postgres, PgArguments>, StoreError> {
-    let columns = Columns::of(&entry.fate)?;
-    let order = entry.order.as_ref();
-    Ok(query
-        .bind(&*entry.claim.consumer)
-        .bind(entry.claim.message.as_str())
-        .bind(columns.state)
-        .bind(i64::from(redrive))
-        .bind(order.map(|order| &*order.group))
-        .bind(order.map(|order| &*order.key))
-        .bind(order.map(hash_of_order))
-        .bind(columns.due_in)
-        .bind(columns.failures)
-        .bind(columns.history)
-        .bind(columns.blocks)
-        .bind(columns.metadata)
-        .bind(columns.body))
+/// A row, as the parameters `$1` to `$13` of [`insert`] and [`update_dead`].
+struct Params<'a> {
+    consumer: &'a str,
+    message: &'a str,
+    redrive: i64,
+    group: Option<&'a str>,
+    key: Option<&'a str>,
+    key_hash: Option<i32>,
+    columns: Columns<'a>,
+}
+
+impl<'a> Params<'a> {
+    fn of(entry: &'a InboxEntry, redrive: u32) -> Result<Self, StoreError> {
+        let order = entry.order.as_ref();
+        Ok(Self {
+            consumer: &entry.claim.consumer,
+            message: entry.claim.message.as_str(),
+            redrive: i64::from(redrive),
+            group: order.map(|order| &*order.group),
+            key: order.map(|order| &*order.key),
+            key_hash: order.map(hash_of_order),
+            columns: Columns::of(&entry.fate)?,
+        })
+    }
+
+    fn all(&self) -> Vec<&(dyn ToSql + Sync)> {
+        let columns = &self.columns;
+        vec![
+            &self.consumer,
+            &self.message,
+            &columns.state,
+            &self.redrive,
+            &self.group,
+            &self.key,
+            &self.key_hash,
+            &columns.due_in,
+            &columns.failures,
+            &columns.history,
+            &columns.blocks,
+            &columns.metadata,
+            &columns.body,
+        ]
+    }
 }
 
 /// Writes a row where there is none.
 async fn insert(
-    connection: &mut PgConnection,
+    connection: &Connection,
     entry: &InboxEntry,
     redrive: u32,
 ) -> Result<Option<Refusal>, StoreError> {
     let parks = matches!(entry.fate, Fate::Parked(_));
-    let query = sqlx::query(concat!(
+    let row = Params::of(entry, redrive)?;
+    let mut params = row.all();
+    params.push(&parks);
+    const INSERT: &str = concat!(
         "insert into tidings_inbox (consumer, message, state, number, redrive, order_group, \
              order_key, order_hash, due, failures, history, blocks, metadata, body)
-         select $1, $2, $3, case when $3 <> 0 then nextval('tidings_inbox_number') end, $4,
-             case when $3 <> 0 then $5 end, case when $3 <> 0 then $6 end,
-             case when $3 <> 0 then $7 end, statement_timestamp() + make_interval(secs => $8),
-             $9, $10, $11, $12, $13
-         where $6::text is null or $14 = (",
+         select $1::text, $2::text, $3::smallint,
+             case when $3 <> 0 then nextval('tidings_inbox_number') end, $4::bigint,
+             case when $3 <> 0 then $5::text end, case when $3 <> 0 then $6::text end,
+             case when $3 <> 0 then $7::int end, statement_timestamp() + make_interval(secs => $8),
+             $9::bigint, $10::text, $11::boolean, $12::text, $13::bytea
+         where $6 is null or $14 = (",
         has_head!("$5", "$6", ""),
         ") on conflict do nothing"
-    ));
-    let done = bind_row(query, entry, redrive)?
-        .bind(parks)
-        .execute(&mut *connection)
-        .await
-        .map_err(|error| explain("write a row of the inbox", &error))?;
-    if done.rows_affected() > 0 {
+    );
+    let written = connection.execute(INSERT, &params).await;
+    if written.map_err(|error| explain("write a row of the inbox", error))? > 0 {
         return Ok(None);
     }
-    let is_known: bool = sqlx::query_scalar(
-        "select exists (select from tidings_inbox where consumer = $1 and message = $2)",
-    )
-    .bind(&*entry.claim.consumer)
-    .bind(entry.claim.message.as_str())
-    .fetch_one(connection)
-    .await
-    .map_err(|error| explain("read a row of the inbox", &error))?;
+    let known = connection
+        .row(
+            "select exists (select from tidings_inbox where consumer = $1 and message = $2)",
+            &[&row.consumer, &row.message],
+        )
+        .await;
+    let is_known = known.and_then(|row| Ok(row.try_get(0)?));
+    let is_known: bool = is_known.map_err(|error| explain("read a row of the inbox", error))?;
     Ok(Some(match (is_known, parks) {
         (true, _) => Refusal::Known,
         (false, true) => Refusal::Free,
@@ -258,22 +300,23 @@ async fn insert(
 
 /// Writes a row over a dead one with a lower number of redrives, or where there is none.
 async fn overwrite(
-    connection: &mut PgConnection,
+    connection: &Connection,
     entry: &InboxEntry,
     redrive: u32,
 ) -> Result<Option<Refusal>, StoreError> {
-    let old: Option<(i16, i64, Option<String>, Option<String>)> = sqlx::query_as(
-        "select state, redrive, order_group, order_key from tidings_inbox
+    let failed = |error| explain("read a row of the inbox", error);
+    let old = connection
+        .first(
+            "select state, redrive, order_group, order_key from tidings_inbox
          where consumer = $1 and message = $2 for update",
-    )
-    .bind(&*entry.claim.consumer)
-    .bind(entry.claim.message.as_str())
-    .fetch_optional(&mut *connection)
-    .await
-    .map_err(|error| explain("read a row of the inbox", &error))?;
-    let Some((state, redriven, group, key)) = old else {
+            &[&&*entry.claim.consumer, &entry.claim.message.as_str()],
+        )
+        .await;
+    let Some(row) = old.map_err(failed)? else {
         return insert(connection, entry, redrive).await;
     };
+    let read = || Ok((row.try_get(0)?, row.try_get(1)?, key_of(&row, 2)?));
+    let (state, redriven, old_order): (i16, i64, _) = read().map_err(failed)?;
     if state != InboxState::Dead as i16 || redriven >= i64::from(redrive) {
         return Ok(Some(Refusal::Known));
     }
@@ -286,7 +329,6 @@ async fn overwrite(
         }
     }
     update_dead(connection, entry, redrive).await?;
-    let old_order = order_key(group, key);
     if old_order != entry.order
         && let Some(order) = &old_order
     {
@@ -302,51 +344,54 @@ async fn overwrite(
 
 /// Whether another row than that of `entry` is the head of `order`.
 async fn is_behind(
-    connection: &mut PgConnection,
+    connection: &Connection,
     order: &OrderKey,
     entry: &InboxEntry,
 ) -> Result<bool, StoreError> {
-    sqlx::query_scalar(concat!(
-        "select ",
-        has_head!(
-            "$1",
-            "$2",
-            "and not (head.consumer = $3 and head.message = $4)"
+    let asked = connection
+        .row(
+            concat!(
+                "select ",
+                has_head!(
+                    "$1",
+                    "$2",
+                    "and not (head.consumer = $3 and head.message = $4)"
+                )
+            ),
+            &[
+                &&*order.group,
+                &&*order.key,
+                &&*entry.claim.consumer,
+                &entry.claim.message.as_str(),
+            ],
         )
-    ))
-    .bind(&*order.group)
-    .bind(&*order.key)
-    .bind(&*entry.claim.consumer)
-    .bind(entry.claim.message.as_str())
-    .fetch_one(connection)
-    .await
-    .map_err(|error| explain("look for earlier messages of a key", &error))
+        .await;
+    let is_behind = asked.and_then(|row| Ok(row.try_get(0)?));
+    is_behind.map_err(|error| explain("look for earlier messages of a key", error))
 }
 
 async fn update_dead(
-    connection: &mut PgConnection,
+    connection: &Connection,
     entry: &InboxEntry,
     redrive: u32,
 ) -> Result<(), StoreError> {
-    let query = sqlx::query(
-        "update tidings_inbox
-         set state = $3, number = case when $3 <> 0 then number end, redrive = $4,
+    const UPDATE: &str = "update tidings_inbox
+         set state = $3::smallint, number = case when $3 <> 0 then number end, redrive = $4,
              order_group = $5, order_key = $6, order_hash = $7,
              due = statement_timestamp() + make_interval(secs => $8), lease = null,
              unfinished = 0, failures = $9, history = $10, blocks = $11, metadata = $12,
              body = $13, claimed_at = statement_timestamp()
-         where consumer = $1 and message = $2",
-    );
-    bind_row(query, entry, redrive)?
-        .execute(connection)
-        .await
+         where consumer = $1 and message = $2";
+    let row = Params::of(entry, redrive)?;
+    let written = connection.execute(UPDATE, &row.all()).await;
+    written
         .map(drop)
-        .map_err(|error| explain("write over a dead row of the inbox", &error))
+        .map_err(|error| explain("write over a dead row of the inbox", error))
 }
 
 pub(crate) const SETTLE: &str = "
     update tidings_inbox
-    set state = $4, number = case when $4 <> 0 then number end,
+    set state = $4::smallint, number = case when $4 <> 0 then number end,
         due = statement_timestamp() + make_interval(secs => $5), lease = null,
         unfinished = 0, failures = $6, history = $7, blocks = $8,
         metadata = case when $9 then metadata end, body = case when $9 then body end,
@@ -356,7 +401,7 @@ pub(crate) const SETTLE: &str = "
 
 /// Writes what became of a message that was taken under `lease`. Only deferred rows have one.
 async fn settle(
-    connection: &mut PgConnection,
+    connection: &Connection,
     entry: &InboxEntry,
     lease: &str,
     sends: bool,
@@ -367,28 +412,37 @@ async fn settle(
         Fate::Dead { .. } => !sends,
         Fate::Deferred(_) | Fate::Parked(_) => true,
     };
-    let order: Option<(Option<String>, Option<String>)> = sqlx::query_as(SETTLE)
-        .bind(&*entry.claim.consumer)
-        .bind(entry.claim.message.as_str())
-        .bind(lease)
-        .bind(columns.state)
-        .bind(columns.due_in)
-        .bind(columns.failures)
-        .bind(columns.history)
-        .bind(columns.blocks)
-        .bind(keeps_message)
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(|error| explain("settle a deferred message", &error))?;
-    let Some((group, key)) = order else {
+    let failed = |error| explain("settle a deferred message", error);
+    let settled = connection
+        .first(
+            SETTLE,
+            &[
+                &&*entry.claim.consumer,
+                &entry.claim.message.as_str(),
+                &lease,
+                &columns.state,
+                &columns.due_in,
+                &columns.failures,
+                &columns.history,
+                &columns.blocks,
+                &keeps_message,
+            ],
+        )
+        .await;
+    let Some(row) = settled.map_err(failed)? else {
         return Ok(Some(Refusal::Known));
     };
-    if let Some(order) = order_key(group, key)
+    if let Some(order) = key_of(&row, 0).map_err(failed)?
         && ends(&entry.fate)
     {
         go_on(connection, &order).await?;
     }
     Ok(None)
+}
+
+/// The order of a row that has its group in this column, and its key in the next.
+fn key_of(row: &Row, column: usize) -> Result<Option<OrderKey>, Error> {
+    Ok(order_key(row.try_get(column)?, row.try_get(column + 1)?))
 }
 
 /// The key is asked for as a range of one, as the lanes of the outbox are, and for the same reason.
@@ -405,19 +459,16 @@ pub(crate) const GO_ON: &str = concat!(
 );
 
 /// Makes the first parked row of a key due, unless the key still has a head. The key is locked.
-pub(crate) async fn go_on(
-    connection: &mut PgConnection,
-    order: &OrderKey,
-) -> Result<(), StoreError> {
-    sqlx::query(GO_ON)
-        .bind(&*order.group)
-        .bind(&*order.key)
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(|error| explain("let the next message of a key go on", &error))
+pub(crate) async fn go_on(connection: &Connection, order: &OrderKey) -> Result<(), StoreError> {
+    let gone = connection
+        .execute(GO_ON, &[&&*order.group, &&*order.key])
+        .await;
+    gone.map(drop)
+        .map_err(|error| explain("let the next message of a key go on", error))
 }
 
+/// The parameters are asked for in a roundabout way, so that the planner does not count how many there
+/// are: it would make a new plan for each number.
 pub(crate) const LOOK: &str = concat!(
     "select row.state, row.redrive, ",
     has_head!(
@@ -425,18 +476,19 @@ pub(crate) const LOOK: &str = concat!(
         "asked.order_key",
         "and not (head.consumer = asked.consumer and head.message = asked.message)"
     ),
-    " from unnest($1::text[], $2::text[], $3::text[], $4::text[]) with ordinality
+    " from unnest((select $1::text[]), (select $2::text[]), (select $3::text[]), (select $4::text[]))
+         with ordinality
          as asked (consumer, message, order_group, order_key, number)
      left join tidings_inbox as row
          on row.consumer = asked.consumer and row.message = asked.message
      order by asked.number"
 );
 
-pub(crate) async fn look(pool: &PgPool, asked: &[Ask]) -> Result<Vec<Seen>, StoreError> {
+pub(crate) async fn look(pool: &Pool, asked: &[Ask]) -> Result<Vec<Seen>, StoreError> {
     if asked.is_empty() {
         return Ok(Vec::new());
     }
-    let failed = |error| explain("look for messages in the inbox", &error);
+    let failed = |error| explain("look for messages in the inbox", error);
     let (consumers, messages) = claim_columns(asked.iter().map(|ask| &ask.claim));
     let orders = asked.iter().map(|ask| ask.order.as_ref());
     let (groups, keys): (Vec<Option<&str>>, Vec<Option<&str>>) = orders
@@ -447,14 +499,10 @@ pub(crate) async fn look(pool: &PgPool, asked: &[Ask]) -> Result<Vec<Seen>, Stor
             )
         })
         .unzip();
-    let rows = sqlx::query(LOOK)
-        .bind(consumers)
-        .bind(messages)
-        .bind(groups)
-        .bind(keys)
-        .fetch_all(pool)
-        .await
-        .map_err(failed)?;
+    let rows = pool
+        .rows(LOOK, &[&consumers, &messages, &groups, &keys])
+        .await;
+    let rows = rows.map_err(failed)?;
     let seen = rows.iter().map(|row| {
         let state: Option<i16> = row.try_get(0)?;
         let redrive: Option<i64> = row.try_get(1)?;
@@ -464,7 +512,7 @@ pub(crate) async fn look(pool: &PgPool, asked: &[Ask]) -> Result<Vec<Seen>, Stor
             behind: row.try_get(2)?,
         })
     });
-    seen.collect::<sqlx::Result<_>>().map_err(failed)
+    seen.collect::<Result<_, Error>>().map_err(failed)
 }
 
 /// Another instance that forgets at the same moment takes other rows.
@@ -477,17 +525,13 @@ pub(crate) const FORGET: &str = "
     ))";
 
 pub(crate) async fn forget(
-    pool: &PgPool,
+    pool: &Pool,
     consumer: &str,
     age: std::time::Duration,
     limit: usize,
 ) -> Result<u64, StoreError> {
-    sqlx::query(FORGET)
-        .bind(consumer)
-        .bind(seconds(age))
-        .bind(count(limit))
-        .execute(pool)
-        .await
-        .map(|done| done.rows_affected())
-        .map_err(|error| explain("forget handled messages", &error))
+    let forgotten = pool
+        .execute(FORGET, &[&consumer, &seconds(age), &count(limit)])
+        .await;
+    forgotten.map_err(|error| explain("forget handled messages", error))
 }

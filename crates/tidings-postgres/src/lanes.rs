@@ -3,9 +3,11 @@
 //! Every relay is a row with the time until which it counts as alive, every lane a row with the
 //! relay that has it and until when.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
-use sqlx::PgPool;
 use tidings_core::{
     BoxFuture, Destination, Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats,
     StoreError,
@@ -13,7 +15,8 @@ use tidings_core::{
 
 use crate::{
     Shared,
-    error::explain,
+    connection::Pool,
+    error::{Error, explain},
     outbox,
     values::{lane_numbers, seconds},
 };
@@ -26,7 +29,14 @@ impl Outbox for Shared {
         relay: &'a str,
         lease: Duration,
     ) -> BoxFuture<'a, Result<Leased, StoreError>> {
-        Box::pin(lease_lanes(&self.reserved, relay, lease))
+        Box::pin(async move {
+            let leased = lease_lanes(&self.reserved, relay, lease).await?;
+            // Nobody else has a lane, so nobody else has to be woken.
+            let is_alone = leased.lanes.len() == usize::from(Lane::COUNT);
+            let until = is_alone.then(|| Instant::now() + lease);
+            *self.alone_until.lock() = until;
+            Ok(leased)
+        })
     }
 
     fn release<'a>(
@@ -34,6 +44,7 @@ impl Outbox for Shared {
         relay: &'a str,
         lanes: Option<&'a [Lane]>,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
+        *self.alone_until.lock() = None;
         Box::pin(release_lanes(&self.reserved, relay, lanes))
     }
 
@@ -48,7 +59,7 @@ impl Outbox for Shared {
     }
 
     fn confirmed<'a>(&'a self, positions: &'a [i64]) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(outbox::confirmed(&self.reserved, positions))
+        Box::pin(outbox::confirmed(&self.removals, positions))
     }
 
     fn hold<'a>(
@@ -179,14 +190,17 @@ const LEASE: &str = "
     where lane.lane = own.lane
     returning lane.lane, (select lanes from share)";
 
-async fn lease_lanes(pool: &PgPool, relay: &str, lease: Duration) -> Result<Leased, StoreError> {
-    let rows: Vec<(i16, i64)> = sqlx::query_as(LEASE)
-        .bind(relay)
-        .bind(seconds(lease))
-        .bind(f64::from(Lane::COUNT))
-        .fetch_all(pool)
+async fn lease_lanes(pool: &Pool, relay: &str, lease: Duration) -> Result<Leased, StoreError> {
+    let failed = |error| explain("lease outbox lanes", error);
+    let rows = pool
+        .rows(LEASE, &[&relay, &seconds(lease), &f64::from(Lane::COUNT)])
         .await
-        .map_err(|error| explain("lease outbox lanes", &error))?;
+        .map_err(failed)?;
+    let rows = rows
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<Vec<(i16, i64)>, Error>>()
+        .map_err(failed)?;
     let share = rows.first().map_or(0, |(_, share)| *share);
     let mut lanes: Vec<Lane> = rows
         .iter()
@@ -198,12 +212,8 @@ async fn lease_lanes(pool: &PgPool, relay: &str, lease: Duration) -> Result<Leas
     Ok(Leased { lanes, surplus })
 }
 
-async fn release_lanes(
-    pool: &PgPool,
-    relay: &str,
-    lanes: Option<&[Lane]>,
-) -> Result<(), StoreError> {
-    sqlx::query(
+async fn release_lanes(pool: &Pool, relay: &str, lanes: Option<&[Lane]>) -> Result<(), StoreError> {
+    pool.execute(
         "with gone as (
              delete from tidings_relay where relay = $1 and $2::smallint[] is null
          ), given_up as materialized (
@@ -212,11 +222,9 @@ async fn release_lanes(
          )
          update tidings_lane as lane set relay = null, leased_until = '-infinity'
          from given_up where lane.lane = given_up.lane",
+        &[&relay, &lanes.map(lane_numbers)],
     )
-    .bind(relay)
-    .bind(lanes.map(lane_numbers))
-    .execute(pool)
     .await
     .map(drop)
-    .map_err(|error| explain("release outbox lanes", &error))
+    .map_err(|error| explain("release outbox lanes", error))
 }

@@ -2,7 +2,9 @@
 //!
 //! It knows no broker and no router, and no other service's tables: one schema per service.
 //!
-//! A handler's [`Tx`] lends the driver's own connection, so all of [`sqlx`] can be used on it.
+//! Handlers that are ready at the same time share a transaction, one after the other, each in a
+//! savepoint: one commit makes all of them durable. A handler notices nothing of it: its [`Tx`] runs
+//! statements of [`tokio_postgres`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), tidings_core::StoreError> {
@@ -15,9 +17,13 @@
 //! # Ok(()) }
 //! ```
 
+mod batch;
+mod client;
 mod commit;
+mod connection;
 mod deferred;
 mod error;
+mod handover;
 mod inbox;
 mod lanes;
 mod locks;
@@ -26,7 +32,9 @@ mod outbox;
 #[cfg(test)]
 mod plans;
 mod records;
+mod runner;
 mod schema;
+mod tls;
 mod transaction;
 mod upgrade;
 mod values;
@@ -34,21 +42,27 @@ mod wake;
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use sqlx::PgPool;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tidings_core::{
-    Ask, BoxFuture, Commit, Committed, Deferred, Outbox, Records, Seen, Store, StoreError,
-    Transaction,
+    Ask, BoxFuture, Commit, Committed, Deferred, Habits, Outbox, Records, Seen, Store, StoreError,
+    Transaction, Work, WorkError,
 };
 use tokio::sync::watch;
 
+pub use client::Client;
+pub use connection::Params;
 pub use options::PostgresOptions;
-pub use sqlx;
+pub use tokio_postgres;
 pub use transaction::{PostgresTransaction, Tx};
 
+use connection::Pool;
+use error::explain;
 use locks::LockNames;
+use runner::Runners;
 
 /// A service's schema in a PostgreSQL database. Cloning is cheap and gives the same one.
 #[derive(Clone)]
@@ -56,11 +70,19 @@ pub struct PostgresStore(Arc<Shared>);
 
 struct Shared {
     /// For transactions, and for reads of people.
-    pool: PgPool,
+    pool: Pool,
     /// For the relay and for workers.
-    reserved: PgPool,
+    reserved: Pool,
+    /// For the removal of rows that the broker has. A commit there does not wait for the disk: if the
+    /// database crashes at that moment they are sent again, and consumers know them.
+    removals: Pool,
+    /// Until when this store's relay has all lanes.
+    alone_until: Arc<Mutex<Option<Instant>>>,
     schema: String,
     locks: LockNames,
+    /// Attempts that share transactions.
+    runners: Runners,
+    habits: Habits,
     /// Counts the commits of this store that brought outbox rows.
     commits: watch::Sender<u64>,
     /// Counts what should wake a relay: these, and those of other processes.
@@ -97,9 +119,15 @@ impl PostgresStore {
         schema::migrate(pool, schema, schema::APPLICATION, migrations).await
     }
 
-    /// The connections, for reads outside of handlers.
-    pub fn pool(&self) -> &PgPool {
-        &self.0.pool
+    /// A connection, for reads outside of handlers.
+    ///
+    /// # Errors
+    ///
+    /// When none becomes free, or none can be made.
+    pub async fn client(&self) -> Result<Client, StoreError> {
+        let connection = self.0.pool.get().await;
+        let connection = connection.map_err(|error| explain("get a connection", error))?;
+        Ok(Client(connection))
     }
 }
 
@@ -128,6 +156,16 @@ impl Store for PostgresStore {
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Committed, StoreError>> {
         Box::pin(commit::commit_alone(&self.0, commit))
+    }
+
+    fn run(&self, batch: Vec<Work>) -> BoxFuture<'_, Vec<Result<Committed, WorkError>>> {
+        let run = |work: Work| async move {
+            match runner::is_for_runners(&self.0, &work) {
+                true => runner::run(self, work).await,
+                false => work.run_on(self).await,
+            }
+        };
+        Box::pin(join_all(batch.into_iter().map(run)))
     }
 
     fn look<'a>(&'a self, asked: &'a [Ask]) -> BoxFuture<'a, Result<Vec<Seen>, StoreError>> {

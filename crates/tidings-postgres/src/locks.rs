@@ -4,15 +4,15 @@
 //! They are advisory locks, named by a number of the schema and a hash, and end with the
 //! transaction. Two names with one hash only wait for each other.
 //!
-//! No deadlock comes of a commit, because every commit takes what it waits for in one order:
-//! records by name, then the keys of its outbox rows and of its inbox rows together by hash, then
-//! claims by name. (A handler's own statements come before and may run into those of another; the
-//! database ends one of the two then, which is a conflict.)
+//! No deadlock comes of a commit, because every commit takes what it waits for in one order: the
+//! claims of deliveries by name, then records by name, then the keys of its outbox rows and of its
+//! inbox rows together by hash, then the other rows of the inbox. (Attempts that share a transaction
+//! write their claims before they begin. A handler's own statements may run into those of another;
+//! the database ends one of the two then, which is a conflict.)
 
-use sqlx::{PgConnection, Row};
-use tidings_core::{Claim, Commit, OrderKey, Over, StoreError};
+use tidings_core::{Claim, Commit, OrderKey, Outgoing, Over, StoreError};
 
-use crate::{commit::is_plain, error::explain, values::claim_columns};
+use crate::{commit::is_plain, connection::Connection, error::explain, values::claim_columns};
 
 /// The first halves of the names of a schema's locks.
 #[derive(Debug, Clone, Copy)]
@@ -49,13 +49,22 @@ pub(crate) fn hash_of_pair(first: &str, second: &str) -> i32 {
 /// The keys of the messages to send, and of the ordered messages that are handled: sorted, each
 /// once.
 pub(crate) fn keys_of(commit: &Commit) -> Vec<i32> {
-    let sent = commit.outbox.iter();
-    let sent = sent.filter_map(|message| message.envelope.key.as_deref());
     let handled = commit.inbox.iter().filter_map(|entry| entry.order.as_ref());
-    let mut keys: Vec<i32> = sent
-        .map(|key| hash(key.bytes()))
-        .chain(handled.map(hash_of_order))
-        .collect();
+    let handled = handled.map(hash_of_order);
+    sorted(hashes_sent(&commit.outbox).chain(handled).collect())
+}
+
+/// The keys of messages to send: sorted, each once.
+pub(crate) fn keys_sent(messages: &[Outgoing]) -> Vec<i32> {
+    sorted(hashes_sent(messages).collect())
+}
+
+fn hashes_sent(messages: &[Outgoing]) -> impl Iterator<Item = i32> {
+    let keys = messages.iter().map(|message| &message.envelope.key);
+    keys.flatten().map(|key| hash(key.bytes()))
+}
+
+fn sorted(mut keys: Vec<i32>) -> Vec<i32> {
     keys.sort_unstable();
     keys.dedup();
     keys
@@ -67,7 +76,7 @@ pub(crate) fn keys_of(commit: &Commit) -> Vec<i32> {
 /// then it sees what the holder before committed. So it must be in an isolation that takes a
 /// new snapshot for each statement, and others are refused.
 pub(crate) async fn lock_keys(
-    connection: &mut PgConnection,
+    connection: &Connection,
     names: LockNames,
     commit: &Commit,
 ) -> Result<(), StoreError> {
@@ -95,14 +104,15 @@ pub(crate) async fn lock_keys(
 /// Locks `keys`, which are sorted, and the keys of the rows of `claims`, all in one order. Returns
 /// the isolation of the transaction.
 pub(crate) async fn lock(
-    connection: &mut PgConnection,
+    connection: &Connection,
     names: LockNames,
     keys: &[i32],
     claims: Vec<&Claim>,
 ) -> Result<String, StoreError> {
     let (consumers, messages) = claim_columns(claims);
-    sqlx::query(
-        "select current_setting('transaction_isolation'), count(pg_advisory_xact_lock($1, key))
+    let locked = connection
+        .row(
+            "select current_setting('transaction_isolation'), count(pg_advisory_xact_lock($1, key))
          from (
              select unnest($2::int[]) as key
              union
@@ -112,13 +122,9 @@ pub(crate) async fn lock(
              where row.order_hash is not null
              order by key
          ) as keys",
-    )
-    .bind(names.keys)
-    .bind(keys)
-    .bind(consumers)
-    .bind(messages)
-    .fetch_one(connection)
-    .await
-    .and_then(|row| row.try_get(0))
-    .map_err(|error| explain("lock the keys of messages", &error))
+            &[&names.keys, &keys, &consumers, &messages],
+        )
+        .await;
+    let isolation = locked.and_then(|row| Ok(row.try_get(0)?));
+    isolation.map_err(|error| explain("lock the keys of messages", error))
 }

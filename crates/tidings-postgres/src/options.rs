@@ -1,38 +1,44 @@
 //! How a store is connected, and how many connections it takes.
 
 use std::{
-    str::FromStr,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use sqlx::{
-    Connection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
-use tidings_core::StoreError;
+use parking_lot::Mutex;
+use tidings_core::{Habits, StoreError};
 use tokio::sync::watch;
+use tokio_postgres::{Config, config::Host};
 
 use crate::{
     PostgresStore, Shared,
-    error::{explain, is_not_there_yet},
+    connection::Pool,
+    error::{Error, explain, is_not_there_yet},
     locks::LockNames,
-    schema, wake,
+    runner::Runners,
+    schema,
+    tls::{Tls, read_url},
+    wake,
 };
 
 /// How long a transaction waits for a connection.
 const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// How many connections of a store are kept for the relay and for workers, whatever handlers do:
-/// one listens to other processes, on the others a relay and a worker run their short statements.
-pub(crate) const RESERVED_CONNECTIONS: u32 = 3;
+/// one listens to other processes, one removes what was sent, on the others a relay and a worker run
+/// their short statements.
+pub(crate) const RESERVED_CONNECTIONS: u32 = 4;
 
 /// How long a statement of a relay or worker waits for one of those. Leases last some seconds, and
 /// a relay that hears late that the database is away has lost them.
 const RESERVED_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// A connection that was idle for longer is tried before it is used.
-const UNTRIED_MAX: Duration = Duration::from_secs(1);
+/// How long the database has to accept a connection.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// When a connection counts as lost on which the other end says nothing: for the system, which sees
+/// whether what was sent arrived.
+const SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// Between two attempts to reach a database that is not there yet, and between two log lines.
 const CONNECT_EVERY: Duration = Duration::from_millis(500);
@@ -59,13 +65,13 @@ impl PostgresOptions {
     }
 
     /// How many connections the store has at most, all in all (default: 10, since a server takes
-    /// 100 by default and is often shared by all services). Three of them are kept for the relay
+    /// 100 by default and is often shared by all services). Four of them are kept for the relay
     /// and for workers, one of which listens to other processes, so that they never wait for
     /// handlers; on the others transactions run side by side.
     ///
     /// # Panics
     ///
-    /// If `count` is less than 4.
+    /// If `count` is less than 5.
     #[track_caller]
     pub fn connections_max(mut self, count: u32) -> Self {
         assert!(
@@ -95,36 +101,49 @@ impl PostgresOptions {
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let schema = self.schema;
         schema::check_name(&schema)?;
-        // 0 would mean for ever.
-        let idle_max = self.transaction_idle_max.as_millis().max(1).to_string();
-        let options = read_url(&self.url)?
-            .application_name(&format!("tidings {schema}"))
-            .options([
-                ("search_path", schema.as_str()),
-                ("idle_in_transaction_session_timeout", &idle_max),
-                // Whatever the server's own default is: order by key is decided under locks, by
-                // statements that see what was committed before they began.
-                ("default_transaction_isolation", "read committed"),
-            ]);
-        wait_for(&options).await?;
+        let refused = |why: String| {
+            StoreError::new(format!(
+                "the database URL cannot be read: {why}; it looks like \
+                 `postgres://user:password@host:5432/database`"
+            ))
+        };
+        // The driver also takes a list of names and values.
+        if !self.url.starts_with("postgres://") && !self.url.starts_with("postgresql://") {
+            return Err(refused("it does not begin with `postgres://`".to_owned()));
+        }
+        let (mut config, tls) = read_url(&self.url).map_err(refused)?;
+        settle(&mut config, &schema, self.transaction_idle_max);
+        wait_for(&config, &tls).await?;
         let count = self.connections_max - RESERVED_CONNECTIONS;
-        let pool = pool(options.clone(), count, CONNECTION_WAIT_MAX);
+        let pool = Pool::new(config.clone(), tls.clone(), count, CONNECTION_WAIT_MAX);
         schema::migrate(&pool, &schema, schema::OWN, schema::MIGRATIONS).await?;
-        let options = options.application_name(&format!("tidings {schema} relay"));
-        let reserved = self::pool(options, RESERVED_CONNECTIONS, RESERVED_WAIT_MAX);
+        config.application_name(format!("tidings {schema} relay"));
+        // These run nothing but the crate's own statements, each of which has one plan.
+        add_options(&mut config, "-c plan_cache_mode=force_generic_plan");
+        // One connection is the listener's own, and one is for removals.
+        let kept = RESERVED_CONNECTIONS - 2;
+        let reserved = Pool::new(config.clone(), tls.clone(), kept, RESERVED_WAIT_MAX);
+        let mut removing = config.clone();
+        add_options(&mut removing, "-c synchronous_commit=off");
+        let removals = Pool::new(removing, tls.clone(), 1, RESERVED_WAIT_MAX);
+        let alone_until = Arc::new(Mutex::new(None));
         let commits = watch::Sender::new(0);
         let wakes = watch::Sender::new(0);
-        let tasks = wake::spawn(
-            reserved.clone(),
-            &schema,
-            commits.subscribe(),
-            wakes.clone(),
-        );
+        let heard = wake::Heard {
+            own: commits.subscribe(),
+            alone_until: Arc::clone(&alone_until),
+            wakes: wakes.clone(),
+        };
+        let tasks = wake::spawn(reserved.clone(), (config, tls), &schema, heard);
         Ok(PostgresStore(Arc::new(Shared {
             pool,
             reserved,
+            removals,
+            alone_until,
             locks: LockNames::of_schema(&schema),
             schema,
+            runners: Runners::new(count),
+            habits: Habits::default(),
             commits,
             wakes,
             wakes_seen: AtomicU64::new(0),
@@ -133,51 +152,53 @@ impl PostgresOptions {
     }
 }
 
-fn pool(options: PgConnectOptions, count: u32, wait_max: Duration) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(count)
-        .acquire_timeout(wait_max)
-        .test_before_acquire(false)
-        .before_acquire(|connection, known| {
-            Box::pin(async move {
-                if known.idle_for > UNTRIED_MAX {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        .connect_lazy_with(options)
+/// What every connection of a store is told.
+fn settle(config: &mut Config, schema: &str, idle_max: Duration) {
+    // 0 would mean for ever.
+    let idle_max = idle_max.as_millis().max(1);
+    let own = format!(
+        "-c search_path={schema} -c idle_in_transaction_session_timeout={idle_max} \
+         -c default_transaction_isolation=read\\ committed"
+    );
+    // Whatever the server's own default of isolation is: order by key is decided under locks, by
+    // statements that see what was committed before they began.
+    add_options(config, &own);
+    config
+        .application_name(format!("tidings {schema}"))
+        .keepalives_idle(SILENT_MAX / 2)
+        .tcp_user_timeout(SILENT_MAX);
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(CONNECT_MAX);
+    }
 }
 
-fn read_url(url: &str) -> Result<PgConnectOptions, StoreError> {
-    let refused = |why: &str| {
-        StoreError::new(format!(
-            "the database URL cannot be read: {why}; it looks like \
-             `postgres://user:password@host:5432/database`"
-        ))
+fn add_options(config: &mut Config, more: &str) {
+    let options = match config.get_options() {
+        Some(options) => format!("{options} {more}"),
+        None => more.to_owned(),
     };
-    // The driver takes any scheme.
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(refused("it does not begin with `postgres://`"));
-    }
-    PgConnectOptions::from_str(url).map_err(|error| refused(&error.to_string()))
+    config.options(options);
 }
 
 /// Waits until the database can be reached.
-async fn wait_for(options: &PgConnectOptions) -> Result<(), StoreError> {
-    let server = format!("{}:{}", options.get_host(), options.get_port());
+async fn wait_for(config: &Config, tls: &Tls) -> Result<(), StoreError> {
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(host)) => host.clone(),
+        #[cfg(unix)]
+        Some(Host::Unix(folder)) => folder.display().to_string(),
+        None => "no host".to_owned(),
+    };
+    let port = config.get_ports().first().copied().unwrap_or(5432);
+    let attempted = format!("connect to PostgreSQL at {host}:{port}");
     let mut log_at = tokio::time::Instant::now();
     loop {
-        let error = match sqlx::PgConnection::connect_with(options).await {
-            Ok(connection) => {
-                // It was only to see; whether it closes in good order does not matter.
-                let _ = connection.close().await;
-                return Ok(());
-            }
-            Err(error) => error,
+        let error = match config.connect(tls.clone()).await {
+            Ok(_) => return Ok(()), // It was only to see.
+            Err(error) => Error::from(error),
         };
-        let why = explain(&format!("connect to PostgreSQL at {server}"), &error);
-        if !is_not_there_yet(&error) {
+        let waits = is_not_there_yet(&error);
+        let why = explain(&attempted, error);
+        if !waits {
             return Err(why);
         }
         if log_at <= tokio::time::Instant::now() {

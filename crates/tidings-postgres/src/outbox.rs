@@ -6,33 +6,36 @@
 
 use std::borrow::Cow;
 
-use sqlx::{PgConnection, PgExecutor, PgPool, Row, postgres::PgRow};
 use tidings_core::{
     BoxError, Commit, Committed, Destination, Lane, ListedRow, OutboxRow, OutboxState, OutboxStats,
     Outgoing, Refusal, StoreError, hash_of_key,
 };
+use tokio_postgres::Row;
 
 use crate::{
-    error::explain,
+    connection::{Connection, Params, Pool},
+    error::{Error, explain},
     locks::{LockNames, keys_of},
     values::{ahead, count, lane_number, lane_numbers, timestamp},
 };
 
-/// The usual commit: at most one delivery that was handled, and messages to send.
+/// The usual commit outside of [`batch`](crate::batch): at most one delivery that was handled, and
+/// messages to send.
 ///
 /// A row's position is drawn when it is written, not when it is committed. So that positions of a
 /// key follow the order of commits, a transaction first locks the keys of its messages, until it
-/// ends; and then claims (`locks` says why in this order).
+/// ends.
 const WRITE_USUAL: &str = "
-    with locked as materialized (
-        select count(pg_advisory_xact_lock($3, key)) from unnest($4::int[]) as key
-    ), claimed as (
+    with claimed as (
         insert into tidings_inbox (consumer, message)
-        select $1, $2 from locked where $1 is not null
+        select $1::text, $2::text where $1::text is not null
         on conflict do nothing
         returning 1
     ), claim as materialized (
-        select $1 is null or exists (select from claimed) as free
+        select $1::text is null or exists (select from claimed) as free
+    ), locked as materialized (
+        select count(pg_advisory_xact_lock($3, key)) from claim, unnest($4::int[]) as key
+        where claim.free
     ), written as (
         insert into tidings_outbox (lane, destination, key_hash, message, body)
         select lane, destination, key_hash, message, body
@@ -43,16 +46,20 @@ const WRITE_USUAL: &str = "
     )
     select free from claim";
 
-/// Writes the messages alone, in their order; their keys are locked.
+/// Writes the messages alone, in their order, after it has locked their keys.
 const WRITE: &str = "
+    with locked as materialized (
+        select count(pg_advisory_xact_lock($1, key)) from unnest($2::int[]) as key
+    )
     insert into tidings_outbox (lane, destination, key_hash, message, body)
     select lane, destination, key_hash, message, body
-    from unnest($1::smallint[], $2::text[], $3::bigint[], $4::text[], $5::bytea[])
+    from locked, unnest($3::smallint[], $4::text[], $5::bigint[], $6::text[], $7::bytea[])
         with ordinality as row (lane, destination, key_hash, message, body, number)
     order by number";
 
 /// The columns of messages.
-struct Columns<'a> {
+#[derive(Default)]
+pub(crate) struct Columns<'a> {
     lanes: Vec<i16>,
     destinations: Vec<String>,
     key_hashes: Vec<Option<i64>>,
@@ -61,19 +68,16 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of(messages: &'a [Outgoing]) -> Self {
-        let messages = || messages.iter();
-        Self {
-            lanes: messages()
-                .map(|message| lane_number(Lane::of_message(message)))
-                .collect(),
-            destinations: messages()
-                .map(|message| message.destination.to_text())
-                .collect(),
-            key_hashes: messages().map(key_hash).collect(),
-            metadata: messages().map(Outgoing::to_metadata).collect(),
-            bodies: messages().map(|message| &*message.envelope.body).collect(),
+    pub(crate) fn of(messages: impl IntoIterator<Item = &'a Outgoing>) -> Self {
+        let mut columns = Self::default();
+        for message in messages {
+            columns.lanes.push(lane_number(Lane::of_message(message)));
+            columns.destinations.push(message.destination.to_text());
+            columns.key_hashes.push(key_hash(message));
+            columns.metadata.push(message.to_metadata());
+            columns.bodies.push(&message.envelope.body);
         }
+        columns
     }
 }
 
@@ -83,55 +87,75 @@ pub(crate) fn key_hash(message: &Outgoing) -> Option<i64> {
     Some(hash_of_key(key).cast_signed())
 }
 
+/// Whether the database can hold the texts of a message: a NUL in one is all that it cannot.
+pub(crate) fn is_storable(message: &Outgoing) -> bool {
+    let name = match &message.destination {
+        Destination::Topic(name) | Destination::Queue(name) => name,
+    };
+    !name.contains('\0')
+}
+
 /// Writes a usual commit. After `Refused` nothing was written.
 pub(crate) async fn write_usual(
-    executor: impl PgExecutor<'_>,
+    connection: &Connection,
     names: LockNames,
     commit: &Commit,
 ) -> Result<Committed, StoreError> {
     let claim = commit.inbox.first().map(|entry| &entry.claim);
     let columns = Columns::of(&commit.outbox);
-    let free: bool = sqlx::query_scalar(WRITE_USUAL)
-        .bind(claim.map(|claim| &*claim.consumer))
-        .bind(claim.map(|claim| claim.message.as_str()))
-        .bind(names.keys)
-        .bind(keys_of(commit))
-        .bind(columns.lanes)
-        .bind(columns.destinations)
-        .bind(columns.key_hashes)
-        .bind(columns.metadata)
-        .bind(columns.bodies)
-        .fetch_one(executor)
-        .await
-        .map_err(|error| explain("write claim and outbox", &error))?;
-    Ok(if free {
-        Committed::Done
-    } else {
-        Committed::Refused {
+    let written = connection
+        .row(
+            WRITE_USUAL,
+            &[
+                &claim.map(|claim| &*claim.consumer),
+                &claim.map(|claim| claim.message.as_str()),
+                &names.keys,
+                &keys_of(commit),
+                &columns.lanes,
+                &columns.destinations,
+                &columns.key_hashes,
+                &columns.metadata,
+                &columns.bodies,
+            ],
+        )
+        .await;
+    let is_free = written.and_then(|row| Ok(row.try_get(0)?));
+    match is_free.map_err(|error| explain("write claim and outbox", error))? {
+        true => Ok(Committed::Done),
+        false => Ok(Committed::Refused {
             entry: 0,
             why: Refusal::Known,
-        }
-    })
+        }),
+    }
 }
 
+/// Sees to it that [`write`] is sent when it is first polled.
+pub(crate) async fn prepare_write(connection: &Connection) -> Result<(), Error> {
+    connection.prepare(WRITE).await
+}
+
+/// Writes messages of which `keys` are the keys, sorted ([`keys_of`]).
 pub(crate) async fn write(
-    connection: &mut PgConnection,
-    messages: &[Outgoing],
-) -> Result<(), StoreError> {
-    if messages.is_empty() {
-        return Ok(());
-    }
-    let columns = Columns::of(messages);
-    sqlx::query(WRITE)
-        .bind(columns.lanes)
-        .bind(columns.destinations)
-        .bind(columns.key_hashes)
-        .bind(columns.metadata)
-        .bind(columns.bodies)
-        .execute(connection)
+    connection: &Connection,
+    names: LockNames,
+    keys: &[i32],
+    columns: &Columns<'_>,
+) -> Result<(), Error> {
+    connection
+        .execute(
+            WRITE,
+            &[
+                &names.keys,
+                &keys,
+                &columns.lanes,
+                &columns.destinations,
+                &columns.key_hashes,
+                &columns.metadata,
+                &columns.bodies,
+            ],
+        )
         .await
         .map(drop)
-        .map_err(|error| explain("write the outbox", &error))
 }
 
 /// First the positions, from each lane's part of the index of ready rows; then those rows alone.
@@ -147,12 +171,12 @@ pub(crate) const NEXT: &str = "
         from (select distinct unnest($1::smallint[]) as lane) as asked, lateral (
             select position from tidings_outbox
             where state = 0 and lane between asked.lane and asked.lane
-              and position <> all ($2)
-            order by lane, position limit $3
+              and position not in (select unnest($2::bigint[]))
+            order by lane, position limit $5
         ) as ready
         order by ready.position limit $3
     )
-    select row.position, row.message, row.body,
+    select row.position, row.message, row.body, row.lane,
         extract(epoch from statement_timestamp() - row.created_at)::float8 as age,
         row.destination = any ($4) and (
             select true from tidings_outbox as held
@@ -162,21 +186,42 @@ pub(crate) const NEXT: &str = "
     order by row.position";
 
 pub(crate) async fn next(
-    pool: &PgPool,
+    pool: &Pool,
     lanes: &[Lane],
     held: &[Destination],
     except: &[i64],
     limit: usize,
 ) -> Result<Vec<OutboxRow>, StoreError> {
     let held: Vec<String> = held.iter().map(Destination::to_text).collect();
-    let rows = sqlx::query(NEXT)
-        .bind(lane_numbers(lanes))
-        .bind(except)
-        .bind(count(limit))
-        .bind(held)
-        .fetch_all(pool)
-        .await;
-    read("read the outbox", rows)
+    let numbers = lane_numbers(lanes);
+    // Usually the first rows are in all lanes alike, and reading as many of each lane as of all
+    // together is for nothing.
+    let mut of_each = (limit * 2 / lanes.len().max(1)).clamp(1, limit.max(1));
+    loop {
+        let params: Params<'_> = &[&numbers, &except, &count(limit), &held, &count(of_each)];
+        let rows = pool.rows(NEXT, params).await;
+        if let Ok(rows) = &rows
+            && of_each < limit
+            && has_lane_with(of_each, rows)
+        {
+            of_each = limit; // There may be earlier ones of that lane.
+            continue;
+        }
+        return read("read the outbox", rows);
+    }
+}
+
+/// Whether so many rows, or more, are of one lane.
+fn has_lane_with(count: usize, rows: &[Row]) -> bool {
+    let mut of_lanes = [0; Lane::COUNT as usize];
+    rows.iter().any(|row| {
+        let lane: i16 = row.try_get("lane").unwrap_or(0);
+        let of_lane = of_lanes.get_mut(usize::from(lane.unsigned_abs()));
+        of_lane.is_some_and(|of_lane| {
+            *of_lane += 1;
+            *of_lane >= count
+        })
+    })
 }
 
 pub(crate) const NEXT_HELD: &str = "
@@ -197,26 +242,26 @@ pub(crate) const NEXT_HELD: &str = "
     order by row.position";
 
 pub(crate) async fn next_held(
-    pool: &PgPool,
+    pool: &Pool,
     lanes: &[Lane],
     destination: &Destination,
     limit: usize,
 ) -> Result<Vec<OutboxRow>, StoreError> {
-    let rows = sqlx::query(NEXT_HELD)
-        .bind(lane_numbers(lanes))
-        .bind(destination.to_text())
-        .bind(count(limit))
-        .fetch_all(pool)
+    let rows = pool
+        .rows(
+            NEXT_HELD,
+            &[&lane_numbers(lanes), &destination.to_text(), &count(limit)],
+        )
         .await;
     read("read held rows of the outbox", rows)
 }
 
-fn read(attempted: &str, rows: sqlx::Result<Vec<PgRow>>) -> Result<Vec<OutboxRow>, StoreError> {
+fn read(attempted: &str, rows: Result<Vec<Row>, Error>) -> Result<Vec<OutboxRow>, StoreError> {
     rows.and_then(|rows| rows.iter().map(outbox_row).collect())
-        .map_err(|error| explain(attempted, &error))
+        .map_err(|error| explain(attempted, error))
 }
 
-fn outbox_row(row: &PgRow) -> sqlx::Result<OutboxRow> {
+fn outbox_row(row: &Row) -> Result<OutboxRow, Error> {
     Ok(OutboxRow {
         position: row.try_get("position")?,
         age: ahead(row.try_get("age")?),
@@ -225,27 +270,28 @@ fn outbox_row(row: &PgRow) -> sqlx::Result<OutboxRow> {
     })
 }
 
-fn message(row: &PgRow) -> sqlx::Result<Result<Outgoing, BoxError>> {
+fn message(row: &Row) -> Result<Result<Outgoing, BoxError>, Error> {
     let metadata: &str = row.try_get("message")?;
     let body: Vec<u8> = row.try_get("body")?;
     let message = Outgoing::from_metadata(metadata, body.into());
     Ok(message.map_err(|error| format!("its metadata cannot be read: {error}").into()))
 }
 
-pub(crate) async fn confirmed(pool: &PgPool, positions: &[i64]) -> Result<(), StoreError> {
-    sqlx::query("delete from tidings_outbox where position = any ($1)")
-        .bind(positions)
-        .execute(pool)
-        .await
-        .map(drop)
-        .map_err(|error| explain("remove confirmed outbox rows", &error))
+pub(crate) async fn confirmed(pool: &Pool, positions: &[i64]) -> Result<(), StoreError> {
+    pool.execute(
+        "delete from tidings_outbox where position = any ($1)",
+        &[&positions],
+    )
+    .await
+    .map(drop)
+    .map_err(|error| explain("remove confirmed outbox rows", error))
 }
 
 /// Makes rows of lanes that `relay` has held or set aside.
 ///
 /// The lanes' rows stay locked until that is committed: a relay that takes one over sees it.
 pub(crate) async fn withdraw(
-    pool: &PgPool,
+    pool: &Pool,
     relay: &str,
     positions: &[i64],
     state: OutboxState,
@@ -257,7 +303,7 @@ pub(crate) async fn withdraw(
     };
     // The reason is for people, and comes from wherever something failed.
     let reason = reason.replace('\0', "\u{fffd}");
-    sqlx::query(
+    pool.execute(
         "with own as materialized (
              select lane from tidings_lane
              where relay = $1 and leased_until > statement_timestamp()
@@ -265,15 +311,11 @@ pub(crate) async fn withdraw(
          )
          update tidings_outbox as row set state = $3, reason = $4
          from own where row.lane = own.lane and row.position = any ($2) and row.state <> 2",
+        &[&relay, &positions, &(state as i16), &reason],
     )
-    .bind(relay)
-    .bind(positions)
-    .bind(state as i16)
-    .bind(reason)
-    .execute(pool)
     .await
     .map(drop)
-    .map_err(|error| explain(attempted, &error))
+    .map_err(|error| explain(attempted, error))
 }
 
 /// The first destination of each lane, then the next after it, and so on: as many steps as there
@@ -308,16 +350,20 @@ pub(crate) const HELD: &str = concat!(
     " select distinct destination from held_for where destination is not null order by destination"
 );
 
-pub(crate) async fn held(pool: &PgPool, lanes: &[Lane]) -> Result<Vec<Destination>, StoreError> {
-    let destinations: Vec<String> = sqlx::query_scalar(HELD)
-        .bind(lane_numbers(lanes))
-        .fetch_all(pool)
-        .await
-        .map_err(|error| explain("read which destinations rows are held for", &error))?;
-    let destinations = destinations.iter();
-    Ok(destinations
-        .filter_map(|text| Destination::from_text(text))
-        .collect())
+pub(crate) async fn held(pool: &Pool, lanes: &[Lane]) -> Result<Vec<Destination>, StoreError> {
+    let read = async {
+        let rows = pool.rows(HELD, &[&lane_numbers(lanes)]).await?;
+        let texts = rows.iter().map(|row| row.try_get(0));
+        texts
+            .collect::<Result<Vec<&str>, _>>()
+            .map(|texts| {
+                let destinations = texts.into_iter().filter_map(Destination::from_text);
+                destinations.collect()
+            })
+            .map_err(Error::from)
+    };
+    read.await
+        .map_err(|error| explain("read which destinations rows are held for", error))
 }
 
 /// Statements about all lanes name them.
@@ -352,29 +398,29 @@ pub(crate) const LIST_HELD: &str = concat!(
 );
 
 pub(crate) async fn list(
-    pool: &PgPool,
+    pool: &Pool,
     state: OutboxState,
     after: Option<i64>,
     limit: usize,
 ) -> Result<Vec<ListedRow>, StoreError> {
-    let failed = |error| explain("list outbox rows", &error);
-    let rows = sqlx::query(match state {
+    let failed = |error| explain("list outbox rows", error);
+    let sql = match state {
         OutboxState::Held => LIST_HELD,
         OutboxState::SetAside => LIST_ASIDE,
-    })
-    .bind(after.unwrap_or(i64::MIN))
-    .bind(count(limit))
-    .fetch_all(pool)
-    .await
-    .map_err(failed)?;
+    };
+    let rows = pool
+        .rows(sql, &[&after.unwrap_or(i64::MIN), &count(limit)])
+        .await;
+    let rows = rows.map_err(failed)?;
     let listed = rows.iter().map(|row| {
-        let written = timestamp(row.try_get("written").map_err(failed)?)?;
+        let written = row.try_get("written").map_err(Error::from);
+        let written = timestamp(written.map_err(failed)?)?;
         listed_row(row, written).map_err(failed)
     });
     listed.collect()
 }
 
-fn listed_row(row: &PgRow, written: jiff::Timestamp) -> sqlx::Result<ListedRow> {
+fn listed_row(row: &Row, written: jiff::Timestamp) -> Result<ListedRow, Error> {
     let destination: &str = row.try_get("destination")?;
     // A row of an elder version that cannot be read may have none.
     let unknown = || Destination::Queue(Cow::Borrowed(""));
@@ -387,25 +433,23 @@ fn listed_row(row: &PgRow, written: jiff::Timestamp) -> sqlx::Result<ListedRow> 
     })
 }
 
-pub(crate) async fn restore(pool: &PgPool, positions: &[i64]) -> Result<u64, StoreError> {
-    sqlx::query(
+pub(crate) async fn restore(pool: &Pool, positions: &[i64]) -> Result<u64, StoreError> {
+    pool.execute(
         "update tidings_outbox set state = 0, reason = null
          where position = any ($1) and state = 2",
+        &[&positions],
     )
-    .bind(positions)
-    .execute(pool)
     .await
-    .map(|done| done.rows_affected())
-    .map_err(|error| explain("make outbox rows ready again", &error))
+    .map_err(|error| explain("make outbox rows ready again", error))
 }
 
-pub(crate) async fn discard(pool: &PgPool, positions: &[i64]) -> Result<u64, StoreError> {
-    sqlx::query("delete from tidings_outbox where position = any ($1) and state = 2")
-        .bind(positions)
-        .execute(pool)
-        .await
-        .map(|done| done.rows_affected())
-        .map_err(|error| explain("discard outbox rows", &error))
+pub(crate) async fn discard(pool: &Pool, positions: &[i64]) -> Result<u64, StoreError> {
+    pool.execute(
+        "delete from tidings_outbox where position = any ($1) and state = 2",
+        &[&positions],
+    )
+    .await
+    .map_err(|error| explain("discard outbox rows", error))
 }
 
 /// The order in which rows are counted is there for the planner: it takes the index that has just
@@ -438,19 +482,24 @@ pub(crate) const STATS: &str = concat!(
         ) as aside)"
 );
 
-pub(crate) async fn stats(pool: &PgPool) -> Result<OutboxStats, StoreError> {
-    let (ready, oldest_ready, held, oldest_held, set_aside): (i64, _, i64, _, i64) =
-        sqlx::query_as(STATS)
-            .bind(OutboxStats::COUNT_MAX.cast_signed())
-            .fetch_one(pool)
-            .await
-            .map_err(|error| explain("count the outbox", &error))?;
-    let age = |seconds: Option<f64>| seconds.map(ahead).unwrap_or_default();
-    Ok(OutboxStats {
-        ready: ready.unsigned_abs(),
-        oldest_ready_age: age(oldest_ready),
-        held: held.unsigned_abs(),
-        oldest_held_age: age(oldest_held),
-        set_aside: set_aside.unsigned_abs(),
-    })
+pub(crate) async fn stats(pool: &Pool) -> Result<OutboxStats, StoreError> {
+    let read = async {
+        let row = pool
+            .row(STATS, &[&OutboxStats::COUNT_MAX.cast_signed()])
+            .await?;
+        let count = |column| row.try_get::<_, i64>(column).map(i64::unsigned_abs);
+        let age = |column| {
+            let seconds = row.try_get::<_, Option<f64>>(column);
+            seconds.map(|seconds| seconds.map(ahead).unwrap_or_default())
+        };
+        Ok(OutboxStats {
+            ready: count(0)?,
+            oldest_ready_age: age(1)?,
+            held: count(2)?,
+            oldest_held_age: age(3)?,
+            set_aside: count(4)?,
+        })
+    };
+    read.await
+        .map_err(|error: Error| explain("count the outbox", error))
 }

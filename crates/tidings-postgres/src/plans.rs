@@ -2,10 +2,14 @@
 //! not concern them, however many there are.
 
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgPool, Postgres, query::Query, raw_sql};
-use tidings_core::Store;
+use tidings_core::{BoxError, Store};
+use tokio_postgres::types::{FromSql, Type};
 
-use crate::{PostgresStore, deferred, inbox, outbox, records};
+use crate::{
+    PostgresStore,
+    connection::{Params, Pool},
+    deferred, inbox, outbox, records,
+};
 
 /// Rows that are in the way.
 const ROWS: i64 = 100_000;
@@ -21,27 +25,31 @@ async fn store() -> PostgresStore {
     store.expect("a store")
 }
 
-async fn fill(pool: &PgPool, sql: String) {
-    raw_sql(AssertSqlSafe(sql))
-        .execute(pool)
-        .await
-        .expect("rows");
+async fn fill(pool: &Pool, sql: &str) {
+    let connection = pool.get().await.expect("a connection");
+    connection.run(sql).await.expect("rows");
 }
 
-async fn analyze(pool: &PgPool) {
+async fn analyze(pool: &Pool) {
     let tables = "analyze tidings_inbox, tidings_outbox, tidings_record";
-    fill(pool, tables.into()).await;
+    fill(pool, tables).await;
+}
+
+/// What `explain` says, as the text that JSON is on the wire.
+struct Plan(Value);
+
+impl FromSql<'_> for Plan {
+    fn from_sql(_: &Type, text: &[u8]) -> Result<Self, BoxError> {
+        Ok(Self(serde_json::from_slice(text)?))
+    }
+
+    fn accepts(of: &Type) -> bool {
+        *of == Type::JSON
+    }
 }
 
 /// How many rows the plan of `sql` reads, and the indexes it uses.
-async fn check(
-    pool: &PgPool,
-    sql: &str,
-    bind: impl for<'q> Fn(
-        Query<'q, Postgres, sqlx::postgres::PgArguments>,
-    ) -> Query<'q, Postgres, sqlx::postgres::PgArguments>,
-    indexes: &[&str],
-) {
+async fn check(pool: &Pool, sql: &str, params: Params<'_>, indexes: &[&str]) {
     // By what was learnt of the table's contents before, since one that fills up quickly is planned
     // by old figures; and by what is true.
     for analyzed in [false, true] {
@@ -51,22 +59,14 @@ async fn check(
         // A plan for these values, and one for all values, as a prepared statement gets after some
         // runs.
         for mode in ["force_custom_plan", "force_generic_plan"] {
-            let mut transaction = pool.begin().await.expect("a transaction");
+            let transaction = pool.begin().await.expect("a transaction");
             let set = format!("set local plan_cache_mode = {mode}");
-            raw_sql(AssertSqlSafe(set))
-                .execute(&mut *transaction)
-                .await
-                .expect("set");
+            transaction.run(&set).await.expect("set");
             let explain = format!("explain (analyze, format json) {sql}");
-            let plan: (Value,) = {
-                use sqlx::Row;
-                let query = bind(sqlx::query(AssertSqlSafe(explain)));
-                let row = query.fetch_one(&mut *transaction).await.expect("a plan");
-                let text: String = row.try_get_unchecked(0).expect("text");
-                (serde_json::from_str(&text).expect("JSON"),)
-            };
+            let row = transaction.row(&explain, params).await.expect("a plan");
+            let Plan(plan) = row.try_get(0).expect("JSON");
             transaction.rollback().await.expect("undone");
-            let plan = &plan.0[0]["Plan"];
+            let plan = &plan[0]["Plan"];
             let (read, used) = walk(plan);
             assert!(read < READ_MAX, "{mode}: {read} rows: {}", brief(plan, 0));
             for index in indexes {
@@ -128,7 +128,7 @@ fn walk(node: &Value) -> (f64, Vec<String>) {
 #[ignore = "needs PostgreSQL"]
 async fn rounds_of_a_relay_do_not_read_held_rows() {
     let store = store().await;
-    let pool = store.pool();
+    let pool = &store.0.pool;
     // It was an outbox like any other when it was last looked at.
     fill(
         pool,
@@ -136,13 +136,12 @@ async fn rounds_of_a_relay_do_not_read_held_rows() {
          select number % 16, 'topic:t' || number % 3, number, '{}', ''
          from generate_series(1, 500) as number;
          analyze tidings_outbox;
-         delete from tidings_outbox"
-            .into(),
+         delete from tidings_outbox",
     )
     .await;
     fill(
         pool,
-        format!(
+        &format!(
             "insert into tidings_outbox (lane, destination, key_hash, message, body, state, reason)
              select number % 16, 'topic:t' || number % 3, number, '{{}}', '', 1, 'nobody listens'
              from generate_series(1, {ROWS}) as number;
@@ -156,38 +155,26 @@ async fn rounds_of_a_relay_do_not_read_held_rows() {
     )
     .await;
     let lanes: Vec<i16> = (0..16).collect();
-    let held = ["topic:t0", "topic:t1", "topic:t2"];
+    let held = vec!["topic:t0", "topic:t1", "topic:t2"];
     check(
         pool,
         outbox::NEXT,
-        |query| {
-            query
-                .bind(lanes.clone())
-                .bind(vec![1_i64, 2])
-                .bind(20_i64)
-                .bind(held)
-        },
+        &[&lanes, &vec![1_i64, 2], &20_i64, &held, &20_i64],
         &["tidings_outbox_ready", "tidings_outbox_held_key"],
     )
     .await;
-    check(
-        pool,
-        outbox::HELD,
-        |query| query.bind(lanes.clone()),
-        &["tidings_outbox_held"],
-    )
-    .await;
+    check(pool, outbox::HELD, &[&lanes], &["tidings_outbox_held"]).await;
     check(
         pool,
         outbox::NEXT_HELD,
-        |query| query.bind(lanes.clone()).bind("topic:t1").bind(5_i64),
+        &[&lanes, &"topic:t1", &5_i64],
         &["tidings_outbox_held"],
     )
     .await;
     check(
         pool,
         outbox::LIST_HELD,
-        |query| query.bind(70_000_i64).bind(5_i64),
+        &[&70_000_i64, &5_i64],
         &["tidings_outbox_held"],
     )
     .await;
@@ -195,7 +182,7 @@ async fn rounds_of_a_relay_do_not_read_held_rows() {
     check(
         pool,
         outbox::STATS,
-        |query| query.bind(limit),
+        &[&limit],
         &[
             "tidings_outbox_ready",
             "tidings_outbox_held",
@@ -212,10 +199,10 @@ async fn rounds_of_a_relay_do_not_read_held_rows() {
 #[ignore = "needs PostgreSQL"]
 async fn taking_what_is_due_does_not_read_what_is_not() {
     let store = store().await;
-    let pool = store.pool();
+    let pool = &store.0.pool;
     fill(
         pool,
-        format!(
+        &format!(
             "insert into tidings_inbox (consumer, message) select 'c', number
              from generate_series(1, {ROWS}) as number;
              analyze tidings_inbox;
@@ -234,42 +221,35 @@ async fn taking_what_is_due_does_not_read_what_is_not() {
         pool,
         deferred::TAKE_DUE,
         // Fewer rows than it may take: it must end where they do.
-        |query| query.bind(["c"]).bind(100_i64).bind(60.0).bind("worker"),
+        &[&vec!["c"], &100_i64, &60.0_f64, &"worker"],
         &["tidings_inbox_due", "tidings_inbox_pkey"],
     )
     .await;
     check(
         pool,
         deferred::NEXT_DUE,
-        |query| query.bind(["c", "paused"]),
+        &[&vec!["c", "paused"]],
         &["tidings_inbox_due"],
     )
     .await;
     let leases = vec!["a", "b"];
     for sql in [deferred::RENEW, deferred::RELEASE] {
-        check(
-            pool,
-            sql,
-            |query| query.bind(leases.clone()).bind(60.0),
-            &["tidings_inbox_leased"],
-        )
-        .await;
+        check(pool, sql, &[&leases, &60.0_f64], &["tidings_inbox_leased"]).await;
     }
     check(
         pool,
         inbox::SETTLE,
-        |query| {
-            query
-                .bind("c")
-                .bind("due1")
-                .bind("a")
-                .bind(0_i16)
-                .bind(None::<f64>)
-                .bind(0_i64)
-                .bind(None::<&str>)
-                .bind(false)
-                .bind(false)
-        },
+        &[
+            &"c",
+            &"due1",
+            &"a",
+            &0_i16,
+            &None::<f64>,
+            &0_i64,
+            &None::<&str>,
+            &false,
+            &false,
+        ],
         &[],
     )
     .await;
@@ -279,10 +259,10 @@ async fn taking_what_is_due_does_not_read_what_is_not() {
 #[ignore = "needs PostgreSQL"]
 async fn looking_and_forgetting_read_only_what_they_are_about() {
     let store = store().await;
-    let pool = store.pool();
+    let pool = &store.0.pool;
     fill(
         pool,
-        format!(
+        &format!(
             "insert into tidings_inbox (consumer, message, claimed_at)
              select case number % 2 when 0 then 'c' else 'other' end, number,
                  now() - number * interval '1 minute'
@@ -301,27 +281,26 @@ async fn looking_and_forgetting_read_only_what_they_are_about() {
         pool,
         inbox::FORGET,
         // Fewer rows than it may forget: it must end where they do.
-        |query| query.bind("c").bind(60.0 * 99_900.0).bind(1_000_i64),
+        &[&"c", &(60.0 * 99_900.0), &1_000_i64],
         &["tidings_inbox_handled"],
     )
     .await;
     check(
         pool,
         inbox::LOOK,
-        |query| {
-            query
-                .bind(["c", "c"])
-                .bind(["2", "new"])
-                .bind(["g", "g"])
-                .bind(["k", "k"])
-        },
+        &[
+            &vec!["c", "c"],
+            &vec!["2", "new"],
+            &vec!["g", "g"],
+            &vec!["k", "k"],
+        ],
         &["tidings_inbox_pkey", "tidings_inbox_head"],
     )
     .await;
     check(
         pool,
         inbox::GO_ON,
-        |query| query.bind("g").bind("k"),
+        &[&"g", &"k"],
         &["tidings_inbox_parked", "tidings_inbox_head"],
     )
     .await;
@@ -331,10 +310,10 @@ async fn looking_and_forgetting_read_only_what_they_are_about() {
 #[ignore = "needs PostgreSQL"]
 async fn taking_due_records_does_not_read_those_that_are_not() {
     let store = store().await;
-    let pool = store.pool();
+    let pool = &store.0.pool;
     fill(
         pool,
-        format!(
+        &format!(
             "insert into tidings_record (kind, id, label, due, take_at, body)
              select 'k', number, '', now() + interval '1 day', now() + interval '1 day', ''
              from generate_series(1, {ROWS}) as number;
@@ -347,7 +326,7 @@ async fn taking_due_records_does_not_read_those_that_are_not() {
     check(
         pool,
         records::TAKE_DUE,
-        |query| query.bind("k").bind(100_i64).bind(60.0).bind("worker"),
+        &[&"k", &100_i64, &60.0_f64, &"worker"],
         &["tidings_record_due", "tidings_record_pkey"],
     )
     .await;

@@ -5,15 +5,16 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
 use tidings_core::{
     BoxFuture, Expected, Lease, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records,
     StoreError,
 };
+use tokio_postgres::Row;
 
 use crate::{
     Shared,
-    error::explain,
+    connection::{Connection, Params, Pool},
+    error::{Error, explain},
     locks::{LockNames, hash_of_pair},
     values::{ahead, count, seconds, timestamp},
 };
@@ -72,22 +73,22 @@ macro_rules! columns {
     };
 }
 
-fn record(row: &PgRow) -> Result<Record, StoreError> {
-    let failed = |error| explain("read a record", &error);
+fn record(row: &Row) -> Result<Record, StoreError> {
+    let failed = |error| explain("read a record", error);
     let due: Option<i64> = row.try_get("due").map_err(failed)?;
     let due = due.map(timestamp).transpose()?;
     let written = timestamp(row.try_get("written").map_err(failed)?)?;
     let read = || {
         Ok(Record {
             id: RecordId {
-                kind: row.try_get::<String, _>("kind")?.into(),
-                id: row.try_get::<String, _>("id")?.into(),
+                kind: row.try_get::<_, String>("kind")?.into(),
+                id: row.try_get::<_, String>("id")?.into(),
             },
-            version: row.try_get::<i64, _>("version")?.cast_unsigned(),
+            version: row.try_get::<_, i64>("version")?.cast_unsigned(),
             value: RecordValue {
-                label: row.try_get::<String, _>("label")?.into(),
+                label: row.try_get::<_, String>("label")?.into(),
                 due,
-                body: row.try_get::<Vec<u8>, _>("body")?.into(),
+                body: row.try_get::<_, Vec<u8>>("body")?.into(),
             },
             written,
         })
@@ -99,23 +100,25 @@ fn id_columns<'a>(ids: impl IntoIterator<Item = &'a RecordId>) -> (Vec<&'a str>,
     ids.into_iter().map(|id| (&*id.kind, &*id.id)).unzip()
 }
 
-async fn read(pool: &PgPool, ids: &[RecordId]) -> Result<Vec<Option<Record>>, StoreError> {
+async fn read(pool: &Pool, ids: &[RecordId]) -> Result<Vec<Option<Record>>, StoreError> {
     let (kinds, names) = id_columns(ids);
-    let rows = sqlx::query(concat!(
-        "select ",
-        columns!(),
-        " from (select distinct * from unnest($1::text[], $2::text[]) as named (kind, id)) as named
-         join tidings_record as row using (kind, id)"
-    ))
-    .bind(kinds)
-    .bind(names)
-    .fetch_all(pool)
-    .await
-    .map_err(|error| explain("read records", &error))?;
+    let rows = pool
+        .rows(
+            concat!(
+                "select ",
+                columns!(),
+                " from (select distinct * from unnest($1::text[], $2::text[])
+                            as named (kind, id)) as named
+                 join tidings_record as row using (kind, id)"
+            ),
+            &[&kinds, &names],
+        )
+        .await
+        .map_err(|error| explain("read records", error))?;
     in_order(ids, &rows)
 }
 
-fn in_order(ids: &[RecordId], rows: &[PgRow]) -> Result<Vec<Option<Record>>, StoreError> {
+fn in_order(ids: &[RecordId], rows: &[Row]) -> Result<Vec<Option<Record>>, StoreError> {
     let records = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
     let find = |id: &RecordId| records.iter().find(|record| record.id == *id).cloned();
     Ok(ids.iter().map(find).collect())
@@ -123,7 +126,7 @@ fn in_order(ids: &[RecordId], rows: &[PgRow]) -> Result<Vec<Option<Record>>, Sto
 
 /// The records with these names, locked, also those that are not there.
 pub(crate) async fn read_locked(
-    connection: &mut PgConnection,
+    connection: &Connection,
     names: LockNames,
     ids: &[RecordId],
 ) -> Result<Vec<Option<Record>>, StoreError> {
@@ -139,14 +142,14 @@ pub(crate) async fn read_locked(
 /// One that is not there has no row to lock: its name is locked, and it is read again, since it may
 /// have come in between.
 pub(crate) async fn lock(
-    connection: &mut PgConnection,
+    connection: &Connection,
     names: LockNames,
     sorted: &[&RecordId],
-) -> Result<Vec<PgRow>, StoreError> {
+) -> Result<Vec<Row>, StoreError> {
     if sorted.is_empty() {
         return Ok(Vec::new());
     }
-    let failed = |error| explain("lock records", &error);
+    let failed = |error| explain("lock records", error);
     let rows = lock_rows(connection, sorted).await.map_err(failed)?;
     if rows.len() == sorted.len() {
         return Ok(rows);
@@ -154,7 +157,7 @@ pub(crate) async fn lock(
     let there = rows
         .iter()
         .map(|row| Ok((row.try_get("kind")?, row.try_get("id")?)))
-        .collect::<sqlx::Result<Vec<(&str, &str)>>>()
+        .collect::<Result<Vec<(&str, &str)>, Error>>()
         .map_err(failed)?;
     let missing = sorted
         .iter()
@@ -162,31 +165,30 @@ pub(crate) async fn lock(
     let mut hashes: Vec<i32> = missing.map(|id| hash_of_pair(&id.kind, &id.id)).collect();
     hashes.sort_unstable();
     hashes.dedup();
-    sqlx::query("select count(pg_advisory_xact_lock($1, name)) from unnest($2::int[]) as name")
-        .bind(names.records)
-        .bind(hashes)
-        .execute(&mut *connection)
+    connection
+        .execute(
+            "select count(pg_advisory_xact_lock($1, name)) from unnest($2::int[]) as name",
+            &[&names.records, &hashes],
+        )
         .await
         .map_err(failed)?;
     lock_rows(connection, sorted).await.map_err(failed)
 }
 
-async fn lock_rows(
-    connection: &mut PgConnection,
-    sorted: &[&RecordId],
-) -> sqlx::Result<Vec<PgRow>> {
+async fn lock_rows(connection: &Connection, sorted: &[&RecordId]) -> Result<Vec<Row>, Error> {
     let (kinds, names) = id_columns(sorted.iter().copied());
-    sqlx::query(concat!(
-        "select ",
-        columns!(),
-        " from unnest($1::text[], $2::text[]) with ordinality as named (kind, id, number)
-         join tidings_record as row using (kind, id)
-         order by named.number for update of row"
-    ))
-    .bind(kinds)
-    .bind(names)
-    .fetch_all(connection)
-    .await
+    connection
+        .rows(
+            concat!(
+                "select ",
+                columns!(),
+                " from unnest($1::text[], $2::text[]) with ordinality as named (kind, id, number)
+                 join tidings_record as row using (kind, id)
+                 order by named.number for update of row"
+            ),
+            &[&kinds, &names],
+        )
+        .await
 }
 
 /// Writes records that are as expected.
@@ -195,7 +197,7 @@ async fn lock_rows(
 ///
 /// A conflict at the first that is not.
 pub(crate) async fn write(
-    connection: &mut PgConnection,
+    connection: &Connection,
     changes: &[RecordChange],
 ) -> Result<(), StoreError> {
     let mut changes: Vec<&RecordChange> = changes.iter().collect();
@@ -206,7 +208,7 @@ pub(crate) async fn write(
             None => delete(connection, change).await,
         };
         let RecordId { kind, id } = &change.id;
-        if !as_expected.map_err(|error| explain("write a record", &error))? {
+        if !as_expected.map_err(|error| explain("write a record", error))? {
             return Err(StoreError::conflict(format!(
                 "the record `{id}` of kind `{kind}` is not as expected: somebody else has written \
                  it; read it and try again"
@@ -237,10 +239,10 @@ macro_rules! insert {
 }
 
 async fn put(
-    connection: &mut PgConnection,
+    connection: &Connection,
     change: &RecordChange,
     value: &RecordValue,
-) -> sqlx::Result<bool> {
+) -> Result<bool, Error> {
     let sql = match change.expected {
         Expected::Nothing => concat!(insert!(), " on conflict do nothing"),
         Expected::Anything => concat!(
@@ -261,46 +263,44 @@ async fn put(
                and ($7::text is null or lease = $7)"
         ),
     };
-    let query = sqlx::query(sql)
-        .bind(&*change.id.kind)
-        .bind(&*change.id.id)
-        .bind(&*value.label)
-        .bind(value.due.map(jiff::Timestamp::as_microsecond))
-        .bind(&*value.body);
-    let query = match change.expected {
-        Expected::Version(_) | Expected::Lease(_) => {
-            let (version, lease) = expected(&change.expected);
-            query.bind(version).bind(lease)
-        }
-        Expected::Nothing | Expected::Anything => query,
+    let (version, lease) = expected(&change.expected);
+    let params: Params<'_> = &[
+        &change.id.kind,
+        &change.id.id,
+        &value.label,
+        &value.due.map(jiff::Timestamp::as_microsecond),
+        &&*value.body,
+        &version,
+        &lease,
+    ];
+    // An insert asks for nothing that is there.
+    let params = match change.expected {
+        Expected::Version(_) | Expected::Lease(_) => params,
+        Expected::Nothing | Expected::Anything => &params[..5],
     };
-    let done = query.execute(connection).await?;
-    Ok(done.rows_affected() > 0)
+    Ok(connection.execute(sql, params).await? > 0)
 }
 
-async fn delete(connection: &mut PgConnection, change: &RecordChange) -> sqlx::Result<bool> {
+async fn delete(connection: &Connection, change: &RecordChange) -> Result<bool, Error> {
     let (version, lease) = expected(&change.expected);
     if change.expected == Expected::Nothing {
-        return sqlx::query_scalar(
-            "select not exists (select from tidings_record where kind = $1 and id = $2)",
-        )
-        .bind(&*change.id.kind)
-        .bind(&*change.id.id)
-        .fetch_one(connection)
-        .await;
+        let row = connection
+            .row(
+                "select not exists (select from tidings_record where kind = $1 and id = $2)",
+                &[&change.id.kind, &change.id.id],
+            )
+            .await?;
+        return Ok(row.try_get(0)?);
     }
-    let done = sqlx::query(
-        "delete from tidings_record
-         where kind = $1 and id = $2 and ($3::bigint is null or version = $3)
-           and ($4::text is null or lease = $4)",
-    )
-    .bind(&*change.id.kind)
-    .bind(&*change.id.id)
-    .bind(version)
-    .bind(lease)
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() > 0 || change.expected == Expected::Anything)
+    let deleted = connection
+        .execute(
+            "delete from tidings_record
+             where kind = $1 and id = $2 and ($3::bigint is null or version = $3)
+               and ($4::text is null or lease = $4)",
+            &[&change.id.kind, &change.id.id, &version, &lease],
+        )
+        .await?;
+    Ok(deleted > 0 || change.expected == Expected::Anything)
 }
 
 pub(crate) const TAKE_DUE: &str = concat!(
@@ -319,19 +319,17 @@ pub(crate) const TAKE_DUE: &str = concat!(
 );
 
 async fn take_due(
-    pool: &PgPool,
+    pool: &Pool,
     kind: &str,
     worker: &str,
     lease: Duration,
     limit: usize,
 ) -> Result<Vec<(Lease, Record)>, StoreError> {
-    let failed = |error| explain("take records that are due", &error);
-    let rows = sqlx::query(TAKE_DUE)
-        .bind(kind)
-        .bind(count(limit))
-        .bind(seconds(lease))
-        .bind(worker)
-        .fetch_all(pool)
+    fn failed(error: impl Into<Error>) -> StoreError {
+        explain("take records that are due", error)
+    }
+    let rows = pool
+        .rows(TAKE_DUE, &[&kind, &count(limit), &seconds(lease), &worker])
         .await
         .map_err(failed)?;
     let taken = rows.iter().map(|row| {
@@ -344,15 +342,16 @@ async fn take_due(
     Ok(taken.into_iter().map(|(_, taken)| taken).collect())
 }
 
-async fn next_due(pool: &PgPool, kind: &str) -> Result<Option<Duration>, StoreError> {
-    let seconds: Option<f64> = sqlx::query_scalar(
-        "select extract(epoch from min(take_at) - statement_timestamp())::float8
-         from tidings_record where kind = $1 and take_at is not null",
-    )
-    .bind(kind)
-    .fetch_one(pool)
-    .await
-    .map_err(|error| explain("look when the next record is due", &error))?;
+async fn next_due(pool: &Pool, kind: &str) -> Result<Option<Duration>, StoreError> {
+    let seconds: Option<f64> = pool
+        .row(
+            "select extract(epoch from min(take_at) - statement_timestamp())::float8
+             from tidings_record where kind = $1 and take_at is not null",
+            &[&kind],
+        )
+        .await
+        .and_then(|row| Ok(row.try_get(0)?))
+        .map_err(|error| explain("look when the next record is due", error))?;
     Ok(seconds.map(ahead))
 }
 
@@ -374,21 +373,25 @@ macro_rules! list {
     };
 }
 
-async fn list(pool: &PgPool, query: &RecordQuery) -> Result<Vec<Record>, StoreError> {
+async fn list(pool: &Pool, query: &RecordQuery) -> Result<Vec<Record>, StoreError> {
     let sql = match query.label {
         Some(_) => list!("row.label = $2"),
         None => list!("$2::text is null"),
     };
     let after = query.after.as_ref();
-    let rows = sqlx::query(sql)
-        .bind(&*query.kind)
-        .bind(query.label.as_deref())
-        .bind(query.older_than.map(seconds))
-        .bind(after.map(|(written, _)| written.as_microsecond()))
-        .bind(after.map(|(_, id)| &**id))
-        .bind(count(query.limit))
-        .fetch_all(pool)
+    let rows = pool
+        .rows(
+            sql,
+            &[
+                &query.kind,
+                &query.label,
+                &query.older_than.map(seconds),
+                &after.map(|(written, _)| written.as_microsecond()),
+                &after.map(|(_, id)| id),
+                &count(query.limit),
+            ],
+        )
         .await
-        .map_err(|error| explain("list records", &error))?;
+        .map_err(|error| explain("list records", error))?;
     rows.iter().map(record).collect()
 }

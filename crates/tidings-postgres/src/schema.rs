@@ -1,9 +1,12 @@
 //! The schema of a service, and the versions of the tables in it.
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, raw_sql};
 use tidings_core::StoreError;
 
-use crate::{error::explain, upgrade};
+use crate::{
+    connection::{Connection, Pool},
+    error::explain,
+    upgrade,
+};
 
 /// Whose tables a migration makes.
 pub(crate) const OWN: &str = "tidings";
@@ -39,77 +42,83 @@ pub(crate) fn check_name(schema: &str) -> Result<(), StoreError> {
 ///
 /// Several copies of a service may start at once: one does the work, the others wait for it.
 pub(crate) async fn migrate(
-    pool: &PgPool,
+    pool: &Pool,
     schema: &str,
     owner: &str,
     migrations: &[(&str, &str)],
 ) -> Result<(), StoreError> {
-    let failed = |error| explain("begin a migration", &error);
-    let mut transaction = pool.begin().await.map_err(failed)?;
-    sqlx::query("select pg_advisory_xact_lock(hashtextextended('tidings migration ' || $1, 0))")
-        .bind(schema)
-        .execute(&mut *transaction)
+    let failed = |error| explain("begin a migration", error);
+    let transaction = pool.begin().await.map_err(failed)?;
+    transaction
+        .execute(
+            "select pg_advisory_xact_lock(hashtextextended('tidings migration ' || $1, 0))",
+            &[&schema],
+        )
         .await
         .map_err(failed)?;
-    make_schema(&mut transaction, schema).await?;
-    refuse_newer(&mut transaction, schema, owner, migrations).await?;
+    make_schema(&transaction, schema).await?;
+    refuse_newer(&transaction, schema, owner, migrations).await?;
     for (name, sql) in migrations {
-        run_once(&mut transaction, owner, name, sql).await?;
+        run_once(&transaction, owner, name, sql).await?;
     }
     transaction
         .commit()
         .await
-        .map_err(|error| explain("commit a migration", &error))
+        .map_err(|error| explain("commit a migration", error))
 }
 
-async fn make_schema(connection: &mut PgConnection, schema: &str) -> Result<(), StoreError> {
-    let failed = |error| explain(&format!("make the schema `{schema}`"), &error);
+async fn make_schema(connection: &Connection, schema: &str) -> Result<(), StoreError> {
+    let failed = |error| explain(&format!("make the schema `{schema}`"), error);
     // `if not exists` alone asks for the right to create even where there is nothing to do.
-    let exists: bool =
-        sqlx::query_scalar("select exists (select from pg_namespace where nspname = $1)")
-            .bind(schema)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(failed)?;
+    let exists: bool = connection
+        .row(
+            "select exists (select from pg_namespace where nspname = $1)",
+            &[&schema],
+        )
+        .await
+        .and_then(|row| Ok(row.try_get(0)?))
+        .map_err(failed)?;
     if !exists {
-        raw_sql(AssertSqlSafe(format!("create schema {schema}")))
-            .execute(&mut *connection)
+        connection
+            .run(&format!("create schema {schema}"))
             .await
             .map_err(failed)?;
     }
-    let exists: bool = sqlx::query_scalar("select to_regclass('tidings_migration') is not null")
-        .fetch_one(&mut *connection)
+    let exists: bool = connection
+        .row("select to_regclass('tidings_migration') is not null", &[])
         .await
+        .and_then(|row| Ok(row.try_get(0)?))
         .map_err(failed)?;
     if !exists {
-        raw_sql(
-            "create table tidings_migration (
-                 owner text not null,
-                 name text not null,
-                 run_at timestamptz not null default now(),
-                 primary key (owner, name)
-             )",
-        )
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
+        connection
+            .run(
+                "create table tidings_migration (
+                     owner text not null,
+                     name text not null,
+                     run_at timestamptz not null default now(),
+                     primary key (owner, name)
+                 )",
+            )
+            .await
+            .map_err(failed)?;
     }
     Ok(())
 }
 
 async fn refuse_newer(
-    connection: &mut PgConnection,
+    connection: &Connection,
     schema: &str,
     owner: &str,
     migrations: &[(&str, &str)],
 ) -> Result<(), StoreError> {
-    let newest: Option<String> = sqlx::query_scalar(
-        "select max(name collate \"C\") from tidings_migration where owner = $1",
-    )
-    .bind(owner)
-    .fetch_one(connection)
-    .await
-    .map_err(|error| explain("read which migrations have run", &error))?;
+    let newest: Option<String> = connection
+        .row(
+            "select max(name collate \"C\") from tidings_migration where owner = $1",
+            &[&owner],
+        )
+        .await
+        .and_then(|row| Ok(row.try_get(0)?))
+        .map_err(|error| explain("read which migrations have run", error))?;
     let Some(newest) = newest else {
         return Ok(());
     };
@@ -125,26 +134,21 @@ async fn refuse_newer(
 }
 
 async fn run_once(
-    connection: &mut PgConnection,
+    connection: &Connection,
     owner: &str,
     name: &str,
     sql: &str,
 ) -> Result<(), StoreError> {
-    let failed = |error| explain(&format!("run migration `{name}`"), &error);
-    let new = sqlx::query(
-        "insert into tidings_migration (owner, name) values ($1, $2) on conflict do nothing",
-    )
-    .bind(owner)
-    .bind(name)
-    .execute(&mut *connection)
-    .await
-    .map_err(failed)?;
-    if new.rows_affected() > 0 {
-        // A migration is a text of the program, as a handler's statements are.
-        raw_sql(AssertSqlSafe(sql.to_owned()))
-            .execute(&mut *connection)
-            .await
-            .map_err(failed)?;
+    let failed = |error| explain(&format!("run migration `{name}`"), error);
+    let new = connection
+        .execute(
+            "insert into tidings_migration (owner, name) values ($1, $2) on conflict do nothing",
+            &[&owner, &name],
+        )
+        .await
+        .map_err(failed)?;
+    if new > 0 {
+        connection.run(sql).await.map_err(failed)?;
         if (owner, name) == (OWN, WITH_WAITING) {
             upgrade::route(connection).await.map_err(failed)?;
         }

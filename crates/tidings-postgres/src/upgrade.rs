@@ -5,33 +5,34 @@
 //! cannot be read is set aside: it stops nobody, and an operator sees why.
 
 use bytes::Bytes;
-use sqlx::{PgConnection, raw_sql};
 use tidings_core::{Destination, OutboxState, Outgoing};
 
-use crate::outbox::key_hash;
+use crate::{connection::Connection, error::Error, outbox::key_hash};
 
 /// How many rows are read at once.
 const ROWS_MAX: i64 = 5_000;
 
-pub(crate) async fn route(connection: &mut PgConnection) -> sqlx::Result<()> {
+pub(crate) async fn route(connection: &Connection) -> Result<(), Error> {
     let mut after = i64::MIN;
     loop {
-        let rows: Vec<(i64, String)> = sqlx::query_as(
-            "select position, message from tidings_outbox
-             where position > $1 order by position limit $2",
-        )
-        .bind(after)
-        .bind(ROWS_MAX)
-        .fetch_all(&mut *connection)
-        .await?;
+        let rows = connection
+            .rows(
+                "select position, message from tidings_outbox
+                 where position > $1 order by position limit $2",
+                &[&after, &ROWS_MAX],
+            )
+            .await?;
+        let rows = rows
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect::<Result<Vec<(i64, &str)>, Error>>()?;
         let Some((last, _)) = rows.last() else { break };
         after = *last;
         write(connection, &rows).await?;
     }
-    raw_sql("alter table tidings_outbox alter column destination set not null")
-        .execute(connection)
+    connection
+        .run("alter table tidings_outbox alter column destination set not null")
         .await
-        .map(drop)
 }
 
 /// What the new columns of a row say.
@@ -42,33 +43,30 @@ struct Columns {
     reason: Option<String>,
 }
 
-async fn write(connection: &mut PgConnection, rows: &[(i64, String)]) -> sqlx::Result<()> {
+async fn write(connection: &Connection, rows: &[(i64, &str)]) -> Result<(), Error> {
     let columns: Vec<Columns> = rows.iter().map(|(_, metadata)| columns(metadata)).collect();
     let columns = || columns.iter();
-    sqlx::query(
-        "update tidings_outbox as row
-         set destination = new.destination, key_hash = new.key_hash, reason = new.reason,
-             state = case when new.reason is null then 0 else $5 end
-         from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[])
-             as new (position, destination, key_hash, reason)
-         where row.position = new.position",
-    )
-    .bind(
-        rows.iter()
-            .map(|(position, _)| *position)
-            .collect::<Vec<_>>(),
-    )
-    .bind(columns().map(|new| &*new.destination).collect::<Vec<_>>())
-    .bind(columns().map(|new| new.key_hash).collect::<Vec<_>>())
-    .bind(
-        columns()
-            .map(|new| new.reason.as_deref())
-            .collect::<Vec<_>>(),
-    )
-    .bind(OutboxState::SetAside as i16)
-    .execute(connection)
-    .await
-    .map(drop)
+    let positions: Vec<i64> = rows.iter().map(|(position, _)| *position).collect();
+    connection
+        .execute(
+            "update tidings_outbox as row
+             set destination = new.destination, key_hash = new.key_hash, reason = new.reason,
+                 state = case when new.reason is null then 0 else $5::smallint end
+             from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[])
+                 as new (position, destination, key_hash, reason)
+             where row.position = new.position",
+            &[
+                &positions,
+                &columns().map(|new| &*new.destination).collect::<Vec<_>>(),
+                &columns().map(|new| new.key_hash).collect::<Vec<_>>(),
+                &columns()
+                    .map(|new| new.reason.as_deref())
+                    .collect::<Vec<_>>(),
+                &(OutboxState::SetAside as i16),
+            ],
+        )
+        .await
+        .map(drop)
 }
 
 fn columns(metadata: &str) -> Columns {

@@ -3,7 +3,7 @@
 use std::{any::Any, sync::Arc};
 
 use tidings_core::{BoxFuture, Store, StoreError, Transaction};
-use tidings_postgres::{PostgresStore, PostgresTransaction, sqlx};
+use tidings_postgres::{PostgresStore, PostgresTransaction};
 use tidings_testing::store::{Damage, Subject, conformance};
 
 mod server;
@@ -35,39 +35,38 @@ impl Subject for Schema {
             .downcast_mut()
             .expect("PostgreSQL's own transaction");
         Box::pin(async move {
-            sqlx::query("insert into note values ($1)")
-                .bind(note)
-                .execute(transaction.conn())
+            transaction
+                .execute("insert into note values ($1)", &[&note])
                 .await
                 .map(drop)
-                .map_err(|error| StoreError::new(error.to_string()))
         })
     }
 
     fn notes(&self) -> BoxFuture<'_, Vec<String>> {
         Box::pin(async {
-            sqlx::query_scalar("select text from note order by text collate \"C\"")
-                .fetch_all(self.store.pool())
-                .await
-                .expect("notes can be read")
+            let client = self.store.client().await.expect("a connection");
+            let notes = "select text from note order by text collate \"C\"";
+            let rows = client.query(notes, &[]).await.expect("notes can be read");
+            rows.iter().map(|row| row.get(0)).collect()
         })
     }
 
     fn damage<'a>(&'a self, what: Damage<'a>) -> BoxFuture<'a, bool> {
         Box::pin(async move {
-            let query = match what {
+            let client = self.store.client().await.expect("a connection");
+            let changed = match what {
                 Damage::Outbox(position) => {
-                    sqlx::query("update tidings_outbox set message = '{' where position = $1")
-                        .bind(position)
+                    let sql = "update tidings_outbox set message = '{' where position = $1";
+                    client.execute(sql, &[&position]).await
                 }
-                Damage::Inbox(claim) => sqlx::query(
-                    "update tidings_inbox set metadata = '{' where consumer = $1 and message = $2",
-                )
-                .bind(&*claim.consumer)
-                .bind(claim.message.as_str()),
+                Damage::Inbox(claim) => {
+                    let sql = "update tidings_inbox set metadata = '{'
+                               where consumer = $1 and message = $2";
+                    let message = claim.message.as_str();
+                    client.execute(sql, &[&claim.consumer, &message]).await
+                }
             };
-            let done = query.execute(self.store.pool()).await;
-            done.expect("a row is changed").rows_affected() == 1
+            changed.expect("a row is changed") == 1
         })
     }
 }

@@ -11,7 +11,7 @@ use tidings_core::{
     Ask, Commit, Committed, Expected, Fate, InboxEntry, OrderKey, RecordChange, RecordId,
     RecordValue, Store, StoreError, TransactionSlot,
 };
-use tidings_postgres::{PostgresOptions, PostgresStore, Tx, sqlx};
+use tidings_postgres::{PostgresOptions, PostgresStore, Tx};
 use tidings_testing::servers::Postgres;
 
 mod server;
@@ -71,7 +71,7 @@ fn noise(length: usize) -> String {
 #[ignore = "needs PostgreSQL"]
 async fn what_the_database_cannot_hold_is_invalid_and_the_connection_goes_on() {
     // One connection for transactions: whatever follows runs on the one that failed.
-    let options = PostgresOptions::new(server::url(), fresh_schema()).connections_max(4);
+    let options = PostgresOptions::new(server::url(), fresh_schema()).connections_max(5);
     let store = options.connect().await.expect("a store");
     for (what, bad) in with_a_nul() {
         let error = store.commit(bad.clone()).await.expect_err(what);
@@ -88,10 +88,7 @@ async fn what_the_database_cannot_hold_is_invalid_and_the_connection_goes_on() {
     }];
     let error = store.look(&asked).await.expect_err("it cannot be there");
     assert!(error.is_invalid(), "{error}");
-    let count: i64 = sqlx::query_scalar("select count(*) from tidings_outbox")
-        .fetch_one(store.pool())
-        .await
-        .expect("a count");
+    let count = server::number(&store, "select count(*) from tidings_outbox", &[]).await;
     assert_eq!(count, 0, "nothing of what failed stayed");
 }
 
@@ -126,12 +123,9 @@ async fn a_commit_after_a_statement_that_failed_and_was_ignored_is_an_error() {
         let slot = TransactionSlot::new(store.clone().into());
         let slot = Arc::new(slot);
         let mut tx = Tx::from(slot.handle());
-        let connection = tx.conn().await.expect("a connection");
         for _ in 0..2 {
             // The second fails, and nobody looks.
-            let _ = sqlx::query("insert into a values (1)")
-                .execute(&mut *connection)
-                .await;
+            let _ = tx.execute("insert into a values (1)", &[]).await;
         }
         drop(tx);
         let transaction = slot.take().expect("handed back").expect("begun");
@@ -139,10 +133,7 @@ async fn a_commit_after_a_statement_that_failed_and_was_ignored_is_an_error() {
         let error = error.expect_err("nothing was committed").to_string();
         assert!(error.contains("was ignored"), "{error}");
     }
-    let count: i64 = sqlx::query_scalar("select count(*) from a")
-        .fetch_one(store.pool())
-        .await
-        .expect("a count");
+    let count = server::number(&store, "select count(*) from a", &[]).await;
     assert_eq!(count, 0);
 }
 
@@ -150,15 +141,14 @@ async fn a_commit_after_a_statement_that_failed_and_was_ignored_is_an_error() {
 #[ignore = "needs PostgreSQL"]
 async fn who_loses_a_deadlock_or_a_lock_time_out_may_try_again() {
     let store = open(&fresh_schema()).await;
-    let mut holder = store.pool().begin().await.expect("a transaction");
-    sqlx::query("insert into tidings_inbox (consumer, message) values ('c', '1')")
-        .execute(&mut *holder)
+    let holder = server::begin(&store).await;
+    holder
+        .batch_execute("insert into tidings_inbox (consumer, message) values ('c', '1')")
         .await
         .expect("a claim that is not committed");
     let slot = Arc::new(TransactionSlot::new(store.clone().into()));
     let mut tx = Tx::from(slot.handle());
-    sqlx::query("set local lock_timeout = '50ms'")
-        .execute(tx.conn().await.expect("a connection"))
+    tx.execute("set local lock_timeout = '50ms'", &[])
         .await
         .expect("set");
     drop(tx);
@@ -168,36 +158,30 @@ async fn who_loses_a_deadlock_or_a_lock_time_out_may_try_again() {
         .await
         .expect_err("it waited in vain");
     assert!(error.is_conflict(), "{error}");
-    holder.rollback().await.expect("undone");
+    holder.batch_execute("rollback").await.expect("undone");
+    drop(holder);
 
     assert!(deadlock(&store).await.is_conflict());
 }
 
 /// Two transactions that each hold what the other wants.
 async fn deadlock(store: &PostgresStore) -> StoreError {
-    let mut holder = store.pool().begin().await.expect("a transaction");
+    let holder = server::begin(store).await;
     let claim_of = "insert into tidings_inbox (consumer, message) values ('c', $1)";
-    sqlx::query("set local deadlock_timeout = '60s'")
-        .execute(&mut *holder)
+    holder
+        .batch_execute("set local deadlock_timeout = '60s'")
         .await
         .expect("it does not look for deadlocks");
-    sqlx::query(claim_of)
-        .bind("x")
-        .execute(&mut *holder)
-        .await
-        .expect("x");
+    holder.execute(claim_of, &[&"x"]).await.expect("x");
     let slot = Arc::new(TransactionSlot::new(store.clone().into()));
     let mut tx = Tx::from(slot.handle());
-    sqlx::query(claim_of)
-        .bind("y")
-        .execute(tx.conn().await.expect("a connection"))
-        .await
-        .expect("y");
+    tx.execute(claim_of, &[&"y"]).await.expect("y");
     drop(tx);
     let transaction = slot.take().expect("handed back").expect("begun");
     let wants_y = tokio::spawn(async move {
         // Waits for the other, which loses.
-        let done = sqlx::query(claim_of).bind("y").execute(&mut *holder).await;
+        let done = holder.execute(claim_of, &[&"y"]).await;
+        holder.batch_execute("rollback").await.expect("undone");
         done.map(drop)
     });
     let lost = transaction

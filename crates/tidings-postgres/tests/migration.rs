@@ -6,7 +6,7 @@ use server::{claim, commit, fresh_schema, message, open};
 use tidings_core::{
     Ask, Destination, InboxEntry, InboxState, Lane, OutboxRow, OutboxState, Outgoing, Store,
 };
-use tidings_postgres::{PostgresStore, sqlx};
+use tidings_postgres::PostgresStore;
 
 mod server;
 
@@ -47,35 +47,34 @@ const FIRST: &str = "
 async fn elder(rows: &[(String, Lane, bool)]) -> String {
     let schema = fresh_schema();
     let other = open(&fresh_schema()).await;
-    let mut transaction = other.pool().begin().await.expect("a transaction");
+    let transaction = server::begin(&other).await;
     let make = format!("create schema {schema}; set local search_path = {schema}; {FIRST}");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(make))
-        .execute(&mut *transaction)
+    transaction
+        .batch_execute(&make)
         .await
         .expect("the first version's tables");
-    sqlx::raw_sql(
-        "insert into tidings_inbox values ('c', 'old', now() - interval '9 days');
-         insert into tidings_inbox values ('c', 'young', now());
-         update tidings_lane set relay = 'elder', leased_until = now() + interval '1 day'
-         where lane = 3",
-    )
-    .execute(&mut *transaction)
-    .await
-    .expect("claims and a lease");
-    for (metadata, lane, is_deferred) in rows {
-        sqlx::query(
-            "insert into tidings_outbox (lane, message, body, deferred_until, created_at)
-             values ($1, $2, '{}', case when $3 then now() + interval '1 day' end,
-                     now() - interval '1 hour')",
+    transaction
+        .batch_execute(
+            "insert into tidings_inbox values ('c', 'old', now() - interval '9 days');
+             insert into tidings_inbox values ('c', 'young', now());
+             update tidings_lane set relay = 'elder', leased_until = now() + interval '1 day'
+             where lane = 3",
         )
-        .bind(lane.0.cast_signed())
-        .bind(metadata)
-        .bind(is_deferred)
-        .execute(&mut *transaction)
         .await
-        .expect("a row");
+        .expect("claims and a lease");
+    for (metadata, lane, is_deferred) in rows {
+        transaction
+            .execute(
+                "insert into tidings_outbox (lane, message, body, deferred_until, created_at)
+                 values ($1, $2, '{}', case when $3 then now() + interval '1 day' end,
+                         now() - interval '1 hour')",
+                &[&lane.0.cast_signed(), metadata, is_deferred],
+            )
+            .await
+            .expect("a row");
     }
-    transaction.commit().await.expect("an elder schema");
+    let committed = transaction.batch_execute("commit").await;
+    committed.expect("an elder schema");
     schema
 }
 
@@ -204,20 +203,17 @@ async fn a_long_outbox_is_migrated_once() {
              || number || '\"}}', '{{}}'
          from generate_series(1, 12000) as number"
     );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(fill))
-        .execute(writer.pool())
-        .await
-        .expect("rows");
+    let client = writer.client().await.expect("a connection");
+    client.batch_execute(&fill).await.expect("rows");
     for _ in 0..2 {
         let store = open(&schema).await;
         let stats = store.outbox().stats().await.expect("counts");
         assert_eq!((stats.ready, stats.set_aside), (12_000, 0));
-        let columns: (i64, i64) = sqlx::query_as(
-            "select count(distinct destination), count(distinct key_hash) from tidings_outbox",
-        )
-        .fetch_one(store.pool())
-        .await
-        .expect("counts");
+        let client = store.client().await.expect("a connection");
+        let columns =
+            "select count(distinct destination), count(distinct key_hash) from tidings_outbox";
+        let columns = client.query_one(columns, &[]).await.expect("counts");
+        let columns: (i64, i64) = (columns.get(0), columns.get(1));
         assert_eq!(columns, (3, 12_000));
     }
 }

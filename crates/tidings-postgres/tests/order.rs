@@ -14,7 +14,7 @@ use tidings_core::{
     Ask, Claim, Commit, Committed, Due, Fate, InboxEntry, InboxQuery, InboxState, Over, Refusal,
     Store,
 };
-use tidings_postgres::{PostgresStore, PostgresTransaction, sqlx};
+use tidings_postgres::{PostgresStore, PostgresTransaction};
 use tokio::{task::JoinSet, time::timeout};
 
 mod server;
@@ -81,11 +81,7 @@ async fn many_tasks_on_few_keys_lose_no_wake_up_and_defer_one_at_a_time() {
         .expect("deliveries end");
     let all_handled = async || {
         let handled = "select count(*) from tidings_inbox where state = 0";
-        let handled: i64 = sqlx::query_scalar(handled)
-            .fetch_one(stores[0].pool())
-            .await
-            .expect("a count");
-        handled as usize == MESSAGES
+        server::number(&stores[0], handled, &[]).await as usize == MESSAGES
     };
     server::until("every message is handled", all_handled).await;
     told.store(true, Ordering::Relaxed);
@@ -136,15 +132,18 @@ async fn work(store: &PostgresStore, told: &AtomicBool) {
 async fn most_heads(store: &PostgresStore, told: &AtomicBool) -> Option<i64> {
     let mut most = None;
     while !told.load(Ordering::Relaxed) {
-        let heads: Option<i64> = sqlx::query_scalar(
-            "select max(count) from (
-                 select count(*) from tidings_inbox where state = 1 group by order_group, order_key
-             ) as counts",
-        )
-        .fetch_one(store.pool())
-        .await
-        .expect("counts");
-        most = most.max(heads);
+        let client = store.client().await.expect("a connection");
+        let heads = client
+            .query_one(
+                "select max(count) from (
+                     select count(*) from tidings_inbox where state = 1
+                     group by order_group, order_key
+                 ) as counts",
+                &[],
+            )
+            .await
+            .expect("counts");
+        most = most.max(heads.get(0));
     }
     most
 }
@@ -202,9 +201,9 @@ async fn overlap(
     first: InboxEntry,
     second: InboxEntry,
 ) -> (Committed, Committed) {
-    let mut obstacle = store.pool().begin().await.expect("a transaction");
-    sqlx::query("insert into tidings_inbox (consumer, message) values ('c', 'obstacle')")
-        .execute(&mut *obstacle)
+    let obstacle = server::begin(store).await;
+    obstacle
+        .batch_execute("insert into tidings_inbox (consumer, message) values ('c', 'obstacle')")
         .await
         .expect("a claim that is not committed");
     let held_up = Commit {
@@ -221,10 +220,11 @@ async fn overlap(
         async move { commit(&store, second).await }
     });
     waiting_for_locks(schema, store, 2).await;
-    obstacle.rollback().await.expect("the obstacle is gone");
+    let undone = obstacle.batch_execute("rollback").await;
+    undone.expect("the obstacle is gone");
     let ended = (before.await.expect("an end"), after.await.expect("an end"));
-    sqlx::query("delete from tidings_inbox where message = 'obstacle'")
-        .execute(store.pool())
+    obstacle
+        .batch_execute("delete from tidings_inbox where message = 'obstacle'")
         .await
         .expect("it is gone");
     ended
@@ -232,15 +232,9 @@ async fn overlap(
 
 async fn waiting_for_locks(schema: &str, store: &PostgresStore, count: i64) {
     server::until("they wait for each other", async || {
-        let waits: i64 = sqlx::query_scalar(
-            "select count(*) from pg_locks join pg_stat_activity using (pid)
-             where not granted and application_name = $1",
-        )
-        .bind(format!("tidings {schema}"))
-        .fetch_one(store.pool())
-        .await
-        .expect("a count");
-        waits == count
+        let waits = "select count(*) from pg_locks join pg_stat_activity using (pid)
+                     where not granted and application_name = $1";
+        server::number(store, waits, &[&format!("tidings {schema}")]).await == count
     })
     .await;
 }
@@ -303,16 +297,16 @@ async fn commits_in_opposite_orders_do_not_deadlock() {
     }
 }
 
-/// All commits take the keys they lock before the claims they may have to wait for: the usual one,
-/// which is a single statement, too.
+/// All commits write the claims of deliveries, for which they may have to wait, before they lock keys:
+/// the usual one, which is a single statement, too. Else two of them could wait for each other.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL"]
-async fn a_commit_that_waits_for_a_claim_has_its_keys() {
+async fn a_commit_that_waits_for_a_claim_has_no_keys_yet() {
     let schema = fresh_schema();
     let store = open(&schema).await;
-    let mut obstacle = store.pool().begin().await.expect("a transaction");
-    sqlx::query("insert into tidings_inbox (consumer, message) values ('c', '1')")
-        .execute(&mut *obstacle)
+    let obstacle = server::begin(&store).await;
+    obstacle
+        .batch_execute("insert into tidings_inbox (consumer, message) values ('c', '1')")
         .await
         .expect("a claim that is not committed");
     let usual = Commit {
@@ -325,16 +319,12 @@ async fn a_commit_that_waits_for_a_claim_has_its_keys() {
         async move { store.commit(usual).await.expect("an answer") }
     });
     waiting_for_locks(&schema, &store, 1).await;
-    let keys: i64 = sqlx::query_scalar(
-        "select count(*) from pg_locks join pg_stat_activity using (pid)
-         where granted and locktype = 'advisory' and application_name = $1",
-    )
-    .bind(format!("tidings {schema}"))
-    .fetch_one(store.pool())
-    .await
-    .expect("a count");
-    assert_eq!(keys, 1);
-    obstacle.commit().await.expect("it was handled");
+    let keys = "select count(*) from pg_locks join pg_stat_activity using (pid)
+                where granted and locktype = 'advisory' and application_name = $1";
+    let keys = server::number(&store, keys, &[&format!("tidings {schema}")]).await;
+    assert_eq!(keys, 0);
+    let committed = obstacle.batch_execute("commit").await;
+    committed.expect("it was handled");
     assert!(commits.await.expect("an end").is_known());
 }
 
@@ -390,8 +380,7 @@ async fn a_transaction_with_one_snapshot_is_refused_the_order_of_keys() {
     let mut transaction = store.begin().await.expect("a transaction");
     let any: &mut dyn std::any::Any = transaction.as_mut();
     let ours = any.downcast_mut::<PostgresTransaction>().expect("ours");
-    sqlx::query("set transaction isolation level repeatable read")
-        .execute(ours.conn())
+    ours.execute("set transaction isolation level repeatable read", &[])
         .await
         .expect("it is the first statement");
     let error = transaction
@@ -428,14 +417,10 @@ async fn a_message_that_is_given_up_stays_in_its_row_unless_a_dead_letter_carrie
             Committed::Done
         );
     }
-    let kept: Vec<(String, Option<Vec<u8>>)> =
-        sqlx::query_as("select message, body from tidings_inbox order by message")
-            .fetch_all(store.pool())
-            .await
-            .expect("rows");
-    let kept: Vec<_> = kept
-        .iter()
-        .map(|(id, body)| (&**id, body.as_deref()))
-        .collect();
+    let client = store.client().await.expect("a connection");
+    let kept = "select message, body from tidings_inbox order by message";
+    let kept = client.query(kept, &[]).await.expect("rows");
+    let kept: Vec<(&str, Option<&[u8]>)> =
+        kept.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(kept, [("alone", Some(&b"{}"[..])), ("sent", None)]);
 }

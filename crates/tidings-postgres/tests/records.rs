@@ -4,7 +4,7 @@ use server::{fresh_schema, open};
 use tidings_core::{
     Commit, Committed, Expected, Record, RecordChange, RecordId, RecordValue, Store,
 };
-use tidings_postgres::{PostgresStore, sqlx};
+use tidings_postgres::PostgresStore;
 
 mod server;
 
@@ -34,15 +34,9 @@ async fn read(store: &PostgresStore) -> Option<Record> {
 
 async fn waiting(schema: &str, store: &PostgresStore, count: i64) {
     server::until("they wait", async || {
-        let waits: i64 = sqlx::query_scalar(
-            "select count(*) from pg_locks join pg_stat_activity using (pid)
-             where not granted and application_name = $1",
-        )
-        .bind(format!("tidings {schema}"))
-        .fetch_one(store.pool())
-        .await
-        .expect("a count");
-        waits == count
+        let waits = "select count(*) from pg_locks join pg_stat_activity using (pid)
+                     where not granted and application_name = $1";
+        server::number(store, waits, &[&format!("tidings {schema}")]).await == count
     })
     .await;
 }

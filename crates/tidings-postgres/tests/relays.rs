@@ -11,7 +11,7 @@ use std::{
 
 use server::{SOON, claim, commit, deferred, fresh_schema, message, open, send};
 use tidings_core::{Committed, InboxEntry, Lane, Leased, Store};
-use tidings_postgres::{PostgresOptions, PostgresStore, sqlx};
+use tidings_postgres::{PostgresOptions, PostgresStore};
 use tokio::{task::JoinSet, time::timeout};
 
 mod server;
@@ -132,7 +132,7 @@ async fn two_relays_with_shares_send_everything_once_and_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL"]
 async fn a_relay_and_a_worker_do_not_wait_for_handlers_that_have_all_connections() {
-    let options = PostgresOptions::new(server::url(), fresh_schema()).connections_max(5);
+    let options = PostgresOptions::new(server::url(), fresh_schema()).connections_max(6);
     let store = options.connect().await.expect("a store");
     send(&store, vec![message("t", "1", None)]).await;
     commit(&store, deferred("1", Duration::ZERO)).await;
@@ -191,6 +191,7 @@ async fn a_store_takes_no_more_connections_than_it_may() {
                 let handled = InboxEntry::handled(claim(format!("{number}-{round}")));
                 assert_eq!(commit(&store, handled).await, Committed::Done);
                 store.outbox().stats().await.expect("counts");
+                store.outbox().confirmed(&[-1]).await.expect("a removal");
                 send(&store, vec![message("t", "x", None)]).await;
             }
         });
@@ -203,13 +204,8 @@ async fn a_store_takes_no_more_connections_than_it_may() {
         while let Some(done) = busy.try_join_next() {
             done.expect("no panic");
         }
-        let count: i64 = sqlx::query_scalar(
-            "select count(*) from pg_stat_activity where application_name like $1",
-        )
-        .bind(format!("tidings {schema}%"))
-        .fetch_one(watcher.pool())
-        .await
-        .expect("a count");
+        let count = "select count(*) from pg_stat_activity where application_name like $1";
+        let count = server::number(&watcher, count, &[&format!("tidings {schema}%")]).await;
         most = most.max(count);
     }
     assert_eq!(most, i64::from(MAX), "it uses what it may, and no more");
@@ -223,15 +219,9 @@ async fn a_notification_wakes_other_processes_and_not_its_own() {
     let schema = fresh_schema();
     let (own, other) = (open(&schema).await, open(&schema).await);
     let listening = async || {
-        let listeners: i64 = sqlx::query_scalar(
-            "select count(*) from pg_stat_activity
-             where application_name = $1 and query ilike 'listen%'",
-        )
-        .bind(format!("tidings {schema} relay"))
-        .fetch_one(own.pool())
-        .await
-        .expect("a count");
-        listeners == 2
+        let listeners = "select count(*) from pg_stat_activity
+                         where application_name = $1 and query ilike 'listen%'";
+        server::number(&own, listeners, &[&format!("tidings {schema} relay")]).await == 2
     };
     server::until("both listen", listening).await;
 

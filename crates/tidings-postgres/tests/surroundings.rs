@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tidings_core::{Commit, Committed, Fate, Lane, Store, TransactionSlot};
-use tidings_postgres::{PostgresOptions, PostgresStore, Tx, sqlx};
+use tidings_postgres::{PostgresOptions, PostgresStore, Tx};
 use tidings_testing::servers::Postgres;
 use tokio::{task::JoinSet, time::timeout};
 
@@ -115,8 +115,9 @@ async fn a_schema_of_a_newer_version_is_refused() {
         .await
         .expect("nothing of the broken one stayed");
 
-    sqlx::query("insert into tidings_migration values ('tidings', '9999')")
-        .execute(store.pool())
+    let client = store.client().await.expect("a connection");
+    client
+        .batch_execute("insert into tidings_migration values ('tidings', '9999')")
         .await
         .expect("the schema of a later day");
     check(&server::url(), &name, "written by a newer version").await;
@@ -132,17 +133,15 @@ async fn a_connection_that_is_killed_is_an_error_and_the_next_transaction_works(
     store.migrate(&[ONE]).await.expect("a table");
     let slot = Arc::new(TransactionSlot::new(store.clone().into()));
     let mut tx = Tx::from(slot.handle());
-    let backend: i32 = sqlx::query_scalar("select pg_backend_pid()")
-        .fetch_one(tx.conn().await.expect("a connection"))
-        .await
-        .expect("its number");
-    sqlx::query("select pg_terminate_backend($1)")
-        .bind(backend)
-        .execute(store.pool())
+    let backend = tx.query_one("select pg_backend_pid()", &[]).await;
+    let backend: i32 = backend.expect("its number").get(0);
+    let client = store.client().await.expect("another connection");
+    client
+        .execute("select pg_terminate_backend($1)", &[&backend])
         .await
         .expect("it is killed");
-    sqlx::query("insert into a values (1)")
-        .execute(tx.conn().await.expect("the same connection"))
+    drop(client);
+    tx.execute("insert into a values (1)", &[])
         .await
         .expect_err("it is dead");
     drop(tx);
@@ -158,8 +157,7 @@ async fn a_connection_that_is_killed_is_an_error_and_the_next_transaction_works(
 
     let slot = Arc::new(TransactionSlot::new(store.clone().into()));
     let mut tx = Tx::from(slot.handle());
-    sqlx::query("insert into a values (2)")
-        .execute(tx.conn().await.expect("another connection"))
+    tx.execute("insert into a values (2)", &[])
         .await
         .expect("a write");
     drop(tx);
@@ -171,10 +169,9 @@ async fn a_connection_that_is_killed_is_an_error_and_the_next_transaction_works(
         .commit(Commit::default())
         .await
         .expect("it commits");
-    let rows: Vec<i32> = sqlx::query_scalar("select x from a")
-        .fetch_all(store.pool())
-        .await
-        .expect("rows");
+    let client = store.client().await.expect("a connection");
+    let rows = client.query("select x from a", &[]).await.expect("rows");
+    let rows: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
     assert_eq!(rows, [2]);
 }
 
@@ -188,10 +185,10 @@ async fn a_handler_that_holds_its_transaction_too_long_loses_it_and_its_locks() 
     let slot = Arc::new(TransactionSlot::new(store.clone().into()));
     let mut tx = Tx::from(slot.handle());
     let lock = "lock table a in exclusive mode";
-    let connection = tx.conn().await.expect("a connection");
-    sqlx::query(lock).execute(connection).await.expect("a lock");
+    tx.execute(lock, &[]).await.expect("a lock");
 
-    let next = sqlx::query("insert into a values (2)").execute(store.pool());
+    let client = store.client().await.expect("another connection");
+    let next = client.execute("insert into a values (2)", &[]);
     let next = timeout(Duration::from_secs(10), next).await;
     next.expect("the lock is free").expect("a write");
     drop(tx);
@@ -204,9 +201,9 @@ async fn a_handler_that_holds_its_transaction_too_long_loses_it_and_its_locks() 
 }
 
 #[test]
-#[should_panic(expected = "give `connections_max` at least 4")]
+#[should_panic(expected = "give `connections_max` at least 5")]
 fn a_store_without_a_connection_to_write_on_is_refused() {
-    let _ = PostgresOptions::new("postgres://a@localhost/a", "a").connections_max(3);
+    let _ = PostgresOptions::new("postgres://a@localhost/a", "a").connections_max(4);
 }
 
 /// Order by key is decided under locks, by what was committed before each statement.

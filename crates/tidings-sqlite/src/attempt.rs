@@ -8,14 +8,10 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{self, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -42,10 +38,6 @@ use crate::{
 
 /// How long a handler may take on the writer's thread, while all other writes wait.
 const BUSY_MAX: Duration = Duration::from_millis(10);
-
-/// How many attempts of a consumer, one after the other, take longer before they run in their own
-/// tasks. So many that it is the handler's doing, and not that of a machine with too much to do.
-const STRIKES_MAX: u32 = 8;
 
 /// An attempt on its way to the writer.
 pub(crate) struct Attempt {
@@ -240,15 +232,26 @@ impl Attempt {
                 }
             }
         };
-        self.shared
-            .habits
-            .took(self.claim.as_ref(), since.elapsed());
+        self.note(since.elapsed());
         if let Some((_, handover)) = transaction {
             handover.leave(Err(Failure::new(
                 "the handler has returned; a transaction cannot outlive it",
             )));
         }
         self.finish(connection, ended)
+    }
+
+    /// How long its handler kept the thread.
+    fn note(&self, took: Duration) {
+        let claim = self.claim.as_ref();
+        if self.shared.habits.ended(claim, took > BUSY_MAX) {
+            tracing::warn!(
+                consumer = claim.map(|entry| &*entry.claim.consumer),
+                "the handler was again and again busy for more than {BUSY_MAX:?} without awaiting \
+                 anything but its `Tx` (now {took:?}); from now on it runs in a task of its own, \
+                 which is slower for this handler and keeps the writer free between its statements"
+            );
+        }
     }
 
     fn write_claim(&self, connection: &Connection) -> Result<Option<Committed>, StoreError> {
@@ -271,7 +274,14 @@ impl Attempt {
             return Reached::Gone;
         };
         if let Some(entry) = &self.claim {
-            self.shared.habits.left(&entry.claim.consumer);
+            if self.shared.habits.left(Some(entry)) {
+                tracing::info!(
+                    consumer = &*entry.claim.consumer,
+                    "the handler awaits something else in the middle of its transaction, so from \
+                     now on its attempts share no commit with others; do slow work before the first \
+                     use of `Tx`"
+                );
+            }
             if others_wait {
                 let why = "the handler awaits something else in the middle of its transaction while \
                            others wait to be committed with it; it is tried again alone";
@@ -321,106 +331,5 @@ impl Attempt {
                 let _ = reply.send(Ran::Ended(outcome));
             }),
         })
-    }
-}
-
-/// What is known of consumers' handlers from their attempts.
-#[derive(Default)]
-pub(crate) struct Habits {
-    /// There is something in `of`.
-    any: AtomicBool,
-    of: Mutex<HashMap<Box<str>, Habit>>,
-}
-
-#[derive(Default)]
-struct Habit {
-    /// How many attempts, the last ones, took long.
-    strikes: u32,
-    /// It has awaited something else in the middle of its transaction.
-    leaves: bool,
-    /// The last attempt awaited something else before its transaction.
-    begins_elsewhere: bool,
-}
-
-impl Habits {
-    /// Whether attempts with this claim run in their own tasks, since they keep the writer's thread
-    /// busy for long.
-    pub(crate) fn is_busy(&self, claim: Option<&InboxEntry>) -> bool {
-        self.has(claim, |habit| habit.strikes >= STRIKES_MAX)
-    }
-
-    fn leaves(&self, claim: Option<&InboxEntry>) -> bool {
-        self.has(claim, |habit| habit.leaves)
-    }
-
-    /// Whether attempts with this claim await something else first. Those ask the inbox, and come to
-    /// the writer's thread when they want their transaction.
-    fn begins_elsewhere(&self, claim: Option<&InboxEntry>) -> bool {
-        self.has(claim, |habit| habit.begins_elsewhere)
-    }
-
-    fn began(&self, claim: Option<&InboxEntry>, elsewhere: bool) {
-        let Some(entry) = claim.filter(|_| elsewhere || self.any.load(Ordering::Relaxed)) else {
-            return;
-        };
-        self.any.store(true, Ordering::Relaxed);
-        let mut of = self.of.lock();
-        match of.get_mut(&entry.claim.consumer) {
-            Some(habit) => habit.begins_elsewhere = elsewhere,
-            None => {
-                let habit = Habit {
-                    begins_elsewhere: elsewhere,
-                    ..Habit::default()
-                };
-                of.insert(entry.claim.consumer.clone(), habit);
-            }
-        }
-    }
-
-    fn has(&self, claim: Option<&InboxEntry>, habit: impl FnOnce(&Habit) -> bool) -> bool {
-        let Some(entry) = claim.filter(|_| self.any.load(Ordering::Relaxed)) else {
-            return false;
-        };
-        self.of.lock().get(&entry.claim.consumer).is_some_and(habit)
-    }
-
-    fn left(&self, consumer: &str) {
-        self.any.store(true, Ordering::Relaxed);
-        let mut of = self.of.lock();
-        let habit = of.entry(consumer.into()).or_default();
-        if !std::mem::replace(&mut habit.leaves, true) {
-            tracing::info!(
-                consumer,
-                "the handler awaits something else in the middle of its transaction, so from now on \
-                 its attempts share no commit with others; do slow work before the first use of `Tx`"
-            );
-        }
-    }
-
-    fn took(&self, claim: Option<&InboxEntry>, took: Duration) {
-        let is_long = took > BUSY_MAX;
-        let Some(entry) = claim.filter(|_| is_long || self.any.load(Ordering::Relaxed)) else {
-            return;
-        };
-        let consumer = &*entry.claim.consumer;
-        let mut of = self.of.lock();
-        if !is_long {
-            if let Some(habit) = of.get_mut(consumer) {
-                habit.strikes = 0;
-            }
-            return;
-        }
-        self.any.store(true, Ordering::Relaxed);
-        let habit = of.entry(consumer.into()).or_default();
-        habit.strikes += 1;
-        if habit.strikes == STRIKES_MAX {
-            tracing::warn!(
-                consumer,
-                "the handler was busy for more than {BUSY_MAX:?} without awaiting anything but its \
-                 `Tx`, {STRIKES_MAX} times in a row (now {took:?}); from now on it runs in a task \
-                 of its own, which is slower for this handler and keeps the writer free between \
-                 its statements"
-            );
-        }
     }
 }

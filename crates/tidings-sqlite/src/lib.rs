@@ -57,7 +57,7 @@ use std::{
 use futures_util::future::join_all;
 use rusqlite::Connection;
 use tidings_core::{
-    Ask, BoxFuture, Commit, Committed, Deferred, Outbox, Records, Seen, Store, StoreError,
+    Ask, BoxFuture, Commit, Committed, Deferred, Habits, Outbox, Records, Seen, Store, StoreError,
     Transaction, Work, WorkError,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -65,7 +65,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use rusqlite;
 pub use transaction::{SqliteTransaction, Tx};
 
-use attempt::Habits;
 use migrations::Migration;
 use readers::Readers;
 use transaction::{Postponed, commit_work, gone, statement, unit};

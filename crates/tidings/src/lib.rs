@@ -78,6 +78,7 @@ mod publish;
 mod relay;
 mod request;
 mod retry;
+mod round;
 mod router;
 mod schedule;
 mod serve;

@@ -1,5 +1,7 @@
 //! The relay: publishes what the outbox holds, and removes what the broker confirmed.
 //!
+//! While there is more to send, the rows of one round are removed while those of the next are read.
+//!
 //! There is no leader. The instances of a service share the outbox's lanes by leases; an instance
 //! that dies loses its lanes when the lease ends. A round reads the oldest ready rows of its lanes,
 //! publishes them as one pipelined batch, and removes the confirmed ones. A crash between the two
@@ -26,7 +28,6 @@
 //! none that are not its own (the store checks), and removes only what was confirmed.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -38,8 +39,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    CircuitBreaker, Destination, Lane, OutboxRow, Outgoing, Permit, PublishError, PublishErrorKind,
-    Store, StoreError, Transport, Unrouted, throttle::Throttle,
+    CircuitBreaker, Destination, Lane, OutboxRow, Outgoing, Permit, Store, StoreError, Transport,
+    round::{About, Batch, Round, Why},
+    throttle::Throttle,
 };
 
 /// How long a relay that died keeps its lanes.
@@ -50,6 +52,9 @@ const RENEW_EVERY: Duration = Duration::from_secs(1);
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// How many rows a round takes.
 const BATCH_COUNT_MAX: usize = 1000;
+/// The shortest time from one round to the next that a commit asks for: whoever commits meanwhile
+/// shares it. A relay that was idle for so long does not wait.
+const ROUND_EVERY: Duration = Duration::from_millis(5);
 /// How long to wait without being woken.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How long a destination is left alone that took nothing: at first, and at most.
@@ -72,6 +77,8 @@ pub(crate) struct Relay {
     leased_until: Instant,
     renew_at: Instant,
     held: HashMap<Destination, Held>,
+    /// Rows that the broker has, removed while the next round reads.
+    removing: Vec<i64>,
     /// How long a topic's rows may be held, if not for ever.
     held_max: Option<Duration>,
     sent: Counter,
@@ -85,17 +92,6 @@ struct Held {
     probe_at: Instant,
     pause: Duration,
     log: Throttle,
-}
-
-/// Why rows are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
-    /// Nobody listens.
-    Unrouted,
-    /// The broker refused.
-    Refused,
-    /// The destination takes messages again; those that are held go first.
-    Draining,
 }
 
 /// What to do after a round.
@@ -129,6 +125,7 @@ impl Relay {
             leased_until: Instant::now(),
             renew_at: Instant::now(),
             held: HashMap::new(),
+            removing: Vec::new(),
             held_max,
             sent: counter!("tidings_outbox_sent_total", "service" => service.to_owned()),
             store_trouble: Throttle::new(Duration::from_secs(5)),
@@ -140,14 +137,19 @@ impl Relay {
     /// lanes.
     pub(crate) async fn run(mut self, stop: CancellationToken, flush_until: &OnceLock<Instant>) {
         while !stop.is_cancelled() {
+            let next_at = Instant::now() + ROUND_EVERY;
             match self.round().await {
                 After::Again => {}
                 After::Wait => {
+                    let committed = async {
+                        self.store.outbox().committed().await;
+                        sleep_until(next_at).await;
+                    };
                     let next_probe = self.held.values().map(|held| held.probe_at).min();
                     let poll_at = Instant::now() + POLL_EVERY;
                     tokio::select! {
                         () = stop.cancelled() => {}
-                        () = self.store.outbox().committed() => {}
+                        () = committed => {}
                         () = sleep_until(next_probe.map_or(poll_at, |at| at.min(poll_at))) => {}
                     }
                 }
@@ -162,6 +164,9 @@ impl Relay {
         if timeout_at(flush_until, drain).await.is_err() {
             info!("stopping with unsent messages in the outbox; they go out after the next start");
         }
+        if let Err(error) = self.remove().await {
+            debug!("messages that were sent are not removed, and will be sent again: {error}");
+        }
         if let Err(error) = self.store.outbox().release(&self.id, None).await {
             debug!("lanes not released, their lease will end: {error}");
         }
@@ -175,6 +180,7 @@ impl Relay {
             }
             self.share().await?;
             if self.lanes.is_empty() {
+                self.remove().await?;
                 return Ok(After::Wait);
             }
             self.publish_ready().await
@@ -194,7 +200,10 @@ impl Relay {
     async fn publish_ready(&mut self) -> Result<After, StoreError> {
         let permit = match self.breaker.permit() {
             Ok(permit) => permit,
-            Err(open) => return Ok(After::Pause(open.retry_after())),
+            Err(open) => {
+                self.remove().await?;
+                return Ok(After::Pause(open.retry_after()));
+            }
         };
         let limit = if permit.is_trial() {
             1
@@ -214,6 +223,9 @@ impl Relay {
         } else {
             let round = self.publish(batch.rows).await;
             self.conclude(round, permit).await?;
+            if !is_full {
+                self.remove().await?;
+            }
         }
         Ok(match is_full {
             true => After::Again,
@@ -226,15 +238,19 @@ impl Relay {
 
     async fn next_batch(&mut self, limit: usize) -> Result<Batch, StoreError> {
         let mut batch = Batch::default();
-        self.probe(&mut batch, limit).await?;
+        if !self.held.is_empty() {
+            // Held rows are read without regard to what is to be removed.
+            self.remove().await?;
+            self.probe(&mut batch, limit).await?;
+        }
         let room = limit.saturating_sub(batch.rows.len());
         if room == 0 {
             batch.is_full = true;
             return Ok(batch);
         }
         let held: Vec<Destination> = self.held.keys().cloned().collect();
+        let ready = self.next_ready(&held, room).await?;
         let outbox = self.store.outbox();
-        let ready = outbox.next(&self.lanes, &held, &[], room).await?;
         batch.is_full = ready.len() == room;
         self.sort_out(ready, &mut batch);
         for (reason, positions) in std::mem::take(&mut batch.to_hold) {
@@ -243,6 +259,34 @@ impl Relay {
         self.set_aside(std::mem::take(&mut batch.unreadable))
             .await?;
         Ok(batch)
+    }
+
+    /// Reads ready rows, while those of the last round are removed.
+    async fn next_ready(
+        &mut self,
+        held: &[Destination],
+        limit: usize,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        let outbox = self.store.outbox();
+        if self.removing.is_empty() {
+            return outbox.next(&self.lanes, held, &[], limit).await;
+        }
+        let (ready, removed) = tokio::join!(
+            outbox.next(&self.lanes, held, &self.removing, limit),
+            outbox.confirmed(&self.removing),
+        );
+        removed?;
+        self.removing.clear();
+        ready
+    }
+
+    /// Removes what the broker has.
+    async fn remove(&mut self) -> Result<(), StoreError> {
+        if !self.removing.is_empty() {
+            self.store.outbox().confirmed(&self.removing).await?;
+            self.removing.clear();
+        }
+        Ok(())
     }
 
     /// Adds the held rows whose turn it is: one of each destination that may take messages again,
@@ -389,9 +433,7 @@ impl Relay {
         }
         self.sent.increment(round.sent.len() as u64);
         let store = Arc::clone(&self.store);
-        if !round.sent.is_empty() {
-            store.outbox().confirmed(&round.sent).await?;
-        }
+        self.removing.extend(round.sent);
         for (destination, (why, reason, positions)) in round.held {
             store.outbox().hold(&self.id, &positions, &reason).await?;
             self.hold(destination, why, &reason);
@@ -483,101 +525,11 @@ impl Relay {
         if self.surplus == 0 {
             return Ok(());
         }
+        self.remove().await?;
         let given_up = self
             .lanes
             .split_off(self.lanes.len().saturating_sub(self.surplus));
         self.surplus = 0;
         self.store.outbox().release(&self.id, Some(&given_up)).await
-    }
-}
-
-/// The rows of a round.
-#[derive(Default)]
-struct Batch {
-    /// Those that are published now.
-    rows: Vec<(i64, Outgoing)>,
-    /// Those that cannot be read, with the reason.
-    unreadable: Vec<(i64, String)>,
-    /// Positions of those that are held without being offered, by the reason.
-    to_hold: HashMap<&'static str, Vec<i64>>,
-    /// Destinations all of whose held rows are in this batch.
-    drained: HashSet<Destination>,
-    /// There may be more.
-    is_full: bool,
-}
-
-impl Batch {
-    fn push(&mut self, row: OutboxRow) {
-        match row.message {
-            Ok(message) => self.rows.push((row.position, message)),
-            Err(error) => self.unreadable.push((row.position, error.to_string())),
-        }
-    }
-
-    fn hold(&mut self, reason: &'static str, position: i64) {
-        self.to_hold.entry(reason).or_default().push(position);
-    }
-}
-
-/// What is needed of a row after it has been handed to the transport.
-struct About {
-    position: i64,
-    destination: Destination,
-    unrouted: Unrouted,
-    name: Cow<'static, str>,
-}
-
-impl About {
-    fn new(position: i64, message: &Outgoing) -> Self {
-        Self {
-            position,
-            destination: message.destination.clone(),
-            unrouted: message.unrouted,
-            name: message.envelope.name.clone(),
-        }
-    }
-}
-
-/// What came of a round, by position.
-#[derive(Default)]
-struct Round {
-    sent: Vec<i64>,
-    reached: HashSet<Destination>,
-    /// Rows that were not taken, by destination, with the reason.
-    held: HashMap<Destination, (Why, String, Vec<i64>)>,
-    invalid: Vec<(i64, String)>,
-    trouble: Option<PublishError>,
-}
-
-impl Round {
-    fn take(&mut self, about: About, outcome: Result<(), PublishError>) {
-        let About {
-            position,
-            destination,
-            unrouted,
-            name,
-        } = about;
-        let Err(error) = outcome else {
-            self.sent.push(position);
-            if !self.reached.contains(&destination) {
-                self.reached.insert(destination);
-            }
-            return;
-        };
-        let why = match error.kind() {
-            PublishErrorKind::Unroutable if unrouted == Unrouted::Drop => {
-                return self.sent.push(position);
-            }
-            PublishErrorKind::Unroutable => Why::Unrouted,
-            PublishErrorKind::Refused => Why::Refused,
-            PublishErrorKind::Invalid => {
-                let reason = format!("`{name}` to {destination}: {error}");
-                return self.invalid.push((position, reason));
-            }
-            _ => return self.trouble = Some(error),
-        };
-        let held = self.held.entry(destination);
-        let (_, _, positions) = held.or_insert_with(|| (why, error.to_string(), Vec::new()));
-        positions.push(position);
     }
 }

@@ -255,9 +255,9 @@ impl FromStr for Api {
     }
 }
 
-/// What is logged if `RUST_LOG` does not say: nothing per message, and not that a busy pool of
-/// connections is waited for.
-const LOG_FILTER: &str = "info,sqlx::pool=error";
+/// What is logged if `RUST_LOG` does not say: nothing per message, and not what a database remarks on
+/// statements.
+const LOG_FILTER: &str = "info,tokio_postgres=warn";
 
 /// Logs go to stderr.
 pub(crate) fn start_logging(format: LogFormat) {

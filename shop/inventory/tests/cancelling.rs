@@ -5,7 +5,7 @@ mod world;
 
 use shop_contracts::product;
 use shop_kit::Database;
-use tidings_postgres::sqlx::{self, Connection, Executor, PgConnection};
+use tidings_postgres::tokio_postgres::{self, Client, NoTls};
 use tidings_testing::servers::Postgres;
 
 use world::{Stock, World, until};
@@ -227,7 +227,7 @@ async fn a_reservation_waits_for_a_cancellation_that_is_under_way() {
 }
 
 /// A transaction beside inventory's.
-struct Holder(PgConnection);
+struct Holder(Client);
 
 impl Holder {
     /// Holds the row of the mugs.
@@ -241,28 +241,31 @@ impl Holder {
     }
 
     async fn new(server: &Postgres, statement: &'static str) -> Self {
-        let mut connection = PgConnection::connect(&server.url()).await.unwrap();
-        connection.execute("begin").await.unwrap();
-        let done = connection.execute(statement).await.unwrap();
-        assert_eq!(done.rows_affected(), 1);
-        Self(connection)
+        let client = connect(server).await;
+        client.batch_execute("begin").await.unwrap();
+        assert_eq!(client.execute(statement, &[]).await.unwrap(), 1);
+        Self(client)
     }
 
-    async fn release(mut self) {
-        self.0.execute("commit").await.unwrap();
+    async fn release(self) {
+        self.0.batch_execute("commit").await.unwrap();
     }
+}
+
+/// A connection of its own, which ends with the client.
+async fn connect(server: &Postgres) -> Client {
+    let (client, connection) = tokio_postgres::connect(&server.url(), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
 }
 
 /// Waits until so many transactions wait for another.
 async fn until_waiting(server: &Postgres, expected: i64) {
-    let mut connection = PgConnection::connect(&server.url()).await.unwrap();
+    let client = connect(server).await;
     until("transactions to wait", async || {
         let count = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
-        let waiting: i64 = sqlx::query_scalar(count)
-            .fetch_one(&mut connection)
-            .await
-            .unwrap();
-        waiting == expected
+        let waiting = client.query_one(count, &[]).await.unwrap();
+        waiting.get::<_, i64>(0) == expected
     })
     .await;
 }

@@ -131,10 +131,9 @@ impl Db {
             }
             #[cfg(feature = "postgres")]
             Kind::Postgres(store) => {
-                let connection = store.pool().acquire().await;
-                let mut connection = connection.map_err(postgres::failed)?;
-                let outcome = postgres::run(&mut connection, &query).await;
-                Ok(outcome.map_err(postgres::failed)?.rows)
+                let client = store.client().await?;
+                let rows = client.query(query.text, &postgres::params(&query)).await?;
+                postgres::rows(&rows)
             }
         }
     }
@@ -215,7 +214,14 @@ impl Tx {
     ///
     /// When it fails.
     pub async fn execute(&mut self, statement: Statement) -> Result<u64, StoreError> {
-        Ok(self.run(statement).await?.affected)
+        match &mut self.0 {
+            TxKind::Sqlite(tx) => Ok(on_sqlite(tx, statement).await?.affected),
+            #[cfg(feature = "postgres")]
+            TxKind::Postgres(tx) => {
+                tx.execute(statement.text, &postgres::params(&statement))
+                    .await
+            }
+        }
     }
 
     /// Runs one statement and gives the first row that it returns.
@@ -224,22 +230,24 @@ impl Tx {
     ///
     /// When it fails.
     pub async fn first(&mut self, statement: Statement) -> Result<Option<Row>, StoreError> {
-        Ok(self.run(statement).await?.rows.into_iter().next())
-    }
-
-    async fn run(&mut self, statement: Statement) -> Result<Outcome, StoreError> {
         match &mut self.0 {
-            TxKind::Sqlite(tx) => {
-                tx.call(move |connection| run_on_sqlite(connection, &statement))
-                    .await
-            }
+            TxKind::Sqlite(tx) => Ok(on_sqlite(tx, statement).await?.rows.into_iter().next()),
             #[cfg(feature = "postgres")]
             TxKind::Postgres(tx) => {
-                let outcome = postgres::run(tx.conn().await?, &statement).await;
-                outcome.map_err(postgres::failed)
+                let params = postgres::params(&statement);
+                let rows = tx.query(statement.text, &params).await?;
+                rows.first().map(postgres::row).transpose()
             }
         }
     }
+}
+
+async fn on_sqlite(
+    tx: &mut tidings_sqlite::Tx,
+    statement: Statement,
+) -> Result<Outcome, StoreError> {
+    tx.call(move |connection| run_on_sqlite(connection, &statement))
+        .await
 }
 
 impl FromContext for Tx {

@@ -105,7 +105,13 @@ const PURE: &[&str] = &[
     "tidings-macros",
 ];
 const IMPURE_CRATES: &[&str] = &[
-    "tokio", "mio", "rusqlite", "sqlx", "hyper", "axum", "rustix",
+    "tokio",
+    "mio",
+    "rusqlite",
+    "tokio-postgres",
+    "hyper",
+    "axum",
+    "rustix",
 ];
 const IMPURE_CODE: &[&str] = &[
     "std::fs",

@@ -11,7 +11,9 @@ use tidings_core::{
     Claim, Commit, Committed, Destination, Envelope, Fate, InboxEntry, MessageId, OrderKey,
     Outgoing, Over, Store, Unrouted, Waiting,
 };
-use tidings_postgres::PostgresStore;
+use tidings_postgres::{Client, Params, PostgresStore};
+
+pub(crate) mod attempts;
 
 /// How long to wait for something that happens soon.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -30,6 +32,20 @@ pub(crate) fn fresh_schema() -> String {
 pub(crate) async fn open(schema: &str) -> PostgresStore {
     let store = PostgresStore::connect(url(), schema).await;
     store.expect("a store")
+}
+
+/// A transaction beside those of `store`. It must be ended: the connection goes back as it is.
+pub(crate) async fn begin(store: &PostgresStore) -> Client {
+    let client = store.client().await.expect("a connection");
+    client.batch_execute("begin").await.expect("a transaction");
+    client
+}
+
+/// The one number that a statement gives.
+pub(crate) async fn number(store: &PostgresStore, sql: &str, params: Params<'_>) -> i64 {
+    let client = store.client().await.expect("a connection");
+    let row = client.query_one(sql, params).await;
+    row.expect("a number").get(0)
 }
 
 pub(crate) fn claim(message: impl Into<MessageId>) -> Claim {

@@ -230,13 +230,11 @@ pub(super) async fn an_empty_commit_is_done(subject: Arc<impl Subject>) {
 }
 
 /// Writes through the transaction of a unit of work, as a handler does.
-async fn write_in(subject: &Arc<impl Subject>, slot: &TransactionSlot, note: &str) {
-    let mut transaction = match slot.take().expect("nobody else uses it") {
-        Some(transaction) => transaction,
-        None => begin(slot.store()).await,
-    };
-    write(subject, &mut transaction, note).await;
-    slot.put(transaction);
+async fn write_in(subject: &Arc<impl Subject>, slot: &Arc<TransactionSlot>, note: &str) {
+    let mut handle = slot.handle();
+    let transaction = handle.get_any().await.expect("a transaction");
+    let written = subject.write(transaction, note).await;
+    written.expect("it can be written");
 }
 
 pub(super) async fn works_of_a_batch_do_not_harm_each_other(subject: Arc<impl Subject>) {

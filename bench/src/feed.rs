@@ -1,0 +1,175 @@
+//! An engine that costs next to nothing, so that a figure is the toolkit's own.
+//!
+//! It makes messages as they are asked for, counts acknowledgements, and confirms what is published
+//! at once; or never, so that the relay takes no part.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use futures_util::stream;
+use parking_lot::Mutex;
+use tidings::{
+    BoxFuture, Deliveries, Delivery, Envelope, Features, MessageId, Outgoing, PublishError,
+    Settlement, Settler, Subscription, Topology, Transport, TransportError,
+};
+use tokio::sync::{Notify, Semaphore};
+
+/// Messages for one consumer.
+pub(crate) struct Feed {
+    state: Arc<State>,
+    confirms: bool,
+}
+
+struct State {
+    /// What every message is, but for its id.
+    envelope: Envelope,
+    /// Begins the ids.
+    run: String,
+    count: u64,
+    given: AtomicU64,
+    acknowledged: AtomicU64,
+    published: AtomicU64,
+    /// What was settled otherwise.
+    trouble: Mutex<Option<String>>,
+    ended: Mutex<Option<Instant>>,
+    is_over: Notify,
+    free: Semaphore,
+}
+
+impl Feed {
+    /// `count` messages like `envelope`; their ids begin with `run`.
+    pub(crate) fn new(envelope: Envelope, run: &str, count: u64, confirms: bool) -> Self {
+        let state = State {
+            envelope,
+            run: run.to_owned(),
+            count,
+            given: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            trouble: Mutex::new(None),
+            ended: Mutex::new(None),
+            is_over: Notify::new(),
+            free: Semaphore::new(0),
+        };
+        Self {
+            state: Arc::new(state),
+            confirms,
+        }
+    }
+
+    /// The same feed once more, to watch it.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.state))
+    }
+}
+
+/// What became of a feed.
+pub(crate) struct Watch(Arc<State>);
+
+impl Watch {
+    /// Waits until all are acknowledged, and says when that was.
+    pub(crate) async fn all_acknowledged(&self) -> anyhow::Result<Instant> {
+        loop {
+            let over = self.0.is_over.notified();
+            if let Some(trouble) = self.0.trouble.lock().take() {
+                anyhow::bail!(trouble);
+            }
+            if let Some(at) = *self.0.ended.lock() {
+                return Ok(at);
+            }
+            over.await;
+        }
+    }
+
+    /// How many messages were published.
+    pub(crate) fn published(&self) -> u64 {
+        self.0.published.load(Ordering::Acquire)
+    }
+}
+
+impl Transport for Feed {
+    fn features(&self) -> Features {
+        Features::new("nothing")
+    }
+
+    fn declare<'a>(&'a self, _: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
+        if !self.confirms {
+            return Box::pin(std::future::pending());
+        }
+        let count = batch.len() as u64;
+        self.state.published.fetch_add(count, Ordering::AcqRel);
+        Box::pin(async move { batch.iter().map(|_| Ok(())).collect() })
+    }
+
+    fn subscribe(
+        &self,
+        subscription: Subscription,
+    ) -> BoxFuture<'_, Result<Deliveries, TransportError>> {
+        let state = Arc::clone(&self.state);
+        state
+            .free
+            .add_permits(usize::from(subscription.prefetch.get()));
+        let queue: Arc<str> = subscription.queue.into();
+        let deliveries = stream::unfold((state, queue), |(state, queue)| async move {
+            // An error is impossible: nobody closes it.
+            if let Ok(permit) = state.free.acquire().await {
+                permit.forget();
+            }
+            let number = state.given.fetch_add(1, Ordering::AcqRel);
+            if number >= state.count {
+                std::future::pending::<()>().await;
+            }
+            let mut envelope = state.envelope.clone();
+            envelope.id = Some(MessageId::new(format!("{}-{number}", state.run)));
+            let settler = Arc::clone(&state) as Arc<dyn Settler>;
+            let delivery = Delivery::new(envelope, Arc::clone(&queue), number, settler);
+            Some((Ok(delivery), (state, queue)))
+        });
+        Box::pin(async { Ok(Box::pin(deliveries) as Deliveries) })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+impl Settler for State {
+    fn settle(
+        self: Arc<Self>,
+        delivery: Delivery,
+        settlement: Settlement,
+    ) -> BoxFuture<'static, Result<(), TransportError>> {
+        self.free.add_permits(1);
+        match settlement {
+            Settlement::Ack => {
+                if self.acknowledged.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
+                    *self.ended.lock() = Some(Instant::now());
+                    self.is_over.notify_waiters();
+                }
+            }
+            other => {
+                *self.trouble.lock() = Some(format!("message {}: {other:?}", delivery.tag()));
+                self.is_over.notify_waiters();
+            }
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn dropped(&self, tag: u64) {
+        *self.trouble.lock() = Some(format!("message {tag} was given back"));
+        self.is_over.notify_waiters();
+    }
+
+    fn is_stale(&self, _: u64) -> bool {
+        false
+    }
+}

@@ -1,0 +1,110 @@
+//! One round of the [`relay`](crate::relay): the rows it publishes, and what came of them.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
+
+use crate::{Destination, OutboxRow, Outgoing, PublishError, PublishErrorKind, Unrouted};
+
+/// Why rows are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Nobody listens.
+    Unrouted,
+    /// The broker refused.
+    Refused,
+    /// The destination takes messages again; those that are held go first.
+    Draining,
+}
+
+/// The rows of a round.
+#[derive(Default)]
+pub(crate) struct Batch {
+    /// Those that are published now.
+    pub(crate) rows: Vec<(i64, Outgoing)>,
+    /// Those that cannot be read, with the reason.
+    pub(crate) unreadable: Vec<(i64, String)>,
+    /// Positions of those that are held without being offered, by the reason.
+    pub(crate) to_hold: HashMap<&'static str, Vec<i64>>,
+    /// Destinations all of whose held rows are in this batch.
+    pub(crate) drained: HashSet<Destination>,
+    /// There may be more.
+    pub(crate) is_full: bool,
+}
+
+impl Batch {
+    pub(crate) fn push(&mut self, row: OutboxRow) {
+        match row.message {
+            Ok(message) => self.rows.push((row.position, message)),
+            Err(error) => self.unreadable.push((row.position, error.to_string())),
+        }
+    }
+
+    pub(crate) fn hold(&mut self, reason: &'static str, position: i64) {
+        self.to_hold.entry(reason).or_default().push(position);
+    }
+}
+
+/// What is needed of a row after it has been handed to the transport.
+pub(crate) struct About {
+    position: i64,
+    destination: Destination,
+    unrouted: Unrouted,
+    name: Cow<'static, str>,
+}
+
+impl About {
+    pub(crate) fn new(position: i64, message: &Outgoing) -> Self {
+        Self {
+            position,
+            destination: message.destination.clone(),
+            unrouted: message.unrouted,
+            name: message.envelope.name.clone(),
+        }
+    }
+}
+
+/// What came of a round, by position.
+#[derive(Default)]
+pub(crate) struct Round {
+    pub(crate) sent: Vec<i64>,
+    pub(crate) reached: HashSet<Destination>,
+    /// Rows that were not taken, by destination, with the reason.
+    pub(crate) held: HashMap<Destination, (Why, String, Vec<i64>)>,
+    pub(crate) invalid: Vec<(i64, String)>,
+    pub(crate) trouble: Option<PublishError>,
+}
+
+impl Round {
+    pub(crate) fn take(&mut self, about: About, outcome: Result<(), PublishError>) {
+        let About {
+            position,
+            destination,
+            unrouted,
+            name,
+        } = about;
+        let Err(error) = outcome else {
+            self.sent.push(position);
+            if !self.reached.contains(&destination) {
+                self.reached.insert(destination);
+            }
+            return;
+        };
+        let why = match error.kind() {
+            PublishErrorKind::Unroutable if unrouted == Unrouted::Drop => {
+                return self.sent.push(position);
+            }
+            PublishErrorKind::Unroutable => Why::Unrouted,
+            PublishErrorKind::Refused => Why::Refused,
+            PublishErrorKind::Invalid => {
+                let reason = format!("`{name}` to {destination}: {error}");
+                return self.invalid.push((position, reason));
+            }
+            _ => return self.trouble = Some(error),
+        };
+        let held = self.held.entry(destination);
+        let (_, _, positions) = held.or_insert_with(|| (why, error.to_string(), Vec::new()));
+        positions.push(position);
+    }
+}
