@@ -21,7 +21,10 @@ use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{self, Poll},
     time::Duration,
 };
@@ -51,8 +54,10 @@ use crate::{
 /// transactions of their own.
 const BUSY_MAX: Duration = Duration::from_millis(100);
 
-/// How long who is alone may wait for a lock before another runner takes over.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long the database may take for a statement before another runner takes over, which may have a
+/// better connection, or other rows to lock: for one that is alone, and for many.
+const PATIENCE_ALONE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long the database has for what it does at once, or not at all: then the connection is given
 /// up.
@@ -84,7 +89,7 @@ struct Batch<'a> {
     twice: HashMap<Claim, usize>,
     outbox: Vec<Outgoing>,
     ended: Vec<Ended>,
-    has_stepped_aside: bool,
+    has_stepped_aside: AtomicBool,
 }
 
 /// No connection goes back in the middle of a transaction because of a bug here.
@@ -154,13 +159,17 @@ pub(crate) async fn run_together(shared: &Arc<Shared>, mut attempts: Vec<Attempt
         twice: HashMap::new(),
         outbox: Vec::new(),
         ended: Vec::with_capacity(attempts.len()),
-        has_stepped_aside: false,
+        has_stepped_aside: AtomicBool::new(false),
     };
     let claims = attempts.iter().filter_map(|attempt| attempt.claim.as_ref());
     let claims = claims.map(|entry| &entry.claim).collect();
     if let Err(error) = batch.claim(claims).await {
         batch.roll_back().await;
         if !batch.is_alone && !error.is_unavailable() {
+            if batch.has_stepped_aside() {
+                shared.runners.put_back(attempts);
+                return Next::End;
+            }
             return Next::OneByOne(attempts);
         }
         refuse(attempts, &error);
@@ -173,7 +182,7 @@ pub(crate) async fn run_together(shared: &Arc<Shared>, mut attempts: Vec<Attempt
             return batch.break_off(attempts.collect());
         }
     }
-    if !batch.has_stepped_aside {
+    if !batch.has_stepped_aside() {
         shared.runners.took(since.elapsed(), count);
     }
     batch.end().await
@@ -207,19 +216,18 @@ impl Batch<'_> {
         let connection = Arc::clone(&self.connection);
         let begun = join(connection.run(begin), inbox::claim(&connection, claims));
         let mut begun = pin!(begun);
-        let mut limit = SILENT_MAX;
         // The message may be handled elsewhere at this moment. Others do not wait for that.
-        let mut soon = Err(());
-        if self.is_alone {
-            soon = timeout(PATIENCE, begun.as_mut()).await.map_err(drop);
-            if soon.is_err() {
-                self.step_aside();
-                limit = COMMIT_MAX;
-            }
+        let soon = timeout(self.patience(), begun.as_mut()).await;
+        if soon.is_err() {
+            self.step_aside();
         }
+        let limit = match self.is_alone {
+            true => COMMIT_MAX,
+            false => SILENT_MAX,
+        };
         let (begun, free) = match soon {
             Ok(begun) => begun,
-            Err(()) => timeout(limit, begun)
+            Err(_) => timeout(limit, begun)
                 .await
                 .map_err(|_| explain(attempted, Error::Silent))?,
         };
@@ -227,6 +235,13 @@ impl Batch<'_> {
         self.free = free.map_err(|error| explain(attempted, error))?;
         self.has_begun = true;
         Ok(())
+    }
+
+    fn patience(&self) -> Duration {
+        match self.is_alone {
+            true => PATIENCE_ALONE,
+            false => PATIENCE,
+        }
     }
 
     async fn run(&mut self, mut attempt: Attempt) -> Result<(), Broken> {
@@ -252,8 +267,7 @@ impl Batch<'_> {
         let is_free = self.is_alone && attempt.claim.is_none();
         let handover = Arc::new(Handover::new(&self.connection, is_free, prelude));
         let since = Instant::now();
-        // Who is alone may wait for locks; others do not wait with it.
-        let mut patience = self.is_alone.then(|| Box::pin(sleep(PATIENCE)));
+        let mut patience = Some(Box::pin(sleep(self.patience())));
         let reached = poll_fn(|task| {
             let reached = self.poll(&mut attempt, &handover, task);
             if reached.is_pending()
@@ -395,10 +409,14 @@ impl Batch<'_> {
     }
 
     /// The runner waits for somebody, so that another one takes its place.
-    fn step_aside(&mut self) {
-        if !mem::replace(&mut self.has_stepped_aside, true) {
+    fn step_aside(&self) {
+        if !self.has_stepped_aside.swap(true, Ordering::Relaxed) {
             runner::replace(self.shared);
         }
+    }
+
+    fn has_stepped_aside(&self) -> bool {
+        self.has_stepped_aside.load(Ordering::Relaxed)
     }
 
     fn left(&self, claim: Option<&InboxEntry>) {

@@ -108,10 +108,21 @@ pub(crate) fn explain(attempted: &str, error: impl Into<Error>) -> StoreError {
     }
 }
 
-/// The failure of the connection itself.
+/// The failure of the connection itself: not of what was to be sent, and not of what TLS thinks of the
+/// other end, which waiting does not mend.
 fn io_error(error: &tokio_postgres::Error) -> Option<&io::Error> {
     let io: &io::Error = error.source()?.downcast_ref()?;
-    (io.kind() != io::ErrorKind::InvalidInput).then_some(io)
+    let is_other = matches!(
+        io.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+    );
+    (!is_other).then_some(io)
+}
+
+/// What was to be sent is too long for the protocol.
+fn is_too_long(error: &tokio_postgres::Error) -> bool {
+    let io = error.source().and_then(|source| source.downcast_ref());
+    io.is_some_and(|io: &io::Error| io.kind() == io::ErrorKind::InvalidInput)
 }
 
 /// What to do about the error with this SQLSTATE, where the server's message does not say.
@@ -143,13 +154,7 @@ fn kind_of(error: &Error) -> Kind {
     match error.code() {
         Some(code) => kind_of_code(code.code()),
         None if driver.is_closed() || io_error(driver).is_some() => Kind::Unavailable,
-        // What cannot be sent: too long for the protocol.
-        None if driver
-            .source()
-            .is_some_and(|source| source.is::<io::Error>()) =>
-        {
-            Kind::Invalid
-        }
+        None if is_too_long(driver) => Kind::Invalid,
         None => Kind::Other,
     }
 }

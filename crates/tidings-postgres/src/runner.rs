@@ -100,7 +100,7 @@ impl Runners {
     }
 
     /// Each of these is run for itself, before all others.
-    fn put_back(&self, attempts: Vec<Attempt>) {
+    pub(crate) fn put_back(&self, attempts: Vec<Attempt>) {
         let mut queue = self.queue.lock();
         queue.singly += attempts.len();
         for attempt in attempts.into_iter().rev() {

@@ -52,9 +52,6 @@ const RENEW_EVERY: Duration = Duration::from_secs(1);
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// How many rows a round takes.
 const BATCH_COUNT_MAX: usize = 1000;
-/// The shortest time from one round to the next that a commit asks for: whoever commits meanwhile
-/// shares it. A relay that was idle for so long does not wait.
-const ROUND_EVERY: Duration = Duration::from_millis(5);
 /// How long to wait without being woken.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How long a destination is left alone that took nothing: at first, and at most.
@@ -137,19 +134,14 @@ impl Relay {
     /// lanes.
     pub(crate) async fn run(mut self, stop: CancellationToken, flush_until: &OnceLock<Instant>) {
         while !stop.is_cancelled() {
-            let next_at = Instant::now() + ROUND_EVERY;
             match self.round().await {
                 After::Again => {}
                 After::Wait => {
-                    let committed = async {
-                        self.store.outbox().committed().await;
-                        sleep_until(next_at).await;
-                    };
                     let next_probe = self.held.values().map(|held| held.probe_at).min();
                     let poll_at = Instant::now() + POLL_EVERY;
                     tokio::select! {
                         () = stop.cancelled() => {}
-                        () = committed => {}
+                        () = self.store.outbox().committed() => {}
                         () = sleep_until(next_probe.map_or(poll_at, |at| at.min(poll_at))) => {}
                     }
                 }

@@ -1,12 +1,12 @@
 //! How a batch ends: everything that is kept is committed at once, and then everybody is told.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use futures_util::future::join;
 use tidings_core::{Committed, StoreError, WorkError};
 use tokio::time::timeout;
 
-use super::{Batch, Ended, Next, SILENT_MAX};
+use super::{Batch, Ended, Next, PATIENCE, SILENT_MAX};
 use crate::{
     error::{Error, copy, explain},
     locks, outbox,
@@ -21,7 +21,7 @@ const LET_WAIT: &str = "set local lock_timeout = '10s'";
 
 impl Batch<'_> {
     pub(super) fn next(&self) -> Next {
-        match self.has_stepped_aside {
+        match self.has_stepped_aside() {
             true => Next::End,
             false => Next::Go,
         }
@@ -52,7 +52,6 @@ impl Batch<'_> {
 
     /// Commits, and tells everybody.
     pub(super) async fn end(self) -> Next {
-        let next = self.next();
         let is_done = |ended: &Ended| matches!(ended.outcome, Ok(Committed::Done));
         let committed = match self.ended.iter().any(is_done) {
             true => self.commit().await,
@@ -66,6 +65,7 @@ impl Batch<'_> {
         if committed.is_ok() && !self.outbox.is_empty() {
             self.shared.wake();
         }
+        let next = self.next();
         for Ended { reply, outcome } in self.ended {
             let outcome = match (outcome, &committed) {
                 (Ok(_), Err(error)) => Err(WorkError::Store(copy(error))),
@@ -120,7 +120,18 @@ impl Batch<'_> {
                 false => Ok(()),
             }
         };
-        let Ok((written, ended)) = timeout(COMMIT_MAX, join(write, commit)).await else {
+        let mut ending = pin!(join(write, commit));
+        let soon = timeout(PATIENCE, ending.as_mut()).await;
+        if soon.is_err() {
+            self.step_aside();
+        }
+        let ending = async {
+            match soon {
+                Ok(ended) => Ok(ended),
+                Err(_) => timeout(COMMIT_MAX, ending).await,
+            }
+        };
+        let Ok((written, ended)) = ending.await else {
             connection.discard();
             return Err(explain("end a transaction", Error::Silent));
         };
