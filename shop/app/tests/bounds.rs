@@ -271,6 +271,12 @@ struct Watch {
     lost: Arc<AtomicBool>,
 }
 
+/// The word `commit`; not `committed`, which every new connection says.
+fn commits(bytes: &[u8]) -> bool {
+    let (word, next) = bytes.split_at(6);
+    word.eq_ignore_ascii_case(b"commit") && !next.eq_ignore_ascii_case(b"t")
+}
+
 /// Passes bytes on. When those of a client commit and that is armed, its answers are lost.
 async fn pass(
     mut from: OwnedReadHalf,
@@ -283,9 +289,7 @@ async fn pass(
         let bytes = &bytes[..count];
         if let Some(watch) = &watch
             && watch.armed.load(Ordering::SeqCst)
-            && bytes
-                .windows(6)
-                .any(|word| word.eq_ignore_ascii_case(b"commit"))
+            && bytes.windows(7).any(commits)
         {
             watch.lost.store(true, Ordering::SeqCst);
         }
