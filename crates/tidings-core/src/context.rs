@@ -15,7 +15,8 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    BoxFuture, Envelope, Error, MessageId, OrderKey, Over, Store, StoreError, Transaction,
+    BoxError, BoxFuture, Commit, Envelope, Error, MessageId, OrderKey, Over, Store, StoreError,
+    Transaction, WorkFuture,
 };
 
 /// Values that were given to a router with `with_state`, by type.
@@ -203,6 +204,24 @@ impl TransactionSlot {
             }
             SlotState::NotBegun | SlotState::Lent | SlotState::Begun(_) => false,
         }
+    }
+
+    /// For stores: polls a work in the caller's own task, until it has ended or wants its transaction
+    /// (`None`). Says besides whether it has awaited something else meanwhile.
+    pub async fn until_wanted(
+        &self,
+        work: &mut WorkFuture,
+    ) -> (Option<Result<Commit, BoxError>>, bool) {
+        let mut has_waited = false;
+        let ended = future::poll_fn(|task| match work.as_mut().poll(task) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending if self.is_wanted(task) => Poll::Ready(None),
+            Poll::Pending => {
+                has_waited = true;
+                Poll::Pending
+            }
+        });
+        (ended.await, has_waited)
     }
 
     /// True if the transaction was used, or is being used.

@@ -123,8 +123,6 @@ enum Reached {
 /// What a runner does after a batch.
 pub(crate) enum Next {
     Go,
-    /// Nothing of these has begun, and one of them may be to blame.
-    OneByOne(Vec<Attempt>),
     /// Another runner has taken its place.
     End,
 }
@@ -165,14 +163,11 @@ pub(crate) async fn run_together(shared: &Arc<Shared>, mut attempts: Vec<Attempt
     let claims = claims.map(|entry| &entry.claim).collect();
     if let Err(error) = batch.claim(claims).await {
         batch.roll_back().await;
-        if !batch.is_alone && !error.is_unavailable() {
-            if batch.has_stepped_aside() {
-                shared.runners.put_back(attempts);
-                return Next::End;
-            }
-            return Next::OneByOne(attempts);
+        match batch.is_alone || error.is_unavailable() {
+            true => refuse(attempts, &error),
+            // One of them may be to blame, and nothing of them has begun.
+            false => runner::put_back(shared, attempts),
         }
-        refuse(attempts, &error);
         return batch.next();
     }
     let (since, count) = (Instant::now(), attempts.len());
@@ -215,26 +210,32 @@ impl Batch<'_> {
         let attempted = "write claims";
         let connection = Arc::clone(&self.connection);
         let begun = join(connection.run(begin), inbox::claim(&connection, claims));
-        let mut begun = pin!(begun);
-        // The message may be handled elsewhere at this moment. Others do not wait for that.
-        let soon = timeout(self.patience(), begun.as_mut()).await;
-        if soon.is_err() {
-            self.step_aside();
-        }
         let limit = match self.is_alone {
             true => COMMIT_MAX,
             false => SILENT_MAX,
         };
-        let (begun, free) = match soon {
-            Ok(begun) => begun,
-            Err(_) => timeout(limit, begun)
-                .await
-                .map_err(|_| explain(attempted, Error::Silent))?,
-        };
+        // The message may be handled elsewhere at this moment. Others do not wait for that.
+        let begun = self.wait(begun, self.patience(), limit).await;
+        let (begun, free) = begun.map_err(|error| explain(attempted, error))?;
         begun.map_err(|error| explain(attempted, error))?;
         self.free = free.map_err(|error| explain(attempted, error))?;
         self.has_begun = true;
         Ok(())
+    }
+
+    /// Waits for the database; after `patience` no more attempts wait with it.
+    async fn wait<T>(
+        &self,
+        work: impl Future<Output = T>,
+        patience: Duration,
+        limit: Duration,
+    ) -> Result<T, Error> {
+        let mut work = pin!(work);
+        if let Ok(done) = timeout(patience, work.as_mut()).await {
+            return Ok(done);
+        }
+        self.step_aside();
+        timeout(limit, work).await.map_err(|_| Error::Silent)
     }
 
     fn patience(&self) -> Duration {

@@ -142,7 +142,7 @@ impl PostgresOptions {
             alone_until,
             locks: LockNames::of_schema(&schema),
             schema,
-            runners: Runners::new(count),
+            runners: Runners::new(),
             habits: Habits::default(),
             commits,
             wakes,

@@ -8,12 +8,11 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::Poll,
     time::Duration,
 };
 
@@ -29,8 +28,6 @@ use crate::{
     commit::is_plain,
 };
 
-const RUNNERS_MAX: usize = 1;
-
 /// How many attempts share a transaction at most: PostgreSQL keeps 64 savepoints of a transaction
 /// where others see them cheaply.
 const ATTEMPTS_MAX: usize = 64;
@@ -42,10 +39,9 @@ const ATTEMPTS_TIME: Duration = Duration::from_millis(10);
 /// How long everybody goes alone after a transaction failed as a whole.
 const APART: Duration = Duration::from_secs(5);
 
-/// The runners of a store, and the attempts that wait for one.
+/// The attempts of a store that wait for its runner.
 pub(crate) struct Runners {
     queue: Mutex<Queue>,
-    runners_max: usize,
     /// How long an attempt takes, in nanoseconds: a moving average.
     pace: AtomicU64,
 }
@@ -54,23 +50,21 @@ struct Queue {
     waiting: VecDeque<Attempt>,
     /// How many of the first ones are taken one by one.
     singly: usize,
-    /// How many there are.
-    runners: usize,
+    /// Whether somebody takes what waits.
+    has_runner: bool,
     /// Until when everybody goes alone.
     apart: Option<Instant>,
 }
 
 impl Runners {
-    /// For a store with so many connections for transactions.
-    pub(crate) fn new(connections: u32) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             queue: Mutex::new(Queue {
                 waiting: VecDeque::new(),
                 singly: 0,
-                runners: 0,
+                has_runner: false,
                 apart: None,
             }),
-            runners_max: RUNNERS_MAX.min(connections as usize),
             pace: AtomicU64::new(200_000),
         }
     }
@@ -93,19 +87,10 @@ impl Runners {
         }
         let count = count.clamp(1, ATTEMPTS_MAX).min(queue.waiting.len());
         if count == 0 {
-            queue.runners -= 1;
+            queue.has_runner = false;
             return None;
         }
         Some(queue.waiting.drain(..count).collect())
-    }
-
-    /// Each of these is run for itself, before all others.
-    pub(crate) fn put_back(&self, attempts: Vec<Attempt>) {
-        let mut queue = self.queue.lock();
-        queue.singly += attempts.len();
-        for attempt in attempts.into_iter().rev() {
-            queue.waiting.push_front(attempt);
-        }
     }
 
     pub(crate) fn took(&self, time: Duration, attempts: usize) {
@@ -120,33 +105,54 @@ impl Runners {
     }
 }
 
-/// Gives an attempt to a runner, a new one unless there are enough.
+/// Gives an attempt to the runner.
 fn send(shared: &Arc<Shared>, attempt: Attempt) {
     let mut queue = shared.runners.queue.lock();
     queue.waiting.push_back(attempt);
-    if queue.runners < shared.runners.runners_max {
-        queue.runners += 1;
+    attend(shared, &mut queue);
+}
+
+/// Each of these is run for itself, before all others.
+pub(crate) fn put_back(shared: &Arc<Shared>, attempts: Vec<Attempt>) {
+    let mut queue = shared.runners.queue.lock();
+    queue.singly += attempts.len();
+    for attempt in attempts.into_iter().rev() {
+        queue.waiting.push_front(attempt);
+    }
+    attend(shared, &mut queue);
+}
+
+/// The runner waits for somebody, and takes nothing more: another one takes its place.
+pub(crate) fn replace(shared: &Arc<Shared>) {
+    let mut queue = shared.runners.queue.lock();
+    queue.has_runner = false;
+    if !queue.waiting.is_empty() {
+        attend(shared, &mut queue);
+    }
+}
+
+/// Sees to it that there is a runner.
+fn attend(shared: &Arc<Shared>, queue: &mut Queue) {
+    if !mem::replace(&mut queue.has_runner, true) {
         tokio::spawn(runner(Arc::clone(shared)));
     }
 }
 
 fn runner(shared: Arc<Shared>) -> BoxFuture<'static, ()> {
     Box::pin(async move {
-        let _counted = Counted(Arc::clone(&shared));
+        let _unless_panic = ReplacedAfterPanic(Arc::clone(&shared));
         while let Some(attempts) = shared.runners.take() {
-            match run_together(&shared, attempts).await {
-                Next::Go => {}
-                Next::OneByOne(attempts) => shared.runners.put_back(attempts),
-                Next::End => return,
+            if let Next::End = run_together(&shared, attempts).await {
+                return;
             }
         }
     })
 }
 
 /// A runner that ends by a panic is replaced.
-struct Counted(Arc<Shared>);
+struct ReplacedAfterPanic(Arc<Shared>);
 
-impl Drop for Counted {
+impl Drop for ReplacedAfterPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             replace(&self.0);
@@ -191,16 +197,7 @@ pub(crate) async fn run(store: &PostgresStore, work: Work) -> Result<Committed, 
     }
     loop {
         if is_elsewhere {
-            let mut has_waited = false;
-            let ended = poll_fn(|task| match future.as_mut().poll(task) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                Poll::Pending if slot.is_wanted(task) => Poll::Ready(None),
-                Poll::Pending => {
-                    has_waited = true;
-                    Poll::Pending
-                }
-            });
-            let ended = ended.await;
+            let (ended, has_waited) = slot.until_wanted(&mut future).await;
             if !has_begun {
                 shared.habits.began(claim.as_ref(), has_waited);
             }
@@ -232,15 +229,5 @@ pub(crate) async fn run(store: &PostgresStore, work: Work) -> Result<Committed, 
             shared.habits.began(claim.as_ref(), true);
         }
         (has_begun, is_elsewhere) = (true, true);
-    }
-}
-
-/// A runner waits for a handler: another one takes its place.
-pub(crate) fn replace(shared: &Arc<Shared>) {
-    let mut queue = shared.runners.queue.lock();
-    if queue.waiting.is_empty() {
-        queue.runners = queue.runners.saturating_sub(1);
-    } else {
-        tokio::spawn(runner(Arc::clone(shared)));
     }
 }

@@ -8,7 +8,6 @@
 
 use std::{
     cell::RefCell,
-    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::Arc,
@@ -71,16 +70,7 @@ pub(crate) async fn run(store: &SqliteStore, work: Work) -> Result<Committed, Wo
     }
     loop {
         if is_elsewhere {
-            let mut has_waited = false;
-            let ended = poll_fn(|task| match future.as_mut().poll(task) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                Poll::Pending if slot.is_wanted(task) => Poll::Ready(None),
-                Poll::Pending => {
-                    has_waited = true;
-                    Poll::Pending
-                }
-            });
-            let ended = ended.await;
+            let (ended, has_waited) = slot.until_wanted(&mut future).await;
             if !has_begun {
                 shared.habits.began(claim.as_ref(), has_waited);
             }

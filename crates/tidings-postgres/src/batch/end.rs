@@ -1,6 +1,6 @@
 //! How a batch ends: everything that is kept is committed at once, and then everybody is told.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::join;
 use tidings_core::{Committed, StoreError, WorkError};
@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{Batch, Ended, Next, PATIENCE, SILENT_MAX};
 use crate::{
-    error::{Error, copy, explain},
+    error::{copy, explain},
     locks, outbox,
     runner::{Attempt, Ran},
 };
@@ -120,21 +120,11 @@ impl Batch<'_> {
                 false => Ok(()),
             }
         };
-        let mut ending = pin!(join(write, commit));
-        let soon = timeout(PATIENCE, ending.as_mut()).await;
-        if soon.is_err() {
-            self.step_aside();
-        }
-        let ending = async {
-            match soon {
-                Ok(ended) => Ok(ended),
-                Err(_) => timeout(COMMIT_MAX, ending).await,
-            }
-        };
-        let Ok((written, ended)) = ending.await else {
+        let ending = self.wait(join(write, commit), PATIENCE, COMMIT_MAX).await;
+        let (written, ended) = ending.map_err(|error| {
             connection.discard();
-            return Err(explain("end a transaction", Error::Silent));
-        };
+            explain("end a transaction", error)
+        })?;
         if let Err(error) = written {
             let error = explain("write the outbox", error);
             if ended.is_err() {
