@@ -7,11 +7,13 @@
 //! begin, claims │ savepoint, first statement … │ savepoint, first statement … │ outbox, commit
 //! ```
 //!
-//! What stands between two bars is sent at once. One that fails is undone to its savepoint, and its
-//! claim is taken back. One that awaits something else goes on in its own task: with nothing written
+//! What stands between two bars is sent at once. So is the first statement of an attempt, with what is
+//! probably the last one of the attempt in front of it ([`ahead`]). One that fails is undone to its
+//! savepoint, and its claim is taken back. One that awaits something else goes on in its own task: with nothing written
 //! it comes back when it wants its transaction. In the middle of its transaction it is undone, so
 //! that the others are committed, and tried again in a transaction of its own.
 
+mod ahead;
 mod end;
 
 use std::{
@@ -20,7 +22,7 @@ use std::{
     future::poll_fn,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -36,16 +38,18 @@ use tidings_core::{
 };
 use tokio::{
     sync::oneshot,
-    task::coop::unconstrained,
     time::{Instant, sleep, timeout},
 };
 
-use self::end::COMMIT_MAX;
+use self::{
+    ahead::{Started, Turns},
+    end::COMMIT_MAX,
+};
 use crate::{
     PostgresTransaction, Shared, commit,
     connection::Connection,
     error::{Error, copy, explain},
-    handover::{Handover, Lent, outlived},
+    handover::{BEGIN_SHARED, Handover, Lent, Line, outlived},
     inbox, outbox,
     runner::{self, Attempt, Ran},
 };
@@ -63,15 +67,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// up.
 const SILENT_MAX: Duration = Duration::from_secs(10);
 
-const SAVE: &str = "savepoint attempt";
-const UNDO: &str = "rollback to savepoint attempt";
-
-/// While others wait to be committed with it, a statement of a handler waits no longer for a lock. (Two
-/// batches of two processes that want each other's rows would wait for the database to notice, a second
-/// by default.)
-const BEGIN_SHARED: &str = "begin; set local lock_timeout = '20ms'";
-const BEGIN_SHARED_AND_SAVE: &str = "begin; set local lock_timeout = '20ms'; savepoint attempt";
-
 /// The connection is of no use any more, and with it the transaction.
 struct Broken;
 
@@ -82,7 +77,7 @@ struct Batch<'a> {
     _unless_panic: GivenUpByPanic,
     /// There is only one attempt, which needs no savepoint.
     is_alone: bool,
-    has_begun: bool,
+    line: Arc<Line>,
     /// Claims that are written, and that nobody has used yet.
     free: HashSet<Claim>,
     /// How many attempts still wait that have the same claim as another one.
@@ -152,7 +147,7 @@ pub(crate) async fn run_together(shared: &Arc<Shared>, mut attempts: Vec<Attempt
         _unless_panic: GivenUpByPanic(Arc::clone(&connection)),
         connection,
         is_alone: attempts.len() == 1,
-        has_begun: false,
+        line: Arc::new(Line::new(attempts.len() > 1)),
         free: HashSet::new(),
         twice: HashMap::new(),
         outbox: Vec::new(),
@@ -171,10 +166,10 @@ pub(crate) async fn run_together(shared: &Arc<Shared>, mut attempts: Vec<Attempt
         return batch.next();
     }
     let (since, count) = (Instant::now(), attempts.len());
-    let mut attempts = attempts.into_iter();
-    while let Some(attempt) = attempts.next() {
-        if batch.run(attempt).await.is_err() {
-            return batch.break_off(attempts.collect());
+    let mut turns = Turns::new(attempts);
+    while let Some(started) = turns.next(&mut batch) {
+        if batch.run(started, &mut turns).await.is_err() {
+            return batch.break_off(turns);
         }
     }
     if !batch.has_stepped_aside() {
@@ -219,7 +214,7 @@ impl Batch<'_> {
         let (begun, free) = begun.map_err(|error| explain(attempted, error))?;
         begun.map_err(|error| explain(attempted, error))?;
         self.free = free.map_err(|error| explain(attempted, error))?;
-        self.has_begun = true;
+        self.line.began();
         Ok(())
     }
 
@@ -245,32 +240,15 @@ impl Batch<'_> {
         }
     }
 
-    async fn run(&mut self, mut attempt: Attempt) -> Result<(), Broken> {
-        if let Some(entry) = &attempt.claim
-            && let Some(waiting) = self.twice.get_mut(&entry.claim)
-        {
-            *waiting -= 1;
-        }
-        let is_claimed = match &attempt.claim {
-            Some(entry) if !self.free.remove(&entry.claim) => {
-                let why = Refusal::Known;
-                self.tell(attempt.reply, Ok(Committed::Refused { entry: 0, why }));
-                return Ok(());
-            }
-            claim => claim.is_some(),
-        };
-        let prelude = match (self.has_begun, self.is_alone) {
-            (true, true) => None,
-            (true, false) => Some(SAVE),
-            (false, true) => Some("begin"),
-            (false, false) => Some(BEGIN_SHARED_AND_SAVE),
-        };
-        let is_free = self.is_alone && attempt.claim.is_none();
-        let handover = Arc::new(Handover::new(&self.connection, is_free, prelude));
+    async fn run(&mut self, mut started: Started, turns: &mut Turns) -> Result<(), Broken> {
+        started.handover.turn();
         let since = Instant::now();
         let mut patience = Some(Box::pin(sleep(self.patience())));
         let reached = poll_fn(|task| {
-            let reached = self.poll(&mut attempt, &handover, task);
+            let reached = match started.reached.take() {
+                Some(reached) => Poll::Ready(reached),
+                None => self.poll(&mut started, task),
+            };
             if reached.is_pending()
                 && let Some(timer) = &mut patience
                 && timer.as_mut().poll(task).is_ready()
@@ -278,9 +256,18 @@ impl Batch<'_> {
                 patience = None;
                 self.step_aside();
             }
+            if reached.is_pending() && started.has_sent_all() {
+                turns.look_ahead(self, task);
+            }
             reached
         });
         let reached = reached.await;
+        let Started {
+            attempt,
+            handover,
+            is_claimed,
+            ..
+        } = started;
         if !matches!(reached, Reached::Elsewhere) {
             self.note(attempt.claim.as_ref(), since.elapsed());
         }
@@ -301,13 +288,13 @@ impl Batch<'_> {
         };
         let transaction = slot.take();
         let lent = handover.close();
-        let is_used = prelude.is_some() && lent.prelude.is_none();
-        self.has_begun |= is_used;
-        let mut undone = Undo {
-            is_used,
+        let undone = Undo {
+            handover: &handover,
             claim: claim.as_ref().filter(|_| is_claimed),
         };
-        let is_still_lent = transaction.is_err() && Arc::strong_count(&self.connection) > 2;
+        // Only one that is alone may have had the client.
+        let is_still_lent =
+            self.is_alone && transaction.is_err() && Arc::strong_count(&self.connection) > 2;
         if lent.running > 0 || is_still_lent {
             // A statement that was not waited for may still be sent, whenever it likes.
             self.left(claim.as_ref());
@@ -346,8 +333,12 @@ impl Batch<'_> {
                     .map(|transaction| transaction as Box<dyn Any>)
                     .and_then(|transaction| transaction.downcast::<PostgresTransaction>().ok());
                 let locked = transaction.map_or_else(HashSet::new, |own| own.into_locked());
-                undone.is_used |= lent.prelude.is_some() && !is_outbox_only(&commit);
-                let written = self.write(commit, lent, &locked).await;
+                let statements = match is_outbox_only(&commit) {
+                    true => lent.sent,
+                    false => u32::MAX, // None of them is the last.
+                };
+                self.shared.guesses.note(claim.as_ref(), statements);
+                let written = self.write(commit, &lent, &handover, &locked).await;
                 written.map_err(WorkError::Store)
             }
         };
@@ -370,43 +361,19 @@ impl Batch<'_> {
         }
     }
 
-    /// Polls an attempt; gives it the transaction when it wants it.
-    fn poll(
-        &mut self,
-        attempt: &mut Attempt,
-        handover: &Arc<Handover>,
-        task: &mut task::Context<'_>,
-    ) -> Poll<Reached> {
-        let mut is_lent = attempt.slot.is_used();
-        loop {
-            if attempt.reply.poll_closed(task).is_ready() {
-                return Poll::Ready(Reached::Dropped);
-            }
-            // Without a budget: what is ready is not to look as if it had to be awaited.
-            let future = &mut unconstrained(attempt.future.as_mut());
-            let polled = AssertUnwindSafe(|| Pin::new(future).poll(task));
-            match catch_unwind(polled) {
-                Ok(Poll::Ready(ended)) => return Poll::Ready(Reached::Ended(ended)),
-                Err(_) => {
-                    let why = "the attempt panicked; see the log for where";
-                    return Poll::Ready(Reached::Ended(Err(why.into())));
-                }
-                Ok(Poll::Pending) if attempt.slot.is_wanted(task) => {
-                    let (shared, handover) = (Arc::clone(self.shared), Arc::clone(handover));
-                    let begun = PostgresTransaction::in_batch(shared, handover);
-                    attempt.slot.put(Box::new(begun));
-                    is_lent = true;
-                }
-                Ok(Poll::Pending) if handover.is_running() => return Poll::Pending,
-                Ok(Poll::Pending) if !is_lent => return Poll::Ready(Reached::Elsewhere),
-                Ok(Poll::Pending) if self.is_alone || attempt.claim.is_none() => {
-                    self.step_aside();
-                    self.left(attempt.claim.as_ref());
-                    return Poll::Pending;
-                }
-                Ok(Poll::Pending) => return Poll::Ready(Reached::Left),
-            }
+    /// Polls the attempt whose turn it is.
+    fn poll(&self, started: &mut Started, task: &mut task::Context<'_>) -> Poll<Reached> {
+        let polled = started.poll(self.shared, task);
+        if polled.is_ready() || started.handover.is_running() {
+            return polled;
         }
+        // It has begun its transaction, and awaits something else.
+        if self.is_alone || started.attempt.claim.is_none() {
+            self.step_aside();
+            self.left(started.attempt.claim.as_ref());
+            return Poll::Pending;
+        }
+        Poll::Ready(Reached::Left)
     }
 
     /// The runner waits for somebody, so that another one takes its place.
@@ -447,13 +414,17 @@ impl Batch<'_> {
 
     /// Writes what is not written for all together; gives the messages, which are.
     async fn write(
-        &mut self,
+        &self,
         mut commit: Commit,
-        lent: Lent,
+        lent: &Lent,
+        handover: &Handover,
         locked: &HashSet<RecordId>,
     ) -> Result<(Committed, Vec<Outgoing>), StoreError> {
         if lent.is_unsure && !lent.has_failed {
-            let check = self.connection.execute("select", &[]);
+            let check = async {
+                self.send(handover.prelude().0).await?;
+                self.connection.execute("select", &[]).await
+            };
             let check = timeout(SILENT_MAX, check).await;
             check
                 .map_err(|_| explain("commit a transaction", Error::Silent))?
@@ -475,28 +446,32 @@ impl Batch<'_> {
         }
         let committed = match is_outbox_only(&commit) {
             true => Committed::Done,
-            false => self.write_rest(&commit, lent.prelude, locked).await?,
+            false => self.write_rest(&commit, handover, locked).await?,
         };
         Ok((committed, outbox))
     }
 
     async fn write_rest(
-        &mut self,
+        &self,
         commit: &Commit,
-        prelude: Option<&'static str>,
+        handover: &Handover,
         locked: &HashSet<RecordId>,
     ) -> Result<Committed, StoreError> {
         let connection = &self.connection;
-        if let Some(prelude) = prelude {
-            let begun = connection.run(prelude).await;
-            begun.map_err(|error| explain("begin a transaction", error))?;
-            self.has_begun = true;
-        }
+        let begun = self.send(handover.prelude().0).await;
+        begun.map_err(|error| explain("begin a transaction", error))?;
         if let Some(entry) = inbox::write_plain(connection, commit).await? {
             let why = Refusal::Known;
             return Ok(Committed::Refused { entry, why });
         }
         commit::write_rest(connection, self.shared, locked, commit).await
+    }
+
+    async fn send(&self, statements: Option<String>) -> Result<(), Error> {
+        match statements {
+            Some(statements) => self.connection.run(&statements).await,
+            None => Ok(()),
+        }
     }
 
     /// Undoes an attempt, so that the others can go on.
@@ -513,12 +488,7 @@ impl Batch<'_> {
             self.free.insert(again.clone());
             claim = None;
         }
-        let back = async {
-            match undo.is_used {
-                true => connection.run(UNDO).await,
-                false => Ok(()),
-            }
-        };
+        let back = self.send(undo.handover.undoing());
         let unclaim = async {
             match claim {
                 Some(claim) => inbox::unclaim(connection, claim).await,
@@ -542,7 +512,6 @@ fn is_outbox_only(commit: &Commit) -> bool {
 
 /// What is undone of an attempt.
 struct Undo<'a> {
-    /// Its savepoint is there.
-    is_used: bool,
+    handover: &'a Handover,
     claim: Option<&'a InboxEntry>,
 }

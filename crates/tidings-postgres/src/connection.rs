@@ -143,7 +143,7 @@ impl Connection {
         self.prepared(sql).await.map(drop)
     }
 
-    async fn prepared(&self, sql: &str) -> Result<tokio_postgres::Statement, Error> {
+    pub(crate) async fn prepared(&self, sql: &str) -> Result<tokio_postgres::Statement, Error> {
         Ok(self.object().prepare_cached(sql).await?)
     }
 

@@ -1,7 +1,17 @@
 //! The transaction of a batch in the hands of one attempt: its `Tx` runs statements through this, and
 //! the batch knows whether one is under way, how it ended, and that none comes later.
+//!
+//! The statement of an attempt whose turn has not come yet may be sent *ahead*. Nobody sees its answer
+//! before the attempts in front of it have ended. If one of those sends something more after all, or
+//! is undone, what was sent ahead is taken back, and sent again in its turn.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::future::join;
 use parking_lot::Mutex;
@@ -12,18 +22,96 @@ use crate::{
     error::{Error, failed},
 };
 
+/// While others wait to be committed with it, a statement of a handler waits no longer for a lock. (Two
+/// batches of two processes that want each other's rows would wait for the database to notice, a second
+/// by default.)
+pub(crate) const BEGIN_SHARED: &str = "begin; set local lock_timeout = '20ms'";
+
+/// What the attempts of a batch have sent, one behind the other.
+pub(crate) struct Line {
+    /// Several attempts share the transaction, each with a savepoint.
+    is_shared: bool,
+    state: Mutex<Sent>,
+}
+
+struct Sent {
+    has_begun: bool,
+    /// Whose savepoints were sent ahead, in their order.
+    ahead: VecDeque<usize>,
+    /// How often such were taken back.
+    taken_back: u32,
+    /// How many attempts have begun.
+    attempts: usize,
+}
+
+impl Sent {
+    /// Takes back what was sent ahead.
+    fn take_back(&mut self) -> Option<String> {
+        let first = self.ahead.pop_front()?;
+        self.forget_ahead();
+        Some(format!(
+            "rollback to savepoint a{first}; release savepoint a{first}"
+        ))
+    }
+
+    /// What was sent ahead is gone.
+    fn forget_ahead(&mut self) {
+        self.ahead.clear();
+        self.taken_back += 1;
+    }
+}
+
+impl Line {
+    pub(crate) fn new(is_shared: bool) -> Self {
+        let state = Mutex::new(Sent {
+            has_begun: false,
+            ahead: VecDeque::new(),
+            taken_back: 0,
+            attempts: 0,
+        });
+        Self { is_shared, state }
+    }
+
+    fn take_number(&self) -> usize {
+        let mut state = self.state.lock();
+        state.attempts += 1;
+        state.attempts
+    }
+
+    /// The statement that begins the transaction was sent.
+    pub(crate) fn began(&self) {
+        self.state.lock().has_begun = true;
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.state.lock().has_begun
+    }
+
+    pub(crate) fn taken_back(&self) -> u32 {
+        self.state.lock().taken_back
+    }
+}
+
 /// The transaction of a batch, lent to one of its attempts.
 pub(crate) struct Handover {
     /// It may do whatever it likes: nobody shares the transaction, and nothing of it came before.
     is_free: bool,
+    /// Its place in the batch, which its savepoint is named after.
+    number: usize,
+    line: Arc<Line>,
     state: Mutex<Lent>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Lent {
     /// `None` when the attempt has ended.
     connection: Option<Arc<Connection>>,
-    /// What is sent together with the first statement.
-    pub(crate) prelude: Option<&'static str>,
+    /// Its turn has not come yet.
+    is_ahead: bool,
+    /// Its savepoint was sent, when so much had been taken back.
+    saved: Option<u32>,
+    /// How many statements were sent.
+    pub(crate) sent: u32,
     /// How many statements are under way.
     pub(crate) running: u32,
     pub(crate) has_failed: bool,
@@ -34,21 +122,32 @@ pub(crate) struct Lent {
 }
 
 impl Handover {
-    pub(crate) fn new(
-        connection: &Arc<Connection>,
-        is_free: bool,
-        prelude: Option<&'static str>,
-    ) -> Self {
+    pub(crate) fn new(connection: &Arc<Connection>, line: &Arc<Line>, is_free: bool) -> Self {
         Self {
             is_free,
+            number: line.take_number(),
+            line: Arc::clone(line),
             state: Mutex::new(Lent {
                 connection: Some(Arc::clone(connection)),
-                prelude,
+                is_ahead: true,
+                saved: None,
+                sent: 0,
                 running: 0,
                 has_failed: false,
                 is_unsure: false,
                 wants_own: false,
             }),
+        }
+    }
+
+    /// The turn of its attempt has come.
+    pub(crate) fn turn(&self) {
+        let (mut state, mut line) = (self.state.lock(), self.line.state.lock());
+        state.is_ahead = false;
+        match line.ahead.front() {
+            Some(first) if *first == self.number => drop(line.ahead.pop_front()),
+            // It was taken back, or never sent.
+            _ => (state.saved, state.sent) = (None, 0),
         }
     }
 
@@ -76,8 +175,7 @@ impl Handover {
         Ok(Running {
             handover: Arc::clone(self),
             connection,
-            prelude: state.prelude.take(),
-            has_ended: false,
+            has_ended: AtomicBool::new(false),
         })
     }
 
@@ -96,18 +194,69 @@ impl Handover {
         ))
     }
 
+    /// What must be sent before its next statement, and how much was taken back then.
+    pub(crate) fn prelude(&self) -> (Option<String>, u32) {
+        let (mut state, mut line) = (self.state.lock(), self.line.state.lock());
+        let has_begun = std::mem::replace(&mut line.has_begun, true);
+        if !self.line.is_shared {
+            state.saved = Some(0);
+            return ((!has_begun).then(|| "begin".to_owned()), 0);
+        }
+        let mut prelude = match has_begun {
+            true => Vec::new(),
+            false => vec![BEGIN_SHARED.to_owned()],
+        };
+        if state.is_ahead {
+            // Not the one that was sent before and taken back.
+            state.saved = state.saved.filter(|at| *at == line.taken_back);
+        } else {
+            prelude.extend(line.take_back());
+        }
+        if state.saved.is_none() {
+            prelude.push(format!("savepoint a{}", self.number));
+            state.sent = 0;
+            if state.is_ahead {
+                line.ahead.push_back(self.number);
+            }
+        }
+        state.saved = Some(line.taken_back);
+        let prelude = (!prelude.is_empty()).then(|| prelude.join("; "));
+        (prelude, line.taken_back)
+    }
+
+    /// What undoes the attempt, whose turn it is.
+    pub(crate) fn undoing(&self) -> Option<String> {
+        let (state, mut line) = (self.state.lock(), self.line.state.lock());
+        if !self.line.is_shared || state.saved.is_none() {
+            return line.take_back();
+        }
+        line.forget_ahead();
+        Some(format!("rollback to savepoint a{}", self.number))
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.state.lock().running > 0
+    }
+
+    /// A statement was sent, as the `count`th or a later one, and stays unless the attempt or one in
+    /// front of it sends more.
+    pub(crate) fn has_sent(&self, count: u32) -> bool {
+        let state = self.state.lock();
+        let is_there = !state.is_ahead || state.saved == Some(self.line.taken_back());
+        is_there && state.running > 0 && state.sent >= count.max(1)
+    }
+
+    /// Something was sent ahead, and has not been taken back.
+    pub(crate) fn is_ahead(&self) -> bool {
+        let state = self.state.lock();
+        state.is_ahead && state.saved == Some(self.line.taken_back())
     }
 
     /// The attempt has ended: whoever still has its `Tx` can do nothing with it.
     pub(crate) fn close(&self) -> Lent {
         let mut state = self.state.lock();
         state.connection = None;
-        Lent {
-            connection: None,
-            ..*state
-        }
+        state.clone()
     }
 }
 
@@ -115,32 +264,43 @@ impl Handover {
 pub(crate) struct Running {
     handover: Arc<Handover>,
     connection: Arc<Connection>,
-    prelude: Option<&'static str>,
-    has_ended: bool,
+    has_ended: AtomicBool,
 }
 
 impl Running {
-    pub(crate) fn connection(&self) -> Arc<Connection> {
-        Arc::clone(&self.connection)
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
     }
 
-    /// Runs it, together with what must come before.
-    pub(crate) async fn run<T, E: Failure>(
-        mut self,
-        statement: impl Future<Output = Result<T, E>>,
-    ) -> Result<Result<T, E>, StoreError> {
-        let result = match self.prelude {
-            Some(prelude) => {
-                let (begun, result) = join(self.connection.run(prelude), statement).await;
-                begun.map_err(failed)?;
-                result
+    /// It is on its way to the database.
+    pub(crate) fn sent(&self) {
+        self.handover.state.lock().sent += 1;
+    }
+
+    /// Runs it, together with what must come before; once more if it was taken back.
+    pub(crate) async fn run<T, E, F>(
+        &self,
+        statement: impl Fn() -> F,
+    ) -> Result<Result<T, E>, StoreError>
+    where
+        E: Failure,
+        F: Future<Output = Result<T, E>>,
+    {
+        loop {
+            let (prelude, taken_back) = self.handover.prelude();
+            let (begun, result) = match prelude {
+                Some(prelude) => join(self.connection.run(&prelude), statement()).await,
+                None => (Ok(()), statement().await),
+            };
+            if self.handover.line.taken_back() != taken_back {
+                continue;
             }
-            None => statement.await,
-        };
-        self.has_ended = true;
-        let has_failed = result.as_ref().is_err_and(Failure::ends_transaction);
-        self.handover.state.lock().has_failed |= has_failed;
-        Ok(result)
+            begun.map_err(failed)?;
+            self.has_ended.store(true, Ordering::Relaxed);
+            let has_failed = result.as_ref().is_err_and(Failure::ends_transaction);
+            self.handover.state.lock().has_failed |= has_failed;
+            return Ok(result);
+        }
     }
 }
 
@@ -148,7 +308,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let mut state = self.handover.state.lock();
         state.running -= 1;
-        state.is_unsure |= !self.has_ended;
+        state.is_unsure |= !*self.has_ended.get_mut();
     }
 }
 

@@ -23,6 +23,7 @@ mod commit;
 mod connection;
 mod deferred;
 mod error;
+mod guesses;
 mod handover;
 mod inbox;
 mod lanes;
@@ -61,6 +62,7 @@ pub use transaction::{PostgresTransaction, Tx};
 
 use connection::Pool;
 use error::explain;
+use guesses::Guesses;
 use locks::LockNames;
 use runner::Runners;
 
@@ -83,6 +85,7 @@ struct Shared {
     /// Attempts that share transactions.
     runners: Runners,
     habits: Habits,
+    guesses: Guesses,
     /// Counts the commits of this store that brought outbox rows.
     commits: watch::Sender<u64>,
     /// Counts what should wake a relay: these, and those of other processes.

@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Row};
 use crate::{
     Shared, commit,
     connection::{Connection, Open, Params},
-    error::{explain, failed},
+    error::{self, explain, failed},
     handover::Handover,
     records,
 };
@@ -31,18 +31,30 @@ enum On {
     Batch(Arc<Handover>, Option<Arc<Connection>>),
 }
 
-/// Runs a statement, wherever the transaction runs.
+/// Runs a statement by a method of the driver, wherever the transaction runs.
 macro_rules! run {
-    (@sql $sql:expr $(, $more:expr)*) => {
-        $sql
-    };
-    ($transaction:ident . $method:ident($($argument:expr),*)) => {
+    ($transaction:ident . $method:ident($sql:ident, $params:ident)) => {
         match &$transaction.on {
-            On::Own(open) => open.$method($($argument),*).await.map_err(failed),
+            On::Own(open) => {
+                let prepared = open.prepared($sql).await.map_err(failed)?;
+                let client: &Client = open;
+                client
+                    .$method(&prepared, $params)
+                    .await
+                    .map_err(|why| failed(why.into()))
+            }
             On::Batch(handover, _) => {
-                let running = handover.enter(run!(@sql $($argument),*))?;
-                let connection = running.connection();
-                running.run(connection.$method($($argument),*)).await?.map_err(failed)
+                let running = &handover.enter($sql)?;
+                let statement = || async {
+                    let prepared = running.connection().prepared($sql).await?;
+                    running.sent();
+                    let client: &Client = running.connection();
+                    client
+                        .$method(&prepared, $params)
+                        .await
+                        .map_err(error::Error::from)
+                };
+                running.run(statement).await?.map_err(failed)
             }
         }
     };
@@ -88,7 +100,7 @@ impl PostgresTransaction {
     ///
     /// As [`execute`](Self::execute).
     pub async fn query(&mut self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, StoreError> {
-        run!(self.rows(sql, params))
+        run!(self.query(sql, params))
     }
 
     /// Runs a statement that returns just one row.
@@ -97,7 +109,7 @@ impl PostgresTransaction {
     ///
     /// As [`execute`](Self::execute), and when it returns none, or several.
     pub async fn query_one(&mut self, sql: &str, params: Params<'_>) -> Result<Row, StoreError> {
-        run!(self.row(sql, params))
+        run!(self.query_one(sql, params))
     }
 
     /// Runs a statement that returns one row or none.
@@ -110,7 +122,7 @@ impl PostgresTransaction {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Option<Row>, StoreError> {
-        run!(self.first(sql, params))
+        run!(self.query_opt(sql, params))
     }
 
     /// The driver's own client, for what the other methods do not offer. Do not end the transaction
@@ -126,9 +138,8 @@ impl PostgresTransaction {
             On::Own(open) => Ok(open),
             On::Batch(handover, lent) => {
                 let running = handover.enter_freely()?;
-                let connection = running.connection();
-                running.run(async { Ok::<_, StoreError>(()) }).await??;
-                Ok(lent.insert(connection))
+                running.run(|| async { Ok::<_, StoreError>(()) }).await??;
+                Ok(lent.insert(Arc::clone(running.connection())))
             }
         }
     }
@@ -162,7 +173,7 @@ impl Transaction for PostgresTransaction {
                 On::Batch(handover, _) => {
                     let running = handover.enter_shared()?;
                     let connection = running.connection();
-                    let read = records::read_locked(&connection, names, ids);
+                    let read = || records::read_locked(connection, names, ids);
                     running.run(read).await??
                 }
             };

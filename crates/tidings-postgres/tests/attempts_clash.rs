@@ -155,7 +155,8 @@ async fn a_batch_whose_connection_is_lost_in_the_middle_leaves_nothing() {
     for (place, outcome) in outcomes.iter().enumerate() {
         let error = store_error(outcome).expect("nothing is done");
         let is_begun = !matches!(outcome, Err(WorkError::NotBegun(_)));
-        assert_eq!(is_begun, place <= FULL / 2, "{place}: {outcome:?}");
+        // Those behind it may have begun before their turn.
+        assert!(is_begun || place > FULL / 2, "{place}: {outcome:?}");
         assert!(
             error.is_conflict() || error.is_unavailable(),
             "{place}: {error}"

@@ -6,11 +6,11 @@ use futures_util::future::join;
 use tidings_core::{Committed, StoreError, WorkError};
 use tokio::time::timeout;
 
-use super::{Batch, Ended, Next, PATIENCE, SILENT_MAX};
+use super::{Batch, Ended, Next, PATIENCE, SILENT_MAX, ahead::Turns};
 use crate::{
     error::{copy, explain},
     locks, outbox,
-    runner::{Attempt, Ran},
+    runner::Ran,
 };
 
 /// How long a commit may take: it may wait for a standby.
@@ -28,7 +28,7 @@ impl Batch<'_> {
     }
 
     /// Nothing is committed: what has not begun is refused, all others are told that nothing stays.
-    pub(super) fn break_off(self, others: Vec<Attempt>) -> Next {
+    pub(super) fn break_off(mut self, turns: Turns) -> Next {
         let next = self.next();
         self.connection.discard();
         // One of them may be to blame, and does it again.
@@ -36,6 +36,11 @@ impl Batch<'_> {
             self.shared.runners.go_apart();
         }
         let lost = "the transaction was lost before its commit, nothing of it was written";
+        let (begun, others) = turns.into_rest();
+        for started in begun {
+            let why = WorkError::Store(StoreError::conflict(lost));
+            self.tell(started.close(), Err(why));
+        }
         for attempt in others {
             let why = WorkError::NotBegun(StoreError::unavailable(lost));
             let _ = attempt.reply.send(Ran::Ended(Err(why)));
@@ -56,7 +61,7 @@ impl Batch<'_> {
         let committed = match self.ended.iter().any(is_done) {
             true => self.commit().await,
             false => {
-                if self.has_begun {
+                if self.line.has_begun() {
                     self.roll_back().await;
                 }
                 Ok(())
@@ -104,7 +109,7 @@ impl Batch<'_> {
             }
         };
         let let_wait = async {
-            match sends && self.has_begun && !self.is_alone {
+            match sends && self.line.has_begun() && !self.is_alone {
                 true => connection.run(LET_WAIT).await,
                 false => Ok(()),
             }
@@ -115,7 +120,7 @@ impl Batch<'_> {
         };
         // Without a transaction the statement is one for itself.
         let commit = async {
-            match self.has_begun {
+            match self.line.has_begun() {
                 true => connection.run("commit").await,
                 false => Ok(()),
             }
