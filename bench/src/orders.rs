@@ -29,6 +29,8 @@ use crate::{machine::Machine, peers::sibling, report::Report};
 
 /// The facts that a confirmed order ends with.
 const LAST_FACTS: [&str; 3] = ["ShipmentBooked", "EmailSent", "PointsAwarded"];
+/// How often a customer looks what became of the only order.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A product that orders knows even while inventory is away.
 const ALWAYS_THERE: &str = "TEA-EARL-GREY";
 const DRAIN_MAX: Duration = Duration::from_secs(300);
@@ -50,6 +52,10 @@ pub(crate) struct Options {
     /// `--answers-only -- --services orders --broker amqp://127.0.0.1:1/`.
     #[arg(long)]
     answers_only: bool,
+    /// Each customer places an order when the last fact of the one before is known: how long does
+    /// an order take while nothing else is to be done? With `--customers 1`.
+    #[arg(long, conflicts_with = "answers_only")]
+    one_by_one: bool,
     /// The shop's program; by default the one beside this program. Given more than once, they take
     /// turns, and are compared with the first: `--shop now=PATH --shop before=PATH`.
     #[arg(long, value_name = "[NAME=]PATH")]
@@ -141,18 +147,44 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 struct Figures {
     accepted_per_second: f64,
-    /// Unless nobody was there to complete them: how many, and the shop's user and system time for
-    /// each.
-    completed: Option<(f64, Duration)>,
+    /// Unless nobody was there to complete them.
+    completed: Option<Completed>,
     p50: Duration,
     p99: Duration,
+}
+
+/// How the orders of a round ended.
+struct Completed {
+    per_second: f64,
+    /// The shop's user and system time for each.
+    cpu: Duration,
+    /// From the request to the last fact.
+    p50: Duration,
+    p99: Duration,
+}
+
+/// An order that a customer has placed.
+struct Placed {
+    id: String,
+    asked: SystemTime,
+    answered_after: Duration,
+}
+
+/// The median and the 99th percentile.
+fn percentiles(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    (times[times.len() / 2], times[times.len() * 99 / 100])
 }
 
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:.0} accepted/s, ", self.accepted_per_second)?;
-        if let Some((completed, cpu)) = self.completed {
-            write!(f, "{completed:.0} completed/s, CPU {cpu:?} per order, ")?;
+        if let Some(completed) = &self.completed {
+            write!(
+                f,
+                "{:.0} completed/s, CPU {:?} per order, last fact p50 {:?} p99 {:?}, ",
+                completed.per_second, completed.cpu, completed.p50, completed.p99
+            )?;
         }
         write!(f, "answer p50 {:?} p99 {:?}", self.p50, self.p99)
     }
@@ -162,9 +194,11 @@ impl Figures {
     fn add_to(&self, report: &mut Report, shop: &str) {
         let mut add = |job, figure| report.add(job, shop, "D2", figure);
         add("orders accepted /s", self.accepted_per_second);
-        if let Some((completed, cpu)) = self.completed {
-            add("orders completed /s", completed);
-            add("CPU per order, us", cpu.as_secs_f64() * 1e6);
+        if let Some(completed) = &self.completed {
+            add("orders completed /s", completed.per_second);
+            add("CPU per order, us", completed.cpu.as_secs_f64() * 1e6);
+            add("last fact p50, us", completed.p50.as_micros() as f64);
+            add("last fact p99, us", completed.p99.as_micros() as f64);
         }
         add("answer p50, us", self.p50.as_micros() as f64);
         add("answer p99, us", self.p99.as_micros() as f64);
@@ -186,6 +220,7 @@ async fn place_and_wait(shop: &Shop, options: &Options) -> anyhow::Result<Figure
         .map(|_| {
             let (address, next, count) = (address.to_owned(), Arc::clone(&next), options.orders);
             let skus = Arc::clone(&skus);
+            let one_by_one = options.one_by_one;
             tokio::spawn(async move {
                 let mut http = Http::connect(&address).await?;
                 let mut placed = Vec::new();
@@ -194,9 +229,17 @@ async fn place_and_wait(shop: &Shop, options: &Options) -> anyhow::Result<Figure
                     if number >= count {
                         return anyhow::Ok(placed);
                     }
-                    let asked = Instant::now();
+                    let (asked, clock) = (SystemTime::now(), Instant::now());
                     let id = http.place_order(number, &skus[number % skus.len()]).await?;
-                    placed.push((id, asked.elapsed()));
+                    let answered_after = clock.elapsed();
+                    if one_by_one {
+                        wait_until_complete(&mut http, &id, clock + DRAIN_MAX, LOOK_EVERY).await?;
+                    }
+                    placed.push(Placed {
+                        id,
+                        asked,
+                        answered_after,
+                    });
                 }
             })
         })
@@ -211,40 +254,43 @@ async fn place_and_wait(shop: &Shop, options: &Options) -> anyhow::Result<Figure
     let completed = match options.answers_only {
         true => None,
         false => {
-            let (took, cpu) = completion(shop, begun, &orders).await?;
-            let cpu = cpu.saturating_sub(cpu_before) / u32::try_from(orders.len())?;
-            Some((count / took.as_secs_f64(), cpu))
+            let (ends, cpu) = completion(shop, &orders).await?;
+            let last = ends.iter().max().copied().unwrap_or(begun);
+            let times = ends.iter().zip(orders.iter().rev());
+            let times = times.map(|(end, order)| end.duration_since(order.asked));
+            let (p50, p99) = percentiles(times.collect::<Result<_, _>>()?);
+            Some(Completed {
+                per_second: count / last.duration_since(begun)?.as_secs_f64(),
+                cpu: cpu.saturating_sub(cpu_before) / u32::try_from(orders.len())?,
+                p50,
+                p99,
+            })
         }
     };
-    let mut answers: Vec<Duration> = orders.iter().map(|(_, answer)| *answer).collect();
-    answers.sort_unstable();
+    let (p50, p99) = percentiles(orders.iter().map(|order| order.answered_after).collect());
     Ok(Figures {
         accepted_per_second: count / accepted.as_secs_f64(),
         completed,
-        p50: answers[answers.len() / 2],
-        p99: answers[answers.len() * 99 / 100],
+        p50,
+        p99,
     })
 }
 
-/// Waits for the last fact of every order and checks what the bank says; returns how long after
-/// `begun` that last fact was, and the shop's CPU until then.
-async fn completion(
-    shop: &Shop,
-    begun: SystemTime,
-    orders: &[(String, Duration)],
-) -> anyhow::Result<(Duration, Duration)> {
+/// Waits for the last fact of every order and checks what the bank says; returns when that was, for
+/// the last order first, and the shop's CPU until the last order's.
+async fn completion(shop: &Shop, orders: &[Placed]) -> anyhow::Result<(Vec<SystemTime>, Duration)> {
     let mut http = Http::connect(&shop.address).await?;
     let deadline = Instant::now() + DRAIN_MAX;
-    let mut last_fact = begun;
+    let mut ends = Vec::with_capacity(orders.len());
     // The last ones first, so that asking does not take the shop's time while it is at work.
     let mut cpu = Duration::ZERO;
-    for (place, (id, _)) in orders.iter().rev().enumerate() {
-        last_fact = last_fact.max(wait_until_complete(&mut http, id, deadline).await?);
-        if place == 0 {
+    for order in orders.iter().rev() {
+        ends.push(wait_until_complete(&mut http, &order.id, deadline, LOOK_EVERY * 10).await?);
+        if ends.len() == 1 {
             cpu = shop.cpu()?;
         }
     }
-    for (id, _) in orders {
+    for Placed { id, .. } in orders {
         let ledger = http.get(&format!("/bank/ledger?orderId={id}")).await?;
         let charges = ledger.as_array().map_or(0, Vec::len);
         ensure!(
@@ -252,7 +298,7 @@ async fn completion(
             "order {id} has {charges} entries in the bank's ledger, not 1"
         );
     }
-    Ok((last_fact.duration_since(begun)?, cpu))
+    Ok((ends, cpu))
 }
 
 /// The products that every order of a round could take one of.
@@ -277,6 +323,7 @@ async fn wait_until_complete(
     http: &mut Http,
     id: &str,
     deadline: Instant,
+    pause: Duration,
 ) -> anyhow::Result<SystemTime> {
     loop {
         let order = http.get(&format!("/orders/{id}")).await?;
@@ -296,7 +343,7 @@ async fn wait_until_complete(
         if Instant::now() > deadline {
             bail!("order {id} did not end within {DRAIN_MAX:?}: {order}");
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -341,3 +341,36 @@ async fn one_that_nobody_waits_for_before_its_turn_leaves_nothing() {
     let expected: Vec<_> = others.zip(before + 1..).collect();
     assert_eq!(*numbers.lock(), expected);
 }
+
+/// It gives up a statement, and what was sent behind that fails: it is not to blame.
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn one_that_gives_up_a_statement_is_not_blamed_for_what_is_behind_it() {
+    let world = World::new().await;
+    learn(&world, 1).await;
+    world.quicken().await;
+    // In the second round the statements are known to the connection, and nothing is in the way.
+    for round in ["m", "n"] {
+        world.quicken().await;
+        let works = (0..FULL).map(|place| {
+            world.attempt(&format!("{round} {place:02}"), move |mut tx| async move {
+                match place {
+                    3 => {
+                        let slow = tx.query("select pg_sleep(0.02)", &[]);
+                        let _ = tokio::time::timeout(Duration::from_millis(5), slow).await;
+                    }
+                    4 => drop(
+                        tx.query("select 1 / (count(*) - 2) from tally", &[])
+                            .await?,
+                    ),
+                    _ => drop(take(&mut tx).await?),
+                }
+                Ok(())
+            })
+        });
+        let outcomes = world.run_all(works.collect()).await;
+        for (place, outcome) in outcomes.iter().enumerate() {
+            assert_eq!(is_done(outcome), place != 4, "{place}: {outcome:?}");
+        }
+    }
+}
