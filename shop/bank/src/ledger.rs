@@ -89,15 +89,19 @@ pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer
         Some("tok_declined") => Some("the card was declined"),
         Some(_) => Some("the bank does not know this card"),
     };
-    let decide = match refusal {
-        Some(_) => make_void(key),
-        None => insert(key, charge),
-    };
-    let (lock, kept_charge) = (lock(key), kept_charge(key));
-    let kept = db.write(|mut tx| async move {
-        tx.execute(lock).await?;
-        tx.execute(decide).await?;
-        tx.first(kept_charge).await
+    let (lock, take) = (lock(key), take(key, charge));
+    let (make_void, kept_charge) = (make_void(key), kept_charge(key));
+    let kept = db.write(move |mut tx| async move {
+        let used = tx.first(lock).await?.ok_or_else(lost)?;
+        let is_void = used.get::<i64>(0)? == 1;
+        match refusal {
+            Some(_) => {
+                tx.execute(make_void).await?;
+                tx.first(kept_charge).await
+            }
+            None if is_void => Ok(None),
+            None => tx.first(take).await,
+        }
     });
     let Some(row) = kept.await? else {
         let before = "this payment was declined or cancelled before";
@@ -145,21 +149,24 @@ pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer
     Ok(Answer::refunded(Money::from_cents(row.get(1)?)))
 }
 
-/// Makes whoever else uses this key wait until this transaction is over.
+/// Makes whoever else uses this key wait until this transaction is over, and says whether it is
+/// void.
 fn lock(key: &str) -> Statement {
     sql(
         "insert into used_key (idempotency_key, is_void) values ($1, 0)
-         on conflict (idempotency_key) do update set is_void = used_key.is_void",
+         on conflict (idempotency_key) do update set is_void = used_key.is_void
+         returning is_void",
     )
     .bind(key)
 }
 
-fn insert(key: &str, charge: &Charge) -> Statement {
+/// Takes the money unless that was done before, and says for which order, and how much.
+fn take(key: &str, charge: &Charge) -> Statement {
     sql(
         "insert into ledger (idempotency_key, kind, order_id, amount, at)
-         select $1, 'charge', $2, $3, $4 where not exists
-             (select 1 from used_key where idempotency_key = $1 and is_void = 1)
-         on conflict (idempotency_key, kind) do nothing",
+         values ($1, 'charge', $2, $3, $4)
+         on conflict (idempotency_key, kind) do update set at = ledger.at
+         returning order_id, amount",
     )
     .bind(key)
     .bind(&charge.order_id)
