@@ -17,8 +17,8 @@ use shop_contracts::{
     OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, StockRejected, StockReleased,
     StockReserved, product,
 };
-use shop_kit::{Statement, Tx, sql};
-use tidings::{Error, prelude::*};
+use shop_kit::{Row, Statement, Tx, sql};
+use tidings::prelude::*;
 
 /// How many of the products that are not to be had a refusal names.
 const PRODUCTS_NAMED_MAX: usize = 3;
@@ -85,52 +85,40 @@ fn reason(short: &[&str]) -> String {
 
 /// What is paid for leaves the house. Nothing happens if the reservation has ended before.
 pub(crate) async fn ship(order: OrderConfirmed, mut tx: Tx) -> Result<()> {
-    let order_id = order.order_id;
-    let reserved = sql("select items from reservation where order_id = $1 and status = 'RESERVED'");
-    let Some(row) = tx.first(reserved.bind(&order_id)).await? else {
+    let end = sql("update reservation set status = 'SHIPPED'
+         where order_id = $1 and status = 'RESERVED' returning items");
+    let Some(row) = tx.first(end.bind(&order.order_id)).await? else {
         return Ok(());
     };
-    let lines: Lines = serde_json::from_str(&row.get::<String>(0)?).permanent()?;
-    let send = |(sku, quantity): (&String, &i64)| {
-        sql(
-            "update stock set reserved = reserved - $2, shipped = shipped + $2
-             where sku = $1 and exists
-                 (select 1 from reservation where order_id = $3 and status = 'RESERVED')",
-        )
-        .bind(sku)
-        .bind(*quantity)
-        .bind(&order_id)
-    };
-    let end = sql("update reservation set status = 'SHIPPED'
-         where order_id = $1 and status = 'RESERVED'");
-    for line in &lines {
+    for line in &reserved(&row)? {
         tx.execute(send(line)).await?;
     }
-    tx.execute(end.bind(&order_id)).await?;
     Ok(())
 }
 
 /// Puts back what is reserved, or sees to it that nothing will be.
 pub(crate) async fn release(order: OrderCancelled, mut tx: Tx) -> Result<Option<StockReleased>> {
     let order_id = order.order_id;
-    // The update changes nothing, but locks the row.
-    let fence = sql(
+    let end = sql(
         "insert into reservation (order_id, items, status) values ($1, '{}', 'CANCELLED')
-         on conflict (order_id) do update set status = reservation.status
+         on conflict (order_id) do update set status = 'RELEASED'
+         where reservation.status = 'RESERVED'
          returning items, status",
     );
-    let row = tx.first(fence.bind(&order_id)).await?;
-    let row = row.ok_or_else(|| Error::msg("a reservation was written, but not returned"))?;
-    if row.get::<String>(1)? != "RESERVED" {
-        return Ok(None);
-    }
-    let lines: Lines = serde_json::from_str(&row.get::<String>(0)?).permanent()?;
-    let end = sql("update reservation set status = 'RELEASED' where order_id = $1");
-    for line in &lines {
+    let row = match tx.first(end.bind(&order_id)).await? {
+        Some(row) if row.get::<String>(1)? == "RELEASED" => row,
+        // It had ended before, or the order comes later, and finds that it is cancelled.
+        Some(_) | None => return Ok(None),
+    };
+    for line in &reserved(&row)? {
         tx.execute(put_back(line)).await?;
     }
-    tx.execute(end.bind(&order_id)).await?;
     Ok(Some(StockReleased { order_id }))
+}
+
+/// What was put aside, from a row of `items`.
+fn reserved(row: &Row) -> Result<Lines> {
+    serde_json::from_str(&row.get::<String>(0)?).permanent()
 }
 
 fn reservation(order_id: &str, lines: &Lines, status: &'static str) -> Result<Statement> {
@@ -146,6 +134,15 @@ fn take((sku, quantity): (&String, &i64)) -> Statement {
     sql(
         "update stock set available = available - $2, reserved = reserved + $2
          where sku = $1 and available >= $2",
+    )
+    .bind(sku)
+    .bind(*quantity)
+}
+
+fn send((sku, quantity): (&String, &i64)) -> Statement {
+    sql(
+        "update stock set reserved = reserved - $2, shipped = shipped + $2
+         where sku = $1",
     )
     .bind(sku)
     .bind(*quantity)
