@@ -3,6 +3,8 @@
 mod common;
 
 use axum::http::Method;
+use std::collections::BTreeMap;
+
 use common::{SOON, Shop, eventually, order, timeline};
 use serde_json::{Value, json};
 
@@ -59,6 +61,63 @@ async fn a_good_order_is_paid_reserved_shipped_written_and_rewarded() {
     assert_eq!(mails.len(), 1);
     assert_eq!(shop.points("c-1").await, 199);
     shop.stop();
+}
+
+/// What a confirmed order costs. Whoever subscribes a service to one event more pays for it with
+/// each order: then this list grows, and the table in ARCHITECTURE.md with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_order_takes_twelve_deliveries() {
+    const PER_ORDER: [&str; 12] = [
+        "inventory.order-confirmed.v1",
+        "inventory.order-placed.v1",
+        "loyalty.order-confirmed.v1",
+        "notification.order-confirmed.v1",
+        "orders.email-sent.v1",
+        "orders.order-placed.v1",
+        "orders.payment-authorized.v1",
+        "orders.points-awarded.v1",
+        "orders.shipment-booked.v1",
+        "orders.stock-reserved.v1",
+        "payment.order-placed.v1",
+        "shipping.order-confirmed.v1",
+    ];
+    const ORDERS: u64 = 5;
+
+    let data = tempfile::tempdir().unwrap();
+    let shop = Shop::start(data.path(), &[]);
+    for _ in 0..ORDERS {
+        let id = shop.order("tok_ok", &[("LAMP-BRASS", 1)]).await;
+        let all = ["ShipmentBooked", "EmailSent", "PointsAwarded"];
+        shop.happened(&id, &all).await;
+    }
+    let wanted: BTreeMap<String, u64> = PER_ORDER
+        .iter()
+        .map(|queue| ((*queue).to_owned(), ORDERS))
+        .collect();
+    // What is counted is counted a moment after it is committed.
+    let mut counted = BTreeMap::new();
+    let all = eventually(SOON, async || {
+        counted = handled(&shop.get("/metrics").await.text);
+        (counted.values().sum::<u64>() >= ORDERS * PER_ORDER.len() as u64).then_some(())
+    });
+    assert!(all.await.is_some(), "only {counted:?}");
+    assert_eq!(counted, wanted);
+    shop.stop();
+}
+
+/// How many messages of each queue were handled, for the queues that had any. One that came again is
+/// not counted: what happens twice by chance is not what an order costs.
+fn handled(metrics: &str) -> BTreeMap<String, u64> {
+    let counts = metrics.lines().filter_map(|line| {
+        let (labels, count) = line
+            .strip_prefix("tidings_messages_total{")?
+            .split_once("} ")?;
+        let queue = labels.split_once("queue=\"")?.1.split_once('"')?.0;
+        let is_handled = labels.contains("end=\"handled\"");
+        let count: u64 = count.parse().ok()?;
+        (is_handled && count > 0).then(|| (queue.to_owned(), count))
+    });
+    counts.collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,11 +20,10 @@ type Decided = (Option<OrderConfirmed>, Option<OrderCancelled>);
 /// program placed becomes known now, and may have been answered before. Who says they sent it does
 /// not matter: whatever is charged and reserved has to be known here.
 pub(crate) async fn adopt(order: OrderPlaced, mut tx: Tx) -> Result<Decided> {
-    let Some(row) = tx.first(orders::adopt(&order)).await? else {
-        return Ok((None, None));
-    };
-    tx.execute(orders::placed(&order.order_id)).await?;
-    decide(order.order_id, Known::from_row(&row)?, &mut tx).await
+    match tx.first(orders::adopt(&order)).await? {
+        Some(row) => decide(order.order_id, Known::from_row(&row)?, &mut tx).await,
+        None => Ok((None, None)),
+    }
 }
 
 pub(crate) async fn payment_authorized(
@@ -33,7 +32,7 @@ pub(crate) async fn payment_authorized(
     tx: Tx,
 ) -> Result<Decided> {
     let answer = Answer::Payment { refused: None };
-    answered(event.order_id, "PaymentAuthorized", &answer, &metadata, tx).await
+    answered(event.order_id, &answer, &metadata, tx).await
 }
 
 pub(crate) async fn payment_declined(
@@ -44,7 +43,7 @@ pub(crate) async fn payment_declined(
     let answer = Answer::Payment {
         refused: Some(event.reason),
     };
-    answered(event.order_id, "PaymentDeclined", &answer, &metadata, tx).await
+    answered(event.order_id, &answer, &metadata, tx).await
 }
 
 pub(crate) async fn stock_reserved(
@@ -53,7 +52,7 @@ pub(crate) async fn stock_reserved(
     tx: Tx,
 ) -> Result<Decided> {
     let answer = Answer::Stock { refused: None };
-    answered(event.order_id, "StockReserved", &answer, &metadata, tx).await
+    answered(event.order_id, &answer, &metadata, tx).await
 }
 
 pub(crate) async fn stock_rejected(
@@ -64,23 +63,26 @@ pub(crate) async fn stock_rejected(
     let answer = Answer::Stock {
         refused: Some(event.reason),
     };
-    answered(event.order_id, "StockRejected", &answer, &metadata, tx).await
+    answered(event.order_id, &answer, &metadata, tx).await
 }
 
 async fn answered(
     order_id: String,
-    event: &'static str,
     answer: &Answer,
     metadata: &Metadata,
     mut tx: Tx,
 ) -> Result<Decided> {
     check_id(&order_id)?;
-    let order = tx.first(orders::answered(&order_id, answer)).await?;
-    let happened = orders::happened(&order_id, event, time(metadata));
-    tx.execute(happened).await?;
-    match order {
-        Some(row) => decide(order_id, Known::from_row(&row)?, &mut tx).await,
-        None => Ok((None, None)),
+    let at = time(metadata);
+    let row = tx.first(orders::answered(&order_id, answer, at)).await?;
+    match row.map(|row| Known::from_row(&row)).transpose()? {
+        Some(order) if !order.has_ended() => decide(order_id, order, &mut tx).await,
+        // The order has ended, or the same service has answered before: this decides nothing.
+        _ => {
+            tx.execute(orders::noted(&order_id, answer.event(), at))
+                .await?;
+            Ok((None, None))
+        }
     }
 }
 
@@ -100,14 +102,7 @@ async fn decide(order_id: String, known: Known, tx: &mut Tx) -> Result<Decided> 
     let Some(decision) = known.decision() else {
         return Ok((None, None));
     };
-    let event = match decision {
-        Decision::Confirm { .. } => "OrderConfirmed",
-        Decision::Cancel { .. } => "OrderCancelled",
-    };
-    let decided = orders::decided(&order_id, decision.status());
-    tx.execute(decided).await?;
-    let happened = orders::happened(&order_id, event, Timestamp::now());
-    tx.execute(happened).await?;
+    tx.execute(orders::decided(&order_id, &decision)).await?;
     Ok(match decision {
         Decision::Confirm { amount } => {
             let (customer_id, email) = (known.customer_id, known.email);
@@ -141,7 +136,7 @@ macro_rules! noted {
         pub(crate) async fn $handler(event: $event, metadata: Metadata, mut tx: Tx) -> Result<()> {
             check_id(&event.order_id)?;
             let at = time(&metadata);
-            tx.execute(orders::happened(&event.order_id, stringify!($event), at)).await?;
+            tx.execute(orders::noted(&event.order_id, stringify!($event), at)).await?;
             Ok(())
         }
     )*};

@@ -120,15 +120,11 @@ async fn commit(
     let still_may = may_commit.clone();
     let write = |handle| async move {
         let mut tx = db.lend(handle);
-        tx.execute(place).await?;
-        tx.execute(orders::placed(&order.order_id)).await?;
-        let placed = match with_key {
-            Some(with_key) => tx.first(with_key).await?,
-            // Nothing can be in the way of a new order without a key.
-            None => None,
+        let before = match (tx.first(place).await?, with_key) {
+            (None, Some(with_key)) => tx.first(with_key).await?,
+            // It is stored; nothing can be in the way of a new order without a key.
+            _ => None,
         };
-        let is_other = |row: &Row| row.get::<String>(0).is_ok_and(|id| id != order.order_id);
-        let before = placed.filter(is_other);
         if !still_may.take() {
             return Err(late().into());
         }

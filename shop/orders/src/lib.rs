@@ -33,7 +33,7 @@ const NAME: &str = "orders";
 ///
 /// Of an order that was answered but not placed (yet), only the answers are known, and when the
 /// first came. Steps are only ever added.
-pub const MIGRATIONS: &[&str] = &[TABLES, NUMBERS, OPEN_ORDERS];
+pub const MIGRATIONS: &[&str] = &[TABLES, NUMBERS, OPEN_ORDERS, HISTORY];
 
 const TABLES: &str = "create table orders (
         order_id text primary key,
@@ -69,6 +69,18 @@ const NUMBERS: &str = "alter table happening add column number bigint not null d
 /// Who looks for what is undecided passes over no order that has ended.
 const OPEN_ORDERS: &str = "create index orders_open on orders (placed_at, order_id)
     where status = 'CREATED'";
+
+/// What decides an order, and when it happened, stands in the order's row, which is written anyway:
+/// the answers and the end, in the order in which they were heard of (`PaymentAuthorized 1764000000000000 `,
+/// one after the other). When it was placed stands there too. The table `happening` keeps what decides
+/// nothing. Of what an elder version stored, that is moved which a decision may follow yet.
+const HISTORY: &str = "alter table orders add column history text not null default '';
+    update orders set history = coalesce((
+        select string_agg(event || ' ' || at || ' ', '' order by number) from happening
+        where happening.order_id = orders.order_id and number > 0
+    ), '') where status = 'CREATED';
+    delete from happening where number = 0
+        or order_id in (select order_id from orders where status = 'CREATED')";
 
 /// Opens the orders' database and makes the service, and the task that keeps the deadline, which
 /// has to run beside it.

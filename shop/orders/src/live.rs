@@ -169,12 +169,18 @@ mod tests {
 
     use super::*;
     use crate::{
-        orders::decided,
+        orders::{Decision, decided},
         tests::{Fixture, placed},
     };
 
     const SOON: Duration = Duration::from_millis(500);
     const LONG: Duration = Duration::from_secs(3600);
+
+    fn end() -> Decision {
+        Decision::Cancel {
+            reason: "no mugs".into(),
+        }
+    }
 
     async fn watch(shop: &Fixture, quiet_after_end: Duration, at_most: Duration) -> Watch {
         let order = placed("o-1", Duration::ZERO);
@@ -200,8 +206,8 @@ mod tests {
         let shop = Fixture::new().await;
         let mut steps = pin!(steps(watch(&shop, SOON, LONG).await));
         assert_eq!(told(steps.next().await), "CREATED");
-        shop.write(decided("o-1", OrderStatus::Confirmed)).await;
-        assert_eq!(told(steps.next().await), "CONFIRMED");
+        shop.write(decided("o-1", &end())).await;
+        assert_eq!(told(steps.next().await), "CANCELLED");
         assert_eq!(told(steps.next().await), "the end");
         assert_eq!(told(steps.next().await), "nothing");
     }
@@ -225,7 +231,7 @@ mod tests {
         assert!(failed.is_err(), "{failed:?}");
         shop.write(sql("alter table away rename to happening"))
             .await;
-        shop.write(decided("o-1", OrderStatus::Cancelled)).await;
+        shop.write(decided("o-1", &end())).await;
         assert_eq!(told(steps.next().await), "CANCELLED");
     }
 }

@@ -23,6 +23,18 @@ pub(crate) enum Answer {
     Stock { refused: Option<String> },
 }
 
+impl Answer {
+    /// The event that said it.
+    pub(crate) const fn event(&self) -> &'static str {
+        match self {
+            Self::Payment { refused: None } => "PaymentAuthorized",
+            Self::Payment { refused: Some(_) } => "PaymentDeclined",
+            Self::Stock { refused: None } => "StockReserved",
+            Self::Stock { refused: Some(_) } => "StockRejected",
+        }
+    }
+}
+
 /// What payment and inventory have said so far.
 pub(crate) struct Answers {
     pub(crate) payment: Option<String>,
@@ -65,10 +77,15 @@ impl Known {
         })
     }
 
+    /// Whether it is confirmed or cancelled.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.status != OrderStatus::Created.as_str()
+    }
+
     /// The first refusal decides; otherwise both have to accept. None as long as that is open, if
     /// the order itself has not been heard of, or if it was decided before.
     pub(crate) fn decision(&self) -> Option<Decision> {
-        if self.status != OrderStatus::Created.as_str() {
+        if self.has_ended() {
             return None;
         }
         let amount = self.amount?;
@@ -90,9 +107,17 @@ impl Decision {
             Self::Cancel { .. } => OrderStatus::Cancelled,
         }
     }
+
+    /// The event that announces it.
+    const fn event(&self) -> &'static str {
+        match self {
+            Self::Confirm { .. } => "OrderConfirmed",
+            Self::Cancel { .. } => "OrderCancelled",
+        }
+    }
 }
 
-/// Stores an order of this shop, unless its idempotency key was used before.
+/// Stores an order of this shop and returns it, unless its idempotency key was used before.
 pub(crate) fn place(
     order: &OrderPlaced,
     idempotency_key: Option<&str>,
@@ -112,21 +137,15 @@ pub(crate) fn place(
     .bind(request)
 }
 
-/// Begins the timeline of an order, if it was stored: whenever it is heard of, it was the first.
-pub(crate) fn placed(order_id: &str) -> Statement {
-    sql("insert into happening (order_id, event, at, number)
-         select order_id, 'OrderPlaced', placed_at, 0 from orders where order_id = $1
-         on conflict (order_id, event) do nothing")
-    .bind(order_id)
-}
-
 /// The order that was placed with this idempotency key.
 pub(crate) fn with_key(key: &str) -> Statement {
     sql("select order_id, amount, request from orders where idempotency_key = $1").bind(key)
 }
 
-/// Stores an order that somebody else published, unless it is known. Its time is when it, or an
-/// answer to it, was first heard of: whoever published it may have another clock.
+/// Stores an order that somebody else published, unless it is known: then its row is not even
+/// locked, so that an answer to it, which another copy of this service may have in hand, does not
+/// wait. Its time is when it, or an answer to it, was first heard of: whoever published it may have
+/// another clock.
 pub(crate) fn adopt(order: &OrderPlaced) -> Statement {
     let kept = |text: &Option<String>, bytes_max| {
         let text = text.as_deref();
@@ -135,7 +154,8 @@ pub(crate) fn adopt(order: &OrderPlaced) -> Statement {
     };
     sql(
         "insert into orders (order_id, status, amount, customer_id, email, placed_at)
-         values ($1, 'CREATED', $2, $3, $4, $5)
+         select $1, 'CREATED', cast($2 as bigint), $3, $4, cast($5 as bigint) where not exists
+             (select 1 from orders where order_id = $1 and amount is not null)
          on conflict (order_id) do update
          set amount = excluded.amount, customer_id = excluded.customer_id,
              email = excluded.email, placed_at = coalesce(orders.placed_at, excluded.placed_at)
@@ -149,19 +169,23 @@ pub(crate) fn adopt(order: &OrderPlaced) -> Statement {
     .bind(Timestamp::now().as_microsecond())
 }
 
-/// Notes an answer, also to an order that is not known yet. Of an order that is decided it changes
-/// nothing else.
-pub(crate) fn answered(order_id: &str, answer: &Answer) -> Statement {
+/// Takes an answer, also to an order that is not known yet, unless the same service has answered
+/// before. Of an order that has ended it keeps nothing but that there was one.
+pub(crate) fn answered(order_id: &str, answer: &Answer, at: Timestamp) -> Statement {
     let (statement, refused) = match answer {
         Answer::Payment { refused } => (
             sql(
-                "insert into orders (order_id, status, payment, reason, placed_at)
-                 values ($1, 'CREATED', $2, $3, $4)
+                "insert into orders (order_id, status, payment, reason, placed_at, history)
+                 values ($1, 'CREATED', $2, $3, $4, $5)
                  on conflict (order_id) do update
                  set payment = excluded.payment,
                      reason = case orders.status
                          when 'CREATED' then coalesce(orders.reason, excluded.reason)
                          else orders.reason
+                     end,
+                     history = case orders.status
+                         when 'CREATED' then orders.history || excluded.history
+                         else orders.history
                      end
                  where orders.payment is null
                  returning status, amount, customer_id, email, payment, stock, reason",
@@ -170,13 +194,17 @@ pub(crate) fn answered(order_id: &str, answer: &Answer) -> Statement {
         ),
         Answer::Stock { refused } => (
             sql(
-                "insert into orders (order_id, status, stock, reason, placed_at)
-                 values ($1, 'CREATED', $2, $3, $4)
+                "insert into orders (order_id, status, stock, reason, placed_at, history)
+                 values ($1, 'CREATED', $2, $3, $4, $5)
                  on conflict (order_id) do update
                  set stock = excluded.stock,
                      reason = case orders.status
                          when 'CREATED' then coalesce(orders.reason, excluded.reason)
                          else orders.reason
+                     end,
+                     history = case orders.status
+                         when 'CREATED' then orders.history || excluded.history
+                         else orders.history
                      end
                  where orders.stock is null
                  returning status, amount, customer_id, email, payment, stock, reason",
@@ -190,6 +218,7 @@ pub(crate) fn answered(order_id: &str, answer: &Answer) -> Statement {
         .bind(word)
         .bind(refused.as_deref().map(plain))
         .bind(Timestamp::now().as_microsecond())
+        .bind(entry(answer.event(), at))
 }
 
 /// A reason as it is kept: without control characters, and not longer than anybody reads.
@@ -206,15 +235,37 @@ fn plain(reason: &str) -> String {
 }
 
 /// Ends an order that is undecided. One that has ended never changes again.
-pub(crate) fn decided(order_id: &str, status: OrderStatus) -> Statement {
-    sql("update orders set status = $2 where order_id = $1 and status = 'CREATED'")
-        .bind(order_id)
-        .bind(status.as_str())
+pub(crate) fn decided(order_id: &str, decision: &Decision) -> Statement {
+    sql("update orders set status = $2, history = history || $3
+         where order_id = $1 and status = 'CREATED'")
+    .bind(order_id)
+    .bind(decision.status().as_str())
+    .bind(entry(decision.event(), Timestamp::now()))
 }
 
-/// Adds to the order's timeline, after all that was heard before; each thing happens once to an
-/// order. `at` is when it happened according to whoever says so, and is only shown.
-pub(crate) fn happened(order_id: &str, event: &'static str, at: Timestamp) -> Statement {
+/// An event as it stands in the history of an order.
+pub(crate) fn entry(event: &'static str, at: Timestamp) -> String {
+    format!("{event} {} ", at.as_microsecond())
+}
+
+/// The events of a history, in the order in which they were heard of.
+fn entries(history: &str) -> Result<Vec<Happening>, StoreError> {
+    let words: Vec<&str> = history.split_ascii_whitespace().collect();
+    let unread = || StoreError::new(format!("`{history}` is not the history of an order"));
+    let entries = words.chunks(2).map(|entry| match *entry {
+        [event, at] => Ok(Happening {
+            at: shop_kit::timestamp(at.parse().map_err(|_| unread())?)?,
+            event: event.to_owned(),
+        }),
+        _ => Err(unread()),
+    });
+    entries.collect()
+}
+
+/// Notes what happened to an order without deciding anything, after all that was heard before; each
+/// thing happens once to an order. `at` is when it happened according to whoever says so, and is
+/// only shown.
+pub(crate) fn noted(order_id: &str, event: &'static str, at: Timestamp) -> Statement {
     sql("insert into happening (order_id, event, at, number)
          select $1, $2, cast($3 as bigint), coalesce(max(number), 0) + 1
          from happening where order_id = $1
@@ -257,11 +308,12 @@ pub(crate) struct Summary {
     reason: Option<String>,
 }
 
-/// One order, with its timeline.
+/// One order, with its timeline: that it was placed, which was the first whenever it was heard of,
+/// then what decided it, then what was noted.
 pub(crate) async fn find(db: &Db, order_id: &str) -> Result<Order, Problem> {
     let query = sql(
         "select orders.status, orders.amount, orders.customer_id, orders.placed_at, orders.reason,
-                happening.at, happening.event
+                orders.history, happening.at, happening.event
          from orders left join happening on happening.order_id = orders.order_id
          where orders.order_id = $1 and orders.amount is not null
          order by happening.number, happening.at, happening.event",
@@ -270,13 +322,20 @@ pub(crate) async fn find(db: &Db, order_id: &str) -> Result<Order, Problem> {
     let row = rows
         .first()
         .ok_or_else(|| Problem::not_found(format_args!("there is no order `{order_id}`")))?;
-    let mut timeline = Vec::with_capacity(rows.len());
+    let placed_at = shop_kit::timestamp(row.get(3)?)?;
+    let mut timeline = vec![Happening {
+        at: placed_at,
+        event: "OrderPlaced".to_owned(),
+    }];
+    timeline.extend(entries(&row.get::<String>(5)?)?);
     for row in &rows {
-        if let (Some(at), Some(event)) = (row.get(5)?, row.get(6)?) {
-            timeline.push(Happening {
-                at: shop_kit::timestamp(at)?,
-                event,
-            });
+        let (Some(at), Some(event)) = (row.get(6)?, row.get::<Option<String>>(7)?) else {
+            continue;
+        };
+        // What decided an order may be told again, when it is not known as a duplicate any more.
+        if !timeline.iter().any(|happened| happened.event == event) {
+            let at = shop_kit::timestamp(at)?;
+            timeline.push(Happening { at, event });
         }
     }
     let status: String = row.get(0)?;
@@ -287,7 +346,7 @@ pub(crate) async fn find(db: &Db, order_id: &str) -> Result<Order, Problem> {
         order_id: order_id.to_owned(),
         amount: Money::from_cents(row.get(1)?),
         customer_id: row.get(2)?,
-        placed_at: shop_kit::timestamp(row.get(3)?)?,
+        placed_at,
         reason: if cancelled { reason } else { None },
         status,
         timeline,

@@ -113,9 +113,6 @@ impl Overdue {
                 let Some(row) = tx.first(cancel(&order_id, deadline)).await? else {
                     continue;
                 };
-                let at = Timestamp::now();
-                let happened = orders::happened(&order_id, "OrderCancelled", at);
-                tx.execute(happened).await?;
                 events.push(OrderCancelled {
                     order_id,
                     email: row.get(0)?,
@@ -159,6 +156,7 @@ fn cancel(order_id: &str, deadline: OrderDeadline) -> Statement {
     let silent = |who: &str| format!("{who} did not answer within {deadline}");
     sql("update orders
          set status = 'CANCELLED',
+             history = history || $6,
              reason = case
                  when amount is null then $2
                  when payment is null and stock is null then $3
@@ -172,6 +170,7 @@ fn cancel(order_id: &str, deadline: OrderDeadline) -> Statement {
     .bind(silent("payment and inventory"))
     .bind(silent("payment"))
     .bind(silent("inventory"))
+    .bind(orders::entry("OrderCancelled", Timestamp::now()))
 }
 
 /// Why a look failed.

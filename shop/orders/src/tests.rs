@@ -10,13 +10,13 @@ use tidings::Producer;
 
 use crate::{
     MIGRATIONS, NAME, OrderDeadline, Overdue, TABLES,
-    orders::{self, Answer},
+    orders::{self, Answer, Decision},
     overdue, stuck,
 };
 
 pub(crate) struct Fixture {
     pub(crate) db: Db,
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
 }
 
 impl Fixture {
@@ -24,7 +24,10 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::Sqlite(folder.path().into());
         let db = database.open(NAME, MIGRATIONS).await.unwrap();
-        Self { db, folder }
+        Self {
+            db,
+            _folder: folder,
+        }
     }
 
     /// The deadline's task of one copy of the service.
@@ -44,11 +47,11 @@ impl Fixture {
     async fn place(&self, order_id: &str, ago: Duration) {
         let order = placed(order_id, ago);
         self.write(orders::place(&order, None, None)).await;
-        self.write(orders::placed(order_id)).await;
     }
 
     async fn answer(&self, order_id: &str, answer: Answer) {
-        self.write(orders::answered(order_id, &answer)).await;
+        let at = Timestamp::now();
+        self.write(orders::answered(order_id, &answer, at)).await;
     }
 
     /// The status and the reason, also of an order that was never placed.
@@ -80,6 +83,10 @@ pub(crate) fn placed(order_id: &str, ago: Duration) -> OrderPlaced {
 const ACCEPTED: Answer = Answer::Payment { refused: None };
 const IN_STOCK: Answer = Answer::Stock { refused: None };
 
+const CONFIRM: Decision = Decision::Confirm {
+    amount: Money::from_cents(1290),
+};
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
@@ -92,8 +99,7 @@ async fn an_order_is_cancelled_at_its_deadline_and_not_before() {
     shop.answer("inventory", ACCEPTED).await;
     shop.place("young", 59 * MINUTE).await;
     shop.place("ended", 61 * MINUTE).await;
-    shop.write(orders::decided("ended", OrderStatus::Confirmed))
-        .await;
+    shop.write(orders::decided("ended", &CONFIRM)).await;
 
     let cancelled = shop.copy("1h").cancel_overdue(Timestamp::now()).await;
     assert_eq!(cancelled.unwrap(), 3);
@@ -164,30 +170,45 @@ async fn a_late_refusal_does_not_change_why_an_order_was_cancelled() {
     let refused = Some("the card was declined".to_owned());
     shop.answer("late", Answer::Payment { refused }).await;
     assert_eq!(shop.end_of("late").await, before);
-    shop.write(orders::decided("late", OrderStatus::Confirmed))
-        .await;
+    shop.write(orders::decided("late", &CONFIRM)).await;
     assert_eq!(shop.end_of("late").await, before);
 }
 
 #[tokio::test]
 async fn what_an_elder_version_stored_is_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let database = Database::Sqlite(folder.path().into());
+    stored_by_an_elder_version(Database::Sqlite(folder.path().into())).await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn what_an_elder_version_stored_on_postgresql_is_kept() {
+    let server = tidings_testing::servers::Postgres::start().unwrap();
+    stored_by_an_elder_version(Database::Postgres(server.url())).await;
+}
+
+async fn stored_by_an_elder_version(database: Database) {
+    let folder = tempfile::tempdir().unwrap();
     let db = database.open(NAME, &[TABLES]).await.unwrap();
     let stored = [
         "insert into orders (order_id, status, payment) values ('ghost', 'CREATED', 'ACCEPTED')",
         "insert into orders (order_id, status, amount, placed_at, payment, stock)
-         values ('old', 'CONFIRMED', 1290, 10, 'ACCEPTED', 'ACCEPTED')",
+         values ('old', 'CONFIRMED', 1290, 10, 'ACCEPTED', 'ACCEPTED'),
+             ('open', 'CREATED', 1290, 10, null, 'ACCEPTED')",
         "insert into happening (order_id, event, at) values
          ('old', 'StockReserved', 5), ('old', 'OrderConfirmed', 30), ('old', 'OrderPlaced', 10),
-         ('old', 'PaymentAuthorized', 20), ('ghost', 'PaymentAuthorized', 7)",
+         ('old', 'PaymentAuthorized', 20), ('ghost', 'PaymentAuthorized', 7),
+         ('open', 'OrderPlaced', 10), ('open', 'StockReserved', 40)",
     ];
     for statement in stored {
         db.execute(sql(statement)).await.unwrap();
     }
     drop(db);
     let db = database.open(NAME, MIGRATIONS).await.unwrap();
-    let shop = Fixture { db, folder };
+    let shop = Fixture {
+        db,
+        _folder: folder,
+    };
     // The order was placed before anybody answered, whatever their clocks say.
     let expected = [
         "OrderPlaced",
@@ -196,9 +217,20 @@ async fn what_an_elder_version_stored_is_kept() {
         "OrderConfirmed",
     ];
     assert_eq!(timeline(&shop, "old").await, expected);
-    shop.write(orders::happened("old", "EmailSent", Timestamp::UNIX_EPOCH))
+    shop.write(orders::noted("old", "EmailSent", Timestamp::UNIX_EPOCH))
         .await;
     assert_eq!(timeline(&shop, "old").await.last().unwrap(), "EmailSent");
+
+    // What is not decided yet goes on as if it had begun with this version.
+    shop.answer("open", ACCEPTED).await;
+    shop.write(orders::decided("open", &CONFIRM)).await;
+    let expected = [
+        "OrderPlaced",
+        "StockReserved",
+        "PaymentAuthorized",
+        "OrderConfirmed",
+    ];
+    assert_eq!(timeline(&shop, "open").await, expected);
 
     // An order that has no time gets the time when it is first seen.
     let copy = shop.copy("1h");
@@ -208,7 +240,6 @@ async fn what_an_elder_version_stored_is_kept() {
     assert_eq!(copy.cancel_overdue(now + 61 * MINUTE).await.unwrap(), 1);
     assert_eq!(shop.end_of("ghost").await.0, "CANCELLED");
     assert_eq!(shop.end_of("old").await.0, "CONFIRMED");
-    drop(shop.folder);
 }
 
 #[tokio::test]
@@ -220,8 +251,7 @@ async fn stuck_orders_are_those_that_wait_for_long_oldest_first() {
     }
     shop.place("young", stuck::STUCK_AFTER / 2).await;
     shop.answer("a", ACCEPTED).await;
-    shop.write(orders::decided("ended", OrderStatus::Cancelled))
-        .await;
+    shop.write(orders::decided("ended", &CONFIRM)).await;
 
     let list = async |limit, after: Option<&str>| {
         let page = stuck::list(&shop.db, deadline, limit, after).await.unwrap();

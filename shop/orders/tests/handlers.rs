@@ -1,20 +1,40 @@
 //! What orders decides when the others answer, in a world in the process.
 
 use shop_contracts::{
-    Money, OrderCancelled, OrderConfirmed, OrderPlaced, OrderStatus, PaymentAuthorized,
+    EmailSent, Money, OrderCancelled, OrderConfirmed, OrderPlaced, OrderStatus, PaymentAuthorized,
     PaymentDeclined, StockRejected, StockReserved,
 };
-use shop_kit::Database;
+use shop_kit::{Database, Db, sql};
 use tidings_testing::TestWorld;
 
-async fn run(world: &TestWorld) -> tempfile::TempDir {
+struct Orders {
+    http: axum::Router,
+    db: Db,
+    _folder: tempfile::TempDir,
+}
+
+async fn run(world: &TestWorld) -> Orders {
     let folder = tempfile::tempdir().unwrap();
     let database = Database::Sqlite(folder.path().into());
     let (service, _overdue) = shop_orders::service(&database, "24h".parse().unwrap())
         .await
         .unwrap();
     world.run(service.messages.unwrap()).await;
-    folder
+    Orders {
+        http: service.http,
+        db: service.db.unwrap(),
+        _folder: folder,
+    }
+}
+
+impl Orders {
+    /// What happened to the order, as customers see it.
+    async fn timeline(&self) -> Vec<String> {
+        let order: serde_json::Value = shop_testing::get(&self.http, "/orders/o-1").await.unwrap();
+        let events = order["timeline"].as_array().unwrap().iter();
+        let event = |entry: &serde_json::Value| entry["event"].as_str().unwrap().to_owned();
+        events.map(event).collect()
+    }
 }
 
 /// Tells what happened to one order, in this order, and each of it twice.
@@ -44,6 +64,10 @@ async fn tell(world: &TestWorld, facts: &[Fact]) {
                 order_id,
                 reason: "no mugs".into(),
             }),
+            Fact::Written => world.publish(&EmailSent {
+                order_id,
+                subject: "Your order".into(),
+            }),
         }
         world.quiet().await;
     }
@@ -56,8 +80,9 @@ enum Fact {
     Declined,
     Reserved,
     Rejected,
+    Written,
 }
-use Fact::{Authorized, Declined, Placed, Rejected, Reserved};
+use Fact::{Authorized, Declined, Placed, Rejected, Reserved, Written};
 
 /// What was decided: how many confirmations, and the reasons of the cancellations.
 fn decided(world: &TestWorld) -> (usize, Vec<String>) {
@@ -68,7 +93,7 @@ fn decided(world: &TestWorld) -> (usize, Vec<String>) {
 
 #[tidings::test]
 async fn an_order_waits_for_both_answers(world: TestWorld) {
-    let _folder = run(&world).await;
+    let _orders = run(&world).await;
     tell(&world, &[Placed, Authorized]).await;
     assert_eq!(decided(&world), (0, vec![]));
     tell(&world, &[Reserved]).await;
@@ -77,7 +102,7 @@ async fn an_order_waits_for_both_answers(world: TestWorld) {
 
 #[tidings::test]
 async fn answers_may_come_before_the_order(world: TestWorld) {
-    let _folder = run(&world).await;
+    let _orders = run(&world).await;
     tell(&world, &[Reserved, Authorized]).await;
     assert_eq!(decided(&world), (0, vec![]));
     tell(&world, &[Placed]).await;
@@ -86,14 +111,49 @@ async fn answers_may_come_before_the_order(world: TestWorld) {
 
 #[tidings::test]
 async fn the_first_refusal_decides_and_nothing_after_it(world: TestWorld) {
-    let _folder = run(&world).await;
+    let _orders = run(&world).await;
     tell(&world, &[Placed, Declined, Rejected, Authorized, Reserved]).await;
     assert_eq!(decided(&world), (0, vec!["no money".to_owned()]));
 }
 
 #[tidings::test]
 async fn a_confirmed_order_is_not_cancelled_any_more(world: TestWorld) {
-    let _folder = run(&world).await;
+    let _orders = run(&world).await;
     tell(&world, &[Placed, Reserved, Authorized, Declined, Rejected]).await;
     assert_eq!(decided(&world), (1, vec![]));
+}
+
+#[tidings::test]
+async fn the_timeline_has_everything_once_in_the_order_of_hearing(world: TestWorld) {
+    let orders = run(&world).await;
+    tell(&world, &[Reserved, Placed, Declined, Authorized]).await;
+    let heard = [
+        "OrderPlaced",
+        "StockReserved",
+        "PaymentDeclined",
+        "OrderCancelled",
+        "PaymentAuthorized",
+    ];
+    assert_eq!(orders.timeline().await, heard);
+
+    // Also when it is told again so late that nobody knows any more that it was told.
+    let forget = sql("delete from tidings_inbox");
+    assert!(orders.db.execute(forget).await.unwrap() > 0);
+    tell(&world, &[Authorized, Declined, Reserved, Placed]).await;
+    assert_eq!(orders.timeline().await, heard);
+    assert_eq!(decided(&world), (0, vec!["no money".to_owned()]));
+}
+
+#[tidings::test]
+async fn an_answer_to_an_order_that_has_ended_stands_where_it_was_heard(world: TestWorld) {
+    let orders = run(&world).await;
+    tell(&world, &[Placed, Rejected, Written, Authorized]).await;
+    let heard = [
+        "OrderPlaced",
+        "StockRejected",
+        "OrderCancelled",
+        "EmailSent",
+        "PaymentAuthorized",
+    ];
+    assert_eq!(orders.timeline().await, heard);
 }
