@@ -69,6 +69,51 @@ pub(crate) fn run(peer: &Peer, queue: &str, job: Job, load: &Load) -> anyhow::Re
     }
 }
 
+/// Takes `count` messages out of a queue and shows each body to `see`, acknowledging every hundredth
+/// with `multiple`.
+pub(crate) fn drain(
+    url: &str,
+    queue: &str,
+    prefetch: u16,
+    count: u64,
+    mut see: impl FnMut(&[u8]),
+) -> anyhow::Result<()> {
+    let mut client = Client::connect(url)?;
+    client.subscribe(queue, prefetch)?;
+    let (mut seen, mut acked) = (0, 0);
+    let mut last_came = Instant::now();
+    while seen < count {
+        ensure!(
+            last_came.elapsed() < DRAIN_MAX,
+            "only {seen} of {count} messages came"
+        );
+        client.read()?;
+        while let Some(Frame { payload, .. }) = decode_frame(&mut client.received, FRAME_BYTES_MAX)?
+        {
+            match payload {
+                Payload::Body(body) => {
+                    seen += 1;
+                    see(&body);
+                }
+                Payload::Method(Method::BasicDeliver(_)) => last_came = Instant::now(),
+                Payload::Method(method) => bail!("{method:?} instead of a delivery"),
+                Payload::Header { .. } | Payload::Heartbeat => {}
+            }
+        }
+        if seen - acked >= ACK_EVERY || seen == count {
+            encode_ack(&mut client.out, CHANNEL, seen, true);
+            client.flush()?;
+            acked = seen;
+        }
+    }
+    Ok(())
+}
+
+/// How many messages wait in a queue.
+pub(crate) fn depth(url: &str, queue: &str) -> anyhow::Result<u32> {
+    Client::connect(url)?.declare(queue, None, true)
+}
+
 /// Removes a turn's queue.
 pub(crate) fn delete_queue(peer: &Peer, queue: &str) -> anyhow::Result<()> {
     let mut client = Client::connect(&peer.url)?;
@@ -213,17 +258,7 @@ impl Client {
 
     /// Consumes until as many came as `goal` says, acknowledging every [`ACK_EVERY`]th.
     fn consume(&mut self, queue: &str, goal: &AtomicU64) -> anyhow::Result<()> {
-        self.ask(&BasicQos {
-            prefetch_count: PREFETCH,
-            ..Default::default()
-        })?;
-        let consume = BasicConsume {
-            queue: short(queue)?,
-            ..Default::default()
-        };
-        encode_method(&mut self.out, CHANNEL, &consume);
-        self.flush()?;
-        self.stream.set_read_timeout(Some(POLL))?;
+        self.subscribe(queue, PREFETCH)?;
         let (mut consumed, mut acked) = (0, 0);
         let mut last_came = Instant::now();
         loop {
@@ -253,6 +288,20 @@ impl Client {
             );
             self.read()?;
         }
+    }
+
+    fn subscribe(&mut self, queue: &str, prefetch_count: u16) -> anyhow::Result<()> {
+        self.ask(&BasicQos {
+            prefetch_count,
+            ..Default::default()
+        })?;
+        let consume = BasicConsume {
+            queue: short(queue)?,
+            ..Default::default()
+        };
+        self.ask(&consume)?;
+        self.stream.set_read_timeout(Some(POLL))?;
+        Ok(())
     }
 
     /// Waits until the queue holds `expected` messages: what was confirmed must be there.

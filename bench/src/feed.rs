@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_util::stream;
@@ -26,10 +26,7 @@ pub(crate) struct Feed {
 }
 
 struct State {
-    /// What every message is, but for its id.
-    envelope: Envelope,
-    /// Begins the ids.
-    run: String,
+    source: Source,
     count: u64,
     given: AtomicU64,
     acknowledged: AtomicU64,
@@ -41,12 +38,44 @@ struct State {
     free: Semaphore,
 }
 
+enum Source {
+    /// All the same but for the id, which begins with a text and ends with the message's number.
+    Alike(Envelope, String),
+    These(Mutex<std::vec::IntoIter<Envelope>>),
+}
+
+impl Source {
+    fn next(&self, number: u64) -> Option<Envelope> {
+        match self {
+            Self::Alike(envelope, run) => {
+                let mut envelope = envelope.clone();
+                envelope.id = Some(MessageId::new(format!("{run}-{number}")));
+                Some(envelope)
+            }
+            Self::These(envelopes) => envelopes.lock().next(),
+        }
+    }
+}
+
 impl Feed {
     /// `count` messages like `envelope`; their ids begin with `run`.
     pub(crate) fn new(envelope: Envelope, run: &str, count: u64, confirms: bool) -> Self {
+        Self::from(Source::Alike(envelope, run.to_owned()), count, confirms)
+    }
+
+    /// These messages, made beforehand.
+    pub(crate) fn of(envelopes: Vec<Envelope>) -> Self {
+        let count = envelopes.len() as u64;
+        Self::from(
+            Source::These(Mutex::new(envelopes.into_iter())),
+            count,
+            true,
+        )
+    }
+
+    fn from(source: Source, count: u64, confirms: bool) -> Self {
         let state = State {
-            envelope,
-            run: run.to_owned(),
+            source,
             count,
             given: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
@@ -94,7 +123,9 @@ impl Watch {
 
 impl Transport for Feed {
     fn features(&self) -> Features {
-        Features::new("nothing")
+        let mut features = Features::new("nothing");
+        features.delay_max = Duration::MAX;
+        features
     }
 
     fn declare<'a>(&'a self, _: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>> {
@@ -125,11 +156,13 @@ impl Transport for Feed {
                 permit.forget();
             }
             let number = state.given.fetch_add(1, Ordering::AcqRel);
-            if number >= state.count {
-                std::future::pending::<()>().await;
-            }
-            let mut envelope = state.envelope.clone();
-            envelope.id = Some(MessageId::new(format!("{}-{number}", state.run)));
+            let next = match number < state.count {
+                true => state.source.next(number),
+                false => None,
+            };
+            let Some(envelope) = next else {
+                return std::future::pending().await;
+            };
             let settler = Arc::clone(&state) as Arc<dyn Settler>;
             let delivery = Delivery::new(envelope, Arc::clone(&queue), number, settler);
             Some((Ok(delivery), (state, queue)))

@@ -9,12 +9,14 @@
 //! bench orders      orders per second through the whole shop, and how long a customer waits
 //! bench held        what a million rows that nobody wants cost the others
 //! bench floors      handler, inbox and relay beside the bare statements through the raw driver
+//! bench handler     a handler without a store beside the raw client
 //! ```
 
 mod amqp;
 mod broker;
 mod feed;
 mod floors;
+mod handler;
 mod held;
 mod machine;
 mod orders;
@@ -46,6 +48,8 @@ enum Command {
     Held(held::Options),
     /// Handler, inbox and relay beside the bare statements through the raw driver.
     Floors(floors::Options),
+    /// A handler without a store beside the raw client.
+    Handler(handler::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -54,5 +58,6 @@ fn main() -> anyhow::Result<()> {
         Command::Orders(options) => orders::run(&options),
         Command::Held(options) => held::run(&options),
         Command::Floors(options) => floors::run(&options),
+        Command::Handler(options) => handler::run(&options),
     }
 }

@@ -468,15 +468,19 @@ impl Settler for Consumer {
     ) -> BoxFuture<'static, Result<(), TransportError>> {
         let tag = delivery.tag();
         // From here on, and not from the first poll.
-        let held = Held {
-            consumer: Arc::clone(&self),
-            tag,
+        let held = Held::new(Arc::clone(&self), tag);
+        let ending = match settlement {
+            Settlement::Ack => Some(Ending::Ack),
+            Settlement::Requeue => Some(Ending::Requeue),
+            _ => None,
         };
+        if let Some(ending) = ending {
+            return Box::pin(async move { held.end(ending) });
+        }
         Box::pin(async move {
             let _held = held;
             match settlement {
-                Settlement::Ack => self.end(tag, Ending::Ack),
-                Settlement::Requeue => self.end(tag, Ending::Requeue),
+                Settlement::Ack | Settlement::Requeue => Ok(()), // See above.
                 Settlement::Retry { delay, attempt } => {
                     self.copy(&delivery, CopyFor::Retry(&attempt), delay).await
                 }

@@ -146,12 +146,32 @@ impl Consumer {
 
 /// Gives a delivery back if its settling is dropped half-way. One that is settled stays so.
 pub(crate) struct Held {
-    pub(crate) consumer: Arc<Consumer>,
-    pub(crate) tag: u64,
+    /// `None` once it is settled.
+    consumer: Option<Arc<Consumer>>,
+    tag: u64,
+}
+
+impl Held {
+    pub(crate) fn new(consumer: Arc<Consumer>, tag: u64) -> Self {
+        Self {
+            consumer: Some(consumer),
+            tag,
+        }
+    }
+
+    /// Settles it.
+    pub(crate) fn end(mut self, ending: Ending) -> Result<(), TransportError> {
+        match self.consumer.take() {
+            Some(consumer) => consumer.end(self.tag, ending),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.consumer.give_back(self.tag);
+        if let Some(consumer) = self.consumer.take() {
+            consumer.give_back(self.tag);
+        }
     }
 }

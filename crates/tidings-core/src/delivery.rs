@@ -53,11 +53,14 @@ impl Delivery {
     ///
     /// When the connection is gone. The broker will deliver the message again, so there is nothing
     /// to do but to go on.
-    pub async fn settle(mut self, settlement: Settlement) -> Result<(), TransportError> {
+    pub fn settle(
+        mut self,
+        settlement: Settlement,
+    ) -> BoxFuture<'static, Result<(), TransportError>> {
         match self.settler.take() {
-            Some(settler) => settler.settle(self, settlement).await,
+            Some(settler) => settler.settle(self, settlement),
             // Only `settle` takes it, and it takes the delivery too.
-            None => Ok(()),
+            None => Box::pin(std::future::ready(Ok(()))),
         }
     }
 

@@ -67,4 +67,4 @@ pub use frame::{
 pub use method::*;
 pub use properties::{BasicProperties, Properties};
 pub use short_str::{ShortStr, ShortStrTooLong};
-pub use table::{Array, ArrayBuilder, DEPTH_MAX, Table, TableBuilder, Value};
+pub use table::{Array, ArrayBuilder, DEPTH_MAX, Lent, Table, TableBuilder, Value};

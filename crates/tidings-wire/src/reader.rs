@@ -63,6 +63,16 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// As [`slice`](Self::slice), without a share in the frame.
+    pub(crate) fn lend(&mut self, count: usize) -> Result<&'a [u8], WireError> {
+        let range = self.advance(count)?;
+        Ok(&self.bytes[range])
+    }
+
+    pub(crate) fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
         let range = self.advance(N)?;
         let mut array = [0; N];

@@ -62,6 +62,15 @@ pub enum Value {
     Bytes(Bytes),
 }
 
+/// A value as [`Table::lend`] has it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lent<'a> {
+    /// The bytes of a [`Value::LongStr`].
+    Text(&'a [u8]),
+    /// Any other.
+    Other(Value),
+}
+
 impl Value {
     /// The text of a [`LongStr`](Self::LongStr) that is UTF-8.
     pub fn as_str(&self) -> Option<&str> {
@@ -243,6 +252,26 @@ impl Table {
             // Checked by `parse`, or made by the builder: it cannot fail before the end.
             let name = (!reader.is_empty()).then(|| reader.field())?.ok()?;
             Some((name, Value::read(&mut reader).ok()?))
+        })
+    }
+
+    /// The entries in their order, with names and texts that are lent instead of shared: for who
+    /// copies them anyway.
+    pub fn lend(&self) -> impl Iterator<Item = (&[u8], Lent<'_>)> {
+        let mut reader = Reader::new(&self.0);
+        std::iter::from_fn(move || {
+            // As in `iter`.
+            let length = (!reader.is_empty()).then(|| reader.field::<u8>())?.ok()?;
+            let name = reader.lend(length.into()).ok()?;
+            let value = match reader.peek() {
+                Some(b'S') => {
+                    reader.skip(1).ok()?;
+                    let length = reader.field::<u32>().ok()?;
+                    Lent::Text(reader.lend(length as usize).ok()?)
+                }
+                _ => Lent::Other(Value::read(&mut reader).ok()?),
+            };
+            Some((name, value))
         })
     }
 

@@ -1,8 +1,11 @@
 //! One queue's consumer: takes deliveries, has them handled side by side, settles them.
 //!
-//! The loop does nothing that takes time; each delivery is a task that it joins. How many deliveries
-//! are out is bounded by the prefetch, how many handlers run by the concurrency. A delivery is
-//! settled by the task that handled it, after its commit.
+//! Each delivery is a task that the loop joins, unless it is done at once: without a store, the loop
+//! makes the first step of a delivery itself, and only one that has to wait for something becomes a
+//! task. A handler that computes for long runs beside others all the same: after a few first steps in a
+//! row that took longer than [`STEP_MAX`], deliveries are tasks from their start, for a while. How many
+//! deliveries are out is bounded by the prefetch, how many handlers run by the concurrency. A delivery
+//! is settled by whoever handled it, after its commit.
 //!
 //! No delivery is held for long. What must wait goes into the store and is acknowledged; while
 //! nothing can be handled, or nothing be written down ([`Gate`](crate::gate)), the consumer gives
@@ -15,12 +18,16 @@
 use std::{
     collections::{HashSet, VecDeque},
     num::NonZeroU16,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::StreamExt;
-use tokio::{task::JoinSet, time::timeout};
+use futures_util::{FutureExt, StreamExt};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -38,6 +45,18 @@ const SKIPPED_NAMES_MAX: usize = 100;
 /// How long the first deliveries wait for the word whether the handler is paused, before they are
 /// given back.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// How many deliveries that are there already are taken before the loop looks at anything else.
+const ROUND_MAX: usize = 32;
+
+/// How long the first step of a delivery may take in the loop.
+const STEP_MAX: Duration = Duration::from_micros(100);
+
+/// After so many in a row that took longer...
+const LONG_STEPS_MAX: u32 = 3;
+
+/// ...so many deliveries are tasks from their start.
+const TASKS_AFTER_LONG_STEPS: u32 = 1000;
 
 /// What a consumer needs to know.
 pub(crate) struct Consumer {
@@ -120,8 +139,14 @@ impl Consumer {
 /// The state of the loop.
 struct Running {
     handling: Arc<Handling>,
-    ready: VecDeque<Box<Delivery>>,
+    ready: VecDeque<Delivery>,
     tasks: JoinSet<()>,
+    /// When the step began that the loop makes itself.
+    step_began: Instant,
+    /// How many in a row took too long.
+    long_steps: u32,
+    /// How many deliveries are yet to be tasks from their start.
+    tasks_to_come: u32,
     skipped_names: HashSet<String>,
 }
 
@@ -131,6 +156,9 @@ impl Running {
             handling,
             ready: VecDeque::new(),
             tasks: JoinSet::new(),
+            step_began: Instant::now(),
+            long_steps: 0,
+            tasks_to_come: 0,
             skipped_names: HashSet::new(),
         }
     }
@@ -160,15 +188,17 @@ impl Running {
                         break Left::GateChanged;
                     }
                 }
-                delivery = deliveries.next() => match delivery {
-                    Some(Ok(delivery)) => self.arrive(delivery),
-                    Some(Err(error)) => break Left::Ended(error),
-                    None => break Left::Ended(TransportError::fatal(
-                        "the transport ended the subscription without a reason",
-                    )),
-                },
+                delivery = deliveries.next() => {
+                    if let Err(error) = self.take(delivery, is_trial) {
+                        break Left::Ended(error);
+                    }
+                }
             }
-            self.start();
+            self.step_began = Instant::now();
+            self.start(is_trial);
+            if let Err(error) = self.go_on(&mut deliveries, is_trial) {
+                break Left::Ended(error);
+            }
         };
         drop(deliveries);
         for delivery in self.ready.drain(..) {
@@ -183,14 +213,41 @@ impl Running {
         while is_trial && self.tasks.join_next().await.is_some() {}
     }
 
-    fn arrive(&mut self, delivery: Delivery) {
+    /// Takes what is there already, for as long as nothing else may be more urgent.
+    fn go_on(&mut self, deliveries: &mut Deliveries, is_trial: bool) -> Result<(), TransportError> {
+        if is_trial {
+            return Ok(());
+        }
+        for _ in 0..ROUND_MAX {
+            if !self.handling.gate.is_open(Source::Broker) {
+                break;
+            }
+            let Some(delivery) = deliveries.next().now_or_never() else {
+                break;
+            };
+            self.take(delivery, is_trial)?;
+            self.start(is_trial);
+        }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        delivery: Option<Result<Delivery, TransportError>>,
+        is_trial: bool,
+    ) -> Result<(), TransportError> {
+        let delivery = delivery.unwrap_or_else(|| {
+            Err(TransportError::fatal(
+                "the transport ended the subscription without a reason",
+            ))
+        })?;
         if self.is_foreign(&delivery) {
             let handling = Arc::clone(&self.handling);
-            self.tasks
-                .spawn(async move { skip(&handling, delivery).await });
+            self.run(is_trial, async move { skip(&handling, delivery).await });
         } else {
-            self.ready.push_back(Box::new(delivery));
+            self.ready.push_back(delivery);
         }
+        Ok(())
     }
 
     /// True if the message is another one than the handler's. A topic may carry several kinds;
@@ -214,45 +271,77 @@ impl Running {
     }
 
     /// Starts what is ready, as far as the concurrency allows.
-    fn start(&mut self) {
+    fn start(&mut self, is_trial: bool) {
         while self.tasks.len() < self.handling.concurrency
             && let Some(delivery) = self.ready.pop_front()
         {
             let handling = Arc::clone(&self.handling);
-            self.tasks.spawn(async move {
-                if let Some(untried) = handle(&handling, *delivery).await {
+            if handling.store.is_some() {
+                self.tasks.spawn(async move {
+                    if let Some(untried) = handle(&handling, delivery).await {
+                        give_back(&handling, untried).await;
+                    }
+                });
+                continue;
+            }
+            self.run(is_trial, async move {
+                if let Some(untried) = handle_without_store(&handling, delivery).await {
                     give_back(&handling, untried).await;
                 }
             });
         }
     }
+
+    /// Runs to its end what is there at once; the rest becomes a task. A trial always does, because
+    /// its end is waited for.
+    fn run(&mut self, is_trial: bool, handled: impl Future<Output = ()> + Send + 'static) {
+        let is_task = self.tasks_to_come > 0;
+        self.tasks_to_come = self.tasks_to_come.saturating_sub(1);
+        if is_trial || is_task {
+            self.tasks.spawn(handled);
+            return;
+        }
+        let mut handled = Box::pin(handled);
+        // What this wakes is nobody: a task begins by asking again. A panic ends no more than it would
+        // in a task.
+        let step = catch_unwind(AssertUnwindSafe(|| handled.as_mut().now_or_never()));
+        let now = Instant::now();
+        match now - self.step_began > STEP_MAX {
+            true => self.long_steps += 1,
+            false => self.long_steps = 0,
+        }
+        self.step_began = now;
+        if self.long_steps == LONG_STEPS_MAX {
+            (self.long_steps, self.tasks_to_come) = (0, TASKS_AFTER_LONG_STEPS);
+        }
+        if let Ok(None) = step {
+            self.tasks.spawn(handled);
+        }
+    }
 }
 
 /// From a delivery to its settlement. Returns it if nothing was tried and it is to be given back.
-pub(crate) async fn handle(handling: &Handling, delivery: Delivery) -> Option<Delivery> {
+async fn handle(handling: &Handling, delivery: Delivery) -> Option<Delivery> {
     if delivery.is_stale() {
         return None; // Somebody else gets it.
     }
-    let context = match handling.accept(handling.incoming(&delivery)) {
-        Ok(context) => context,
+    match handling.accept(handling.incoming(&delivery)) {
+        Ok(context) => handle_accepted(handling, delivery, context).await,
         Err(error) => {
             Box::pin(dead_letter(handling, delivery, &error)).await;
-            return None;
+            None
         }
-    };
-    handle_accepted(handling, delivery, context).await
+    }
 }
 
-/// The same for a message that is decoded already.
+/// The same for a message of a consumer with a store that is decoded already.
 pub(crate) async fn handle_accepted(
     handling: &Handling,
     delivery: Delivery,
     context: Context,
 ) -> Option<Delivery> {
-    let store = handling.store.clone();
-    let Some(store) = store.as_deref() else {
-        return handle_without_store(handling, delivery, context).await;
-    };
+    // Who has no store does not come here: nothing of it can be tried.
+    let store = handling.store.as_deref()?;
     if delivery.redelivered {
         return Box::pin(write_down(handling, store, delivery, &context, Next::Now)).await;
     }
@@ -281,16 +370,21 @@ pub(crate) async fn handle_accepted(
     }
 }
 
-async fn handle_without_store(
-    handling: &Handling,
-    delivery: Delivery,
-    context: Context,
-) -> Option<Delivery> {
-    match handling.run(context, Source::Broker).await {
+/// As [`handle`], for a consumer without a store. What is rare is boxed, so that this is small: it is
+/// all that there is of a message for which nothing has to be waited for.
+async fn handle_without_store(handling: &Handling, delivery: Delivery) -> Option<Delivery> {
+    if delivery.is_stale() {
+        return None; // Somebody else gets it.
+    }
+    let outcome = match handling.accept(handling.incoming(&delivery)) {
+        Ok(context) => handling.run(context, Source::Broker).await,
+        Err(error) => Outcome::Dead(error),
+    };
+    match outcome {
         Outcome::Settled => settle(handling, delivery, Settlement::Ack).await,
         // Only a store knows keys.
         Outcome::Untried | Outcome::Behind => return Some(delivery),
-        Outcome::Dead(error) => dead_letter(handling, delivery, &error).await,
+        Outcome::Dead(error) => Box::pin(dead_letter(handling, delivery, &error)).await,
         Outcome::Again(error, delay) => {
             let attempt = handling.attempt(&error);
             log_retry(handling, &delivery, delay, &attempt.reason);

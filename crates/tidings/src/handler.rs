@@ -9,8 +9,9 @@
 
 use std::{
     any::Any,
+    future,
     panic::AssertUnwindSafe,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{self, Poll},
     time::Duration,
@@ -23,7 +24,8 @@ use tracing::Instrument;
 
 use crate::{
     BoxError, BoxFuture, Claim, Committed, Context, Destination, Error, Fate, FromContext,
-    InboxEntry, IntoMessages, Message, Messages, Provided, Refusal, Transport, Work, WorkError,
+    InboxEntry, IntoMessages, Message, Messages, Provided, Refusal, TransactionSlot, Transport,
+    Work, WorkError,
     accept::{Upcast, decode},
     publish::Sender,
     retry::NotAsked,
@@ -184,16 +186,14 @@ impl HandlerService {
         Self(Arc::new(move |context| {
             let handler = handler.clone();
             let (effects, upcasts) = (Arc::clone(&effects), Arc::clone(&upcasts));
-            Box::pin(async move {
-                let attempt = attempt(handler, effects, upcasts, context);
-                match tokio::time::timeout(limit, attempt).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => Err(format!(
-                        "the handler was still running after the `attempt_timeout` of {limit:?}"
-                    )
-                    .into()),
-                }
-            })
+            match context.transaction().map(Arc::clone) {
+                None => Box::pin(async move {
+                    within(limit, directly(handler, effects, upcasts, context)).await
+                }),
+                Some(slot) => Box::pin(async move {
+                    within(limit, attempt(handler, effects, upcasts, context, slot)).await
+                }),
+            }
         }))
     }
 }
@@ -219,7 +219,34 @@ pub(crate) struct Effects {
     pub(crate) transport: Arc<dyn Transport>,
 }
 
-async fn attempt<H, M, A>(
+/// `attempt`, unless it still runs this long after it first had to wait. The clock is for those that
+/// have to wait: most attempts of a consumer without a store do not.
+async fn within(
+    limit: Duration,
+    attempt: impl Future<Output = Result<Handled, BoxError>>,
+) -> Result<Handled, BoxError> {
+    let (mut attempt, mut late) = (pin!(attempt), pin!(None));
+    future::poll_fn(|task| {
+        if let Poll::Ready(outcome) = attempt.as_mut().poll(task) {
+            return Poll::Ready(outcome);
+        }
+        if late.is_none() {
+            late.set(Some(tokio::time::sleep(limit)));
+        }
+        let is_late = late.as_mut().as_pin_mut().map(|late| late.poll(task));
+        match is_late {
+            Some(Poll::Ready(())) => Poll::Ready(Err(format!(
+                "the handler was still running after the `attempt_timeout` of {limit:?}"
+            )
+            .into())),
+            _ => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// An attempt of a consumer without a store: what it sends leaves at once.
+async fn directly<H, M, A>(
     handler: H,
     effects: Arc<Effects>,
     upcasts: Arc<[Upcast]>,
@@ -229,15 +256,28 @@ where
     H: Handler<M, A>,
     M: Message,
 {
-    let Some(slot) = context.transaction().map(Arc::clone) else {
-        let messages = call(handler, &upcasts, &context).await?;
-        let published = effects
-            .sender
-            .directly(&*effects.transport, messages, &context)
-            .await;
-        published.map_err(Error::into_inner)?;
+    let messages = call(handler, &upcasts, &context).await?;
+    if messages == Messages::default() {
         return Ok(Handled::Done);
-    };
+    }
+    let sent = effects
+        .sender
+        .directly(&*effects.transport, messages, &context);
+    Box::pin(sent).await.map_err(Error::into_inner)?;
+    Ok(Handled::Done)
+}
+
+async fn attempt<H, M, A>(
+    handler: H,
+    effects: Arc<Effects>,
+    upcasts: Arc<[Upcast]>,
+    context: Context,
+    slot: Arc<TransactionSlot>,
+) -> Result<Handled, BoxError>
+where
+    H: Handler<M, A>,
+    M: Message,
+{
     let store = Arc::clone(slot.store());
     let entry = InboxEntry {
         claim: claim_of(&context),

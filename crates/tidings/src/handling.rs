@@ -19,12 +19,11 @@ use tokio::{
     sync::{Notify, RwLock, Semaphore},
     time::Instant,
 };
-use tower::Service;
 use tracing::{Instrument, debug_span, error, warn};
 
 use crate::{
     Attempt, BoxError, Claim, Commit, Committed, Context, Delivery, Fate, Handled, HandlerService,
-    InboxEntry, Incoming, OrderKey, Outgoing, Over, REDRIVE_HEADER, Refusal, States, Store,
+    InboxEntry, Incoming, OrderKey, Outgoing, Over, REDRIVE_HEADER, Refusal, Retry, States, Store,
     StoreError, Waiting,
     accept::Upcast,
     dead_letter,
@@ -33,7 +32,7 @@ use crate::{
     retry::{self, Failed, Pause, Verdict, is_unstorable, reason},
     router::Accept,
     throttle::Throttle,
-    trace::Trace,
+    trace,
 };
 
 /// How often the log says that a handler pauses.
@@ -56,7 +55,9 @@ pub(crate) struct Handling {
     pub(crate) accept: Accept,
     /// Older messages that it handles as well.
     pub(crate) upcasts: Arc<[Upcast]>,
+    /// One attempt, with its layers.
     pub(crate) service: HandlerService,
+    pub(crate) retry: Retry,
     pub(crate) states: Arc<States>,
     pub(crate) store: Option<Arc<dyn Store>>,
     /// How many messages are handled at the same time.
@@ -151,8 +152,8 @@ impl Handling {
 
     /// Decodes a message. This runs code of the user's message, so it may panic.
     pub(crate) fn accept(&self, mut incoming: Incoming) -> Result<Context, BoxError> {
-        let trace = Trace::below(incoming.envelope.traceparent.as_deref());
-        incoming.traceparent = Some(trace.traceparent().into());
+        let above = incoming.envelope.traceparent.as_deref();
+        incoming.traceparent = Some(trace::below(above));
         let accept = || (self.accept)(incoming, &self.upcasts, &self.states, self.store.as_ref());
         let accepted = catch_unwind(AssertUnwindSafe(accept));
         Ok(accepted.map_err(|panic| panicked("reading the message", &*panic))??)
@@ -176,7 +177,7 @@ impl Handling {
         };
         let span = self.span(&context);
         let started = Instant::now();
-        let outcome = AssertUnwindSafe(self.service.clone().call(context).instrument(span))
+        let outcome = AssertUnwindSafe(self.retry.run(&self.service, context).instrument(span))
             .catch_unwind()
             .await
             .unwrap_or_else(|panic| Err(panicked("the handler", &*panic).into()));

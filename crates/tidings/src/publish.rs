@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     Commit, Context, Destination, Error, MessageId, Messages, Outgoing, Permanent,
     PublishErrorKind, REPLY_TO_HEADER, RecordChange, RecordId, Transport, Unrouted, schedule,
-    trace::Trace,
+    trace,
 };
 
 /// Looks at each message that is sent, and may change or refuse it.
@@ -109,7 +109,7 @@ impl Sender {
                 None => {
                     let first = || id.as_str().into();
                     envelope.correlation_id.get_or_insert_with(first);
-                    let begun = || Trace::below(None).traceparent().into();
+                    let begun = || trace::below(None);
                     envelope.traceparent.get_or_insert_with(begun);
                 }
             }

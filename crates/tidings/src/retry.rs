@@ -10,14 +10,13 @@ use std::{
     error::Error as StdError,
     fmt,
     hash::{BuildHasher, Hasher},
-    task::{self, Poll},
     time::Duration,
 };
 
-use tower::{Service, ServiceExt, load_shed::error::Overloaded};
+use tower::{Service, load_shed::error::Overloaded};
 
 use crate::{
-    BoxError, BoxFuture, CircuitOpen, Commit, Committed, Context, Handled, RetryAfter, Store,
+    BoxError, CircuitOpen, Commit, Committed, Context, Handled, HandlerService, RetryAfter, Store,
     StoreError, is_permanent,
 };
 
@@ -141,11 +140,41 @@ impl Retry {
         ceiling / 2 + ceiling / 2 * (random as u32) / 1000
     }
 
-    /// The service that makes the fast attempts around `inner`, and ends with a [`Failed`].
-    pub(crate) fn around<S>(&self, inner: S) -> Retrying<S> {
-        Retrying {
-            policy: self.clone(),
-            inner,
+    /// Makes the fast attempts by `service`.
+    ///
+    /// # Errors
+    ///
+    /// A [`Failed`], unless a layer panics.
+    pub(crate) async fn run(
+        &self,
+        service: &HandlerService,
+        context: Context,
+    ) -> Result<Handled, BoxError> {
+        let failures = context.failures();
+        let attempts_max = self.attempts_of_delivery(failures);
+        let (mut attempts, mut conflicts) = (1, 0);
+        loop {
+            let error: BoxError = match service.clone().call(context.again()).await {
+                Ok(handled) => return Ok(handled),
+                Err(error) => error,
+            };
+            // Another transaction was in the way: that says nothing about the message.
+            if is_conflict(&*error) && conflicts < CONFLICTS_MAX {
+                conflicts += 1;
+                tokio::time::sleep(CONFLICT_PAUSE * conflicts).await;
+                continue;
+            }
+            let is_worth_it = attempts < attempts_max
+                && !is_permanent(&*error)
+                && untried(&*error).is_none()
+                && find::<RetryAfter>(&*error).is_none()
+                && !is_unstorable(&*error);
+            if !is_worth_it {
+                let verdict = self.verdict(failures, &*error);
+                return Err(Box::new(Failed { verdict, error }));
+            }
+            tokio::time::sleep(self.backoff(attempts - 1)).await;
+            attempts += 1;
         }
     }
 }
@@ -280,60 +309,6 @@ impl fmt::Display for Failed {
 impl StdError for Failed {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.error.source()
-    }
-}
-
-/// The service that [`Retry::around`] makes.
-#[derive(Debug, Clone)]
-pub(crate) struct Retrying<S> {
-    policy: Retry,
-    inner: S,
-}
-
-impl<S> Service<Context> for Retrying<S>
-where
-    S: Service<Context, Response = Handled> + Clone + Send + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
-{
-    type Response = Handled;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Handled, BoxError>>;
-
-    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(())) // Each attempt asks a clone of its own.
-    }
-
-    fn call(&mut self, context: Context) -> Self::Future {
-        let Self { policy, inner } = self.clone();
-        Box::pin(async move {
-            let failures = context.failures();
-            let attempts_max = policy.attempts_of_delivery(failures);
-            let (mut attempts, mut conflicts) = (1, 0);
-            loop {
-                let error: BoxError = match inner.clone().oneshot(context.again()).await {
-                    Ok(handled) => return Ok(handled),
-                    Err(error) => error.into(),
-                };
-                // Another transaction was in the way: that says nothing about the message.
-                if is_conflict(&*error) && conflicts < CONFLICTS_MAX {
-                    conflicts += 1;
-                    tokio::time::sleep(CONFLICT_PAUSE * conflicts).await;
-                    continue;
-                }
-                let is_worth_it = attempts < attempts_max
-                    && !is_permanent(&*error)
-                    && untried(&*error).is_none()
-                    && find::<RetryAfter>(&*error).is_none()
-                    && !is_unstorable(&*error);
-                if !is_worth_it {
-                    let verdict = policy.verdict(failures, &*error);
-                    return Err(Box::new(Failed { verdict, error }) as BoxError);
-                }
-                tokio::time::sleep(policy.backoff(attempts - 1)).await;
-                attempts += 1;
-            }
-        })
     }
 }
 

@@ -531,14 +531,13 @@ impl Router {
         }
     }
 
-    /// The service that handles a route's queue: attempts inside, the retry policy outermost.
+    /// The service that makes one attempt at a message of a route's queue, with its layers.
     pub(crate) fn service(&self, route: &Route, effects: &Arc<Effects>) -> HandlerService {
         let limit = route.options.or(&self.defaults).attempt_timeout;
         let limit = limit.unwrap_or(ATTEMPT_TIMEOUT);
         let attempt = (route.attempt)(Arc::clone(effects), self.upcasts_of(route), limit);
         let layers = route.layers.as_deref().unwrap_or(&self.layers).iter().rev();
-        let layered = layers.fold(attempt, |service, layer| layer(service));
-        HandlerService::new(self.retry_of(route).around(layered))
+        layers.fold(attempt, |service, layer| layer(service))
     }
 }
 

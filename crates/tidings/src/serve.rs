@@ -388,6 +388,7 @@ impl Service {
                 accept: route.accept,
                 upcasts: router.upcasts_of(route),
                 service: router.service(route, &effects),
+                retry: router.retry_of(route),
                 states: Arc::clone(&states),
                 store: router.store.clone(),
                 concurrency: concurrency.get().into(),

@@ -6,45 +6,36 @@
 //! message that names none begins a trace. The ids are fields of the `handle` span of `tracing`, for
 //! whatever collects it.
 
-use uuid::Uuid;
+use uuid::{Uuid, fmt::Simple};
 
-/// One span's place in a trace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Trace {
-    /// 32 hexadecimal digits.
-    pub(crate) trace_id: String,
-    /// 16 hexadecimal digits.
-    pub(crate) span_id: String,
-    /// The span this one belongs to, if it is known.
-    pub(crate) parent_id: Option<String>,
-    flags: String,
-}
-
-impl Trace {
-    /// A new span below the one that `traceparent` names; the first of a trace if it names none.
-    pub(crate) fn below(traceparent: Option<&str>) -> Self {
-        let span_id = Uuid::new_v4().simple().to_string()[..16].to_owned();
-        match traceparent.and_then(parse) {
-            Some((trace_id, parent_id, flags)) => Self {
-                trace_id: trace_id.to_owned(),
-                span_id,
-                parent_id: Some(parent_id.to_owned()),
-                flags: flags.to_owned(),
-            },
-            None => Self {
-                trace_id: Uuid::new_v4().simple().to_string(),
-                span_id,
-                parent_id: None,
-                flags: "01".to_owned(),
-            },
+/// A new span's `traceparent`: below the one that `above` names; the first of a trace if it names none.
+pub(crate) fn below(above: Option<&str>) -> Box<str> {
+    let mut traceparent = String::with_capacity(TRACEPARENT_BYTES);
+    traceparent.push_str("00-");
+    let mut own = [0; Simple::LENGTH];
+    let random = Uuid::new_v4();
+    let flags = match above.and_then(parse) {
+        Some((trace_id, _, flags)) => {
+            traceparent.push_str(trace_id);
+            flags
         }
-    }
-
-    /// What a message carries that this span sends.
-    pub(crate) fn traceparent(&self) -> String {
-        format!("00-{}-{}-{}", self.trace_id, self.span_id, self.flags)
-    }
+        None => {
+            traceparent.push_str(Uuid::new_v4().simple().encode_lower(&mut own));
+            "01"
+        }
+    };
+    traceparent.push('-');
+    let span_id = &random.simple().encode_lower(&mut own)[..SPAN_ID_BYTES];
+    traceparent.push_str(span_id);
+    traceparent.push('-');
+    traceparent.push_str(flags);
+    traceparent.into()
 }
+
+const SPAN_ID_BYTES: usize = 16;
+
+/// Version, trace id, span id, flags, and what is between them.
+const TRACEPARENT_BYTES: usize = 2 + 1 + 32 + 1 + SPAN_ID_BYTES + 1 + 2;
 
 /// Trace id, span id and flags. Versions after `00` may append fields, which are passed over.
 fn parse(traceparent: &str) -> Option<(&str, &str, &str)> {
@@ -81,18 +72,17 @@ mod tests {
     const SPAN: &str = "b7ad6b7169203331";
 
     #[test]
-    fn a_span_is_the_child_of_the_one_that_is_named_and_keeps_its_trace() {
-        let trace = Trace::below(Some(&format!("00-{TRACE}-{SPAN}-00")));
-        assert_eq!(trace.trace_id, TRACE);
-        assert_eq!(trace.parent_id.as_deref(), Some(SPAN));
-        assert_ne!(trace.span_id, SPAN);
-        let next = Trace::below(Some(&trace.traceparent()));
-        assert_eq!(next.trace_id, TRACE);
-        assert_eq!(next.parent_id, Some(trace.span_id));
-        assert!(
-            next.traceparent().ends_with("-00"),
-            "the decision to sample stays"
-        );
+    fn a_span_keeps_the_trace_and_the_flags_of_the_one_above_it() {
+        let first = below(Some(&format!("00-{TRACE}-{SPAN}-00")));
+        let (trace_id, span_id, flags) = parse(&first).expect("a traceparent");
+        assert_eq!(trace_id, TRACE);
+        assert_ne!(span_id, SPAN);
+        assert_eq!(flags, "00", "the decision to sample stays");
+        assert_eq!(first.len(), TRACEPARENT_BYTES);
+        let second = below(Some(&first));
+        let (trace_id, next_span_id, _) = parse(&second).expect("a traceparent");
+        assert_eq!(trace_id, TRACE);
+        assert_ne!(next_span_id, span_id);
     }
 
     #[test]
@@ -108,11 +98,12 @@ mod tests {
             format!("00-{TRACE}-{SPAN}-01-more"),
         ];
         for traceparent in bad {
-            let trace = Trace::below(Some(&traceparent));
-            assert_eq!(trace.parent_id, None, "{traceparent}");
-            assert!(parse(&trace.traceparent()).is_some());
+            let first = below(Some(&traceparent));
+            let (trace_id, _, flags) = parse(&first).expect("a traceparent");
+            assert_ne!(trace_id, TRACE, "{traceparent}");
+            assert_eq!(flags, "01");
         }
         let of_later_version = format!("01-{TRACE}-{SPAN}-01-more");
-        assert_eq!(Trace::below(Some(&of_later_version)).trace_id, TRACE);
+        assert!(below(Some(&of_later_version)).contains(TRACE));
     }
 }

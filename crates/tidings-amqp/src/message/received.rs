@@ -7,11 +7,13 @@ use jiff::Timestamp;
 use tidings_core::{
     Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, QUEUE_HEADER, REASON_HEADER,
 };
-use tidings_wire::{BasicProperties, Properties, ShortStr, Table, Value};
+use tidings_wire::{BasicProperties, Lent, Properties, ShortStr, Table};
 use tracing::debug;
 
 use super::{DELIVERY_COUNT, is_of_broker};
 use crate::headers::text_of;
+
+const JSON: &str = "application/json";
 
 /// A foreign program's AMQP property `type`, when it is not taken for the message's name.
 const FOREIGN_TYPE: &str = "amqp:type";
@@ -39,8 +41,13 @@ pub(crate) fn read(properties: &Properties, body: Bytes) -> Received {
         },
         is_cloud_event: false,
     };
-    for (name, value) in properties.headers.iter().flat_map(Table::iter) {
-        reading.header(&name.to_str_lossy(), &value);
+    for (name, value) in properties.headers.iter().flat_map(Table::lend) {
+        let name = String::from_utf8_lossy(name);
+        let text = match &value {
+            Lent::Text(text) => str::from_utf8(text).ok().map(Cow::Borrowed),
+            Lent::Other(value) => text_of(value),
+        };
+        reading.header(&name, text);
     }
     reading.properties(&properties);
     reading.received
@@ -52,13 +59,13 @@ struct Reading {
 }
 
 impl Reading {
-    fn header(&mut self, name: &str, value: &Value) {
+    fn header(&mut self, name: &str, text: Option<Cow<'_, str>>) {
         // What the transport and the broker wrote on earlier deliveries is not the message's, and
         // no more is whom else a copy went to.
         if is_of_broker(name) || matches!(name, "CC" | "BCC" | REASON_HEADER | QUEUE_HEADER) {
             return;
         }
-        let Some(text) = text_of(value) else {
+        let Some(text) = text else {
             debug!(
                 header = name,
                 "left out: neither text, nor a plain value, nor JSON"
@@ -114,7 +121,9 @@ impl Reading {
         if envelope.id.is_none() {
             envelope.id = owned(&properties.message_id).map(MessageId::new);
         }
-        if let ("", Some(source)) = (&*envelope.source, owned(&properties.app_id)) {
+        if envelope.source.is_empty()
+            && let Some(source) = owned(&properties.app_id)
+        {
             envelope.source = Cow::Owned(source);
         }
         if envelope.correlation_id.is_none() {
@@ -124,24 +133,28 @@ impl Reading {
             let seconds = properties.timestamp.and_then(|it| i64::try_from(it).ok());
             envelope.time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
         }
-        if let Some(content_type) = owned(&properties.content_type) {
-            envelope.content_type = Cow::Owned(content_type);
+        if let Some(content_type) = &properties.content_type {
+            envelope.content_type = match content_type.to_str_lossy() {
+                // What nearly all are.
+                json if json == JSON => Cow::Borrowed(JSON),
+                other => Cow::Owned(other.into_owned()),
+            };
         }
-        if let Some(kind) = owned(&properties.kind) {
-            self.kind(kind);
+        if let Some(kind) = &properties.kind {
+            self.kind(&kind.to_str_lossy());
         }
     }
 
     /// The property `type`. Programs that know nothing of CloudEvents put anything into it, so on
     /// its own it is the message's name only if it has the form of one: a message with the type
     /// `x` is read by its shape and not passed over as another.
-    fn kind(&mut self, kind: String) {
+    fn kind(&mut self, kind: &str) {
         let envelope = &mut self.received.envelope;
         if kind.is_empty() || envelope.name == kind {
             return;
         }
-        if envelope.name.is_empty() && (self.is_cloud_event || is_wire_name(&kind)) {
-            envelope.name = Cow::Owned(kind);
+        if envelope.name.is_empty() && (self.is_cloud_event || is_wire_name(kind)) {
+            envelope.name = Cow::Owned(kind.to_owned());
         } else if envelope.header(FOREIGN_TYPE).is_none() {
             envelope.headers.push((FOREIGN_TYPE.into(), kind.into()));
         }
