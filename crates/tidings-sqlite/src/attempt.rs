@@ -63,7 +63,7 @@ pub(crate) async fn run(store: &SqliteStore, work: Work) -> Result<Committed, Wo
     let shared = &store.0;
     let (slot, mut claim, mut future) = work.into_parts();
     slot.put_when_wanted();
-    let mut has_begun = false;
+    let (mut has_begun, has_claim) = (false, claim.is_some());
     let mut is_elsewhere = shared.habits.begins_elsewhere(claim.as_ref());
     if is_elsewhere && let Some(why) = Work::look(store, claim.as_ref()).await? {
         return Ok(Committed::Refused { entry: 0, why });
@@ -97,7 +97,11 @@ pub(crate) async fn run(store: &SqliteStore, work: Work) -> Result<Committed, Wo
         match ran.await {
             Ok(Ran::Ended(Err(WorkError::NotBegun(error)))) => return Err(not_begun(error)),
             Ok(Ran::Ended(outcome)) => return outcome,
-            Ok(Ran::Held(future)) => return Work::settle(store, &slot, None, future.await).await,
+            Ok(Ran::Held(future)) => {
+                // The claim, if there is one, is written already.
+                let settled = Work::settle(store, &slot, None, future.await).await?;
+                return Ok(after_claim(settled, has_claim));
+            }
             Ok(Ran::Elsewhere(back, unfinished)) => (claim, future) = (back, unfinished),
             Err(_) => return Err(WorkError::Store(gone())),
         }
@@ -105,6 +109,17 @@ pub(crate) async fn run(store: &SqliteStore, work: Work) -> Result<Committed, Wo
             shared.habits.began(claim.as_ref(), true);
         }
         (has_begun, is_elsewhere) = (true, true);
+    }
+}
+
+/// What became of a commit, whose entries follow that of the claim if there is one.
+fn after_claim(committed: Committed, has_claim: bool) -> Committed {
+    match committed {
+        Committed::Refused { entry, why } => Committed::Refused {
+            entry: entry + usize::from(has_claim),
+            why,
+        },
+        Committed::Done => Committed::Done,
     }
 }
 
@@ -300,9 +315,9 @@ impl Attempt {
             }
         };
         match commit {
-            Ok((Committed::Refused { entry, why }, _)) => {
-                let entry = entry + usize::from(self.claim.is_some());
-                self.end(Ok(Committed::Refused { entry, why }), false)
+            Ok((refused @ Committed::Refused { .. }, _)) => {
+                let refused = after_claim(refused, self.claim.is_some());
+                self.end(Ok(refused), false)
             }
             Ok((Committed::Done, sends)) => self.end(Ok(Committed::Done), sends),
             Err(error) => self.end(Err(WorkError::Store(error)), false),

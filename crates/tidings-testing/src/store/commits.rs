@@ -1,9 +1,9 @@
 //! Transactions: all or nothing, and each message once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tidings_core::{
-    Ask, Commit, Committed, Expected, Fate, InboxEntry, InboxState, RecordChange, RecordId,
+    Ask, Commit, Committed, Expected, Fate, InboxEntry, InboxState, Over, RecordChange, RecordId,
     RecordValue, Refusal, Seen, Store, TransactionSlot, Work, WorkError,
 };
 use tokio::task::JoinSet;
@@ -350,6 +350,68 @@ pub(super) async fn works_of_a_batch_claim_each_message_once(subject: Arc<impl S
     assert_eq!(state(&store, "1").await, Some(InboxState::Handled));
     assert_eq!(state(&store, "2").await, Some(InboxState::Handled));
     assert_eq!(state(&store, "3").await, None, "what failed is not handled");
+}
+
+pub(super) async fn a_work_with_many_messages_is_refused_by_the_one_that_is_known(
+    subject: Arc<impl Subject>,
+) {
+    let store = subject.store();
+    done(&store, inbox([InboxEntry::handled(claim("b"))])).await;
+    done(&store, inbox([entry("lease", deferred())])).await;
+    let consumers = [claim("lease").consumer];
+    let taken = store.deferred().take_due(&consumers, "worker", LONG, 1);
+    let taken = taken.await.expect("rows can be taken").remove(0);
+    let over_lease = InboxEntry {
+        over: Over::Lease(taken.lease),
+        ..InboxEntry::handled(taken.claim)
+    };
+    // The first claim is the work's own, the others come with the commit. A handler that awaits
+    // something else in between is run in other ways.
+    let work = |messages: &[&str], over_lease: Option<InboxEntry>, awaits: bool| {
+        let slot = Arc::new(TransactionSlot::new(Arc::clone(&store)));
+        let (subject, within) = (Arc::clone(&subject), Arc::clone(&slot));
+        let note = messages.concat();
+        let entries = messages.iter().map(|it| InboxEntry::handled(claim(it)));
+        let mut entries = over_lease.into_iter().chain(entries).collect::<Vec<_>>();
+        let first = entries.remove(0);
+        let work = Work::new(slot, async move {
+            write_in(&subject, &within, &note).await;
+            if awaits {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Ok(inbox(entries))
+        });
+        work.claiming(first)
+    };
+    let refused = |entry| Committed::Refused {
+        entry,
+        why: Refusal::Known,
+    };
+    for awaits in [false, true] {
+        for (messages, expected) in [
+            (["a", "b", "c"], refused(1)),
+            (["a", "c", "b"], refused(2)),
+            (["b", "a", "c"], refused(0)),
+        ] {
+            let outcome = work(&messages, None, awaits).hand_to(&*store).await;
+            assert_eq!(outcome.expect("an answer"), expected, "{messages:?}");
+        }
+    }
+    assert!(subject.notes().await.is_empty(), "nothing of it is written");
+    for free in ["a", "c"] {
+        assert_eq!(state(&store, free).await, None, "{free}");
+    }
+    let outcome = work(&["c", "a"], Some(over_lease), false)
+        .hand_to(&*store)
+        .await;
+    assert_eq!(outcome.expect("an answer"), Committed::Done);
+    let outcome = work(&["d", "e"], None, true).hand_to(&*store).await;
+    assert_eq!(outcome.expect("an answer"), Committed::Done);
+    for message in ["a", "c", "d", "e", "lease"] {
+        let handled = Some(InboxState::Handled);
+        assert_eq!(state(&store, message).await, handled, "{message}");
+    }
+    assert_eq!(subject.notes().await, ["ca", "de"]);
 }
 
 /// Some databases cannot hold a NUL in a text, for example. Then they say so, in a way by which it

@@ -141,6 +141,7 @@ pub async fn conformance<S: Subject>(fresh: impl AsyncFn() -> S) {
             an_empty_commit_is_done
             works_of_a_batch_do_not_harm_each_other
             works_of_a_batch_claim_each_message_once
+            a_work_with_many_messages_is_refused_by_the_one_that_is_known
             what_cannot_be_stored_is_invalid_and_harms_nothing
         }
         known {

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tidings_core::{
     Ask, BoxFuture, Claim, Commit, Committed, Deferred, Destination, Due, Fate, InboxEntry,
     InboxQuery, InboxRow, Lane, Lease, Leased, ListedRow, Outbox, OutboxRow, OutboxState,
@@ -42,11 +43,14 @@ fn is_attempt(commit: &Commit) -> bool {
     commit.inbox.iter().any(handled)
 }
 
-fn leases(entries: &[InboxEntry]) -> Vec<Lease> {
-    let lease = |entry: &InboxEntry| match &entry.over {
+fn lease(entry: &InboxEntry) -> Option<Lease> {
+    match &entry.over {
         Over::Lease(lease) => Some(lease.clone()),
         _ => None,
-    };
+    }
+}
+
+fn leases(entries: &[InboxEntry]) -> Vec<Lease> {
     entries.iter().filter_map(lease).collect()
 }
 
@@ -90,12 +94,14 @@ impl Store for WatchedStore {
             let mut of_leases = Vec::with_capacity(batch.len());
             let works = batch.into_iter().map(|work| {
                 let (slot, claim, future) = work.into_parts();
-                of_leases.push(leases(claim.as_slice()));
+                let of_work = Arc::new(Mutex::new(Vec::from_iter(claim.iter().map(lease))));
+                of_leases.push(Arc::clone(&of_work));
                 let (life, time) = (Arc::clone(&self.life), self.time);
                 let work = Work::new(slot, async move {
                     let mut commit = future.await?;
                     Self::translate(time, &mut commit);
                     life.reach(CrashPoint::BeforeCommit).await;
+                    of_work.lock().extend(commit.inbox.iter().map(lease));
                     Ok(commit)
                 });
                 match claim {
@@ -106,9 +112,17 @@ impl Store for WatchedStore {
             let outcomes = self.inner.run(works.collect()).await;
             self.life.alive().await;
             for (outcome, leases) in outcomes.iter().zip(&of_leases) {
-                if outcome.is_ok() {
-                    self.life.settled(leases);
-                }
+                let leases = leases.lock();
+                let is_settled = |place: usize| match outcome {
+                    Ok(Committed::Done) => true,
+                    // There is nothing left to do with that one.
+                    Ok(Committed::Refused { entry, .. }) => *entry == place,
+                    Err(_) => false,
+                };
+                let settled = leases.iter().enumerate();
+                let settled = settled.filter(|(place, _)| is_settled(*place));
+                let settled: Vec<Lease> = settled.filter_map(|(_, it)| it.clone()).collect();
+                self.life.settled(&settled);
             }
             outcomes
         })
