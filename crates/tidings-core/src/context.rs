@@ -403,6 +403,38 @@ pub trait FromContext: Sized {
     }
 }
 
+/// An extractor that says the same for all messages, so that a handler that takes a whole batch of
+/// them can have it too: a transaction, a state.
+///
+/// Whatever is made from a [`TransactionHandle`] is one already: the `Tx` of every store. An
+/// extractor of your own that never asks the [`Context`] about the message says so:
+///
+/// ```
+/// use tidings_core::{BoxFuture, Context, Error, FromBatch, FromContext};
+///
+/// #[derive(Clone)]
+/// struct Clock(fn() -> u64);
+///
+/// impl FromContext for Clock {
+///     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
+///         let clock = context.state::<Clock>().map(|clock| (*clock).clone());
+///         Box::pin(async move { clock.ok_or_else(|| Error::msg("add `.with_state(clock)`")) })
+///     }
+/// }
+///
+/// impl FromBatch for Clock {}
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be an argument of a handler that takes a `Batch`",
+    note = "`MessageId`, `Metadata` and `Context` are about one message: ask the batch, with \
+            `batch.metadata()`",
+    note = "an extractor of your own that says the same for all messages implements `FromBatch`"
+)]
+pub trait FromBatch: FromContext {}
+
+#[diagnostic::do_not_recommend]
+impl<T: FromContext + From<TransactionHandle>> FromBatch for T {}
+
 /// What a router can give to its handlers, for [`FromContext::check`].
 #[derive(Clone, Copy)]
 pub struct Provided<'a> {

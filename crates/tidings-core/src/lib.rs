@@ -23,7 +23,7 @@ mod store;
 mod transport;
 
 pub use context::{
-    Context, FromContext, Incoming, Provided, States, TransactionHandle, TransactionSlot,
+    Context, FromBatch, FromContext, Incoming, Provided, States, TransactionHandle, TransactionSlot,
 };
 pub use delivery::{
     Attempt, Delivery, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::{Destination, Error, Message, Outgoing};
+use crate::{Context, Destination, Error, Message, Outgoing};
 
 /// Names a message that is sent later, so that it can be cancelled until then. The same name for the
 /// same thing (`order-deadline/o-1`): scheduling it again replaces what was scheduled before.
@@ -78,6 +78,11 @@ pub trait IntoMessages: Send {
     ///
     /// As [`Outgoing::new`].
     fn into_messages(self, into: &mut Messages) -> Result<(), Error>;
+
+    /// Whether there may be a [`Reply`] among them, which needs one message that it answers.
+    fn may_reply() -> bool {
+        false
+    }
 }
 
 impl<M: Message> IntoMessages for M {
@@ -99,6 +104,15 @@ pub struct With<M> {
     headers: Vec<(Box<str>, Box<str>)>,
     when: Option<When>,
     schedule: Option<ScheduleId>,
+    cause: Option<Cause>,
+}
+
+/// What a message follows from.
+#[derive(Debug, Clone, PartialEq)]
+struct Cause {
+    correlation_id: Box<str>,
+    causation_id: Box<str>,
+    traceparent: Option<Box<str>>,
 }
 
 /// Says how a message is sent: `Ok(OrderExpired { order_id }.after(DEADLINE))`.
@@ -129,6 +143,7 @@ impl<M: Message> From<M> for With<M> {
             headers: Vec::new(),
             when: None,
             schedule: None,
+            cause: None,
         }
     }
 }
@@ -152,6 +167,18 @@ impl<M: Message> With<M> {
         self
     }
 
+    /// For the toolkit: it follows from the message of `context`.
+    pub fn caused_by(mut self, context: &Context) -> Self {
+        let id = context.message_id().as_str();
+        let correlation_id = context.envelope().correlation_id.clone();
+        self.cause = Some(Cause {
+            correlation_id: correlation_id.unwrap_or_else(|| id.into()),
+            causation_id: id.into(),
+            traceparent: context.incoming().traceparent.clone(),
+        });
+        self
+    }
+
     /// Under this name, by which it can be cancelled until it is sent.
     pub fn scheduled_as(mut self, id: ScheduleId) -> Self {
         self.schedule = Some(id);
@@ -167,6 +194,11 @@ impl<M: Message> IntoMessages for With<M> {
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
         let mut message = Outgoing::new(&self.message)?;
         message.envelope.headers.extend(self.headers);
+        if let Some(cause) = self.cause {
+            message.envelope.correlation_id = Some(cause.correlation_id);
+            message.envelope.causation_id = Some(cause.causation_id);
+            message.envelope.traceparent = cause.traceparent;
+        }
         match self.when {
             None => into.now.push(message),
             Some(when) => into.later.push(Scheduled {
@@ -190,6 +222,10 @@ impl<M: Message> IntoMessages for Reply<M> {
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
         into.replies.push(Outgoing::new(&self.0)?);
         Ok(())
+    }
+
+    fn may_reply() -> bool {
+        true
     }
 }
 
@@ -222,6 +258,10 @@ impl<T: IntoMessages> IntoMessages for Option<T> {
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
         self.map_or(Ok(()), |messages| messages.into_messages(into))
     }
+
+    fn may_reply() -> bool {
+        T::may_reply()
+    }
 }
 
 impl<T: IntoMessages> IntoMessages for Vec<T> {
@@ -232,6 +272,10 @@ impl<T: IntoMessages> IntoMessages for Vec<T> {
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
         self.into_iter()
             .try_for_each(|messages| messages.into_messages(into))
+    }
+
+    fn may_reply() -> bool {
+        T::may_reply()
     }
 }
 
@@ -247,6 +291,10 @@ macro_rules! tuples_into_messages {
                 let ($($part,)+) = self;
                 $($part.into_messages(into)?;)+
                 Ok(())
+            }
+
+            fn may_reply() -> bool {
+                false $(|| $part::may_reply())+
             }
         }
     )+};

@@ -65,10 +65,21 @@ fn checks(attribute: TokenStream, function: &ItemFn) -> syn::Result<TokenStream>
             "a handler returns `tidings::Result<T>`: `Ok` acknowledges, `Err` tries again",
         ));
     };
-    let assertions = std::iter::once(assert(message, &quote!(Message)))
-        .chain(extractors.iter().map(|ty| assert(ty, &quote!(FromContext))))
+    let argument = match is_batch(message) {
+        true => quote!(FromBatch),
+        false => quote!(FromContext),
+    };
+    let assertions = std::iter::once(assert(message, &quote!(HandlerInput)))
+        .chain(extractors.iter().map(|ty| assert(ty, &argument)))
         .chain(std::iter::once(assert(returned, &quote!(HandlerResult))));
     Ok(quote!(const _: () = { #(#assertions)* };))
+}
+
+/// By its name: an alias goes unnoticed here, and `Router::on` refuses the handler anyway.
+fn is_batch(ty: &Type) -> bool {
+    let Type::Path(path) = ty else { return false };
+    let last = path.path.segments.last();
+    last.is_some_and(|segment| segment.ident == "Batch")
 }
 
 fn assert(ty: &Type, required: &TokenStream) -> TokenStream {

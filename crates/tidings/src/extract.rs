@@ -2,7 +2,9 @@
 
 use std::{any::type_name, ops::Deref};
 
-use crate::{BoxFuture, Context, Envelope, Error, FromContext, Provided};
+use crate::{
+    BoxFuture, Context, Envelope, Error, FromBatch, FromContext, Message, MessageId, Provided, With,
+};
 
 /// A value that was given to the router with [`with_state`](crate::Router::with_state), cloned for
 /// each attempt.
@@ -27,6 +29,8 @@ impl<T: Clone + Send + Sync + 'static> FromContext for State<T> {
     }
 }
 
+impl<T: Clone + Send + Sync + 'static> FromBatch for State<T> {}
+
 fn missing<T>() -> String {
     let name = type_name::<T>();
     format!("it takes a `State<{name}>`, but the router has none; add `.with_state(value)`")
@@ -34,9 +38,22 @@ fn missing<T>() -> String {
 
 /// What is known about the message: an [`Envelope`] by reference, and where it came from.
 #[derive(Clone)]
-pub struct Metadata(Context);
+pub struct Metadata(pub(crate) Context);
 
 impl Metadata {
+    /// The id that identifies the message for ever: its identity, if the fact itself says what it
+    /// is; else the [`Envelope`]'s.
+    pub fn message_id(&self) -> &MessageId {
+        self.0.message_id()
+    }
+
+    /// `message` as something that follows from this one: with its correlation, its trace, and this
+    /// one as its cause. What a handler of one message returns has all that anyway; a handler of a
+    /// [`Batch`](crate::Batch) says which of the messages it was.
+    pub fn causes<M: Message>(&self, message: M) -> With<M> {
+        With::from(message).caused_by(&self.0)
+    }
+
     /// The queue the message came from.
     pub fn queue(&self) -> &str {
         self.0.queue()

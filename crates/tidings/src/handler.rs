@@ -10,6 +10,7 @@
 use std::{
     any::Any,
     future,
+    marker::PhantomData,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
     sync::Arc,
@@ -23,16 +24,17 @@ use tower::{Service, ServiceExt};
 use tracing::Instrument;
 
 use crate::{
-    BoxError, BoxFuture, Claim, Committed, Context, Destination, Error, Fate, FromContext,
-    InboxEntry, IntoMessages, Message, Messages, Provided, Refusal, TransactionSlot, Transport,
-    Work, WorkError,
+    BoxError, BoxFuture, Claim, Commit, Committed, Context, Destination, Error, Fate,
+    HandlerArgument, HandlerInput, InboxEntry, IntoMessages, Messages, Permanent, Provided,
+    Refusal, TransactionSlot, Transport, Work, WorkError,
     accept::{Upcast, decode},
+    gather::Gatherer,
     publish::Sender,
     retry::NotAsked,
 };
 
-/// An async function that handles messages of type `M`: the message first, then up to eight
-/// extractors `A`.
+/// An async function that handles `T`: a message, or a [`Batch`](crate::Batch) of messages. It takes
+/// that first, then up to eight extractors `A`.
 ///
 /// It is implemented for functions and closures; there is nothing to implement by hand. What is not
 /// a handler does not compile:
@@ -52,15 +54,16 @@ use crate::{
     message = "`{Self}` is not a handler",
     label = "not a handler",
     note = "a handler is an `async fn(Message, extractors...) -> tidings::Result<messages>`: first \
-            a type with `#[derive(Event)]` or `#[derive(Command)]`, then at most eight types that \
-            implement `FromContext` (`State<T>`, `MessageId`, `Tx`, ...)",
+            a type with `#[derive(Event)]` or `#[derive(Command)]`, or a `Batch` of one, then at \
+            most eight types that implement `FromContext` (`State<T>`, `MessageId`, `Tx`, ...), and \
+            `FromBatch` beside a `Batch`",
     note = "write `#[tidings::handler]` above the function to see which part is wrong"
 )]
-pub trait Handler<M, A>: Clone + Send + Sync + 'static {
+pub trait Handler<T, A>: Clone + Send + Sync + 'static {
     /// Makes the extractors, runs the function and encodes what it returns.
     fn call(
         self,
-        message: M,
+        input: T,
         context: Context,
     ) -> impl Future<Output = Result<Messages, Error>> + Send;
 
@@ -104,17 +107,17 @@ impl<T: IntoMessages, E: Into<Error>> HandlerResult for Result<T, E> {
 macro_rules! functions_are_handlers {
     ($(($($argument:ident)*))+) => {$(
         #[allow(non_snake_case, unused_variables)]
-        impl<F, Fut, M, $($argument,)*> Handler<M, ($($argument,)*)> for F
+        impl<F, Fut, T, $($argument,)*> Handler<T, ($($argument,)*)> for F
         where
-            F: Fn(M, $($argument),*) -> Fut + Clone + Send + Sync + 'static,
+            F: Fn(T, $($argument),*) -> Fut + Clone + Send + Sync + 'static,
             Fut: Future + Send,
             Fut::Output: HandlerResult,
-            M: Message,
-            $($argument: FromContext + Send,)*
+            T: HandlerInput,
+            $($argument: HandlerArgument<T> + Send,)*
         {
-            async fn call(self, message: M, context: Context) -> Result<Messages, Error> {
+            async fn call(self, input: T, context: Context) -> Result<Messages, Error> {
                 $(let $argument = $argument::from_context(&context).await?;)*
-                let returned = self(message, $($argument),*).await.into_result()?;
+                let returned = self(input, $($argument),*).await.into_result()?;
                 let mut messages = Messages::default();
                 returned.into_messages(&mut messages)?;
                 Ok(messages)
@@ -125,6 +128,10 @@ macro_rules! functions_are_handlers {
             }
 
             fn check(provided: &Provided<'_>) -> Result<(), String> {
+                let may_reply = <Fut::Output as HandlerResult>::Messages::may_reply();
+                if may_reply && T::GATHER.is_some() {
+                    return Err(CANNOT_REPLY.into());
+                }
                 $($argument::check(provided)?;)*
                 Ok(())
             }
@@ -172,27 +179,29 @@ impl HandlerService {
         }))
     }
 
-    /// The innermost service: an attempt of `handler`.
-    pub(crate) fn attempt<H, M, A>(
-        handler: H,
-        effects: Arc<Effects>,
-        upcasts: Arc<[Upcast]>,
-        limit: Duration,
-    ) -> Self
+    /// The innermost service: an attempt of `handler`, alone or in a batch.
+    pub(crate) fn attempt<H, T, A>(handler: H, surroundings: Surroundings) -> Self
     where
-        H: Handler<M, A>,
-        M: Message,
+        H: Handler<T, A>,
+        T: HandlerInput,
+        A: 'static,
     {
+        let attempts = Arc::new(Attempts {
+            handler,
+            surroundings,
+            signature: PhantomData,
+        });
+        if let Some(gather) = T::GATHER {
+            let gatherer = Arc::new(Gatherer::new(attempts, gather));
+            return Self(Arc::new(move |context| {
+                Box::pin(Arc::clone(&gatherer).attempt(context))
+            }));
+        }
         Self(Arc::new(move |context| {
-            let handler = handler.clone();
-            let (effects, upcasts) = (Arc::clone(&effects), Arc::clone(&upcasts));
+            let attempts = Arc::clone(&attempts);
             match context.transaction().map(Arc::clone) {
-                None => Box::pin(async move {
-                    within(limit, directly(handler, effects, upcasts, context)).await
-                }),
-                Some(slot) => Box::pin(async move {
-                    within(limit, attempt(handler, effects, upcasts, context, slot)).await
-                }),
+                None => Box::pin(attempts.directly(context, None)),
+                Some(slot) => Box::pin(attempts.transactional(context, None, slot)),
             }
         }))
     }
@@ -235,95 +244,170 @@ async fn within(
         }
         let is_late = late.as_mut().as_pin_mut().map(|late| late.poll(task));
         match is_late {
-            Some(Poll::Ready(())) => Poll::Ready(Err(format!(
-                "the handler was still running after the `attempt_timeout` of {limit:?}"
-            )
-            .into())),
+            Some(Poll::Ready(())) => Poll::Ready(Err(took_too_long(limit))),
             _ => Poll::Pending,
         }
     })
     .await
 }
 
-/// An attempt of a consumer without a store: what it sends leaves at once.
-async fn directly<H, M, A>(
-    handler: H,
-    effects: Arc<Effects>,
-    upcasts: Arc<[Upcast]>,
-    context: Context,
-) -> Result<Handled, BoxError>
-where
-    H: Handler<M, A>,
-    M: Message,
-{
-    let messages = call(handler, &upcasts, &context).await?;
-    if messages == Messages::default() {
-        return Ok(Handled::Done);
-    }
-    let sent = effects
-        .sender
-        .directly(&*effects.transport, messages, &context);
-    Box::pin(sent).await.map_err(Error::into_inner)?;
-    Ok(Handled::Done)
+/// What surrounds a handler.
+pub(crate) struct Surroundings {
+    pub(crate) queue: Arc<str>,
+    pub(crate) effects: Arc<Effects>,
+    /// Older messages that it handles as well.
+    pub(crate) upcasts: Arc<[Upcast]>,
+    /// The longest time an attempt may take.
+    pub(crate) limit: Duration,
+    /// How many messages it takes at once, if it takes many.
+    pub(crate) batch_max: usize,
 }
 
-async fn attempt<H, M, A>(
-    handler: H,
-    effects: Arc<Effects>,
-    upcasts: Arc<[Upcast]>,
-    context: Context,
-    slot: Arc<TransactionSlot>,
-) -> Result<Handled, BoxError>
+/// A handler with what its attempts need.
+pub(crate) struct Attempts<H, T, A> {
+    pub(crate) handler: H,
+    pub(crate) surroundings: Surroundings,
+    signature: PhantomData<fn(T) -> A>,
+}
+
+impl<H, T, A> Attempts<H, T, A>
 where
-    H: Handler<M, A>,
-    M: Message,
+    H: Handler<T, A>,
+    T: HandlerInput,
+    A: 'static,
 {
-    let store = Arc::clone(slot.store());
-    let entry = InboxEntry {
-        claim: claim_of(&context),
-        over: context.incoming().over.clone(),
-        order: context.incoming().order.clone(),
-        fate: Fate::Handled,
-    };
-    let work = async move {
-        let messages = call(handler, &upcasts, &context).await?;
-        let commit = effects.sender.commit(messages, Some(&context));
-        commit.map_err(Error::into_inner)
-    };
-    // The store may run it in a thread of its own.
-    let work = Work::new(slot, work.in_current_span()).claiming(entry);
-    let committed = match work.hand_to(&*store).await {
-        Ok(committed) => committed,
-        Err(WorkError::NotBegun(error)) if !error.is_invalid() => {
-            return Err(NotAsked(error).into());
+    /// Tries one message, alone. It is decoded already, or is now.
+    pub(crate) async fn attempt(
+        self: Arc<Self>,
+        context: Context,
+        message: Option<T::Message>,
+    ) -> Result<Handled, BoxError> {
+        match context.transaction().map(Arc::clone) {
+            None => self.directly(context, message).await,
+            Some(slot) => self.transactional(context, message, slot).await,
         }
-        Err(error) => return Err(error.into_inner()),
-    };
-    Ok(match committed {
-        Committed::Done => Handled::Done,
-        Committed::Refused { why, .. } => match why {
-            Refusal::Known => Handled::Duplicate,
-            Refusal::Behind | Refusal::Free => Handled::Behind,
-        },
-    })
+    }
+
+    /// The same for a consumer without a store: what it sends leaves at once.
+    async fn directly(
+        self: Arc<Self>,
+        context: Context,
+        message: Option<T::Message>,
+    ) -> Result<Handled, BoxError> {
+        within(self.surroundings.limit, async {
+            let messages = self.call_with(message, &context).await?;
+            if messages != Messages::default() {
+                Box::pin(self.publish(messages, &context)).await?;
+            }
+            Ok(Handled::Done)
+        })
+        .await
+    }
+
+    async fn transactional(
+        self: Arc<Self>,
+        context: Context,
+        message: Option<T::Message>,
+        slot: Arc<TransactionSlot>,
+    ) -> Result<Handled, BoxError> {
+        let limit = self.surroundings.limit;
+        let store = Arc::clone(slot.store());
+        let entry = entry_of(&context);
+        let work = async move {
+            let messages = self.call_with(message, &context).await?;
+            self.commit(messages, &context)
+        };
+        // The store may run it in a thread of its own.
+        let work = Work::new(slot, work.in_current_span()).claiming(entry);
+        within(limit, async {
+            match work.hand_to(&*store).await {
+                Ok(Committed::Done) => Ok(Handled::Done),
+                Ok(Committed::Refused { why, .. }) => Ok(refused(why)),
+                Err(WorkError::NotBegun(error)) if !error.is_invalid() => {
+                    Err(NotAsked(error).into())
+                }
+                Err(error) => Err(error.into_inner()),
+            }
+        })
+        .await
+    }
+
+    /// Decodes the message and runs the handler.
+    async fn call_with(
+        &self,
+        message: Option<T::Message>,
+        context: &Context,
+    ) -> Result<Messages, BoxError> {
+        let message = match message.or_else(|| context.take_decoded()) {
+            Some(message) => message,
+            None => self.decode(context)?,
+        };
+        self.call(T::of_one(message, context), context).await
+    }
+
+    pub(crate) fn decode(&self, context: &Context) -> Result<T::Message, BoxError> {
+        Ok(decode(context.envelope(), &self.surroundings.upcasts)?)
+    }
+
+    /// Runs the handler.
+    pub(crate) async fn call(&self, input: T, context: &Context) -> Result<Messages, BoxError> {
+        let messages = guard(self.handler.clone().call(input, context.clone())).await;
+        let messages = messages.map_err(Error::into_inner)?;
+        match T::GATHER {
+            Some(_) if !messages.replies.is_empty() => Err(Permanent::new(CANNOT_REPLY).into()),
+            _ => Ok(messages),
+        }
+    }
+
+    /// What is committed to send what the handler returned.
+    pub(crate) fn commit(&self, messages: Messages, context: &Context) -> Result<Commit, BoxError> {
+        let sender = &self.surroundings.effects.sender;
+        let commit = sender.commit(messages, Self::cause(context));
+        commit.map_err(Error::into_inner)
+    }
+
+    /// Sends what the handler returned, without a store.
+    pub(crate) async fn publish(
+        &self,
+        messages: Messages,
+        context: &Context,
+    ) -> Result<(), BoxError> {
+        let Effects { sender, transport } = &*self.surroundings.effects;
+        let published = sender.directly(&**transport, messages, Self::cause(context));
+        published.await.map_err(Error::into_inner)
+    }
+
+    /// What the handler returns follows from its message. Which one of a batch it follows from, only
+    /// the handler knows; the same for a batch of one, which is not to look different.
+    fn cause(context: &Context) -> Option<&Context> {
+        T::GATHER.is_none().then_some(context)
+    }
 }
 
-/// Decodes the message and runs the handler.
-async fn call<H, M, A>(
-    handler: H,
-    upcasts: &[Upcast],
-    context: &Context,
-) -> Result<Messages, BoxError>
-where
-    H: Handler<M, A>,
-    M: Message,
-{
-    let message = match context.take_decoded::<M>() {
-        Some(message) => message,
-        None => decode(context.envelope(), upcasts)?,
-    };
-    let messages = guard(handler.call(message, context.clone())).await;
-    messages.map_err(Error::into_inner)
+const CANNOT_REPLY: &str = "it takes a `Batch` and returns a `Reply`, but a reply answers one \
+                            message; take one message instead";
+
+pub(crate) fn took_too_long(limit: Duration) -> BoxError {
+    format!("the handler was still running after the `attempt_timeout` of {limit:?}").into()
+}
+
+/// The row of a message that is handled.
+pub(crate) fn entry_of(context: &Context) -> InboxEntry {
+    let incoming = context.incoming();
+    InboxEntry {
+        claim: claim_of(context),
+        over: incoming.over.clone(),
+        order: incoming.order.clone(),
+        fate: Fate::Handled,
+    }
+}
+
+/// What a refused commit means for the message.
+pub(crate) fn refused(why: Refusal) -> Handled {
+    match why {
+        Refusal::Known => Handled::Duplicate,
+        Refusal::Behind | Refusal::Free => Handled::Behind,
+    }
 }
 
 /// The row of a message in the inbox.

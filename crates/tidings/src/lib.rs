@@ -51,6 +51,7 @@
 //! | --- | --- | --- |
 //! | `tidings_messages_total` | `queue`, `end` | messages by what became of them: `handled`, `duplicate`, `retried`, `deferred`, `parked`, `returned`, `dead-lettered`, `skipped` |
 //! | `tidings_handler_duration_seconds` | `queue` | how long handlers took |
+//! | `tidings_batch_messages` | `queue` | how many messages a batch had, of those that had several |
 //! | `tidings_deferred_messages` | `queue` | what waits in the store |
 //! | `tidings_outbox_unsent`, `tidings_outbox_oldest_age_seconds` | `service` | what is ready to be published |
 //! | `tidings_outbox_held`, `tidings_outbox_oldest_held_age_seconds` | `service` | what the broker did not take |
@@ -62,11 +63,13 @@
 extern crate self as tidings;
 
 mod accept;
+mod batch;
 mod breaker;
 mod consumer;
 mod control;
 mod extract;
 mod gate;
+mod gather;
 mod handler;
 mod handling;
 mod needs;
@@ -88,6 +91,7 @@ mod trace;
 mod upkeep;
 mod worker;
 
+pub use batch::{Batch, HandlerArgument, HandlerInput};
 pub use breaker::{
     CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, CircuitOpen, Permit,
 };
@@ -110,8 +114,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Everything a service usually names: `use tidings::prelude::*`.
 pub mod prelude {
     pub use crate::{
-        CircuitBreaker, CircuitBreakerLayer, Command, Context, Event, Message, MessageId, Metadata,
-        PermanentExt, Producer, Result, Retry, Router, SendWith, State, serve,
+        Batch, CircuitBreaker, CircuitBreakerLayer, Command, Context, Event, Message, MessageId,
+        Metadata, PermanentExt, Producer, Result, Retry, Router, SendWith, State, serve,
     };
     pub use serde::{Deserialize, Serialize};
     pub use tower::{ServiceBuilder, timeout::TimeoutLayer};

@@ -12,6 +12,7 @@ use crate::{Retry, SLOT_COUNT};
 pub struct HandlerOptions {
     pub(crate) retry: Option<Retry>,
     pub(crate) concurrency: Option<NonZeroU16>,
+    pub(crate) batch_max: Option<NonZeroU16>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) partitions: Option<NonZeroU16>,
     pub(crate) after_dead_letter: Option<AfterDeadLetter>,
@@ -51,6 +52,21 @@ impl HandlerOptions {
         self
     }
 
+    /// How many messages a handler that takes a [`Batch`](crate::Batch) gets at once at most (default
+    /// 64). Its [`concurrency`](Self::concurrency) is twice that by default, so that the next batch
+    /// gathers while one runs.
+    ///
+    /// # Panics
+    ///
+    /// When it is not between 1 and 1000; and in [`Router::on_with`] when the handler takes one
+    /// message.
+    #[track_caller]
+    pub fn batch_max(mut self, messages: u16) -> Self {
+        let max = NonZeroU16::new(messages).filter(|messages| messages.get() <= BATCH_MAX);
+        self.batch_max = Some(max.expect("`batch_max` is between 1 and 1000"));
+        self
+    }
+
     /// As [`Router::attempt_timeout`], for this handler.
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
         self.attempt_timeout = Some(limit);
@@ -80,6 +96,7 @@ impl HandlerOptions {
         Self {
             retry: self.retry.clone().or_else(|| defaults.retry.clone()),
             concurrency: self.concurrency.or(defaults.concurrency),
+            batch_max: self.batch_max,
             attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
             partitions: self.partitions,
             after_dead_letter: self.after_dead_letter.or(defaults.after_dead_letter),
@@ -103,3 +120,6 @@ fn partitions_checked(count: u16) -> NonZeroU16 {
 
 /// A broker counts what is out in 16 bits, and four times as many are fetched ahead.
 const CONCURRENCY_MAX: u16 = u16::MAX / 4;
+
+/// Each message of a batch that fails is tried again.
+const BATCH_MAX: u16 = 1000;

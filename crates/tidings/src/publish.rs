@@ -128,7 +128,7 @@ impl Sender {
         &self,
         transport: &dyn Transport,
         mut messages: Messages,
-        cause: &Context,
+        cause: Option<&Context>,
     ) -> Result<(), Error> {
         if !messages.later.is_empty() || !messages.cancelled.is_empty() {
             return Err(Error::from(Permanent::new(
@@ -136,7 +136,7 @@ impl Sender {
                  `.transactional(store)` to its router",
             )));
         }
-        self.complete(&mut messages, Some(cause))?;
+        self.complete(&mut messages, cause)?;
         if messages.now.is_empty() {
             return Ok(());
         }

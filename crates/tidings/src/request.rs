@@ -26,9 +26,9 @@ use tracing::{debug, error};
 use uuid::Uuid;
 
 use crate::{
-    BoxFuture, Command, Context, Deliveries, Envelope, Error, FromContext, Message, MessageId,
-    Outgoing, Provided, PublishError, Queue, REPLY_TO_HEADER, Settlement, Subscription, Topology,
-    TransactionSlot, Transport, TransportError, accept,
+    BoxFuture, Command, Context, Deliveries, Envelope, Error, FromBatch, FromContext, Message,
+    MessageId, Outgoing, Provided, PublishError, Queue, REPLY_TO_HEADER, Settlement, Subscription,
+    Topology, TransactionSlot, Transport, TransportError, accept,
 };
 
 /// The place where one instance asks and gets its answers. Cloning is cheap and gives the same one.
@@ -249,6 +249,8 @@ impl FromContext for Requester {
         }
     }
 }
+
+impl FromBatch for Requester {}
 
 const MISSING: &str = "it takes a `Requester`, but the router has no `Requests`; add \
                        `.with_state(Requests::start(transport, name).await?)`";

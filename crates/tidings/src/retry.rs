@@ -239,7 +239,7 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 }
 
 /// If `error` or one of its sources says that nothing was tried: how long to leave it alone.
-fn untried(error: &(dyn StdError + 'static)) -> Option<Pause> {
+pub(crate) fn untried(error: &(dyn StdError + 'static)) -> Option<Pause> {
     if let Some(open) = find::<CircuitOpen>(error) {
         return Some(Pause {
             lasts: open.retry_after(),
@@ -258,7 +258,8 @@ const CONFLICTS_MAX: u32 = 20;
 /// How long to wait after the first conflict; longer by as much after each further one.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(5);
 
-fn is_conflict(error: &(dyn StdError + 'static)) -> bool {
+/// True if another transaction was in the way: that says nothing about the message.
+pub(crate) fn is_conflict(error: &(dyn StdError + 'static)) -> bool {
     find::<StoreError>(error).is_some_and(StoreError::is_conflict)
 }
 

@@ -12,11 +12,11 @@ use std::{
 use tower::{Layer, Service};
 
 use crate::{
-    AfterDeadLetter, BoxError, Context, Destination, Error, Event, Handled, Handler,
+    AfterDeadLetter, BoxError, Context, Destination, Error, Event, Handled, Handler, HandlerInput,
     HandlerOptions, HandlerService, Incoming, Message, Outgoing, Permanent, Provided, Retry,
     States, Store,
     accept::{self, Upcast},
-    handler::Effects,
+    handler::{Effects, Surroundings},
     publish::OnSend,
 };
 
@@ -85,11 +85,11 @@ pub(crate) struct Route {
     pub(crate) destinations: fn(&mut Vec<Destination>),
     check: fn(&Provided<'_>) -> Result<(), String>,
     attempt: Box<AttemptFn>,
+    takes_batches: bool,
 }
 
-/// Makes the innermost service of a handler, with its older messages and the longest time an attempt
-/// may take.
-type AttemptFn = dyn Fn(Arc<Effects>, Arc<[Upcast]>, Duration) -> HandlerService + Send + Sync;
+/// Makes the innermost service of a handler.
+type AttemptFn = dyn Fn(Surroundings) -> HandlerService + Send + Sync;
 
 /// Decodes a message on arrival.
 pub(crate) type Accept =
@@ -132,17 +132,18 @@ impl Router {
         }
     }
 
-    /// Handles messages of the function's first argument with it. The queue is
-    /// `consumer.message-name`, with its dead letters beside it.
+    /// Handles messages of the function's first argument with it, one by one or as a
+    /// [`Batch`](crate::Batch). The queue is `consumer.message-name`, with its dead letters beside it.
     ///
     /// # Panics
     ///
     /// When the message has a handler already, or is a command for another consumer.
     #[track_caller]
-    pub fn on<H, M, A>(self, handler: H) -> Self
+    pub fn on<H, T, A>(self, handler: H) -> Self
     where
-        H: Handler<M, A>,
-        M: Message,
+        H: Handler<T, A>,
+        T: HandlerInput,
+        A: 'static,
     {
         self.on_with(handler, HandlerOptions::new())
     }
@@ -164,45 +165,54 @@ impl Router {
     ///
     /// # Panics
     ///
-    /// As [`on`](Self::on).
+    /// As [`on`](Self::on), and when an option does not fit the handler.
     #[track_caller]
-    pub fn on_with<H, M, A>(mut self, handler: H, options: HandlerOptions) -> Self
+    pub fn on_with<H, T, A>(mut self, handler: H, options: HandlerOptions) -> Self
     where
-        H: Handler<M, A>,
-        M: Message,
+        H: Handler<T, A>,
+        T: HandlerInput,
+        A: 'static,
     {
         let location = Location::caller();
         let consumer = &self.consumer;
-        let queue = format!("{consumer}.{}", M::NAME);
+        let name = <T::Message as Message>::NAME;
+        let queue = format!("{consumer}.{name}");
         let handler_name = type_name::<H>();
-        self.refuse_second(M::NAME, handler_name);
-        let topic = match M::DESTINATION {
+        self.refuse_second(name, handler_name);
+        let takes_batches = T::GATHER.is_some();
+        assert!(
+            takes_batches || options.batch_max.is_none(),
+            "`batch_max` was given to `{handler_name}`, which takes one message; let it take a \
+             `Batch<{}>`",
+            type_name::<T>().rsplit("::").next().unwrap_or_default()
+        );
+        let topic = match <T::Message as Message>::DESTINATION {
             Destination::Topic(topic) => Some(topic),
             Destination::Queue(target) => {
                 assert!(
                     target == queue,
-                    "the command `{}` goes to the queue `{target}`, but the router `{consumer}` \
+                    "the command `{name}` goes to the queue `{target}`, but the router `{consumer}` \
                      would wait for it in `{queue}`; give the router the name of the command's \
-                     target",
-                    M::NAME
+                     target"
                 );
                 None
             }
         };
         self.routes.push(Route {
-            name: M::NAME,
+            name,
             queue: queue.into(),
             topic,
-            accept: accept::accept::<M>,
+            accept: accept::accept::<T::Message>,
             options,
             layers: None,
             handler: handler_name,
             location,
             destinations: H::destinations,
             check: H::check,
-            attempt: Box::new(move |effects, upcasts, limit| {
-                HandlerService::attempt(handler.clone(), effects, upcasts, limit)
+            attempt: Box::new(move |surroundings| {
+                HandlerService::attempt(handler.clone(), surroundings)
             }),
+            takes_batches,
         });
         self
     }
@@ -378,7 +388,8 @@ impl Router {
         self
     }
 
-    /// How many messages of each queue are handled at the same time by one instance (default 64).
+    /// How many messages of each queue are handled at the same time by one instance (default 64; for
+    /// a handler that takes batches, twice its [`batch_max`](HandlerOptions::batch_max)).
     ///
     /// # Panics
     ///
@@ -492,7 +503,11 @@ impl Router {
     }
 
     pub(crate) fn concurrency_of(&self, route: &Route) -> NonZeroU16 {
-        let default = const { NonZeroU16::new(64).unwrap() };
+        let default = match route.takes_batches {
+            // One batch runs, and the next one gathers.
+            true => batch_max_of(route).saturating_mul(NonZeroU16::MIN.saturating_add(1)),
+            false => MESSAGES_DEFAULT,
+        };
         let options = route.options.or(&self.defaults);
         options.concurrency.unwrap_or(default)
     }
@@ -535,10 +550,23 @@ impl Router {
     pub(crate) fn service(&self, route: &Route, effects: &Arc<Effects>) -> HandlerService {
         let limit = route.options.or(&self.defaults).attempt_timeout;
         let limit = limit.unwrap_or(ATTEMPT_TIMEOUT);
-        let attempt = (route.attempt)(Arc::clone(effects), self.upcasts_of(route), limit);
+        let attempt = (route.attempt)(Surroundings {
+            queue: Arc::clone(&route.queue),
+            effects: Arc::clone(effects),
+            upcasts: self.upcasts_of(route),
+            limit,
+            batch_max: batch_max_of(route).get().into(),
+        });
         let layers = route.layers.as_deref().unwrap_or(&self.layers).iter().rev();
         layers.fold(attempt, |service, layer| layer(service))
     }
+}
+
+/// How many messages are handled at the same time, or make a batch, if nobody says otherwise.
+const MESSAGES_DEFAULT: NonZeroU16 = NonZeroU16::new(64).unwrap();
+
+fn batch_max_of(route: &Route) -> NonZeroU16 {
+    route.options.batch_max.unwrap_or(MESSAGES_DEFAULT)
 }
 
 /// The longest one attempt may take if nobody says otherwise: half of what RabbitMQ waits for an

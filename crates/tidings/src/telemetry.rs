@@ -13,6 +13,10 @@ pub(crate) fn describe() {
         Unit::Seconds,
         "How long handling a delivery took, with all its attempts in the process."
     );
+    describe_histogram!(
+        "tidings_batch_messages",
+        "How many messages a batch had, of those that had several."
+    );
     describe_gauge!(
         "tidings_deferred_messages",
         "Messages that wait in the store, deferred or parked."

@@ -12,7 +12,7 @@ use std::{
 };
 
 use support::{MoneyDeposited, StoreLetter, broker::Broker};
-use tidings::{prelude::*, serve};
+use tidings::{HandlerOptions, Reply, prelude::*, serve};
 use tidings_memory::MemoryStore;
 use tidings_sqlite::Tx;
 
@@ -37,6 +37,14 @@ async fn with_tx(_: MoneyDeposited, _: Tx) -> Result<()> {
 
 async fn with_state(_: MoneyDeposited, _: State<u32>) -> Result<()> {
     Ok(())
+}
+
+async fn many_with_state(_: Batch<MoneyDeposited>, _: State<u32>) -> Result<()> {
+    Ok(())
+}
+
+async fn answers_many(_: Batch<StoreLetter>) -> Result<Option<Reply<MoneyDeposited>>> {
+    Ok(None)
 }
 
 async fn command(_: StoreLetter) -> Result<()> {
@@ -77,7 +85,7 @@ fn panic_of(action: impl FnOnce()) -> (String, String) {
 #[test]
 fn misuse_panics_at_the_users_line_and_says_what_to_do() {
     let start = |router: Router| drop(serve(Broker::default(), router));
-    let cases: [Case; 14] = [
+    let cases: [Case; 18] = [
         (
             "`money-deposited.v1` has two handlers in the router `bank`",
             Box::new(move || start(Router::new("bank").on(plain).on(with_state))),
@@ -105,6 +113,25 @@ fn misuse_panics_at_the_users_line_and_says_what_to_do() {
         (
             "`concurrency` is between 1 and 16383",
             Box::new(move || start(Router::new("bank").concurrency(0))),
+        ),
+        (
+            "`batch_max` is between 1 and 1000",
+            Box::new(move || _ = HandlerOptions::new().batch_max(1001)),
+        ),
+        (
+            "which takes one message; let it take a `Batch<MoneyDeposited>`",
+            Box::new(move || {
+                let options = HandlerOptions::new().batch_max(10);
+                start(Router::new("bank").on_with(plain, options));
+            }),
+        ),
+        (
+            "it takes a `Batch` and returns a `Reply`",
+            Box::new(move || start(Router::new("archive").on(answers_many))),
+        ),
+        (
+            "it takes a `State<u32>`, but the router has none",
+            Box::new(move || start(Router::new("bank").on(many_with_state))),
         ),
         (
             "`ordered` takes 1 to 64 partitions",
