@@ -393,12 +393,10 @@ impl<M> Line<M> {
     }
 
     /// Takes at most `room` of those that wait, to be in a batch with `first`. The same message is
-    /// never twice in a batch, nor are two of one key, of which one comes after the other: they wait
-    /// for the next one.
+    /// never twice in a batch: the second waits for the next one. (Of an ordered key only one message
+    /// is under way anyway.)
     fn company(&self, first: &Member<M>, room: usize) -> Vec<Waiting<M>> {
         let mut names = HashSet::from([first.context.message_id().clone()]);
-        let key_of = |member: &Member<M>| member.context.incoming().order.clone();
-        let mut keys: HashSet<_> = key_of(first).into_iter().collect();
         let mut state = self.0.lock();
         let mut company = Vec::with_capacity(room.min(state.waiting.len()));
         let waiting = std::mem::take(&mut state.waiting);
@@ -406,16 +404,11 @@ impl<M> Line<M> {
             if waiting.tell.is_closed() {
                 continue;
             }
-            let (member, is_full) = (&waiting.member, company.len() == room);
-            let key = key_of(member);
-            let is_apart = names.contains(member.context.message_id())
-                || key.as_ref().is_some_and(|key| keys.contains(key));
-            if is_full || is_apart {
+            let name = waiting.member.context.message_id();
+            if company.len() == room || !names.insert(name.clone()) {
                 state.waiting.push_back(waiting);
                 continue;
             }
-            names.insert(member.context.message_id().clone());
-            keys.extend(key);
             company.push(waiting);
         }
         company
