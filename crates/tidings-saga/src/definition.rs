@@ -1,0 +1,178 @@
+//! What a saga is: its name, the message that starts it, its key, and its function in all versions.
+
+use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData, sync::Arc, time::Duration};
+
+use jiff::SignedDuration;
+use tidings_core::{IntoMessages, Message};
+
+use crate::{
+    function::{Function, erase},
+    saga::Saga,
+};
+
+/// The name of the messages that answer a step; with the saga's consumer in front it is their queue.
+pub const ANSWER_NAME: &str = "tidings.step-answer.v1";
+
+/// How long a compensation waits for an answer before it counts as stuck, if nothing else is said.
+const STUCK_AFTER: SignedDuration = SignedDuration::from_hours(1);
+
+/// How long what is left of an ended saga is kept, if nothing else is said.
+const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Sagas of one kind: each message `M` starts one.
+#[must_use = "give it to `Router::saga`"]
+pub struct Sagas<M> {
+    name: Cow<'static, str>,
+    key: Arc<dyn Fn(&M) -> String + Send + Sync>,
+    functions: BTreeMap<u32, Function>,
+    stuck_after: SignedDuration,
+    keep: Duration,
+    of: PhantomData<fn(M)>,
+}
+
+impl<M: Message> Sagas<M> {
+    /// Sagas that are named so, each with a key of its own: the order's id, for example. A second
+    /// message with the key of a saga that is known starts nothing.
+    ///
+    /// # Panics
+    ///
+    /// When the name is empty or has other characters than letters, digits, `.`, `-` and `_`.
+    #[track_caller]
+    pub fn new(
+        name: impl Into<Cow<'static, str>>,
+        key: impl Fn(&M) -> String + Send + Sync + 'static,
+    ) -> Self {
+        let name = name.into();
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        assert!(
+            !name.is_empty() && name.chars().all(allowed),
+            "`{name}` cannot name a saga: it is a part of message ids; use letters, digits, `.`, `-` \
+             and `_`"
+        );
+        Self {
+            name,
+            key: Arc::new(key),
+            functions: BTreeMap::new(),
+            stuck_after: STUCK_AFTER,
+            keep: KEEP,
+            of: PhantomData,
+        }
+    }
+
+    /// The function. A saga goes on with the version that it was started with: keep that here, under
+    /// its number, as long as such sagas are open, and give a changed function a higher one.
+    ///
+    /// # Panics
+    ///
+    /// When there is a function with this number.
+    #[track_caller]
+    pub fn version<F, Fut, Done, Undone>(mut self, number: u32, function: F) -> Self
+    where
+        F: Fn(M, Saga) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Done, Undone>> + 'static,
+        Done: IntoMessages,
+        Undone: IntoMessages,
+    {
+        let before = self.functions.insert(number, erase(function));
+        assert!(
+            before.is_none(),
+            "the saga `{}` has two functions with the version {number}",
+            self.name
+        );
+        self
+    }
+
+    /// How long a failed saga waits for an answer before it is stuck. Default: an hour.
+    pub fn stuck_after(mut self, time: Duration) -> Self {
+        self.stuck_after = SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
+        self
+    }
+
+    /// How long an ended saga is kept: so long a second message with its key starts nothing. Default:
+    /// 30 days.
+    pub fn keep(mut self, time: Duration) -> Self {
+        self.keep = time;
+        self
+    }
+
+    /// The key of a message.
+    pub fn key_of(&self) -> Arc<dyn Fn(&M) -> String + Send + Sync> {
+        Arc::clone(&self.key)
+    }
+
+    /// How long an ended saga is kept.
+    pub fn kept_for(&self) -> Duration {
+        self.keep
+    }
+
+    /// The same without its types, run by `consumer`.
+    ///
+    /// # Panics
+    ///
+    /// When it has no function.
+    #[track_caller]
+    pub fn define(self, consumer: &str) -> Definition {
+        assert!(
+            !self.functions.is_empty(),
+            "the saga `{}` has no function; add one: `.version(1, …)`",
+            self.name
+        );
+        Definition {
+            name: self.name,
+            functions: self.functions,
+            reply_to: format!("{consumer}.{ANSWER_NAME}"),
+            stuck_after: self.stuck_after,
+        }
+    }
+}
+
+/// Sagas of one kind, without their types.
+pub struct Definition {
+    name: Cow<'static, str>,
+    functions: BTreeMap<u32, Function>,
+    reply_to: String,
+    stuck_after: SignedDuration,
+}
+
+impl Definition {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The queue that the targets of its steps answer to.
+    pub fn reply_to(&self) -> &str {
+        &self.reply_to
+    }
+
+    pub(crate) fn stuck_after(&self) -> SignedDuration {
+        self.stuck_after
+    }
+
+    pub(crate) fn newest(&self) -> u32 {
+        self.functions.keys().next_back().copied().unwrap_or(0)
+    }
+
+    /// Whether this program can run sagas that were started with this version.
+    pub fn has_version(&self, version: u32) -> bool {
+        self.functions.contains_key(&version)
+    }
+
+    pub(crate) fn function(&self, version: u32) -> Result<&Function, String> {
+        self.functions.get(&version).ok_or_else(|| {
+            format!(
+                "this program has no function `{}` with the version {version}, with which the saga was \
+                 started",
+                self.name
+            )
+        })
+    }
+
+    /// How a saga is named for people: `checkout/o-1`.
+    pub(crate) fn id(&self, key: &str, run: u32) -> String {
+        match run {
+            0 => format!("{}/{key}", self.name),
+            run => format!("{}/{key}/{run}", self.name),
+        }
+    }
+}

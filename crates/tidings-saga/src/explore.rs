@@ -1,0 +1,324 @@
+//! Everything that can happen to a saga, tried out: for tests of its function.
+//!
+//! [`Explorer`] plays the targets of the steps and the broker between. It tries every order in which
+//! commands and answers can arrive, every refusal, every deadline that passes, and answers that come
+//! twice, and checks that each ending is legal (promise P6: whatever was done is finished or undone,
+//! each effect once, or an operator sees it).
+
+use std::collections::{BTreeMap, HashSet};
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+use tidings_core::Outgoing;
+
+use crate::{
+    definition::Definition,
+    journal::{Journal, Start, State},
+    step_id::{Part, STEP_HEADER, StepId},
+    turn::{Answer, Arrival, Turn},
+};
+
+/// What the target of a step answers to its command.
+type Reply = dyn Fn(&StepId, &Outgoing) -> Box<RawValue>;
+
+/// Tries everything that can happen to one saga.
+///
+/// ```
+/// # use tidings_saga::{Explorer, Sagas, Saga, Start};
+/// # use tidings_core::{Destination, Message};
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct OrderPlaced { order_id: String }
+/// # impl Message for OrderPlaced {
+/// #     const NAME: &'static str = "order-placed.v1";
+/// #     const DESTINATION: Destination = Destination::topic("orders");
+/// # }
+/// # async fn checkout(order: OrderPlaced, saga: Saga) -> Result<(), ()> { Ok(()) }
+/// let sagas = Sagas::new("checkout", |order: &OrderPlaced| order.order_id.clone()).version(1, checkout);
+/// let placed = OrderPlaced { order_id: "o-1".into() };
+/// let explored = Explorer::new(sagas.define("checkout"), "o-1", Start::of(&placed).unwrap())
+///     .replies(|step, command| serde_json::value::to_raw_value("p-1").unwrap())
+///     .run();
+/// assert!(explored.endings.contains_key("completed"));
+/// ```
+#[must_use = "call `run`"]
+pub struct Explorer {
+    definition: Definition,
+    key: Box<str>,
+    start: Start,
+    reply: Box<Reply>,
+    duplicates: u8,
+    states_max: usize,
+}
+
+/// What was tried.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Explored {
+    /// How many different states there were.
+    pub states: usize,
+    /// How many of those were endings, by the saga's state.
+    pub endings: BTreeMap<&'static str, usize>,
+}
+
+impl Explorer {
+    /// Everything that can happen to the saga that `start` starts.
+    pub fn new(definition: Definition, key: &str, start: Start) -> Self {
+        Self {
+            definition,
+            key: key.into(),
+            start,
+            reply: Box::new(|_, _| serde_json::value::RawValue::NULL.to_owned()),
+            duplicates: 1,
+            states_max: 200_000,
+        }
+    }
+
+    /// What the targets of steps answer when they do what they are asked. By default: `null`.
+    pub fn replies(
+        mut self,
+        reply: impl Fn(&StepId, &Outgoing) -> Box<RawValue> + 'static,
+    ) -> Self {
+        self.reply = Box::new(reply);
+        self
+    }
+
+    /// How many answers come twice, at most. Default: 1.
+    pub fn duplicates(mut self, count: u8) -> Self {
+        self.duplicates = count;
+        self
+    }
+
+    /// How many different states are tried at most. Default: 200,000.
+    pub fn states_max(mut self, count: usize) -> Self {
+        self.states_max = count;
+        self
+    }
+
+    /// Tries it.
+    ///
+    /// # Panics
+    ///
+    /// When something is not legal, with the way that leads there; and when there are more states than
+    /// [`states_max`](Self::states_max).
+    #[track_caller]
+    pub fn run(self) -> Explored {
+        let now = Timestamp::UNIX_EPOCH;
+        let turn = self.definition.start(&self.key, self.start.clone(), now);
+        let first = World {
+            journal: turn.journal.clone(),
+            now,
+            due: None,
+            commands: Vec::new(),
+            answers: Vec::new(),
+            duplicates: self.duplicates,
+            targets: BTreeMap::new(),
+            way: Vec::new(),
+        };
+        let mut explored = Explored::default();
+        let mut seen = HashSet::new();
+        let mut open = vec![self.after(first, turn)];
+        while let Some(world) = open.pop() {
+            if !seen.insert(world.print()) {
+                continue;
+            }
+            explored.states += 1;
+            assert!(
+                explored.states <= self.states_max,
+                "there are more than {} states; make the saga smaller, or raise `states_max`",
+                self.states_max
+            );
+            let next = self.next(&world);
+            if next.is_empty() {
+                world.check();
+                *explored
+                    .endings
+                    .entry(world.journal.state.label())
+                    .or_default() += 1;
+            }
+            open.extend(next);
+        }
+        explored
+    }
+
+    /// A world after a turn.
+    fn after(&self, mut world: World, turn: Turn) -> World {
+        let written = turn.journal.write();
+        world.journal = Journal::read(&written).unwrap_or_else(|error| world.fail(&error));
+        if world.journal.write() != written {
+            world.fail("its journal does not come back as it was written");
+        }
+        if world.journal.state == State::Running
+            && let Err(why) = self.definition.check(&self.key, &world.journal)
+        {
+            world.fail(&format!(
+                "its function goes another way when it is run again: {why}"
+            ));
+        }
+        world.due = turn.due;
+        for message in turn.outgoing {
+            if let Some(id) = message.envelope.header(STEP_HEADER) {
+                let step = id
+                    .parse()
+                    .unwrap_or_else(|error: String| world.fail(&error));
+                world.commands.push((step, message));
+            }
+        }
+        world
+    }
+
+    fn told(&self, world: &World, what: String, arrival: Arrival) -> World {
+        let mut next = world.clone();
+        next.way.push(what);
+        let journal = world.journal.clone();
+        let turn = self
+            .definition
+            .advance(&self.key, journal, [arrival], world.now);
+        self.after(next, turn)
+    }
+
+    /// Everything that can happen next.
+    fn next(&self, world: &World) -> Vec<World> {
+        let mut next = Vec::new();
+        for (place, (step, command)) in world.commands.iter().enumerate() {
+            for is_willing in [true, false] {
+                let mut after = world.clone();
+                after.commands.remove(place);
+                let reply = (self.reply)(step, command);
+                let Some(answer) = after.target(step, is_willing, reply) else {
+                    continue;
+                };
+                let word = match &answer {
+                    Answer::Done(_) => "does it",
+                    Answer::Refused { .. } => "refuses",
+                };
+                after.way.push(format!("the target of {step} {word}"));
+                after.answers.push((step.clone(), answer));
+                next.push(after);
+            }
+        }
+        for (place, (step, answer)) in world.answers.iter().enumerate() {
+            let arrival = Arrival::Answer {
+                step: step.step.clone(),
+                part: step.part,
+                answer: answer.clone(),
+            };
+            let what = format!("the answer to {step} arrives");
+            let mut once = self.told(world, what, arrival);
+            if world.duplicates > 0 {
+                let mut twice = once.clone();
+                twice.duplicates -= 1;
+                twice.way.push("and will come once more".into());
+                next.push(twice);
+            }
+            once.answers.remove(place);
+            next.push(once);
+        }
+        if let Some(due) = world.due {
+            let mut later = world.clone();
+            later.now = world.now.max(due);
+            next.push(self.told(&later, format!("it is {due}"), Arrival::Due));
+        }
+        next
+    }
+}
+
+/// The saga, its targets and what is under way between them.
+#[derive(Clone)]
+struct World {
+    journal: Journal,
+    now: Timestamp,
+    due: Option<Timestamp>,
+    commands: Vec<(StepId, Outgoing)>,
+    answers: Vec<(StepId, Answer)>,
+    duplicates: u8,
+    /// What became of steps at their targets.
+    targets: BTreeMap<Box<str>, Effect>,
+    way: Vec<String>,
+}
+
+/// What a target knows of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Effect {
+    Done,
+    Refused,
+    Cancelled,
+    Undone,
+}
+
+impl World {
+    /// A target with a fence does what it is asked; `None` if this way is none.
+    fn target(&mut self, step: &StepId, is_willing: bool, reply: Box<RawValue>) -> Option<Answer> {
+        let known = self.targets.get(&step.step).copied();
+        let refused = || Answer::Refused {
+            reason: "no".into(),
+            for_now: false,
+        };
+        let (effect, answer) = match (step.part, known) {
+            (Part::Do, None) if is_willing => (Effect::Done, Answer::Done(reply)),
+            (Part::Do, None) => (Effect::Refused, refused()),
+            // What follows is not the target's choice.
+            _ if !is_willing => return None,
+            (Part::Do, Some(Effect::Done | Effect::Undone)) => (known?, Answer::Done(reply)),
+            (Part::Do, Some(Effect::Refused | Effect::Cancelled)) => (known?, refused()),
+            (Part::Cancel, None) => (Effect::Cancelled, refused()),
+            (Part::Cancel, Some(Effect::Done | Effect::Undone)) => (known?, Answer::Done(reply)),
+            (Part::Cancel, Some(Effect::Refused | Effect::Cancelled)) => (known?, refused()),
+            (Part::Undo, Some(Effect::Done | Effect::Undone)) => {
+                (Effect::Undone, Answer::Done(RawValue::NULL.to_owned()))
+            }
+            (Part::Undo, _) => self.fail(&format!("`{}` is undone, but was never done", step.step)),
+        };
+        self.targets.insert(step.step.clone(), effect);
+        Some(answer)
+    }
+
+    /// Nothing happens any more: it must have ended as it may.
+    fn check(&self) {
+        match &self.journal.state {
+            State::Completed | State::Compensated => {}
+            State::Stuck { reason, .. } => self.fail(&format!("it is stuck: {reason}")),
+            state => self.fail(&format!("nothing happens any more, and it is {state}")),
+        }
+        for step in self.journal.steps() {
+            let name = step.step;
+            if step.is_open() {
+                self.fail(&format!("`{name}` is still open"));
+            }
+            let is_there = self.targets.get(name) == Some(&Effect::Done);
+            let is_to_be_undone = step.done.as_ref().is_some_and(|done| {
+                done.undo.is_some() && (done.is_late || self.journal.state == State::Compensated)
+            });
+            if is_there && is_to_be_undone {
+                self.fail(&format!("`{name}` was done, and is not undone"));
+            }
+            let is_kept = step.done.as_ref().is_some_and(|done| !done.is_late);
+            if self.journal.state == State::Completed
+                && is_kept
+                && self.targets.get(name) == Some(&Effect::Undone)
+            {
+                self.fail(&format!("`{name}` was undone, though the saga completed"));
+            }
+        }
+    }
+
+    /// What tells this state from others.
+    fn print(&self) -> Vec<u8> {
+        let mut print = self.journal.write();
+        let commands = self.commands.iter().map(|(step, _)| step.to_string());
+        let answers = self.answers.iter().map(|(step, answer)| {
+            let is_done = matches!(answer, Answer::Done(_));
+            format!("{step} {is_done}")
+        });
+        let mut under_way: Vec<String> = commands.chain(answers).collect();
+        under_way.sort_unstable();
+        let rest = (under_way, &self.targets, self.duplicates, self.due);
+        print.extend(format!("{rest:?}").into_bytes());
+        print
+    }
+
+    fn fail(&self, why: &str) -> ! {
+        panic!(
+            "{why}\n\nThe way there:\n  {}\n\nIts journal:\n{}",
+            self.way.join("\n  "),
+            String::from_utf8_lossy(&self.journal.write())
+        )
+    }
+}
