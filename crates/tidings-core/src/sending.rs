@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::{Context, Destination, Error, Message, Outgoing};
+use crate::{Context, Destination, Error, Message, Outgoing, RecordChange};
 
 /// Names a message that is sent later, so that it can be cancelled until then. The same name for the
 /// same thing (`order-deadline/o-1`): scheduling it again replaces what was scheduled before.
@@ -54,6 +54,8 @@ pub struct Messages {
     pub cancelled: Vec<ScheduleId>,
     /// Answers to whoever asked; where they go stands in the message that is being handled.
     pub replies: Vec<Outgoing>,
+    /// For the toolkit: records that are written with it. Needs a store.
+    pub records: Vec<RecordChange>,
 }
 
 /// What can be sent: what a handler may return.

@@ -2,8 +2,8 @@
 
 use proc_macro2::Span;
 use syn::{
-    Data, DeriveInput, Error, Expr, Ident, LitInt, LitStr, Path, Result, meta::ParseNestedMeta,
-    parse_quote,
+    Data, DeriveInput, Error, Expr, Ident, LitInt, LitStr, Path, Result, Type,
+    meta::ParseNestedMeta, parse_quote,
 };
 
 /// The longest name or topic in bytes: leaves room for `consumer.`, `.dead` and `.retry.` in the
@@ -14,6 +14,7 @@ pub(crate) struct Attributes {
     pub(crate) name: Option<LitStr>,
     pub(crate) topic: Option<LitStr>,
     pub(crate) target: Option<LitStr>,
+    pub(crate) reply: Option<Type>,
     pub(crate) key: Option<Expr>,
     pub(crate) id: Option<Expr>,
     pub(crate) body_bytes_max: Option<LitInt>,
@@ -29,6 +30,7 @@ impl Attributes {
             name: None,
             topic: None,
             target: None,
+            reply: None,
             key: None,
             id: None,
             body_bytes_max: None,
@@ -50,6 +52,7 @@ impl Attributes {
             Some("name") => self.name = Some(wire_name(meta)?),
             Some("topic") if event => self.topic = Some(wire_name(meta)?),
             Some("target") if !event => self.target = Some(wire_name(meta)?),
+            Some("reply") if !event => self.reply = Some(meta.value()?.parse()?),
             Some("key") => self.key = Some(field(meta, input)?),
             Some("id") => self.id = Some(field(meta, input)?),
             Some("body_bytes_max") => self.body_bytes_max = Some(meta.value()?.parse()?),
@@ -65,6 +68,12 @@ impl Attributes {
                      everybody may listen, it is an event",
                 ));
             }
+            Some("reply") => {
+                return Err(meta.error(
+                    "nobody replies to an event: whoever listens may announce events of its own; \
+                     what is to be answered is a `Command`",
+                ));
+            }
             Some("target") => {
                 return Err(meta.error(
                     "an event has no target: whoever listens gets it; if it tells one service \
@@ -75,7 +84,7 @@ impl Attributes {
                 let own = if event {
                     "`topic`, `not_past_tense`"
                 } else {
-                    "`target`"
+                    "`target`, `reply`"
                 };
                 return Err(meta.error(format!(
                     "unknown attribute; `{kind}` knows `name`, `key`, `id`, `body_bytes_max`, \

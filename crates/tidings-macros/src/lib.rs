@@ -44,7 +44,8 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 
 /// Makes a type a command: an instruction to exactly one target.
 ///
-/// `target` is the consumer that carries it out, and is required; `name`, `key`, `id`,
+/// `target` is the consumer that carries it out, and is required; `reply` is the type of its answer, for
+/// a command that is a step of a saga (`tidings::Step`); `name`, `key`, `id`,
 /// `body_bytes_max`, `unrouted` and `crate` are as for [`Event`].
 ///
 /// ```ignore

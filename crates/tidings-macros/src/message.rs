@@ -54,11 +54,19 @@ pub(crate) fn command(input: &DeriveInput) -> Result<TokenStream> {
         &name,
         &quote!(#tidings::Destination::queue(#queue)),
     )?;
+    let step = attributes.reply.as_ref().map(|reply| {
+        quote! {
+            impl #tidings::Step for #ident {
+                type Reply = #reply;
+            }
+        }
+    });
     Ok(quote! {
         #message
         impl #tidings::Command for #ident {
             const TARGET: &'static str = #target;
         }
+        #step
     })
 }
 

@@ -65,10 +65,13 @@ pub(crate) type Shared = Arc<Mutex<Run>>;
 
 impl Run {
     pub(crate) fn new(id: Box<str>, journal: &Journal) -> Self {
-        let patches = journal.entries.iter().filter_map(|entry| match &entry.what {
-            What::Patched { patch } => Some(patch.clone()),
-            _ => None,
-        });
+        let patches = journal
+            .entries
+            .iter()
+            .filter_map(|entry| match &entry.what {
+                What::Patched { patch } => Some(patch.clone()),
+                _ => None,
+            });
         Self {
             id,
             steps: HashMap::new(),

@@ -31,6 +31,7 @@ use crate::{
     gather::Gatherer,
     publish::Sender,
     retry::NotAsked,
+    steps::{self, Fenced},
 };
 
 /// An async function that handles `T`: a message, or a [`Batch`](crate::Batch) of messages. It takes
@@ -313,9 +314,28 @@ where
         let limit = self.surroundings.limit;
         let store = Arc::clone(slot.store());
         let entry = entry_of(&context);
+        // Before there is a transaction, which a call to the outside would hold open.
+        let fenced = steps::look(&store, &context)
+            .await
+            .map_err(Error::into_inner)?;
         let work = async move {
-            let messages = self.call_with(message, &context).await?;
-            self.commit(messages, &context)
+            let writing = match fenced {
+                None => None,
+                Some(Fenced::CarryOut(writing)) => Some(writing),
+                Some(Fenced::Answer(answer)) => {
+                    let mut messages = Messages::default();
+                    messages.replies.push(answer);
+                    return self.commit(messages, &context);
+                }
+            };
+            let mut messages = self.call_with(message, &context).await?;
+            let Some(writing) = writing else {
+                return self.commit(messages, &context);
+            };
+            writing.complete(&mut messages).map_err(Error::into_inner)?;
+            let mut commit = self.commit(messages, &context)?;
+            writing.add_to(&mut commit).map_err(Error::into_inner)?;
+            Ok(commit)
         };
         // The store may run it in a thread of its own.
         let work = Work::new(slot, work.in_current_span()).claiming(entry);

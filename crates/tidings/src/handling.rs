@@ -31,6 +31,7 @@ use crate::{
     handler::{claim_of, panicked},
     retry::{self, Failed, Pause, Verdict, is_unstorable, reason},
     router::Accept,
+    steps,
     throttle::Throttle,
     trace,
 };
@@ -300,12 +301,19 @@ impl Handling {
         let queue = self.group.as_ref().unwrap_or(&self.queue);
         let letter = envelope
             .map(|envelope| dead_letter(envelope, queue, message.failures, &message.history));
+        let told =
+            envelope.and_then(|envelope| steps::dead(envelope, &message.claim.message, reason));
         let fate = Fate::Dead {
             failures: message.failures,
             history: message.history.clone(),
             blocks: self.blocks,
         };
-        let written = self.write(store, message, fate, letter.into_iter().collect());
+        let written = self.write(
+            store,
+            message,
+            fate,
+            letter.into_iter().chain(told).collect(),
+        );
         if written.await? {
             self.counts.dead_lettered.increment(1);
         }

@@ -83,8 +83,10 @@ mod request;
 mod retry;
 mod round;
 mod router;
+mod saga;
 mod schedule;
 mod serve;
+mod steps;
 mod telemetry;
 mod throttle;
 mod trace;
@@ -104,8 +106,10 @@ pub use request::{AskError, Requester, Requests};
 pub use retry::Retry;
 pub use router::Router;
 pub use serve::{IntoRouters, Serve, ServeError, serve};
+pub use steps::StepReply;
 pub use tidings_core::*;
 pub use tidings_macros::{Command, Event, handler, test};
+pub use tidings_saga::{First, Saga, Sagas, Step, StepError};
 pub use tower;
 
 /// What a handler returns.

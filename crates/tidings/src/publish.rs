@@ -3,6 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
+use tidings_saga::STEP_HEADER;
 use uuid::Uuid;
 
 use crate::{
@@ -40,7 +41,12 @@ impl Sender {
         // Of several words about one name the last one holds, and a schedule more than a
         // cancellation.
         let mut records: BTreeMap<RecordId, RecordChange> = BTreeMap::new();
-        for change in cancelled.chain(scheduled) {
+        for change in messages
+            .records
+            .into_iter()
+            .chain(cancelled)
+            .chain(scheduled)
+        {
             records.insert(change.id.clone(), change);
         }
         Ok(Commit {
@@ -75,10 +81,18 @@ impl Sender {
             return;
         };
         self.stamp(replies.iter_mut(), cause);
+        let step = cause.and_then(|context| context.envelope().header(STEP_HEADER));
         for mut reply in replies {
             reply.destination = Destination::Queue(reply_to.clone().into());
             // Whoever asked may be gone, and nobody else wants the answer.
             reply.unrouted = Unrouted::Drop;
+            if let Some(step) = step {
+                reply.unrouted = Unrouted::Hold; // A saga is not gone.
+                reply
+                    .envelope
+                    .headers
+                    .push((STEP_HEADER.into(), step.into()));
+            }
             // One answer to one question, whatever the answer says.
             reply.envelope.id = Some(MessageId::new(format!("reply/{question}")));
             reply.envelope.key = None;
@@ -130,7 +144,8 @@ impl Sender {
         mut messages: Messages,
         cause: Option<&Context>,
     ) -> Result<(), Error> {
-        if !messages.later.is_empty() || !messages.cancelled.is_empty() {
+        let in_store = !messages.cancelled.is_empty() || !messages.records.is_empty();
+        if in_store || !messages.later.is_empty() {
             return Err(Error::from(Permanent::new(
                 "a message that is sent later waits in the store, and this consumer has none; add \
                  `.transactional(store)` to its router",

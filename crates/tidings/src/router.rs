@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use tidings_saga::ANSWER_NAME;
 use tower::{Layer, Service};
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     accept::{self, Upcast},
     handler::{Effects, Surroundings},
     publish::OnSend,
+    saga::Registry,
 };
 
 /// The handlers of one consumer, and how they are run.
@@ -54,6 +56,7 @@ pub struct Router {
     pub(crate) defaults: HandlerOptions,
     layers: Vec<LayerFn>,
     pub(crate) published: Vec<Destination>,
+    pub(crate) sagas: Registry,
     /// With the name of the newer message.
     upcasts: Vec<(&'static str, Upcast)>,
 }
@@ -128,6 +131,7 @@ impl Router {
             defaults: HandlerOptions::new(),
             layers: Vec::new(),
             published: Vec::new(),
+            sagas: Registry::default(),
             upcasts: Vec::new(),
         }
     }
@@ -167,25 +171,15 @@ impl Router {
     ///
     /// As [`on`](Self::on), and when an option does not fit the handler.
     #[track_caller]
-    pub fn on_with<H, T, A>(mut self, handler: H, options: HandlerOptions) -> Self
+    pub fn on_with<H, T, A>(self, handler: H, options: HandlerOptions) -> Self
     where
         H: Handler<T, A>,
         T: HandlerInput,
         A: 'static,
     {
-        let location = Location::caller();
-        let consumer = &self.consumer;
         let name = <T::Message as Message>::NAME;
+        let consumer = &self.consumer;
         let queue = format!("{consumer}.{name}");
-        let handler_name = type_name::<H>();
-        self.refuse_second(name, handler_name);
-        let takes_batches = T::GATHER.is_some();
-        assert!(
-            takes_batches || options.batch_max.is_none(),
-            "`batch_max` was given to `{handler_name}`, which takes one message; let it take a \
-             `Batch<{}>`",
-            type_name::<T>().rsplit("::").next().unwrap_or_default()
-        );
         let topic = match <T::Message as Message>::DESTINATION {
             Destination::Topic(topic) => Some(topic),
             Destination::Queue(target) => {
@@ -198,9 +192,36 @@ impl Router {
                 None
             }
         };
+        self.on_topic(topic, handler, options)
+    }
+
+    /// Handles messages from the queue `consumer.message-name`, which gets those of `topic`.
+    #[track_caller]
+    pub(crate) fn on_topic<H, T, A>(
+        mut self,
+        topic: Option<Cow<'static, str>>,
+        handler: H,
+        options: HandlerOptions,
+    ) -> Self
+    where
+        H: Handler<T, A>,
+        T: HandlerInput,
+        A: 'static,
+    {
+        let location = Location::caller();
+        let name = <T::Message as Message>::NAME;
+        let handler_name = type_name::<H>();
+        self.refuse_second(name, handler_name);
+        let takes_batches = T::GATHER.is_some();
+        assert!(
+            takes_batches || options.batch_max.is_none(),
+            "`batch_max` was given to `{handler_name}`, which takes one message; let it take a \
+             `Batch<{}>`",
+            type_name::<T>().rsplit("::").next().unwrap_or_default()
+        );
         self.routes.push(Route {
             name,
-            queue: queue.into(),
+            queue: format!("{}.{name}", self.consumer).into(),
             topic,
             accept: accept::accept::<T::Message>,
             options,
@@ -247,7 +268,16 @@ impl Router {
             other.consumer
         );
         let layers: Arc<[LayerFn]> = other.layers.into();
+        let has_sagas = !self.sagas.is_empty();
+        if has_sagas {
+            self.sagas.merge(&other.sagas);
+        } else {
+            self.sagas = other.sagas;
+        }
         for mut route in other.routes {
+            if has_sagas && route.name == ANSWER_NAME {
+                continue; // The answers to all sagas come to one handler.
+            }
             self.refuse_second(route.name, route.handler);
             route.options = route.options.or(&other.defaults);
             route.layers.get_or_insert_with(|| Arc::clone(&layers));

@@ -35,7 +35,7 @@ use crate::{
     publish::Sender,
     relay::Relay,
     router::prefetch,
-    schedule, telemetry, upkeep,
+    saga, schedule, steps, telemetry, upkeep,
     worker::Worker,
 };
 
@@ -305,6 +305,18 @@ impl Service {
                 relayed.push(Arc::clone(store));
                 service.relay(store, transport, &router, &instance);
             }
+            if let Some(store) = &router.store
+                && !router.sagas.is_empty()
+            {
+                let stop = service.stop_upkeep.clone();
+                let clock = saga::run(Arc::clone(store), &router, instance.clone(), stop);
+                watch(
+                    &mut service.upkeep,
+                    &service.stop_upkeep,
+                    "the sagas' clock",
+                    clock,
+                );
+            }
             service.handle(transport, router, deliveries, &instance);
         }
         service
@@ -354,6 +366,14 @@ impl Service {
             &self.stop_upkeep,
             "the scheduler",
             scheduling,
+        );
+        let stop = self.stop_upkeep.clone();
+        let forgetting = steps::forget(Arc::clone(store), instance.to_owned(), stop);
+        watch(
+            &mut self.upkeep,
+            &self.stop_upkeep,
+            "the removal of old steps",
+            forgetting,
         );
     }
 

@@ -16,7 +16,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("tidings-core", &[]),
     ("tidings-macros", &[]),
-    ("tidings", &["tidings-core", "tidings-macros"]),
+    ("tidings-saga", &["tidings-core"]),
+    (
+        "tidings",
+        &["tidings-core", "tidings-macros", "tidings-saga"],
+    ),
     ("tidings-amqp", &["tidings-core", "tidings-wire"]),
     ("tidings-claim-check", &["tidings-core"]),
     ("tidings-memory", &["tidings-core"]),

@@ -1,0 +1,525 @@
+//! Sagas in a service: what starts one, answers a step, is a signal, or becomes due.
+//!
+//! A saga is a record of the service's store, with its journal as the body. Answers are taken in
+//! batches: the journals of all sagas that they concern are read at once, locked, and written in one
+//! commit with what the sagas send. A saga that is stuck, or whose function panics, harms no other.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use metrics::counter;
+use parking_lot::RwLock;
+use serde_json::value::RawValue;
+use tidings_saga::{Arrival, Definition, Journal, STEP_HEADER, Sagas, Start, State, StepId, Turn};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use crate::{
+    Batch, Commit, Destination, Error, Expected, HandlerOptions, IntoMessages, Lease, Message,
+    Messages, Metadata, Outgoing, Permanent, Record, RecordChange, RecordId, RecordValue, Retry,
+    Router, Store, StoreError, TransactionHandle, publish::Sender, steps::StepAnswer,
+    throttle::Throttle,
+};
+
+/// How long one that died keeps what it took.
+const LEASE: Duration = Duration::from_secs(10);
+/// How many sagas that are due share a commit.
+const BATCH_COUNT_MAX: usize = 100;
+/// The longest time between two looks.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// How long to leave a database alone that does not answer.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// How long a journal is left alone that this program cannot read or go on with.
+const FOREIGN_PAUSE: SignedDuration = SignedDuration::from_mins(1);
+
+/// The sagas of a router, by name.
+#[derive(Clone, Default)]
+pub(crate) struct Registry(Arc<RwLock<HashMap<Box<str>, Kind>>>);
+
+/// Sagas of one kind.
+#[derive(Clone)]
+struct Kind {
+    definition: Arc<Definition>,
+    keep: SignedDuration,
+}
+
+impl Registry {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.read().is_empty()
+    }
+
+    /// Takes the sagas of another router of the same consumer.
+    #[track_caller]
+    pub(crate) fn merge(&self, other: &Self) {
+        for (name, kind) in other.0.read().iter() {
+            let before = self.0.write().insert(name.clone(), kind.clone());
+            assert!(
+                before.is_none(),
+                "both routers have a saga `{name}`; one is enough"
+            );
+        }
+    }
+}
+
+impl Kind {
+    fn record_id(&self, key: &str) -> RecordId {
+        RecordId::new(kind_of(self.definition.name()), key)
+    }
+
+    /// What a turn leaves in the database.
+    fn change(&self, key: &str, turn: &Turn, expected: Expected, now: Timestamp) -> RecordChange {
+        let journal = &turn.journal;
+        // An ended saga is deleted when it is due.
+        let due = match journal.state.is_ended() {
+            true => now.saturating_add(self.keep).ok(),
+            false => turn.due,
+        };
+        self.tell(key, turn);
+        RecordChange {
+            id: self.record_id(key),
+            expected,
+            value: Some(RecordValue {
+                label: journal.state.label().into(),
+                due,
+                body: journal.write().into(),
+            }),
+        }
+    }
+
+    /// What people should know of a turn.
+    fn tell(&self, key: &str, turn: &Turn) {
+        let saga = self.definition.name();
+        for what in &turn.ignored {
+            counter!("tidings_saga_ignored_total", "saga" => saga.to_owned()).increment(1);
+            debug!(saga, key, "passed over: {what}");
+        }
+        if !turn.changed.is_empty() {
+            let steps = turn.changed.join("`, `");
+            warn!(
+                saga,
+                key,
+                "the commands of `{steps}` say something else than what was sent: does the function \
+                 compute them from anything but its message and the replies?"
+            );
+        }
+        match &turn.journal.state {
+            State::Stuck { reason, .. } => error!(saga, key, "the saga is stuck: {reason}"),
+            state if state.is_ended() => {
+                let end = state.label();
+                counter!("tidings_sagas_total", "saga" => saga.to_owned(), "end" => end)
+                    .increment(1);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn kind_of(saga: &str) -> String {
+    format!("saga:{saga}")
+}
+
+/// What turns leave: messages and records.
+#[derive(Default)]
+pub(crate) struct Turns {
+    outgoing: Vec<Outgoing>,
+    records: Vec<RecordChange>,
+}
+
+impl IntoMessages for Turns {
+    fn destinations(_: &mut Vec<Destination>) {}
+
+    fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
+        into.now.extend(self.outgoing);
+        into.records.extend(self.records);
+        Ok(())
+    }
+}
+
+impl Router {
+    /// Runs sagas: each message of this type starts one. Needs a store.
+    ///
+    /// The targets of the steps answer with [`StepReply`](crate::StepReply) to the queue
+    /// `consumer.tidings.step-answer.v1`, which this declares.
+    ///
+    /// # Panics
+    ///
+    /// When there are sagas with this name, the message has a handler already, or the saga has no
+    /// function.
+    #[track_caller]
+    pub fn saga<M: Message>(mut self, sagas: Sagas<M>) -> Self {
+        let (key_of, keep) = (sagas.key_of(), sagas.kept_for());
+        let kind = Kind {
+            definition: Arc::new(sagas.define(&self.consumer)),
+            keep: SignedDuration::try_from(keep).unwrap_or(SignedDuration::MAX),
+        };
+        let name: Box<str> = kind.definition.name().into();
+        let registry = self.sagas.clone();
+        let is_first = registry.is_empty();
+        let before = registry.0.write().insert(name, kind.clone());
+        assert!(
+            before.is_none(),
+            "the router `{}` has two sagas with the name `{}`",
+            self.consumer,
+            kind.definition.name()
+        );
+        let starting = kind.clone();
+        self = self.on(move |messages: Batch<M>, transaction: TransactionHandle| {
+            let (kind, key_of) = (starting.clone(), Arc::clone(&key_of));
+            async move { start(&kind, &*key_of, messages, transaction).await }
+        });
+        match is_first {
+            true => self.answers(registry),
+            false => self,
+        }
+    }
+
+    /// Messages of this type are signals `signal` to sagas `saga`, for
+    /// [`Saga::signal`](tidings_saga::Saga::signal). One whose saga is not there yet is tried again, and
+    /// in the end a dead letter; one whose saga has ended is passed over.
+    ///
+    /// # Panics
+    ///
+    /// When there are no such sagas (call [`saga`](Self::saga) before), or the message has a handler
+    /// already.
+    #[track_caller]
+    pub fn saga_signal<S: Message>(
+        self,
+        saga: &str,
+        signal: impl Into<Box<str>>,
+        key: impl Fn(&S) -> String + Send + Sync + 'static,
+    ) -> Self {
+        let kind = self.sagas.0.read().get(saga).cloned();
+        let kind = kind.unwrap_or_else(|| {
+            panic!(
+                "the router `{}` has no saga `{saga}` for the signal; call `.saga(…)` before",
+                self.consumer
+            )
+        });
+        let (signal, key): (Box<str>, _) = (signal.into(), Arc::new(key));
+        self.on(move |message: S, transaction: TransactionHandle| {
+            let (kind, signal, key) = (kind.clone(), signal.clone(), key(&message));
+            async move {
+                let body = raw(&message)?;
+                let arrival = Arrival::Signal { signal, body };
+                let arrivals = BTreeMap::from([(key, vec![arrival])]);
+                advance(&kind, arrivals, transaction, true).await
+            }
+        })
+    }
+
+    fn answers(self, registry: Registry) -> Self {
+        // What cannot be taken now is taken after the next deployment.
+        let retry = Retry::exponential(Duration::from_secs(1))
+            .delay_max(Duration::from_secs(60))
+            .attempts(10_000);
+        self.on_topic(
+            None,
+            move |answers: Batch<StepAnswer>, transaction: TransactionHandle| {
+                let registry = registry.clone();
+                async move { answered(&registry, answers, transaction).await }
+            },
+            HandlerOptions::new().retry(retry),
+        )
+    }
+}
+
+fn raw(message: &impl serde::Serialize) -> Result<Box<RawValue>, Error> {
+    Ok(serde_json::value::to_raw_value(message)?)
+}
+
+/// Starts a saga for each message whose key is new.
+async fn start<M: Message>(
+    kind: &Kind,
+    key_of: &(dyn Fn(&M) -> String + Send + Sync),
+    messages: Batch<M>,
+    mut transaction: TransactionHandle,
+) -> Result<Turns, Error> {
+    let now = Timestamp::now();
+    let mut starts: BTreeMap<String, Start> = BTreeMap::new();
+    for (message, metadata) in messages.with_metadata() {
+        starts.entry(key_of(&message)).or_insert(Start {
+            name: M::NAME.into(),
+            id: metadata.message_id().as_str().into(),
+            correlation_id: Some(conversation(&metadata)),
+            body: raw(&message)?,
+        });
+    }
+    let ids: Vec<RecordId> = starts.keys().map(|key| kind.record_id(key)).collect();
+    let found = transaction.get_any().await?.read(&ids).await?;
+    let mut turns = Turns::default();
+    for ((key, start), found) in starts.into_iter().zip(found) {
+        if found.is_some() {
+            debug!(saga = kind.definition.name(), key, "it was started before");
+            continue;
+        }
+        let turn = kind.definition.start(&key, start, now);
+        turns
+            .records
+            .push(kind.change(&key, &turn, Expected::Nothing, now));
+        turns.outgoing.extend(turn.outgoing);
+    }
+    Ok(turns)
+}
+
+fn conversation(metadata: &Metadata) -> Box<str> {
+    let correlation_id = metadata.correlation_id.clone();
+    correlation_id.unwrap_or_else(|| metadata.message_id().as_str().into())
+}
+
+/// Takes answers to steps, of whatever sagas.
+async fn answered(
+    registry: &Registry,
+    answers: Batch<StepAnswer>,
+    transaction: TransactionHandle,
+) -> Result<Turns, Error> {
+    let mut arrivals: HashMap<Box<str>, BTreeMap<String, Vec<Arrival>>> = HashMap::new();
+    for (answer, metadata) in answers.with_metadata() {
+        let step = metadata.header(STEP_HEADER).ok_or_else(|| {
+            Permanent::new(format!(
+                "an answer has no header `{STEP_HEADER}`, which says to what"
+            ))
+        })?;
+        let StepId {
+            saga,
+            key,
+            step,
+            part,
+            ..
+        } = step.parse().map_err(Permanent::new)?;
+        let arrival = match answer.into_answer() {
+            Ok(answer) => Arrival::Answer { step, part, answer },
+            Err(reason) => Arrival::DeadLetter {
+                step,
+                part,
+                reason: reason.into(),
+            },
+        };
+        let of_saga = arrivals.entry(saga).or_default();
+        of_saga.entry(key.into()).or_default().push(arrival);
+    }
+    let mut turns = Turns::default();
+    let mut transaction = Some(transaction);
+    for (saga, arrivals) in arrivals {
+        let kind = registry.0.read().get(&saga).cloned();
+        let kind = kind.ok_or_else(|| {
+            Error::msg(format!(
+                "there is no saga `{saga}` in this program (yet, or any more); the answer waits"
+            ))
+        })?;
+        let borrowed = transaction.as_mut();
+        let borrowed = borrowed.ok_or_else(|| Error::msg("the transaction is used twice"))?;
+        let more = advance_on(&kind, arrivals, borrowed, false).await?;
+        turns.outgoing.extend(more.outgoing);
+        turns.records.extend(more.records);
+    }
+    Ok(turns)
+}
+
+async fn advance(
+    kind: &Kind,
+    arrivals: BTreeMap<String, Vec<Arrival>>,
+    mut transaction: TransactionHandle,
+    must_be_there: bool,
+) -> Result<Turns, Error> {
+    advance_on(kind, arrivals, &mut transaction, must_be_there).await
+}
+
+/// Gives sagas what has arrived for them.
+async fn advance_on(
+    kind: &Kind,
+    arrivals: BTreeMap<String, Vec<Arrival>>,
+    transaction: &mut TransactionHandle,
+    must_be_there: bool,
+) -> Result<Turns, Error> {
+    let now = Timestamp::now();
+    let saga = kind.definition.name();
+    let ids: Vec<RecordId> = arrivals.keys().map(|key| kind.record_id(key)).collect();
+    let found = transaction.get_any().await?.read(&ids).await?;
+    let mut turns = Turns::default();
+    for ((key, arrivals), found) in arrivals.into_iter().zip(found) {
+        let Some(record) = found else {
+            if must_be_there {
+                return Err(Error::msg(format!("there is no saga `{saga}/{key}` (yet)")));
+            }
+            counter!("tidings_saga_ignored_total", "saga" => saga.to_owned())
+                .increment(arrivals.len() as u64);
+            warn!(
+                saga,
+                key, "an answer is passed over: the saga is not there any more"
+            );
+            continue;
+        };
+        let journal = read(kind, &key, &record).map_err(Error::msg)?;
+        let turn = kind.definition.advance(&key, journal, arrivals, now);
+        let expected = Expected::Version(record.version);
+        turns.records.push(kind.change(&key, &turn, expected, now));
+        turns.outgoing.extend(turn.outgoing);
+    }
+    Ok(turns)
+}
+
+/// A journal that this program can go on with.
+fn read(kind: &Kind, key: &str, record: &Record) -> Result<Journal, String> {
+    let saga = kind.definition.name();
+    let journal = Journal::read(&record.value.body).map_err(|error| {
+        format!("the journal of the saga `{saga}/{key}` cannot be read: {error}")
+    })?;
+    let is_known = journal.state.is_ended() || kind.definition.has_version(journal.version);
+    match is_known {
+        true => Ok(journal),
+        false => Err(format!(
+            "the saga `{saga}/{key}` was started with the version {} of its function, which this \
+             program does not have; keep it as long as such sagas are open: `.version({}, …)`",
+            journal.version, journal.version
+        )),
+    }
+}
+
+/// Tells a router's sagas that they are due, and deletes those that ended long ago, until `stop`.
+pub(crate) fn run(
+    store: Arc<dyn Store>,
+    router: &Router,
+    instance: String,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send + 'static {
+    let kinds = router.sagas.0.read().values().cloned().collect();
+    let sender = Sender {
+        source: router.consumer.clone(),
+        on_send: router.on_send.clone(),
+    };
+    keep_time(store, kinds, sender, instance, stop)
+}
+
+async fn keep_time(
+    store: Arc<dyn Store>,
+    kinds: Vec<Kind>,
+    sender: Sender,
+    instance: String,
+    stop: CancellationToken,
+) {
+    let mut trouble = Throttle::new(Duration::from_secs(5));
+    while !stop.is_cancelled() {
+        let mut wait = POLL_EVERY;
+        for kind in &kinds {
+            match round(&*store, kind, &sender, &instance).await {
+                Ok(next) => wait = wait.min(next),
+                Err(error) => {
+                    if trouble.allows() {
+                        warn!("sagas that are due wait, it is tried again: {error}");
+                    }
+                    wait = wait.min(STORE_PAUSE);
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = sleep(wait) => {}
+        }
+    }
+}
+
+/// Until nothing is due; says how long to wait for more.
+async fn round(
+    store: &dyn Store,
+    kind: &Kind,
+    sender: &Sender,
+    instance: &str,
+) -> Result<Duration, StoreError> {
+    let name = kind_of(kind.definition.name());
+    loop {
+        let records = store.records();
+        let due = records
+            .take_due(&name, instance, LEASE, BATCH_COUNT_MAX)
+            .await?;
+        let is_full = due.len() == BATCH_COUNT_MAX;
+        let commits: Vec<Commit> = due
+            .into_iter()
+            .filter_map(|(lease, record)| fire(kind, sender, lease, &record))
+            .collect();
+        commit_all(store, commits).await?;
+        if !is_full {
+            let next = records.next_due(&name).await?;
+            return Ok(next.map_or(POLL_EVERY, |due| due.min(POLL_EVERY)));
+        }
+    }
+}
+
+/// All in one commit; each for itself if one of them was changed meanwhile.
+async fn commit_all(store: &dyn Store, commits: Vec<Commit>) -> Result<(), StoreError> {
+    if commits.is_empty() {
+        return Ok(());
+    }
+    let mut all = Commit::default();
+    for commit in commits.clone() {
+        all.outbox.extend(commit.outbox);
+        all.records.extend(commit.records);
+    }
+    match store.commit(all).await {
+        Err(error) if error.is_conflict() => {}
+        committed => return committed.map(drop),
+    }
+    for commit in commits {
+        match store.commit(commit).await {
+            Ok(_) => {}
+            // An answer came first.
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What becomes of a saga that is due.
+fn fire(kind: &Kind, sender: &Sender, lease: Lease, record: &Record) -> Option<Commit> {
+    let now = Timestamp::now();
+    let key = &*record.id.id;
+    let expected = Expected::Lease(lease);
+    let journal = match read(kind, key, record) {
+        Ok(journal) => journal,
+        Err(why) => {
+            error!("{why}");
+            let value = RecordValue {
+                due: now.saturating_add(FOREIGN_PAUSE).ok(),
+                ..record.value.clone()
+            };
+            let change = RecordChange {
+                id: record.id.clone(),
+                expected,
+                value: Some(value),
+            };
+            return Some(Commit {
+                records: vec![change],
+                ..Commit::default()
+            });
+        }
+    };
+    if journal.state.is_ended() {
+        let change = RecordChange {
+            id: record.id.clone(),
+            expected,
+            value: None,
+        };
+        return Some(Commit {
+            records: vec![change],
+            ..Commit::default()
+        });
+    }
+    let turn = kind.definition.advance(key, journal, [Arrival::Due], now);
+    let mut messages = Messages::default();
+    messages
+        .records
+        .push(kind.change(key, &turn, expected, now));
+    messages.now = turn.outgoing;
+    match sender.commit(messages, None) {
+        Ok(commit) => Some(commit),
+        Err(error) => {
+            error!(key, "what a saga sends is refused by `on_send`: {error}");
+            None
+        }
+    }
+}
