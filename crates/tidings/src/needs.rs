@@ -1,8 +1,12 @@
-//! What a router needs on the broker: topics, queues, ordered groups.
+//! What a router needs on the broker: topics, queues, ordered groups; and what holds for one of its
+//! handlers.
 
 use std::num::NonZeroU16;
 
-use crate::{Destination, Group, Queue, Router, Topology, router::Route};
+use crate::{
+    AfterDeadLetter, Destination, Group, Queue, Retry, Router, Topology,
+    router::{MESSAGES_DEFAULT, Route, batch_max_of},
+};
 
 impl Router {
     /// The topics and queues this service needs, as it is configured.
@@ -40,6 +44,24 @@ impl Router {
             topology = topology.queue(queue);
         }
         topology
+    }
+
+    pub(crate) fn blocks_after_dead_letter(&self, route: &Route) -> bool {
+        route.options.or(&self.defaults).after_dead_letter == Some(AfterDeadLetter::Park)
+    }
+
+    pub(crate) fn retry_of(&self, route: &Route) -> Retry {
+        route.options.or(&self.defaults).retry.unwrap_or_default()
+    }
+
+    pub(crate) fn concurrency_of(&self, route: &Route) -> NonZeroU16 {
+        let default = match route.takes_batches {
+            // One batch runs, and the next one gathers.
+            true => batch_max_of(route).saturating_mul(NonZeroU16::MIN.saturating_add(1)),
+            false => MESSAGES_DEFAULT,
+        };
+        let options = route.options.or(&self.defaults);
+        options.concurrency.unwrap_or(default)
     }
 
     /// The ordered group of a handler: its name and how many partitions it has.

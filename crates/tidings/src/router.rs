@@ -88,7 +88,7 @@ pub(crate) struct Route {
     pub(crate) destinations: fn(&mut Vec<Destination>),
     check: fn(&Provided<'_>) -> Result<(), String>,
     attempt: Box<AttemptFn>,
-    takes_batches: bool,
+    pub(crate) takes_batches: bool,
 }
 
 /// Makes the innermost service of a handler.
@@ -524,24 +524,6 @@ impl Router {
         self
     }
 
-    pub(crate) fn blocks_after_dead_letter(&self, route: &Route) -> bool {
-        route.options.or(&self.defaults).after_dead_letter == Some(AfterDeadLetter::Park)
-    }
-
-    pub(crate) fn retry_of(&self, route: &Route) -> Retry {
-        route.options.or(&self.defaults).retry.unwrap_or_default()
-    }
-
-    pub(crate) fn concurrency_of(&self, route: &Route) -> NonZeroU16 {
-        let default = match route.takes_batches {
-            // One batch runs, and the next one gathers.
-            true => batch_max_of(route).saturating_mul(NonZeroU16::MIN.saturating_add(1)),
-            false => MESSAGES_DEFAULT,
-        };
-        let options = route.options.or(&self.defaults);
-        options.concurrency.unwrap_or(default)
-    }
-
     /// Panics if a handler lacks something.
     #[track_caller]
     pub(crate) fn check(&self) {
@@ -593,9 +575,9 @@ impl Router {
 }
 
 /// How many messages are handled at the same time, or make a batch, if nobody says otherwise.
-const MESSAGES_DEFAULT: NonZeroU16 = NonZeroU16::new(64).unwrap();
+pub(crate) const MESSAGES_DEFAULT: NonZeroU16 = NonZeroU16::new(64).unwrap();
 
-fn batch_max_of(route: &Route) -> NonZeroU16 {
+pub(crate) fn batch_max_of(route: &Route) -> NonZeroU16 {
     route.options.batch_max.unwrap_or(MESSAGES_DEFAULT)
 }
 

@@ -310,16 +310,16 @@ impl Service {
             {
                 let stop = service.stop_upkeep.clone();
                 let clock = saga::run(Arc::clone(store), &router, instance.clone(), stop);
-                watch(
-                    &mut service.upkeep,
-                    &service.stop_upkeep,
-                    "the sagas' clock",
-                    clock,
-                );
+                service.keep("the sagas' clock", clock);
             }
             service.handle(transport, router, deliveries, &instance);
         }
         service
+    }
+
+    /// A task of the upkeep.
+    fn keep(&mut self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        watch(&mut self.upkeep, &self.stop_upkeep, what, task);
     }
 
     /// Starts what publishes and measures an outbox.
@@ -339,42 +339,22 @@ impl Service {
             router.limits.held_max,
         );
         let (stop, flush_until) = (self.stop_upkeep.clone(), Arc::clone(&self.flush_until));
-        watch(
-            &mut self.upkeep,
-            &self.stop_upkeep,
-            "the relay",
-            async move {
-                relay.run(stop, &flush_until).await;
-            },
-        );
+        self.keep("the relay", async move {
+            relay.run(stop, &flush_until).await;
+        });
         let alarm = router.limits.outbox_alarm;
         let measuring =
             upkeep::watch_outbox(name, Arc::clone(store), alarm, self.stop_upkeep.clone());
-        watch(
-            &mut self.upkeep,
-            &self.stop_upkeep,
-            "the outbox's watch",
-            measuring,
-        );
+        self.keep("the outbox's watch", measuring);
         let scheduling = schedule::run(
             Arc::clone(store),
             instance.to_owned(),
             self.stop_upkeep.clone(),
         );
-        watch(
-            &mut self.upkeep,
-            &self.stop_upkeep,
-            "the scheduler",
-            scheduling,
-        );
+        self.keep("the scheduler", scheduling);
         let stop = self.stop_upkeep.clone();
         let forgetting = steps::forget(Arc::clone(store), instance.to_owned(), stop);
-        watch(
-            &mut self.upkeep,
-            &self.stop_upkeep,
-            "the removal of old steps",
-            forgetting,
-        );
+        self.keep("the removal of old steps", forgetting);
     }
 
     /// Starts the consumers of a router, and the worker for what waits in its store.
@@ -479,12 +459,7 @@ impl Service {
             router.limits.claim_window,
             self.stop_upkeep.clone(),
         );
-        watch(
-            &mut self.upkeep,
-            &self.stop_upkeep,
-            "the inbox's upkeep",
-            forgetting,
-        );
+        self.keep("the inbox's upkeep", forgetting);
         let counting = upkeep::watch_handlers(
             store,
             router.consumer.to_string(),
@@ -492,12 +467,7 @@ impl Service {
             router.limits.deferred_count_max,
             self.stop_upkeep.clone(),
         );
-        watch(
-            &mut self.upkeep,
-            &self.stop_upkeep,
-            "the inbox's watch",
-            counting,
-        );
+        self.keep("the inbox's watch", counting);
     }
 
     /// Spawns what receives. What it has under way when it is cut off comes again.

@@ -107,6 +107,7 @@ const PURE: &[&str] = &[
     "tidings-broker-core",
     "tidings-core",
     "tidings-macros",
+    "tidings-saga",
 ];
 const IMPURE_CRATES: &[&str] = &[
     "tokio",

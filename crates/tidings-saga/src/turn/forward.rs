@@ -1,0 +1,145 @@
+//! Running the function as far as it goes, and sending what it asks for.
+
+use jiff::Timestamp;
+use tidings_core::{MessageId, Outgoing, REPLY_TO_HEADER};
+
+use super::Taking;
+use crate::{
+    function::{Pass, changed, mismatch, pass},
+    journal::{State, What},
+    run::Asked,
+    step_id::{Part, STEP_HEADER, StepId},
+};
+
+impl Taking<'_> {
+    pub(super) fn send_again(&mut self, name: &str) {
+        let message = match self.journal.step(name) {
+            Some(step) => step.send.message().map(|message| (message, step.sent)),
+            None => return,
+        };
+        match message {
+            Ok((mut message, sent)) => {
+                self.address(&mut message, name, Part::Do, sent);
+                self.outgoing.push(message);
+            }
+            Err(why) => self.stuck(format!("the command of `{name}` cannot be read: {why}")),
+        }
+    }
+
+    pub(super) fn pass(&self, count: usize) -> Result<Pass, String> {
+        let function = self.definition.function(self.journal.version)?;
+        let id = self.definition.id(self.key, self.journal.run);
+        pass(function, &id, &self.journal, count)
+    }
+
+    /// Runs the function as far as it goes.
+    pub(super) fn run(&mut self) {
+        let passed = self.pass(self.journal.entries.len());
+        let passed = passed.and_then(|passed| match mismatch(&self.journal, &passed) {
+            Some(why) => Err(why),
+            None => Ok(passed),
+        });
+        let passed = match passed {
+            Ok(passed) => passed,
+            Err(why) => return self.stuck(why),
+        };
+        for step in changed(&self.journal, &passed) {
+            if !self.changed.contains(&step) {
+                self.changed.push(step);
+            }
+        }
+        for patch in &passed.run.patched {
+            let patch = patch.clone();
+            self.add(What::Patched { patch });
+        }
+        match passed.ended {
+            None => self.send(passed),
+            Some(Ok(messages)) => {
+                self.outgoing.extend(messages);
+                self.journal.state = State::Completed;
+                self.add(What::Ended);
+            }
+            Some(Err(messages)) => self.fail(&messages),
+        }
+    }
+
+    /// Sends what the function asks for and is not sent.
+    pub(super) fn send(&mut self, passed: Pass) {
+        for (timer, after) in passed.run.timers {
+            let is_set = self.journal.entries.iter().any(
+                |entry| matches!(&entry.what, What::TimerSet { timer: set, .. } if *set == timer),
+            );
+            if !is_set {
+                let until = self.now.saturating_add(after).unwrap_or(Timestamp::MAX);
+                self.add(What::TimerSet { timer, until });
+            }
+        }
+        for asked in passed.run.asked {
+            let is_wanted = !passed.dropped.contains(&asked.name);
+            if is_wanted
+                && self.journal.step(&asked.name).is_none()
+                && let Err(why) = self.send_first(&asked)
+            {
+                return self.stuck(format!("the step `{}` cannot be sent: {why}", asked.name));
+            }
+        }
+    }
+
+    pub(super) fn send_first(&mut self, asked: &Asked) -> Result<(), String> {
+        let mut message = asked.command.clone()?;
+        let fingerprint = Asked::fingerprint(&message);
+        self.address(&mut message, &asked.name, Part::Do, 1);
+        let cancel = match asked.cancel.clone() {
+            Some(cancel) => {
+                let mut cancel = cancel?;
+                self.address(&mut cancel, &asked.name, Part::Cancel, 1);
+                Some(Asked::stored(&cancel)?)
+            }
+            None => None,
+        };
+        let deadline = asked.deadline;
+        let deadline =
+            deadline.map(|after| self.now.saturating_add(after).unwrap_or(Timestamp::MAX));
+        self.add(What::Sent {
+            step: asked.name.clone(),
+            command: (&*message.envelope.name).into(),
+            fingerprint,
+            undo: asked.undo,
+            deadline,
+            retries: asked.retries,
+            send: Asked::stored(&message)?,
+            cancel,
+        });
+        self.outgoing.push(message);
+        Ok(())
+    }
+
+    /// Where the answer goes, and what it is an answer to.
+    pub(super) fn address(&self, message: &mut Outgoing, step: &str, part: Part, time: u32) {
+        let id = StepId {
+            saga: self.definition.name().into(),
+            key: self.key.into(),
+            run: self.journal.run,
+            step: step.into(),
+            part,
+        };
+        let id = id.to_string();
+        let envelope = &mut message.envelope;
+        let is_other =
+            |(name, _): &(Box<str>, Box<str>)| **name != *STEP_HEADER && **name != *REPLY_TO_HEADER;
+        envelope.headers.retain(is_other);
+        let reply_to = self.definition.reply_to().into();
+        let headers = [
+            (REPLY_TO_HEADER.into(), reply_to),
+            (STEP_HEADER.into(), id.as_str().into()),
+        ];
+        envelope.headers.extend(headers);
+        envelope.id = Some(match time {
+            1 => MessageId::new(id),
+            time => MessageId::new(format!("{id}/{time}")),
+        });
+        envelope
+            .correlation_id
+            .clone_from(&self.journal.start.correlation_id);
+    }
+}
