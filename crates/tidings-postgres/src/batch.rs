@@ -33,8 +33,7 @@ use std::{
 
 use futures_util::future::join;
 use tidings_core::{
-    BoxError, Claim, Commit, Committed, InboxEntry, Outgoing, RecordId, Refusal, StoreError,
-    WorkError,
+    BoxError, Claim, Commit, Committed, InboxEntry, Outgoing, RecordId, StoreError, WorkError,
 };
 use tokio::{
     sync::oneshot,
@@ -460,8 +459,7 @@ impl Batch<'_> {
         let connection = &self.connection;
         let begun = self.send(handover.prelude().0).await;
         begun.map_err(|error| explain("begin a transaction", error))?;
-        if let Some(entry) = inbox::write_plain(connection, commit).await? {
-            let why = Refusal::Known;
+        if let Some((entry, why)) = inbox::write_new(connection, commit).await? {
             return Ok(Committed::Refused { entry, why });
         }
         commit::write_rest(connection, self.shared, locked, commit).await

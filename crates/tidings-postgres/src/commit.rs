@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use tidings_core::{Commit, Committed, Fate, InboxEntry, Over, RecordId, Refusal, StoreError};
+use tidings_core::{Commit, Committed, Fate, InboxEntry, Over, RecordId, StoreError};
 
 use crate::{
     PostgresTransaction, Shared, connection::Connection, error::explain, inbox, locks, outbox,
@@ -46,8 +46,7 @@ pub(crate) async fn write(
     if is_usual(commit) {
         return outbox::write_usual(connection, shared.locks, commit).await;
     }
-    if let Some(entry) = inbox::write_plain(connection, commit).await? {
-        let why = Refusal::Known;
+    if let Some((entry, why)) = inbox::write_new(connection, commit).await? {
         return Ok(Committed::Refused { entry, why });
     }
     if let refused @ Committed::Refused { .. } =
@@ -64,8 +63,7 @@ pub(crate) async fn write(
     Ok(Committed::Done)
 }
 
-/// What remains besides the claims of deliveries that were handled, and the outbox, whose keys are
-/// locked too.
+/// What remains besides new rows of the inbox and the outbox, whose keys are locked too.
 pub(crate) async fn write_rest(
     connection: &Connection,
     shared: &Shared,

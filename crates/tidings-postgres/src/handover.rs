@@ -7,10 +7,12 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
 };
 
 use futures_util::future::join;
@@ -272,35 +274,72 @@ impl Running {
         &self.connection
     }
 
-    /// It is on its way to the database.
-    pub(crate) fn sent(&self) {
-        self.handover.state.lock().sent += 1;
-    }
-
-    /// Runs it, together with what must come before; once more if it was taken back.
-    pub(crate) async fn run<T, E, F>(
+    /// Runs it, together with what must come before; once more if it was taken back. It is `prepared`
+    /// first, and sent by `statement` when that is first polled.
+    pub(crate) async fn run<P, T, E, F, G>(
         &self,
-        statement: impl Fn() -> F,
+        prepared: impl Fn() -> F,
+        statement: impl Fn(P) -> G,
     ) -> Result<Result<T, E>, StoreError>
     where
         E: Failure,
-        F: Future<Output = Result<T, E>>,
+        F: Future<Output = Result<P, E>>,
+        G: Future<Output = Result<T, E>>,
     {
         loop {
             let (prelude, taken_back) = self.handover.prelude();
-            let (begun, result) = match prelude {
-                Some(prelude) => join(self.connection.run(&prelude), statement()).await,
-                None => (Ok(()), statement().await),
+            let is_taken_back = || self.handover.line.taken_back() != taken_back;
+            let begin = async {
+                match prelude {
+                    Some(prelude) => self.connection.run(&prelude).await,
+                    None => Ok(()),
+                }
             };
-            if self.handover.line.taken_back() != taken_back {
+            let statement = async {
+                let prepared = match prepared().await {
+                    Ok(prepared) => prepared,
+                    Err(error) => return Some(Err(error)),
+                };
+                // While it was prepared: then what must come before it is not there any more.
+                if is_taken_back() {
+                    return None;
+                }
+                self.handover.state.lock().sent += 1;
+                Some(statement(prepared).await)
+            };
+            let (begun, result) = join(begin, statement).await;
+            let Some(result) = result.filter(|_| !is_taken_back()) else {
                 continue;
-            }
+            };
             begun.map_err(failed)?;
             self.has_ended.store(true, Ordering::Relaxed);
             let has_failed = result.as_ref().is_err_and(Failure::ends_transaction);
             self.handover.state.lock().has_failed |= has_failed;
             return Ok(result);
         }
+    }
+
+    /// Runs something that is more than one statement. It is not sent ahead.
+    pub(crate) async fn run_in_turn<T, E: Failure>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<Result<T, E>, StoreError> {
+        // The batch polls it when its turn comes.
+        poll_fn(|_| match self.handover.state.lock().is_ahead {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        })
+        .await;
+        let begun = match self.handover.prelude().0 {
+            Some(prelude) => self.connection.run(&prelude).await,
+            None => Ok(()),
+        };
+        begun.map_err(failed)?;
+        let result = work.await;
+        self.has_ended.store(true, Ordering::Relaxed);
+        let has_failed = result.as_ref().is_err_and(Failure::ends_transaction);
+        self.handover.state.lock().has_failed |= has_failed;
+        Ok(result)
     }
 }
 

@@ -48,12 +48,12 @@ macro_rules! has_head {
     };
 }
 
-/// Writes the claims of deliveries that were handled at consumers that ask for no order; says the
-/// place of one that is known. What was written must be rolled back then.
-pub(crate) async fn write_plain(
+/// Writes the rows of messages without order that nothing is known of. Says which was refused, and
+/// why; what was written must be rolled back then.
+pub(crate) async fn write_new(
     connection: &Connection,
     commit: &Commit,
-) -> Result<Option<usize>, StoreError> {
+) -> Result<Option<(usize, Refusal)>, StoreError> {
     let entries = commit.inbox.iter().enumerate();
     let plain = || entries.clone().filter(|(_, entry)| is_plain(entry));
     let claims = plain().map(|(_, entry)| &entry.claim).collect();
@@ -61,7 +61,19 @@ pub(crate) async fn write_plain(
         .await
         .map_err(|error| explain("write claims", error))?;
     let place = plain().find(|(_, entry)| !free.contains(&entry.claim));
-    Ok(place.map(|(place, _)| place))
+    if let Some((place, _)) = place {
+        return Ok(Some((place, Refusal::Known)));
+    }
+    let new = entries.filter(|(_, entry)| is_new(entry) && !is_plain(entry));
+    let mut new: Vec<_> = new.collect();
+    new.sort_unstable_by(|(_, one), (_, other)| one.claim.cmp(&other.claim));
+    write_entries(connection, commit, new).await
+}
+
+/// A row of a message without order that nothing is known of. The same message may be handled
+/// elsewhere at the same time, so it is written at the same point of a commit whatever becomes of it.
+fn is_new(entry: &InboxEntry) -> bool {
+    entry.over == Over::Nothing && entry.order.is_none()
 }
 
 /// Writes claims. Returns those that were free; of equal ones there is one in the end.
@@ -117,13 +129,22 @@ pub(crate) async fn write_others(
     commit: &Commit,
 ) -> Result<Option<(usize, Refusal)>, StoreError> {
     let entries = commit.inbox.iter().enumerate();
-    let others = entries.filter(|(_, entry)| !is_plain(entry));
+    let others = entries.filter(|(_, entry)| !is_new(entry));
     let (ordered, mut unordered): (Vec<_>, Vec<_>) =
         others.partition(|(_, entry)| entry.order.is_some());
     unordered.sort_unstable_by(|(_, one), (_, other)| one.claim.cmp(&other.claim));
+    unordered.extend(ordered);
+    write_entries(connection, commit, unordered).await
+}
+
+async fn write_entries(
+    connection: &Connection,
+    commit: &Commit,
+    entries: Vec<(usize, &InboxEntry)>,
+) -> Result<Option<(usize, Refusal)>, StoreError> {
     // A message that no dead letter carries stays in its row.
     let sends = !commit.outbox.is_empty();
-    for (place, entry) in unordered.into_iter().chain(ordered) {
+    for (place, entry) in entries {
         let refused = write_entry(connection, entry, sends).await?;
         if let Some(why) = refused {
             return Ok(Some((place, why)));

@@ -4,9 +4,10 @@
 //! They are advisory locks, named by a number of the schema and a hash, and end with the
 //! transaction. Two names with one hash only wait for each other.
 //!
-//! No deadlock comes of a commit, because every commit takes what it waits for in one order: the
-//! claims of deliveries by name, then records by name, then the keys of its outbox rows and of its
-//! inbox rows together by hash, then the other rows of the inbox. (Attempts that share a transaction
+//! No deadlock comes of a commit, because every commit takes what it waits for in one order: new
+//! rows of the inbox without order (the claims of deliveries that were handled first, then what waits or
+//! is dead, both by name), then records by name, then the keys of its outbox rows and of its inbox
+//! rows together by hash, then the other rows of the inbox. (Attempts that share a transaction
 //! write their claims before they begin. A handler's own statements may run into those of another;
 //! the database ends one of the two then, which is a conflict.)
 

@@ -45,16 +45,13 @@ macro_rules! run {
             }
             On::Batch(handover, _) => {
                 let running = &handover.enter($sql)?;
-                let statement = || async {
-                    let prepared = running.connection().prepared($sql).await?;
-                    running.sent();
-                    let client: &Client = running.connection();
-                    client
-                        .$method(&prepared, $params)
-                        .await
-                        .map_err(error::Error::from)
+                let client: &Client = running.connection();
+                let prepared = || running.connection().prepared($sql);
+                let statement = |prepared| async move {
+                    let result = client.$method(&prepared, $params).await;
+                    result.map_err(error::Error::from)
                 };
-                running.run(statement).await?.map_err(failed)
+                running.run(prepared, statement).await?.map_err(failed)
             }
         }
     };
@@ -138,7 +135,9 @@ impl PostgresTransaction {
             On::Own(open) => Ok(open),
             On::Batch(handover, lent) => {
                 let running = handover.enter_freely()?;
-                running.run(|| async { Ok::<_, StoreError>(()) }).await??;
+                running
+                    .run_in_turn(async { Ok::<_, StoreError>(()) })
+                    .await??;
                 Ok(lent.insert(Arc::clone(running.connection())))
             }
         }
@@ -172,9 +171,8 @@ impl Transaction for PostgresTransaction {
                 On::Own(open) => records::read_locked(open, names, ids).await?,
                 On::Batch(handover, _) => {
                     let running = handover.enter_shared()?;
-                    let connection = running.connection();
-                    let read = || records::read_locked(connection, names, ids);
-                    running.run(read).await??
+                    let read = records::read_locked(running.connection(), names, ids);
+                    running.run_in_turn(read).await??
                 }
             };
             self.locked.extend(ids.iter().cloned());

@@ -16,6 +16,9 @@ mod server;
 /// The numbers that handlers got, by the places of their attempts.
 type Numbers = Arc<Mutex<Vec<(usize, i64)>>>;
 
+/// A word, the place of an attempt, and the number that it got.
+type Events = Arc<Mutex<Vec<(&'static str, usize, i64)>>>;
+
 /// Takes the next number, one after the other for all handlers.
 async fn take(tx: &mut Tx) -> Result<i64, BoxError> {
     let take = "update tally set count = count + 1 where id = 1 returning count";
@@ -52,7 +55,7 @@ async fn handlers_begin_while_the_statement_of_one_in_front_runs_and_get_answers
     learn(&world, 1).await;
     world.quicken().await;
     let before = taken(&world).await;
-    let events: Arc<Mutex<Vec<(&str, usize, i64)>>> = Arc::default();
+    let events = Events::default();
     let works = (0..FULL).map(|place| {
         let events = Arc::clone(&events);
         world.attempt(&format!("m {place:02}"), |mut tx| async move {
@@ -269,7 +272,7 @@ async fn whatever_handlers_do_each_sees_what_is_in_front_of_it_and_nothing_else(
             "round {round}: {plan:?}"
         );
         // Those that shared the transaction, in their order.
-        let numbers = numbers.lock();
+        let numbers = numbers.lock().clone();
         let kept = numbers.iter().filter(|(place, _)| {
             matches!(plan[*place].1, End::Done | End::Records) && is_done(&outcomes[*place])
         });

@@ -206,8 +206,14 @@ async fn overlap(
         .batch_execute("insert into tidings_inbox (consumer, message) values ('c', 'obstacle')")
         .await
         .expect("a claim that is not committed");
+    // A row that is written when the keys are locked.
+    let obstructed = ordered(
+        "obstacle",
+        "another key",
+        Fate::Deferred(waiting(Duration::ZERO)),
+    );
     let held_up = Commit {
-        inbox: vec![first, deferred("obstacle", Duration::ZERO)],
+        inbox: vec![first, obstructed],
         ..Commit::default()
     };
     let before = tokio::spawn({
