@@ -40,7 +40,7 @@ struct State {
 
 enum Source {
     /// All the same but for the id, which begins with a text and ends with the message's number.
-    Alike(Envelope, String),
+    Alike(Box<Envelope>, String),
     These(Mutex<std::vec::IntoIter<Envelope>>),
 }
 
@@ -48,7 +48,7 @@ impl Source {
     fn next(&self, number: u64) -> Option<Envelope> {
         match self {
             Self::Alike(envelope, run) => {
-                let mut envelope = envelope.clone();
+                let mut envelope = Envelope::clone(envelope);
                 envelope.id = Some(MessageId::new(format!("{run}-{number}")));
                 Some(envelope)
             }
@@ -60,7 +60,11 @@ impl Source {
 impl Feed {
     /// `count` messages like `envelope`; their ids begin with `run`.
     pub(crate) fn new(envelope: Envelope, run: &str, count: u64, confirms: bool) -> Self {
-        Self::from(Source::Alike(envelope, run.to_owned()), count, confirms)
+        Self::from(
+            Source::Alike(Box::new(envelope), run.to_owned()),
+            count,
+            confirms,
+        )
     }
 
     /// These messages, made beforehand.

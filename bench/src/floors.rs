@@ -59,14 +59,14 @@ pub(crate) struct Options {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Job {
+pub(crate) enum Job {
     Handler,
     Inbox,
     Relay,
 }
 
 impl Job {
-    const ALL: [(Self, &str); 3] = [
+    pub(crate) const ALL: [(Self, &str); 3] = [
         (Self::Handler, "handler: claim, insert, outbox row"),
         (Self::Inbox, "inbox: claim"),
         (Self::Relay, "relay: read and remove"),
@@ -107,6 +107,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         ("rounds", options.rounds.to_string()),
     ]);
     let mut report = Report::new(Machine::look()?, settings);
+    let url = postgres.as_ref().map(Postgres::url);
     let mut number = 0;
     for round in 1..=options.rounds {
         for (job, name) in Job::ALL {
@@ -117,7 +118,8 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             };
             for per_commit in turns {
                 number += 1;
-                let world = World::new(postgres.as_ref(), folder.path(), number).await?;
+                let schema = format!("floor_{number}");
+                let world = World::new(url.as_deref(), folder.path(), &schema).await?;
                 let count = match (job, per_commit) {
                     (Job::Relay, _) => options.messages * 10,
                     (Job::Inbox, None | Some(64)) => options.messages * 5,
@@ -131,7 +133,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
                     (_, Some(per_commit)) => format!("raw driver, {per_commit} for a commit"),
                 };
                 let took = match per_commit {
-                    None => toolkit(job, &world, count).await?,
+                    None => toolkit(job, &world, count, "m").await?,
                     Some(per_commit) => world.raw(job, count, *per_commit).await?,
                 };
                 world.check(job, count).await?;
@@ -149,7 +151,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
 }
 
 /// A database of its own for each turn.
-enum World {
+pub(crate) enum World {
     Sqlite(SqliteStore, PathBuf),
     Postgres(PostgresStore, String),
 }
@@ -157,29 +159,54 @@ enum World {
 const THING: &str = "create table thing (id text primary key, status text not null)";
 
 impl World {
-    async fn new(postgres: Option<&Postgres>, folder: &Path, number: u32) -> anyhow::Result<Self> {
-        let Some(postgres) = postgres else {
-            let file = folder.join(format!("{number}.db"));
+    /// With this name: of a file in `folder`, or of a schema in the database at `url`.
+    pub(crate) async fn new(url: Option<&str>, folder: &Path, name: &str) -> anyhow::Result<Self> {
+        let Some(url) = url else {
+            let file = folder.join(format!("{name}.db"));
             let store = SqliteStore::open(&file).await?;
             store.migrate(&[("1", THING)]).await?;
             return Ok(Self::Sqlite(store, file));
         };
-        let name = format!("floor_{number}");
-        let store = PostgresStore::connect(postgres.url(), &*name).await?;
+        let store = PostgresStore::connect(url, name).await?;
         store.migrate(&[("1", THING)]).await?;
-        let url = format!("{}?options=-c%20search_path={name}", postgres.url());
+        let url = format!("{url}?options=-c%20search_path={name}");
         Ok(Self::Postgres(store, url))
     }
 
-    fn store(&self) -> Arc<dyn Store> {
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
         match self {
             Self::Sqlite(store, _) => store.clone().into(),
             Self::Postgres(store, _) => store.clone().into(),
         }
     }
 
-    /// How many rows a table has.
-    async fn count(&self, table: &str) -> anyhow::Result<u64> {
+    /// Statements without parameters.
+    pub(crate) async fn run(&self, sql: &str) -> anyhow::Result<()> {
+        let sql = sql.to_owned();
+        match self {
+            Self::Sqlite(_, file) => {
+                let file = file.clone();
+                let run = move || -> anyhow::Result<()> {
+                    let connection = rusqlite::Connection::open(file)?;
+                    connection.busy_timeout(STILL_MAX)?;
+                    Ok(connection.execute_batch(&sql)?)
+                };
+                tokio::task::spawn_blocking(run).await?
+            }
+            Self::Postgres(store, _) => Ok(store.client().await?.batch_execute(&sql).await?),
+        }
+    }
+
+    /// Leaves nothing in the outbox, not even dead rows.
+    pub(crate) async fn empty_outbox(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Sqlite(..) => self.run("delete from tidings_outbox").await,
+            Self::Postgres(..) => self.run("truncate tidings_outbox").await,
+        }
+    }
+
+    /// How many rows a table has, or those of it that fulfil a condition.
+    pub(crate) async fn count(&self, table: &str) -> anyhow::Result<u64> {
         let sql = format!("select count(*) from {table}");
         let count: i64 = match self {
             Self::Sqlite(store, _) => {
@@ -236,8 +263,13 @@ impl World {
     }
 }
 
-/// The same work through `serve`.
-async fn toolkit(job: Job, world: &World, count: u64) -> anyhow::Result<Duration> {
+/// The same work through `serve`; `run` begins the messages' ids.
+pub(crate) async fn toolkit(
+    job: Job,
+    world: &World,
+    count: u64,
+    run: &str,
+) -> anyhow::Result<Duration> {
     let body = serde_json::to_vec(&ThingNoted { key: "k".into() })?;
     let envelope = Envelope {
         key: Some("k".into()),
@@ -245,7 +277,7 @@ async fn toolkit(job: Job, world: &World, count: u64) -> anyhow::Result<Duration
     };
     match job {
         Job::Relay => {
-            let feed = Feed::new(envelope, "m", 0, true);
+            let feed = Feed::new(envelope, run, 0, true);
             let watch = feed.watch();
             fill(&world.store(), count).await?;
             let router = Router::new("floor").publishes::<ThingKept>();
@@ -256,7 +288,7 @@ async fn toolkit(job: Job, world: &World, count: u64) -> anyhow::Result<Duration
             Ok(took)
         }
         Job::Handler | Job::Inbox => {
-            let feed = Feed::new(envelope, "m", count, false);
+            let feed = Feed::new(envelope, run, count, false);
             let watch = feed.watch();
             let router = Router::new("floor").transactional(world.store());
             let router = match (job, world) {
@@ -446,12 +478,12 @@ mod sqlite {
 }
 
 /// The bare statements on PostgreSQL.
-mod postgres {
+pub(crate) mod postgres {
     use super::{
         BODY, BoxFuture, Duration, Instant, Job, METADATA, NoTls, ROUND, join_all, tokio_postgres,
     };
 
-    async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
+    pub(crate) async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
         tokio::spawn(connection);
         Ok(client)

@@ -9,9 +9,11 @@
 //! bench orders      orders per second through the whole shop, and how long a customer waits
 //! bench held        what a million rows that nobody wants cost the others
 //! bench floors      handler, inbox and relay beside the bare statements through the raw driver
+//! bench aged        the same on tables that have been in use for long
 //! bench handler     a handler without a store beside the raw client
 //! ```
 
+mod aged;
 mod amqp;
 mod broker;
 mod feed;
@@ -48,6 +50,8 @@ enum Command {
     Held(held::Options),
     /// Handler, inbox and relay beside the bare statements through the raw driver.
     Floors(floors::Options),
+    /// The same on tables that have been in use for long.
+    Aged(aged::Options),
     /// A handler without a store beside the raw client.
     Handler(handler::Options),
 }
@@ -58,6 +62,7 @@ fn main() -> anyhow::Result<()> {
         Command::Orders(options) => orders::run(&options),
         Command::Held(options) => held::run(&options),
         Command::Floors(options) => floors::run(&options),
+        Command::Aged(options) => aged::run(&options),
         Command::Handler(options) => handler::run(&options),
     }
 }

@@ -39,7 +39,9 @@ pub trait Outbox: Send + Sync {
     /// in order of position. Rows with the same key are in the same lane.
     ///
     /// There is no watermark on purpose: a transaction may commit later than one with greater
-    /// positions, and its rows must not be skipped.
+    /// positions, and its rows must not be skipped. A store may return those of a transaction that
+    /// took longer than a second a few seconds later, if no row of theirs has a key that a row returned
+    /// before it has.
     ///
     /// A row to one of the `held` destinations says whether a row with its key is held there
     /// ([`OutboxRow::is_behind`]).

@@ -5,7 +5,7 @@
 //! the head away makes the first parked row the next one, in the same transaction. All of that
 //! happens under the key's lock ([`locks`](crate::locks)); a unique index is the second guard.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::SystemTime};
 
 use tidings_core::{
     Ask, Claim, Commit, Fate, InboxEntry, InboxState, OrderKey, Over, Refusal, Seen, StoreError,
@@ -18,6 +18,7 @@ use crate::{
     connection::{Connection, Pool},
     error::{Error, explain},
     locks::hash_of_order,
+    progress::Progress,
     values::{claim_columns, count, counter, order_key, seconds},
 };
 
@@ -536,23 +537,40 @@ pub(crate) async fn look(pool: &Pool, asked: &[Ask]) -> Result<Vec<Seen>, StoreE
     seen.collect::<Result<_, Error>>().map_err(failed)
 }
 
-/// Another instance that forgets at the same moment takes other rows.
+/// Another instance that forgets at the same moment takes other rows. The limit is asked for as in
+/// [`NEXT`](crate::outbox::NEXT), and it begins after `$4` ([`Progress`]).
 pub(crate) const FORGET: &str = "
-    delete from tidings_inbox where state = 0 and ctid = any (array(
-        select ctid from tidings_inbox
-        where consumer = $1 and state = 0
-          and claimed_at < statement_timestamp() - make_interval(secs => $2)
-        order by claimed_at limit $3 for update skip locked
-    ))";
+    with forgotten as (
+        delete from tidings_inbox where state = 0 and ctid = any (array(
+            select ctid from tidings_inbox
+            where consumer = $1 and state = 0
+              and claimed_at < statement_timestamp() - make_interval(secs => $2)
+              and claimed_at >= $4
+            order by claimed_at limit (select $3::bigint) for update skip locked
+        ))
+        returning claimed_at
+    )
+    select count(*), max(claimed_at) from forgotten";
 
 pub(crate) async fn forget(
     pool: &Pool,
+    progress: &Progress,
     consumer: &str,
     age: std::time::Duration,
     limit: usize,
 ) -> Result<u64, StoreError> {
-    let forgotten = pool
-        .execute(FORGET, &[&consumer, &seconds(age), &count(limit)])
-        .await;
-    forgotten.map_err(|error| explain("forget handled messages", error))
+    let from = progress.forgotten_before(consumer);
+    let forgotten = async {
+        let row = pool
+            .row(FORGET, &[&consumer, &seconds(age), &count(limit), &from])
+            .await?;
+        let (count, until): (i64, Option<SystemTime>) = (row.try_get(0)?, row.try_get(1)?);
+        Ok((count.unsigned_abs(), until))
+    };
+    let (forgotten, until) = forgotten
+        .await
+        .map_err(|error: Error| explain("forget handled messages", error))?;
+    let is_done = forgotten < limit as u64;
+    progress.has_forgotten(consumer, until.filter(|_| !is_done));
+    Ok(forgotten)
 }

@@ -55,11 +55,18 @@ impl Outbox for Shared {
         except: &'a [i64],
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>> {
-        Box::pin(outbox::next(&self.reserved, lanes, held, except, limit))
+        Box::pin(outbox::next(
+            &self.reserved,
+            &self.progress,
+            lanes,
+            held,
+            except,
+            limit,
+        ))
     }
 
     fn confirmed<'a>(&'a self, positions: &'a [i64]) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(outbox::confirmed(&self.removals, positions))
+        Box::pin(outbox::confirmed(&self.removals, &self.progress, positions))
     }
 
     fn hold<'a>(
@@ -71,6 +78,7 @@ impl Outbox for Shared {
         let state = OutboxState::Held;
         Box::pin(outbox::withdraw(
             &self.reserved,
+            &self.progress,
             relay,
             positions,
             state,
@@ -103,6 +111,7 @@ impl Outbox for Shared {
         let state = OutboxState::SetAside;
         Box::pin(outbox::withdraw(
             &self.reserved,
+            &self.progress,
             relay,
             positions,
             state,
@@ -123,6 +132,7 @@ impl Outbox for Shared {
         Box::pin(async move {
             let restored = outbox::restore(&self.reserved, positions).await?;
             if restored > 0 {
+                self.progress.begin_anew();
                 self.wake();
             }
             Ok(restored)
@@ -148,7 +158,7 @@ impl Outbox for Shared {
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<OutboxStats, StoreError>> {
-        Box::pin(outbox::stats(&self.reserved))
+        Box::pin(outbox::stats(&self.reserved, &self.progress))
     }
 }
 

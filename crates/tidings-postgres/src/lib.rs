@@ -32,6 +32,7 @@ mod options;
 mod outbox;
 #[cfg(test)]
 mod plans;
+mod progress;
 mod records;
 mod runner;
 mod schema;
@@ -64,6 +65,7 @@ use connection::Pool;
 use error::explain;
 use guesses::Guesses;
 use locks::LockNames;
+use progress::Progress;
 use runner::Runners;
 
 /// A service's schema in a PostgreSQL database. Cloning is cheap and gives the same one.
@@ -86,6 +88,7 @@ struct Shared {
     runners: Runners,
     habits: Habits,
     guesses: Guesses,
+    progress: Progress,
     /// Counts the commits of this store that brought outbox rows.
     commits: watch::Sender<u64>,
     /// Counts what should wake a relay: these, and those of other processes.
@@ -181,7 +184,13 @@ impl Store for PostgresStore {
         age: Duration,
         limit: usize,
     ) -> BoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(inbox::forget(&self.0.reserved, consumer, age, limit))
+        Box::pin(inbox::forget(
+            &self.0.reserved,
+            &self.0.progress,
+            consumer,
+            age,
+            limit,
+        ))
     }
 
     fn outbox(&self) -> &dyn Outbox {

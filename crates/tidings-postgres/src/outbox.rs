@@ -16,6 +16,7 @@ use crate::{
     connection::{Connection, Params, Pool},
     error::{Error, explain},
     locks::{LockNames, keys_of},
+    progress::Progress,
     values::{ahead, count, lane_number, lane_numbers, timestamp},
 };
 
@@ -164,15 +165,20 @@ pub(crate) async fn write(
 /// right index has that order. Of a lane that is equal to something the planner knows that it orders
 /// nothing, and takes the primary key where it finds that cheap: it leaves out what does not fit,
 /// and that may be every held row. Likewise the question for a held row is no `exists`, which the
-/// planner may answer for all rows at once, by reading every held one.
+/// planner may answer for all rows at once, by reading every held one. And the rows are no join: a
+/// plan for all values does not know how few rows `$3` lets through, and would read the whole table
+/// for them. How many rows of a lane are wanted is asked for in a roundabout way: a planner that knew
+/// it, and believes that there are no more, would take all and sort them.
+///
+/// It begins after `$6` ([`Progress`]).
 pub(crate) const NEXT: &str = "
     with next as materialized (
         select ready.position
         from (select distinct unnest($1::smallint[]) as lane) as asked, lateral (
             select position from tidings_outbox
-            where state = 0 and lane between asked.lane and asked.lane
+            where state = 0 and (lane, position) > (asked.lane, $6) and lane <= asked.lane
               and position not in (select unnest($2::bigint[]))
-            order by lane, position limit $5
+            order by lane, position limit (select $5::bigint)
         ) as ready
         order by ready.position limit $3
     )
@@ -182,11 +188,14 @@ pub(crate) const NEXT: &str = "
             select true from tidings_outbox as held
             where held.destination = row.destination and held.held_key = row.key_hash limit 1
         ) is true as is_behind
-    from next join tidings_outbox as row on row.position = next.position
+    from next, lateral (
+        select * from tidings_outbox where position = next.position limit 1
+    ) as row
     order by row.position";
 
 pub(crate) async fn next(
     pool: &Pool,
+    progress: &Progress,
     lanes: &[Lane],
     held: &[Destination],
     except: &[i64],
@@ -197,8 +206,16 @@ pub(crate) async fn next(
     // Usually the first rows are in all lanes alike, and reading as many of each lane as of all
     // together is for nothing.
     let mut of_each = (limit * 2 / lanes.len().max(1)).clamp(1, limit.max(1));
+    let reading = progress.read(&numbers);
     loop {
-        let params: Params<'_> = &[&numbers, &except, &count(limit), &held, &count(of_each)];
+        let params: Params<'_> = &[
+            &numbers,
+            &except,
+            &count(limit),
+            &held,
+            &count(of_each),
+            &reading.after,
+        ];
         let rows = pool.rows(NEXT, params).await;
         if let Ok(rows) = &rows
             && of_each < limit
@@ -207,7 +224,9 @@ pub(crate) async fn next(
             of_each = limit; // There may be earlier ones of that lane.
             continue;
         }
-        return read("read the outbox", rows);
+        let rows = read("read the outbox", rows)?;
+        progress.have_read(&reading, &rows, except, rows.len() >= limit);
+        return Ok(rows);
     }
 }
 
@@ -231,14 +250,16 @@ pub(crate) const NEXT_HELD: &str = "
             select position from tidings_outbox
             where state = 1 and (lane, destination) >= (asked.lane, $2)
               and (lane, destination) <= (asked.lane, $2)
-            order by lane, destination, position limit $3
+            order by lane, destination, position limit (select $3::bigint)
         ) as held
         order by held.position limit $3
     )
     select row.position, row.message, row.body,
         extract(epoch from statement_timestamp() - row.created_at)::float8 as age,
         false as is_behind
-    from next join tidings_outbox as row on row.position = next.position
+    from next, lateral (
+        select * from tidings_outbox where position = next.position limit 1
+    ) as row
     order by row.position";
 
 pub(crate) async fn next_held(
@@ -277,14 +298,19 @@ fn message(row: &Row) -> Result<Result<Outgoing, BoxError>, Error> {
     Ok(message.map_err(|error| format!("its metadata cannot be read: {error}").into()))
 }
 
-pub(crate) async fn confirmed(pool: &Pool, positions: &[i64]) -> Result<(), StoreError> {
+pub(crate) async fn confirmed(
+    pool: &Pool,
+    progress: &Progress,
+    positions: &[i64],
+) -> Result<(), StoreError> {
     pool.execute(
         "delete from tidings_outbox where position = any ($1)",
         &[&positions],
     )
     .await
-    .map(drop)
-    .map_err(|error| explain("remove confirmed outbox rows", error))
+    .map_err(|error| explain("remove confirmed outbox rows", error))?;
+    progress.settled(positions);
+    Ok(())
 }
 
 /// Makes rows of lanes that `relay` has held or set aside.
@@ -292,6 +318,7 @@ pub(crate) async fn confirmed(pool: &Pool, positions: &[i64]) -> Result<(), Stor
 /// The lanes' rows stay locked until that is committed: a relay that takes one over sees it.
 pub(crate) async fn withdraw(
     pool: &Pool,
+    progress: &Progress,
     relay: &str,
     positions: &[i64],
     state: OutboxState,
@@ -314,8 +341,9 @@ pub(crate) async fn withdraw(
         &[&relay, &positions, &(state as i16), &reason],
     )
     .await
-    .map(drop)
-    .map_err(|error| explain(attempted, error))
+    .map_err(|error| explain(attempted, error))?;
+    progress.settled(positions);
+    Ok(())
 }
 
 /// The first destination of each lane, then the next after it, and so on: as many steps as there
@@ -458,12 +486,16 @@ pub(crate) const STATS: &str = concat!(
     held_for!("generate_series(0, 15)::smallint"),
     " select
         (select count(*) from (
-            select from tidings_outbox where state = 0 order by lane, position limit $1
+            select from (select generate_series(0, 15)::smallint as lane) as lanes, lateral (
+                select from tidings_outbox
+                where state = 0 and (lane, position) > (lanes.lane, $2) and lane <= lanes.lane
+                order by lane, position limit (select $1::bigint)
+            ) as of_lane limit $1
         ) as ready),
         (select extract(epoch from statement_timestamp() - min(first.created_at))::float8
          from (select generate_series(0, 15)::smallint as lane) as lanes, lateral (
             select created_at from tidings_outbox
-            where state = 0 and lane between lanes.lane and lanes.lane
+            where state = 0 and (lane, position) > (lanes.lane, $2) and lane <= lanes.lane
             order by lane, position limit 1
          ) as first),
         (select count(*) from (
@@ -482,10 +514,16 @@ pub(crate) const STATS: &str = concat!(
         ) as aside)"
 );
 
-pub(crate) async fn stats(pool: &Pool) -> Result<OutboxStats, StoreError> {
+pub(crate) async fn stats(pool: &Pool, progress: &Progress) -> Result<OutboxStats, StoreError> {
     let read = async {
         let row = pool
-            .row(STATS, &[&OutboxStats::COUNT_MAX.cast_signed()])
+            .row(
+                STATS,
+                &[
+                    &OutboxStats::COUNT_MAX.cast_signed(),
+                    &progress.after_in_all_lanes(),
+                ],
+            )
             .await?;
         let count = |column| row.try_get::<_, i64>(column).map(i64::unsigned_abs);
         let age = |column| {

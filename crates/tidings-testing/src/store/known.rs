@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tidings_core::{Ask, Fate, InboxEntry, InboxState, Refusal, Seen};
-use tokio::time::sleep;
+use futures_util::future::join_all;
+use tidings_core::{Ask, Committed, Fate, InboxEntry, InboxState, Refusal, Seen};
+use tokio::time::{Instant, sleep};
 
 use super::{Subject, support::*};
 
@@ -101,6 +102,53 @@ pub(super) async fn handled_rows_are_forgotten_by_consumer_and_age(subject: Arc<
     );
     assert_eq!(forget("another", YOUNG, 100).await, 0);
     assert_eq!(forget("another", OLD, 100).await, 10);
+}
+
+pub(super) async fn a_claim_holds_for_its_whole_window_while_old_ones_are_forgotten(
+    subject: Arc<impl Subject>,
+) {
+    const WINDOW: Duration = Duration::from_millis(400);
+    const MESSAGES: usize = 3;
+    const TURNS: usize = 4;
+    // Both go on all the while: what is forgotten and what comes again meet at the window's end.
+    let forgetting = async {
+        let store = subject.store();
+        loop {
+            let forgotten = store.forget(CONSUMER, WINDOW, 2).await;
+            forgotten.expect("rows can be deleted");
+            tokio::task::yield_now().await;
+        }
+    };
+    let coming_again = async |message: String| {
+        let store = subject.store();
+        let mut before: Option<Instant> = None;
+        let mut turns = 0;
+        while turns < TURNS {
+            let began = Instant::now();
+            let entry = InboxEntry::handled(claim(&message));
+            match store.commit(inbox([entry])).await.expect("an answer") {
+                Committed::Done => {
+                    // The claim before was made after its commit began, and this one is made now.
+                    if let Some(before) = before {
+                        not_before(before, WINDOW);
+                    }
+                    before = Some(began);
+                    turns += 1;
+                }
+                Committed::Refused { why, .. } => {
+                    assert_eq!(why, Refusal::Known);
+                    let since = before.expect("nothing of it was there").elapsed();
+                    assert!(since < WINDOW * 20, "it is known for {since:?}");
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let messages = (0..MESSAGES).map(|number| coming_again(number.to_string()));
+    tokio::select! {
+        _ = join_all(messages) => {}
+        () = forgetting => {}
+    }
 }
 
 pub(super) async fn rows_that_wait_or_are_dead_are_not_forgotten(subject: Arc<impl Subject>) {

@@ -147,6 +147,7 @@ pub async fn conformance<S: Subject>(fresh: impl AsyncFn() -> S) {
         known {
             look_answers_each_question_and_changes_nothing
             handled_rows_are_forgotten_by_consumer_and_age
+            a_claim_holds_for_its_whole_window_while_old_ones_are_forgotten
             rows_that_wait_or_are_dead_are_not_forgotten
             a_redrive_reopens_a_dead_message_once
             processes_share_what_is_known_of_messages
