@@ -20,9 +20,9 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use tidings_wire::{
     BasicAck, BasicConsume, BasicProperties, BasicQos, ChannelOpen, ConfirmSelect, ConnectionOpen,
-    ConnectionStartOk, ConnectionTuneOk, EncodeMethod, Frame, Method, PROTOCOL_HEADER, Payload,
-    QueueDeclare, QueueDelete, ShortStr, Table, decode_frame, encode_ack, encode_method,
-    encode_publish,
+    ConnectionStartOk, ConnectionTuneOk, EncodeMethod, ExchangeDeclare, Frame, Method,
+    PROTOCOL_HEADER, Payload, QueueBind, QueueDeclare, QueueDelete, ShortStr, Table, decode_frame,
+    encode_ack, encode_method, encode_publish,
 };
 
 use crate::{
@@ -106,6 +106,45 @@ pub(crate) fn drain(
             acked = seen;
         }
     }
+    Ok(())
+}
+
+/// Makes durable queues that get what is published to the exchange of this name.
+pub(crate) fn fan_out(url: &str, exchange: &str, queues: &[&str]) -> anyhow::Result<()> {
+    let mut client = Client::connect(url)?;
+    client.ask(&ExchangeDeclare {
+        exchange: short(exchange)?,
+        kind: ShortStr::from_static("fanout"),
+        durable: true,
+        ..Default::default()
+    })?;
+    for queue in queues {
+        client.declare(queue, None, false)?;
+        client.ask(&QueueBind {
+            queue: short(queue)?,
+            exchange: short(exchange)?,
+            ..Default::default()
+        })?;
+    }
+    Ok(())
+}
+
+/// Publishes `count` persistent messages with confirms, each to the exchange and key that `to` says
+/// for its number; never more than `window` unconfirmed.
+pub(crate) fn publish<'a>(
+    url: &str,
+    count: u64,
+    window: usize,
+    body: &[u8],
+    to: impl Fn(u64) -> (&'a str, &'a str),
+) -> anyhow::Result<()> {
+    let mut client = Client::connect(url)?;
+    let mut number = 0;
+    client.publish_while(window, body, || {
+        let next = (number < count).then(|| to(number));
+        number += 1;
+        next
+    })?;
     Ok(())
 }
 
@@ -204,28 +243,44 @@ impl Client {
     /// Publishes for the time of the load, never with more than its window unconfirmed; returns how
     /// many were confirmed.
     fn publish_for(&mut self, queue: &str, load: &Load) -> anyhow::Result<u64> {
+        let until = Instant::now() + load.time();
+        let body = vec![b'x'; load.body_bytes];
+        self.publish_while(load.window, &body, || {
+            (Instant::now() < until).then_some(("", queue))
+        })
+    }
+
+    /// Publishes to the exchange and key that `next` says, until it says none and everything is
+    /// confirmed; returns how many that were.
+    fn publish_while<'a>(
+        &mut self,
+        window: usize,
+        body: &[u8],
+        mut next: impl FnMut() -> Option<(&'a str, &'a str)>,
+    ) -> anyhow::Result<u64> {
         self.ask(&ConfirmSelect { no_wait: false })?;
         let persistent = BasicProperties {
             delivery_mode: Some(2),
             ..Default::default()
         }
         .encode();
-        let body = vec![b'x'; load.body_bytes];
-        let until = Instant::now() + load.time();
         let mut unconfirmed = BTreeSet::new();
         let mut published = 0;
+        let mut on = true;
         loop {
-            let on = Instant::now() < until;
-            while on && unconfirmed.len() < load.window {
-                let properties = persistent.as_bytes();
+            while on && unconfirmed.len() < window {
+                let Some((exchange, key)) = next() else {
+                    on = false;
+                    break;
+                };
                 encode_publish(
                     &mut self.out,
                     CHANNEL,
-                    "",
-                    queue,
+                    exchange,
+                    key,
                     true,
-                    properties,
-                    &body,
+                    persistent.as_bytes(),
+                    body,
                     FRAME_BYTES_MAX,
                 )?;
                 published += 1;

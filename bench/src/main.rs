@@ -21,6 +21,7 @@ mod floors;
 mod handler;
 mod held;
 mod machine;
+mod order_floor;
 mod orders;
 mod peers;
 mod perftest;

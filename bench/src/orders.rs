@@ -3,6 +3,8 @@
 //! Customers place orders over HTTP as fast as the shop takes them. The clock runs from the first
 //! request to the last fact of the last order (paid, reserved, booked, written to, points given), as
 //! the shop's own timeline has it. Afterwards every order is checked: one charge each, none lost.
+//!
+//! On PostgreSQL and RabbitMQ the floor has a turn of its own in each round ([`order_floor`]).
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +27,12 @@ use serde_json::Value;
 use tidings_testing::servers::{Postgres, RabbitMq};
 use tokio::net::TcpStream;
 
-use crate::{machine::Machine, peers::sibling, report::Report};
+use crate::{
+    machine::Machine,
+    order_floor::{self, Awaits},
+    peers::sibling,
+    report::Report,
+};
 
 /// The facts that a confirmed order ends with.
 const LAST_FACTS: [&str; 3] = ["ShipmentBooked", "EmailSent", "PointsAwarded"];
@@ -34,6 +41,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A product that orders knows even while inventory is away.
 const ALWAYS_THERE: &str = "TEA-EARL-GREY";
 const DRAIN_MAX: Duration = Duration::from_secs(300);
+/// Turns of the bare statements take a fraction of the shop's, so they are so many times as many orders.
+const FLOOR_TIMES: u64 = 5;
+const FLOORS: [(&str, Awaits); 2] = [
+    ("floor: order by order, raw client", Awaits::EachOrder),
+    ("floor: 64 orders at once, raw client", Awaits::EachCommit),
+];
+const COMPLETED: &str = "orders completed /s";
 
 /// Orders per second through the whole shop.
 #[derive(clap::Args)]
@@ -74,6 +88,12 @@ pub(crate) struct Options {
     /// Passed on to the shop, for example `-- --broker amqp://… --database postgres://…`.
     #[arg(last = true)]
     shop_args: Vec<String>,
+}
+
+impl Options {
+    fn has_floor(&self) -> bool {
+        self.postgres && self.rabbitmq && !self.answers_only
+    }
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -140,6 +160,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             eprintln!("round {round}, {name}: {figures}");
             figures.add_to(&mut report, name);
         }
+        if let Some(postgres) = postgres.as_ref().filter(|_| options.has_floor()) {
+            for (name, awaits) in FLOORS {
+                let database = postgres.database("floor")?;
+                let rabbitmq = RabbitMq::start()?;
+                let (url, orders) = (rabbitmq.url(), options.orders as u64 * FLOOR_TIMES);
+                let rate = runtime.block_on(order_floor::run(&database, &url, orders, awaits))?;
+                eprintln!("round {round}, {name}: {rate:.0} orders/s");
+                report.add(COMPLETED, name, "D2", rate);
+            }
+        }
     }
     report.print();
     report.write(&options.json)
@@ -195,7 +225,7 @@ impl Figures {
         let mut add = |job, figure| report.add(job, shop, "D2", figure);
         add("orders accepted /s", self.accepted_per_second);
         if let Some(completed) = &self.completed {
-            add("orders completed /s", completed.per_second);
+            add(COMPLETED, completed.per_second);
             add("CPU per order, us", completed.cpu.as_secs_f64() * 1e6);
             add("last fact p50, us", completed.p50.as_micros() as f64);
             add("last fact p99, us", completed.p99.as_micros() as f64);
