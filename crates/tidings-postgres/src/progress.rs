@@ -94,15 +94,14 @@ impl Progress {
         if reading.after == i64::MIN {
             let took = now - reading.began;
             ready.look_at = Some(now + LOOK_EVERY.max(took * LOOK_SHARE));
-            // What was open and is not here is gone, unless it comes after these. What was left out may
-            // be out of the way meanwhile: none of it becomes open again.
-            let except: HashSet<i64> = except.iter().copied().collect();
-            let end = last.filter(|_| is_full);
-            let is_behind = |position| end.is_some_and(|end| position > end);
-            ready
-                .open
-                .retain(|position| except.contains(position) || is_behind(*position));
         }
+        // What was open and is not here is gone, whoever removed it, unless it comes before or after
+        // these. What was left out may be out of the way meanwhile: none of it becomes open again.
+        let except: HashSet<i64> = except.iter().copied().collect();
+        let end = last.filter(|_| is_full).unwrap_or(i64::MAX);
+        ready.open.retain(|position| {
+            *position <= reading.after || *position > end || except.contains(position)
+        });
         ready.open.extend(rows.iter().map(|row| row.position));
         let old = rows.iter().take_while(|row| row.age >= RIPE).last();
         if let Some(old) = old {
@@ -194,9 +193,10 @@ mod tests {
     fn reading_goes_on_behind_what_is_old_and_out_of_the_way() {
         let progress = Progress::default();
         assert_eq!(read(&progress, &[(1, RIPE), (2, RIPE)], true), i64::MIN);
-        assert_eq!(read(&progress, &[(3, RIPE)], true), 0, "1 is open");
+        let rest = [(1, RIPE), (2, RIPE), (3, RIPE)];
+        assert_eq!(read(&progress, &rest, true), 0, "1 is open");
         progress.settled(&[1]);
-        assert_eq!(read(&progress, &[], false), 1);
+        assert_eq!(read(&progress, &rest[1..], false), 1);
         progress.settled(&[3, 2]);
         assert_eq!(read(&progress, &[(4, Duration::ZERO)], false), 3);
         progress.settled(&[4]);
@@ -208,6 +208,20 @@ mod tests {
         progress.begin_anew();
         assert_eq!(read(&progress, &[(2, RIPE)], false), i64::MIN);
         assert_eq!(read(&progress, &[], false), 1, "it was found late");
+    }
+
+    #[test]
+    fn what_somebody_else_removed_holds_up_nothing() {
+        let progress = Progress::default();
+        read(&progress, &[(1, RIPE), (2, RIPE), (3, RIPE)], true);
+        progress.settled(&[1]);
+        assert_eq!(read(&progress, &[(4, RIPE)], true), 1, "2 and 3 are open");
+        progress.settled(&[4]);
+        assert_eq!(
+            read(&progress, &[], false),
+            4,
+            "they were not there any more"
+        );
     }
 
     #[test]
