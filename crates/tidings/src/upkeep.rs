@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use metrics::gauge;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -21,6 +21,8 @@ const ALARM_EVERY: Duration = Duration::from_secs(30);
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// How many rows one transaction deletes, so that it is short.
 const FORGET_COUNT_MAX: usize = 1000;
+/// How much longer than such a transaction took is left to others before the next one.
+const FORGET_PAUSE: u32 = 3;
 
 /// Measures the outbox, and warns when its oldest message that could be sent is older than `alarm`.
 pub(crate) async fn watch_outbox(
@@ -152,9 +154,11 @@ pub(crate) async fn forget(
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         for consumer in &consumers {
             while !stop.is_cancelled() {
+                let began = Instant::now();
                 match store.forget(consumer, window, FORGET_COUNT_MAX).await {
                     Ok(count) if count >= FORGET_COUNT_MAX as u64 => {
-                        tokio::task::yield_now().await;
+                        let pause = sleep(began.elapsed() * FORGET_PAUSE);
+                        stop.run_until_cancelled(pause).await;
                     }
                     Ok(_) => break,
                     Err(error) => {
