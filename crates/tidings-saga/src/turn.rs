@@ -9,6 +9,7 @@ mod time;
 mod undo;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tidings_core::Outgoing;
 
@@ -68,7 +69,8 @@ pub enum Arrival {
 }
 
 /// What the target of a step says.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Answer {
     /// It is done; to a cancellation: it was done before, with this reply.
     Done(Box<RawValue>),
@@ -82,7 +84,8 @@ pub enum Answer {
 }
 
 /// What an operator may do to a saga that is stuck.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// Try again what failed: the function, a command that is a dead letter, an undo.
     Retry,

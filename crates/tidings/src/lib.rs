@@ -112,6 +112,15 @@ pub use tidings_macros::{Command, Event, handler, test};
 pub use tidings_saga::{First, Saga, Sagas, Step, StepError};
 pub use tower;
 
+/// Looking at sagas, operating them, and testing their functions.
+pub mod sagas {
+    pub use crate::saga::operator::{Operation, Query, Summary, journal, list, operate};
+    pub use tidings_saga::{
+        Action, Answer, Definition, Entry, Explored, Explorer, Journal, Part, Start, State, StepId,
+        Undo, What,
+    };
+}
+
 /// What a handler returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -4,6 +4,9 @@
 //! batches: the journals of all sagas that they concern are read at once, locked, and written in one
 //! commit with what the sagas send. A saga that is stuck, or whose function panics, harms no other.
 
+mod clock;
+pub(crate) mod operator;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -15,27 +18,15 @@ use metrics::counter;
 use parking_lot::RwLock;
 use serde_json::value::RawValue;
 use tidings_saga::{Arrival, Definition, Journal, STEP_HEADER, Sagas, Start, State, StepId, Turn};
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::{
-    Batch, Commit, Destination, Error, Expected, HandlerOptions, IntoMessages, Lease, Message,
-    Messages, Metadata, Outgoing, Permanent, Record, RecordChange, RecordId, RecordValue, Retry,
-    Router, Store, StoreError, TransactionHandle, publish::Sender, steps::StepAnswer,
-    throttle::Throttle,
-};
+pub(crate) use clock::run;
 
-/// How long one that died keeps what it took.
-const LEASE: Duration = Duration::from_secs(10);
-/// How many sagas that are due share a commit.
-const BATCH_COUNT_MAX: usize = 100;
-/// The longest time between two looks.
-const POLL_EVERY: Duration = Duration::from_secs(1);
-/// How long to leave a database alone that does not answer.
-const STORE_PAUSE: Duration = Duration::from_millis(500);
-/// How long a journal is left alone that this program cannot read or go on with.
-const FOREIGN_PAUSE: SignedDuration = SignedDuration::from_mins(1);
+use crate::{
+    Batch, Destination, Error, Expected, HandlerOptions, IntoMessages, Message, Messages, Metadata,
+    Outgoing, Permanent, Record, RecordChange, RecordId, RecordValue, Retry, Router,
+    TransactionHandle, steps::StepAnswer,
+};
 
 /// The sagas of a router, by name.
 #[derive(Clone, Default)]
@@ -377,149 +368,5 @@ fn read(kind: &Kind, key: &str, record: &Record) -> Result<Journal, String> {
              program does not have; keep it as long as such sagas are open: `.version({}, …)`",
             journal.version, journal.version
         )),
-    }
-}
-
-/// Tells a router's sagas that they are due, and deletes those that ended long ago, until `stop`.
-pub(crate) fn run(
-    store: Arc<dyn Store>,
-    router: &Router,
-    instance: String,
-    stop: CancellationToken,
-) -> impl Future<Output = ()> + Send + 'static {
-    let kinds = router.sagas.0.read().values().cloned().collect();
-    let sender = Sender {
-        source: router.consumer.clone(),
-        on_send: router.on_send.clone(),
-    };
-    keep_time(store, kinds, sender, instance, stop)
-}
-
-async fn keep_time(
-    store: Arc<dyn Store>,
-    kinds: Vec<Kind>,
-    sender: Sender,
-    instance: String,
-    stop: CancellationToken,
-) {
-    let mut trouble = Throttle::new(Duration::from_secs(5));
-    while !stop.is_cancelled() {
-        let mut wait = POLL_EVERY;
-        for kind in &kinds {
-            match round(&*store, kind, &sender, &instance).await {
-                Ok(next) => wait = wait.min(next),
-                Err(error) => {
-                    if trouble.allows() {
-                        warn!("sagas that are due wait, it is tried again: {error}");
-                    }
-                    wait = wait.min(STORE_PAUSE);
-                }
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = sleep(wait) => {}
-        }
-    }
-}
-
-/// Until nothing is due; says how long to wait for more.
-async fn round(
-    store: &dyn Store,
-    kind: &Kind,
-    sender: &Sender,
-    instance: &str,
-) -> Result<Duration, StoreError> {
-    let name = kind_of(kind.definition.name());
-    loop {
-        let records = store.records();
-        let due = records
-            .take_due(&name, instance, LEASE, BATCH_COUNT_MAX)
-            .await?;
-        let is_full = due.len() == BATCH_COUNT_MAX;
-        let commits: Vec<Commit> = due
-            .into_iter()
-            .filter_map(|(lease, record)| fire(kind, sender, lease, &record))
-            .collect();
-        commit_all(store, commits).await?;
-        if !is_full {
-            let next = records.next_due(&name).await?;
-            return Ok(next.map_or(POLL_EVERY, |due| due.min(POLL_EVERY)));
-        }
-    }
-}
-
-/// All in one commit; each for itself if one of them was changed meanwhile.
-async fn commit_all(store: &dyn Store, commits: Vec<Commit>) -> Result<(), StoreError> {
-    if commits.is_empty() {
-        return Ok(());
-    }
-    let mut all = Commit::default();
-    for commit in commits.clone() {
-        all.outbox.extend(commit.outbox);
-        all.records.extend(commit.records);
-    }
-    match store.commit(all).await {
-        Err(error) if error.is_conflict() => {}
-        committed => return committed.map(drop),
-    }
-    for commit in commits {
-        match store.commit(commit).await {
-            Ok(_) => {}
-            // An answer came first.
-            Err(error) if error.is_conflict() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// What becomes of a saga that is due.
-fn fire(kind: &Kind, sender: &Sender, lease: Lease, record: &Record) -> Option<Commit> {
-    let now = Timestamp::now();
-    let key = &*record.id.id;
-    let expected = Expected::Lease(lease);
-    let journal = match read(kind, key, record) {
-        Ok(journal) => journal,
-        Err(why) => {
-            error!("{why}");
-            let value = RecordValue {
-                due: now.saturating_add(FOREIGN_PAUSE).ok(),
-                ..record.value.clone()
-            };
-            let change = RecordChange {
-                id: record.id.clone(),
-                expected,
-                value: Some(value),
-            };
-            return Some(Commit {
-                records: vec![change],
-                ..Commit::default()
-            });
-        }
-    };
-    if journal.state.is_ended() {
-        let change = RecordChange {
-            id: record.id.clone(),
-            expected,
-            value: None,
-        };
-        return Some(Commit {
-            records: vec![change],
-            ..Commit::default()
-        });
-    }
-    let turn = kind.definition.advance(key, journal, [Arrival::Due], now);
-    let mut messages = Messages::default();
-    messages
-        .records
-        .push(kind.change(key, &turn, expected, now));
-    messages.now = turn.outgoing;
-    match sender.commit(messages, None) {
-        Ok(commit) => Some(commit),
-        Err(error) => {
-            error!(key, "what a saga sends is refused by `on_send`: {error}");
-            None
-        }
     }
 }

@@ -1,273 +1,19 @@
-//! Sagas through `serve`: three services with a database each, and everything between them.
+//! Sagas through `serve`: services with a database each, and everything between them.
 
 mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-use support::{Database, Running, broker::Broker, outgoing, until};
-use tidings::{
-    First, Permanent, RecordQuery, Saga, Sagas, StepError, StepReply, Store, prelude::*,
+use support::{
+    Running,
+    checkout::{OrderCancelled, OrderConfirmed, OrderPlaced, ReserveStock, World, confirmed, gone},
+    outgoing, until,
 };
-use tidings_sqlite::Tx;
-
-#[derive(Clone, Serialize, Deserialize, Event)]
-#[event(id = "order_id", key = "order_id")]
-struct OrderPlaced {
-    order_id: String,
-    card: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Event)]
-#[event(id = "order_id", key = "order_id")]
-struct OrderConfirmed {
-    order_id: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Event)]
-#[event(id = "order_id", key = "order_id")]
-struct OrderCancelled {
-    order_id: String,
-    reason: String,
-}
-
-#[derive(Serialize, Deserialize, Command)]
-#[command(target = "inventory", reply = u64)]
-struct ReserveStock {
-    order_id: String,
-}
-
-#[derive(Serialize, Deserialize, Command)]
-#[command(target = "inventory", reply = ())]
-struct ReleaseStock {
-    reservation: u64,
-}
-
-#[derive(Serialize, Deserialize, Command)]
-#[command(target = "payment", reply = String)]
-struct ChargeCard {
-    order_id: String,
-    card: String,
-}
-
-#[derive(Serialize, Deserialize, Command)]
-#[command(target = "payment", reply = ())]
-struct CancelCharge {
-    order_id: String,
-}
-
-#[derive(Serialize, Deserialize, Command)]
-#[command(target = "payment", reply = ())]
-struct RefundCard {
-    charge: String,
-}
-
-async fn checkout(order: OrderPlaced, saga: Saga) -> Result<OrderConfirmed, OrderCancelled> {
-    let order_id = order.order_id;
-    let cancelled = |error: StepError| OrderCancelled {
-        order_id: order_id.clone(),
-        reason: error.to_string(),
-    };
-    let reserve = ReserveStock {
-        order_id: order_id.clone(),
-    };
-    let stock = saga
-        .step("reserve-stock", reserve)
-        .undo(|reservation| ReleaseStock { reservation });
-    stock.await.map_err(cancelled)?;
-    let charge = ChargeCard {
-        order_id: order_id.clone(),
-        card: order.card,
-    };
-    let cancel = CancelCharge {
-        order_id: order_id.clone(),
-    };
-    saga.step("charge-card", charge)
-        .cancel(cancel)
-        .deadline(Duration::from_millis(1500))
-        .undo(|charge| RefundCard { charge })
-        .await
-        .map_err(cancelled)?;
-    Ok(OrderConfirmed { order_id })
-}
-
-/// What the services did, in order.
-#[derive(Clone, Default)]
-struct Book(Arc<Mutex<Vec<String>>>);
-
-impl Book {
-    fn note(&self, what: impl Into<String>) {
-        self.0.lock().push(what.into());
-    }
-
-    fn read(&self) -> Vec<String> {
-        self.0.lock().clone()
-    }
-}
-
-async fn reserve(
-    command: ReserveStock,
-    State(book): State<Book>,
-    mut tx: Tx,
-) -> Result<StepReply<u64>> {
-    if command.order_id.contains("sold-out") {
-        return Ok(StepReply::refused("sold out"));
-    }
-    tx.execute(
-        "insert into effect (number, account) values (1, ?1)",
-        (command.order_id.clone(),),
-    )
-    .await?;
-    book.note(format!("reserved {}", command.order_id));
-    Ok(StepReply::Done(7))
-}
-
-async fn release(command: ReleaseStock, State(book): State<Book>, mut tx: Tx) -> Result<()> {
-    tx.execute(
-        "insert into effect (number, account) values (-1, 'released')",
-        (),
-    )
-    .await?;
-    book.note(format!("released {}", command.reservation));
-    Ok(())
-}
-
-async fn charge(
-    command: ChargeCard,
-    State(book): State<Book>,
-    State(silent): State<Silent>,
-) -> Result<StepReply<String>> {
-    if silent.0.lock().contains(&command.order_id) {
-        return Err(tidings::Error::msg("the bank does not answer"));
-    }
-    match &*command.card {
-        "declined" => Ok(StepReply::refused("the card was declined")),
-        "broken" => Err(Permanent::new("the bank cannot be understood").into()),
-        _ => {
-            book.note(format!("charged {}", command.order_id));
-            Ok(StepReply::Done(format!("c-{}", command.order_id)))
-        }
-    }
-}
-
-/// The orders about which the bank says nothing.
-#[derive(Clone, Default)]
-struct Silent(Arc<Mutex<Vec<String>>>);
-
-async fn cancel(command: CancelCharge, State(book): State<Book>) -> Result<()> {
-    book.note(format!("cancelled {}", command.order_id));
-    Ok(())
-}
-
-async fn refund(command: RefundCard, State(book): State<Book>) -> Result<()> {
-    book.note(format!("refunded {}", command.charge));
-    Ok(())
-}
-
-async fn confirmed(event: OrderConfirmed, State(book): State<Book>) -> Result<()> {
-    book.note(format!("confirmed {}", event.order_id));
-    Ok(())
-}
-
-async fn gone(event: OrderCancelled, State(book): State<Book>) -> Result<()> {
-    book.note(format!("cancelled {}: {}", event.order_id, event.reason));
-    Ok(())
-}
-
-/// The services, each with a database.
-struct World {
-    broker: Broker,
-    book: Book,
-    silent: Silent,
-    checkout: Database,
-    inventory: Database,
-    payment: Database,
-}
-
-impl World {
-    async fn new() -> Self {
-        Self {
-            broker: Broker::default(),
-            book: Book::default(),
-            silent: Silent::default(),
-            checkout: Database::new().await,
-            inventory: Database::new().await,
-            payment: Database::new().await,
-        }
-    }
-
-    fn routers(&self) -> Vec<Router> {
-        let sagas = Sagas::new("checkout", |order: &OrderPlaced| order.order_id.clone());
-        let quick = Retry::exponential(Duration::from_millis(100)).attempts(50);
-        vec![
-            Router::new("checkout")
-                .saga(sagas.version(1, checkout))
-                .transactional(self.checkout.store.clone()),
-            Router::new("inventory")
-                .on(reserve)
-                .on(release)
-                .transactional(self.inventory.store.clone())
-                .with_state(self.book.clone()),
-            Router::new("payment")
-                .on(charge)
-                .on(cancel)
-                .on(refund)
-                .retry(quick)
-                .transactional(self.payment.store.clone())
-                .with_state(self.book.clone())
-                .with_state(self.silent.clone()),
-            Router::new("watcher")
-                .on(confirmed)
-                .on(gone)
-                .with_state(self.book.clone()),
-        ]
-    }
-
-    async fn start(&self) -> Running {
-        Running::start_all(&self.broker, self.routers()).await
-    }
-
-    fn place(&self, order_id: &str, card: &str) {
-        let order = OrderPlaced {
-            order_id: order_id.into(),
-            card: card.into(),
-        };
-        self.broker.publish_raw(outgoing(&order));
-    }
-
-    /// Waits until this is the last that happened.
-    async fn until(&self, last: &str) {
-        let has_come = async || self.book.read().iter().any(|it| it == last);
-        let waiting = until("it is in the book", has_come);
-        if tokio::time::timeout(Duration::from_secs(15), waiting)
-            .await
-            .is_err()
-        {
-            panic!(
-                "waited for `{last}`: {:?}, {:?}",
-                self.book.read(),
-                self.states().await
-            );
-        }
-    }
-
-    async fn states(&self) -> Vec<String> {
-        let query = RecordQuery {
-            kind: "saga:checkout".into(),
-            limit: 100,
-            ..RecordQuery::default()
-        };
-        let found = self
-            .checkout
-            .store
-            .records()
-            .list(&query)
-            .await
-            .expect("records");
-        let state = |record: tidings::Record| format!("{} {}", record.id.id, record.value.label);
-        found.into_iter().map(state).collect()
-    }
-}
+use tidings::{
+    First, Saga, Sagas,
+    prelude::*,
+    sagas::{self, Action, Answer, Operation, Query},
+};
 
 #[tokio::test]
 async fn an_order_is_paid_or_everything_is_undone() {
@@ -325,7 +71,7 @@ async fn a_step_that_was_cancelled_before_it_was_done_is_never_done() {
     let world = World::new().await;
     world.silent.0.lock().push("late".into());
     let running = world.start().await;
-    world.place("late", "ok");
+    world.place("late", "in a hurry");
     world
         .until("cancelled late: `charge-card` was not answered in time")
         .await;
@@ -349,6 +95,57 @@ async fn a_dead_letter_of_a_step_makes_its_saga_stuck() {
     world.place("odd", "broken");
     let is_stuck = async || world.states().await == ["odd stuck"];
     until("it is stuck", is_stuck).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_sees_why_a_saga_is_stuck_and_answers_by_hand() {
+    let world = World::new().await;
+    let running = world.start().await;
+    world.place("odd", "broken");
+    world.place("good", "ok");
+    world.until("confirmed good").await;
+    let store = &*world.checkout;
+    let stuck = Query {
+        state: Some("stuck".into()),
+        ..Query::default()
+    };
+    let listed = async || {
+        sagas::list(store, "checkout", &stuck)
+            .await
+            .expect("a list")
+    };
+    until("it is stuck", async || listed().await.len() == 1).await;
+    let summary = listed().await.remove(0);
+    assert_eq!(&*summary.key, "odd");
+    let state = summary.state.expect("it can be read").to_string();
+    assert!(
+        state.contains("dead letter: the bank cannot be understood"),
+        "{state}"
+    );
+
+    let reply = serde_json::value::to_raw_value("c-odd").expect("JSON");
+    let operation = Operation {
+        who: "ann".into(),
+        why: "the bank was called".into(),
+        action: Action::Answer("charge-card".into(), Answer::Done(reply)),
+    };
+    sagas::operate(store, "checkout", "odd", &operation)
+        .await
+        .expect("it is asked for");
+    world.until("confirmed odd").await;
+    let journal = sagas::journal(store, "checkout", "odd")
+        .await
+        .expect("an answer");
+    let journal = journal.expect("a journal");
+    let written = String::from_utf8(journal.write()).expect("JSON");
+    assert!(written.contains("the bank was called"), "{written}");
+    let nobody = sagas::operate(store, "checkout", "nobody", &operation).await;
+    let error = nobody.expect_err("there is none").to_string();
+    assert!(
+        error.contains("there is no saga `checkout/nobody`"),
+        "{error}"
+    );
     running.stop().await;
 }
 
@@ -441,7 +238,7 @@ async fn a_saga_waits_for_a_signal_or_a_time() {
         .saga(sagas.version(1, held))
         .saga_signal("held", "released", |it: &OrderReleased| it.order_id.clone())
         .retry(Retry::exponential(Duration::from_millis(50)).attempts(100))
-        .transactional(world.checkout.store.clone());
+        .transactional(Arc::clone(&world.checkout));
     let watcher = Router::new("watcher")
         .on(confirmed)
         .on(gone)
@@ -484,7 +281,7 @@ async fn a_saga_that_panics_harms_no_other() {
     let mut routers = world.routers();
     routers[0] = Router::new("checkout")
         .saga(sagas.version(1, buggy))
-        .transactional(world.checkout.store.clone());
+        .transactional(Arc::clone(&world.checkout));
     let running = Running::start_all(&world.broker, routers).await;
     for number in 0..100 {
         world.place(&format!("o-{number}"), "ok");
@@ -497,4 +294,55 @@ async fn a_saga_that_panics_harms_no_other() {
     let states = world.states().await;
     assert!(states.contains(&"o-40 stuck".into()), "{states:?}");
     running.stop().await;
+}
+
+/// Many at once, of all kinds, with a crash of everything in the middle: each ends, done or undone.
+async fn many_end_as_they_may(world: &World, count: usize) {
+    let running = world.start().await;
+    for number in 0..count {
+        match number % 3 {
+            0 => world.place(&format!("good-{number}"), "ok"),
+            1 => world.place(&format!("poor-{number}"), "declined"),
+            _ => world.place(&format!("sold-out-{number}"), "ok"),
+        }
+    }
+    let ended = async || {
+        let states = world.states().await;
+        let is_ended = |it: &&String| it.ends_with("completed") || it.ends_with("compensated");
+        states.iter().filter(is_ended).count()
+    };
+    until("some have ended", async || ended().await > count / 4).await;
+    running.crash().await;
+    let running = world.start().await;
+    until("all have ended", async || ended().await == count).await;
+    let states = world.states().await;
+    for state in &states {
+        let (key, label) = state.split_once(' ').expect("a key and a state");
+        let expected = match key.starts_with("good") {
+            true => "completed",
+            false => "compensated",
+        };
+        assert_eq!(label, expected, "{key}");
+    }
+    // What a handler wrote in its transaction, it wrote once.
+    let effects = world.inventory.effects().await;
+    let reserved = effects.iter().filter(|(_, number)| *number == 1).count();
+    let released = effects.len() - reserved;
+    assert_eq!((reserved, released), (count / 3 * 2, count / 3));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_sagas_end_as_they_may_on_sqlite() {
+    many_end_as_they_may(&World::new().await, 90).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL"]
+async fn many_sagas_end_as_they_may_on_postgresql() {
+    let url = tidings_testing::servers::postgres_url();
+    let schema = format!("sagas_{}", std::process::id());
+    let store = tidings_postgres::PostgresStore::connect(url, &*schema).await;
+    let store = Arc::new(store.expect("a store"));
+    many_end_as_they_may(&World::with(store).await, 90).await;
 }
