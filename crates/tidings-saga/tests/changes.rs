@@ -325,3 +325,29 @@ fn every_outcome_of_the_checkout_is_legal() {
     assert!(explored.endings["completed"] > 0 && explored.endings["compensated"] > 0);
     assert!(explored.states > 1000);
 }
+
+/// `join_all` polls again only those of many that were woken.
+#[test]
+fn steps_may_be_awaited_with_any_combinator() {
+    async fn many(order: OrderPlaced, saga: Saga) -> Ended {
+        let steps = (0..40).map(|number| {
+            let command = ReserveStock {
+                of: order.of.clone(),
+            };
+            saga.step(format!("reserve-{number}"), command).no_undo()
+        });
+        let replies = futures_util::future::join_all(steps).await;
+        let replies = replies.into_iter().collect::<Result<Vec<_>, _>>();
+        let replies = replies.map_err(cancelled)?;
+        Ok(OrderConfirmed {
+            of: replies.concat(),
+        })
+    }
+    let mut world = World::start(sagas().version(1, many));
+    assert_eq!(world.sent().len(), 40);
+    for number in (0..40).rev() {
+        world.done(&format!("reserve-{number}"), "x");
+    }
+    assert_eq!(world.sent(), ["order-confirmed.v1"]);
+    assert_eq!(world.journal.state, State::Completed);
+}

@@ -88,6 +88,49 @@ async fn a_step_that_was_cancelled_before_it_was_done_is_never_done() {
     running.stop().await;
 }
 
+/// It is cancelled between the look at its fence and its commit.
+#[tokio::test]
+async fn a_step_that_is_cancelled_while_it_is_done_leaves_nothing() {
+    let world = World::new().await;
+    let running = world.start().await;
+    world.place("slow-bank", "in a hurry");
+    world
+        .until("cancelled slow-bank: `charge-card` was not answered in time")
+        .await;
+    world.slow.0.notify_one();
+    until("nothing is under way", async || {
+        world.payment.is_quiet().await && world.broker.is_settled()
+    })
+    .await;
+    assert_eq!(
+        world.payment.effects().await,
+        [],
+        "the charge is undone with its commit"
+    );
+    assert_eq!(world.states().await, ["slow-bank compensated"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_message_with_the_key_of_a_saga_starts_nothing() {
+    let world = World::new().await;
+    let sagas = Sagas::new("checkout", |_: &OrderPlaced| "the only one".to_owned());
+    let mut routers = world.routers();
+    routers[0] = Router::new("checkout")
+        .saga(sagas.version(1, support::checkout::checkout))
+        .transactional(Arc::clone(&world.checkout));
+    let running = Running::start_all(&world.broker, routers).await;
+    world.place("one", "ok");
+    world.until("confirmed one").await;
+    world.place("two", "ok");
+    until("it was handled", async || world.broker.is_settled()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(world.broker.is_settled(), "and not tried again");
+    let expected = ["reserved one", "charged one", "confirmed one"];
+    assert_eq!(world.book.read(), expected);
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_dead_letter_of_a_step_makes_its_saga_stuck() {
     let world = World::new().await;

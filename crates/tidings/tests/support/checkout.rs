@@ -144,19 +144,31 @@ pub(crate) async fn charge(
     command: ChargeCard,
     State(book): State<Book>,
     State(silent): State<Silent>,
+    State(slow): State<Slow>,
+    mut tx: Tx,
 ) -> Result<StepReply<String>> {
     if silent.0.lock().contains(&command.order_id) {
         return Err(tidings::Error::msg("the bank does not answer"));
+    }
+    if command.order_id == "slow-bank" {
+        slow.0.notified().await;
     }
     match &*command.card {
         "declined" => Ok(StepReply::refused("the card was declined")),
         "broken" => Err(Permanent::new("the bank cannot be understood").into()),
         _ => {
+            let row = (command.order_id.clone(),);
+            tx.execute("insert into effect (number, account) values (1, ?1)", row)
+                .await?;
             book.note(format!("charged {}", command.order_id));
             Ok(StepReply::Done(format!("c-{}", command.order_id)))
         }
     }
 }
+
+/// The bank answers about the order `slow-bank` when it is told to.
+#[derive(Clone, Default)]
+pub(crate) struct Slow(pub(crate) Arc<tokio::sync::Notify>);
 
 /// The orders about which the bank says nothing.
 #[derive(Clone, Default)]
@@ -187,6 +199,7 @@ pub(crate) struct World {
     pub(crate) broker: Broker,
     pub(crate) book: Book,
     pub(crate) silent: Silent,
+    pub(crate) slow: Slow,
     pub(crate) checkout: Arc<dyn Store>,
     _checkout: Option<Database>,
     pub(crate) inventory: Database,
@@ -209,6 +222,7 @@ impl World {
             broker: Broker::default(),
             book: Book::default(),
             silent: Silent::default(),
+            slow: Slow::default(),
             checkout,
             _checkout: None,
             inventory: Database::new().await,
@@ -235,7 +249,8 @@ impl World {
                 .retry(quick)
                 .transactional(self.payment.store.clone())
                 .with_state(self.book.clone())
-                .with_state(self.silent.clone()),
+                .with_state(self.silent.clone())
+                .with_state(self.slow.clone()),
             Router::new("watcher")
                 .on(confirmed)
                 .on(gone)
