@@ -286,6 +286,20 @@ impl World {
         }
     }
 
+    /// How many messages to the sagas wait to be tried again.
+    pub(crate) async fn waiting(&self) -> u64 {
+        let handlers = [
+            "checkout.order-placed.v1",
+            "checkout.tidings.step-answer.v1",
+        ];
+        let mut waiting = 0;
+        for handler in handlers {
+            let of_handler = self.checkout.deferred().waiting(handler, 1000).await;
+            waiting += of_handler.expect("a count");
+        }
+        waiting
+    }
+
     pub(crate) async fn states(&self) -> Vec<String> {
         let query = RecordQuery {
             kind: "saga:checkout".into(),
