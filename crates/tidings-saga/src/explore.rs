@@ -13,7 +13,7 @@ use tidings_core::Outgoing;
 
 use crate::{
     definition::Definition,
-    journal::{Journal, Start, State},
+    journal::{Journal, SagaState, Start},
     step_id::{Part, STEP_HEADER, StepId},
     turn::{Answer, Arrival, Turn},
 };
@@ -145,7 +145,7 @@ impl Explorer {
         if world.journal.write() != written {
             world.fail("its journal does not come back as it was written");
         }
-        if world.journal.state == State::Running
+        if world.journal.state == SagaState::Running
             && let Err(why) = self.definition.check(&self.key, &world.journal)
         {
             world.fail(&format!(
@@ -273,8 +273,8 @@ impl World {
     /// Nothing happens any more: it must have ended as it may.
     fn check(&self) {
         match &self.journal.state {
-            State::Completed | State::Compensated => {}
-            State::Stuck { reason, .. } => self.fail(&format!("it is stuck: {reason}")),
+            SagaState::Completed | SagaState::Compensated => {}
+            SagaState::Stuck { reason, .. } => self.fail(&format!("it is stuck: {reason}")),
             state => self.fail(&format!("nothing happens any more, and it is {state}")),
         }
         for step in self.journal.steps() {
@@ -284,13 +284,14 @@ impl World {
             }
             let is_there = self.targets.get(name) == Some(&Effect::Done);
             let is_to_be_undone = step.done.as_ref().is_some_and(|done| {
-                done.undo.is_some() && (done.is_late || self.journal.state == State::Compensated)
+                done.undo.is_some()
+                    && (done.is_late || self.journal.state == SagaState::Compensated)
             });
             if is_there && is_to_be_undone {
                 self.fail(&format!("`{name}` was done, and is not undone"));
             }
             let is_kept = step.done.as_ref().is_some_and(|done| !done.is_late);
-            if self.journal.state == State::Completed
+            if self.journal.state == SagaState::Completed
                 && is_kept
                 && self.targets.get(name) == Some(&Effect::Undone)
             {

@@ -29,7 +29,7 @@ pub struct Journal {
     /// How often the saga began anew under the same key, from 0.
     pub run: u32,
     /// How far it is.
-    pub state: State,
+    pub state: SagaState,
     /// When it was started.
     pub started: Timestamp,
     /// The message that started it.
@@ -55,7 +55,7 @@ pub struct Start {
 /// How far a saga is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum SagaState {
     /// Its function has not ended.
     Running,
     /// Its function failed, and what was done is being undone.
@@ -96,7 +96,7 @@ impl Start {
     }
 }
 
-impl State {
+impl SagaState {
     /// One word, which sagas are listed by.
     pub fn label(&self) -> &'static str {
         match self {
@@ -115,7 +115,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for SagaState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stuck { reason, .. } => write!(f, "stuck: {reason}"),
@@ -320,7 +320,7 @@ impl Journal {
             format: FORMAT,
             version,
             run: 0,
-            state: State::Running,
+            state: SagaState::Running,
             started: now,
             start,
             entries: Vec::new(),

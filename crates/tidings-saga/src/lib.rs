@@ -66,7 +66,7 @@ mod turn;
 
 pub use definition::{ANSWER_NAME, Definition, Sagas};
 pub use explore::{Explored, Explorer};
-pub use journal::{BYTES_MAX, ENTRIES_MAX, Entry, Journal, Start, State, Stored, Undo, What};
+pub use journal::{BYTES_MAX, ENTRIES_MAX, Entry, Journal, SagaState, Start, Stored, Undo, What};
 pub use saga::{
     All, Awaited, Draft, First, Planned, Saga, Signal, Step, StepError, Timer, WaitAll, WaitFirst,
 };

@@ -16,7 +16,7 @@ use tidings_core::Outgoing;
 use crate::{
     definition::Definition,
     function::mismatch,
-    journal::{BYTES_MAX, ENTRIES_MAX, Entry, Journal, Start, State, What},
+    journal::{BYTES_MAX, ENTRIES_MAX, Entry, Journal, SagaState, Start, What},
     run::Asked,
     step_id::Part,
 };
@@ -156,7 +156,7 @@ impl Definition {
     ///
     /// Where it does not.
     pub fn check(&self, key: &str, journal: &Journal) -> Result<(), String> {
-        let State::Running = journal.state else {
+        let SagaState::Running = journal.state else {
             return Ok(());
         };
         let taking = Taking::new(self, key, journal.clone(), journal.started);
@@ -184,7 +184,12 @@ impl<'a> Taking<'a> {
     fn end(mut self) -> Turn {
         let is_full =
             self.journal.entries.len() > ENTRIES_MAX || self.journal.write().len() > BYTES_MAX;
-        if is_full && matches!(self.journal.state, State::Running | State::Compensating) {
+        if is_full
+            && matches!(
+                self.journal.state,
+                SagaState::Running | SagaState::Compensating
+            )
+        {
             self.stuck(format!(
                 "its journal is full (at most {ENTRIES_MAX} entries and {BYTES_MAX} bytes); send \
                  references instead of what is large, and make it several sagas"
@@ -216,11 +221,11 @@ impl<'a> Taking<'a> {
 
     fn stop(&mut self, reason: Box<str>, is_waiting: bool) {
         let while_compensating = match &self.journal.state {
-            State::Compensating => true,
-            State::Stuck {
+            SagaState::Compensating => true,
+            SagaState::Stuck {
                 is_waiting: false, ..
             } => return, // For the first reason.
-            State::Stuck {
+            SagaState::Stuck {
                 while_compensating, ..
             } => *while_compensating,
             _ => false,
@@ -228,7 +233,7 @@ impl<'a> Taking<'a> {
         self.add(What::Stuck {
             reason: reason.clone(),
         });
-        self.journal.state = State::Stuck {
+        self.journal.state = SagaState::Stuck {
             reason,
             while_compensating,
             is_waiting,
@@ -237,13 +242,13 @@ impl<'a> Taking<'a> {
 
     /// It is not stuck any more.
     fn resume(&mut self) {
-        if let State::Stuck {
+        if let SagaState::Stuck {
             while_compensating, ..
         } = self.journal.state
         {
             self.journal.state = match while_compensating {
-                true => State::Compensating,
-                false => State::Running,
+                true => SagaState::Compensating,
+                false => SagaState::Running,
             };
         }
     }
@@ -271,9 +276,12 @@ impl<'a> Taking<'a> {
     /// Whatever the state is, what can be done now is done.
     fn go_on(&mut self) {
         match self.journal.state {
-            State::Running => self.run(),
-            State::Compensating => self.compensate(),
-            State::Completed | State::Compensated | State::Abandoned | State::Stuck { .. } => {}
+            SagaState::Running => self.run(),
+            SagaState::Compensating => self.compensate(),
+            SagaState::Completed
+            | SagaState::Compensated
+            | SagaState::Abandoned
+            | SagaState::Stuck { .. } => {}
         }
     }
 
@@ -293,7 +301,7 @@ impl<'a> Taking<'a> {
         if is_awaited
             && matches!(
                 self.journal.state,
-                State::Stuck {
+                SagaState::Stuck {
                     is_waiting: true,
                     ..
                 }
@@ -323,7 +331,7 @@ impl<'a> Taking<'a> {
             }
             (Part::Do | Part::Cancel, Answer::Done(reply)) => self.done(step, reply, has_timed_out),
             (Part::Do, Answer::Refused { reason, for_now }) => {
-                let is_running = self.journal.state == State::Running;
+                let is_running = self.journal.state == SagaState::Running;
                 if for_now && retries > 0 && is_running && !has_timed_out {
                     let pause = PUT_OFF * 2_i32.saturating_pow(sent.saturating_sub(1).min(16));
                     let until = self.now.saturating_add(pause.min(PUT_OFF_MAX));
@@ -347,11 +355,11 @@ impl<'a> Taking<'a> {
             .failed_at()
             .unwrap_or(self.journal.entries.len());
         let passed = self.pass(before);
-        let is_running = self.journal.state == State::Running;
+        let is_running = self.journal.state == SagaState::Running;
         // Nobody waits for it: its deadline has passed, or the function went another way, or has
         // ended.
         let is_late = match &passed {
-            _ if self.journal.state == State::Completed => true,
+            _ if self.journal.state == SagaState::Completed => true,
             Ok(passed) => is_running && (has_timed_out || passed.dropped.contains(&step)),
             Err(_) => has_timed_out,
         };

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tidings_saga::{Action, Arrival, Saga, Sagas, Start, State};
+use tidings_saga::{Action, Arrival, Saga, SagaState, Sagas, Start};
 use world::{
     BookParcel, ChargeCard, OrderCancelled, OrderConfirmed, OrderPlaced, RefundCard, ReleaseStock,
     ReserveStock, World, cancelled, checkout, done, raw,
@@ -56,7 +56,7 @@ fn a_panic_is_stuck_and_the_reply_is_kept() {
     world.operate(Action::Compensate);
     assert_eq!(world.sent(), ["reserve-stock undo"]);
     world.undone("reserve-stock");
-    assert_eq!(world.journal.state, State::Compensated);
+    assert_eq!(world.journal.state, SagaState::Compensated);
     // Or it goes on when the bug is mended.
     let mut world = stuck();
     IS_BROKEN.store(false, Ordering::Relaxed);
@@ -95,7 +95,7 @@ fn an_undo_that_could_not_be_made_is_made_when_the_bug_is_mended() {
     world.operate(Action::Retry);
     assert_eq!(world.sent(), ["reserve-stock undo"]);
     world.undone("reserve-stock");
-    assert_eq!(world.journal.state, State::Compensated);
+    assert_eq!(world.journal.state, SagaState::Compensated);
 }
 
 #[test]
@@ -349,5 +349,5 @@ fn steps_may_be_awaited_with_any_combinator() {
         world.done(&format!("reserve-{number}"), "x");
     }
     assert_eq!(world.sent(), ["order-confirmed.v1"]);
-    assert_eq!(world.journal.state, State::Completed);
+    assert_eq!(world.journal.state, SagaState::Completed);
 }

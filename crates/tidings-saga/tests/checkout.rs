@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidings_saga::{Action, Arrival, Part, Saga, Sagas, State, What};
+use tidings_saga::{Action, Arrival, Part, Saga, SagaState, Sagas, What};
 use world::{
     BookParcel, ChargeCard, OrderCancelled, OrderConfirmed, OrderPlaced, RefundCard, ReleaseStock,
     ReserveStock, World, cancelled, checkout, done, raw, refused, refused_for_now,
@@ -29,7 +29,7 @@ fn one_whose_steps_are_all_done_completes() {
     assert_eq!(world.sent(), ["book-parcel do"]);
     world.done("book-parcel", "p-1");
     assert_eq!(world.sent(), ["order-confirmed.v1"]);
-    assert_eq!(world.journal.state, State::Completed);
+    assert_eq!(world.journal.state, SagaState::Completed);
     assert_eq!(world.due, None);
 }
 
@@ -43,12 +43,12 @@ fn what_was_done_is_undone_in_reverse_and_the_end_is_told_after_it() {
     assert_eq!(world.sent(), ["charge-card undo"]);
     world.undone("charge-card");
     assert_eq!(world.sent(), ["reserve-stock undo"]);
-    assert_eq!(world.journal.state, State::Compensating);
+    assert_eq!(world.journal.state, SagaState::Compensating);
     world.undone("reserve-stock");
     let end = world.sent.last().expect("the end").clone();
     assert_eq!(world.sent(), ["order-cancelled.v1"]);
     assert!(end.envelope.body.ends_with(br#""no carrier"}"#));
-    assert_eq!(world.journal.state, State::Compensated);
+    assert_eq!(world.journal.state, SagaState::Compensated);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_step_that_is_open_is_waited_for_before_anything_is_undone() {
     let mut world = begin();
     world.refused("charge-card", "declined");
     assert!(world.sent().is_empty());
-    assert_eq!(world.journal.state, State::Compensating);
+    assert_eq!(world.journal.state, SagaState::Compensating);
     world.done("reserve-stock", "r-1");
     assert_eq!(world.sent(), ["reserve-stock undo"]);
     world.undone("reserve-stock");
@@ -90,7 +90,7 @@ fn one_that_is_open_and_can_be_cancelled_is_cancelled() {
     assert_eq!(world.sent(), ["order-cancelled.v1"]);
     // The command that was overtaken is refused by its target.
     world.refused("charge-card", "it was cancelled");
-    assert_eq!(world.journal.state, State::Compensated);
+    assert_eq!(world.journal.state, SagaState::Compensated);
     assert_eq!(world.ignored.len(), 1, "{:?}", world.ignored);
 }
 
@@ -168,7 +168,7 @@ fn a_late_reply_is_undone_at_once_and_the_saga_goes_on() {
     world.done("charge-card", "c-1");
     assert_eq!(world.sent(), ["order-confirmed.v1"]);
     world.undone("reserve-stock");
-    assert_eq!(world.journal.state, State::Completed);
+    assert_eq!(world.journal.state, SagaState::Completed);
 
     let mut world = World::start(sagas().version(1, impatient));
     world.wait(5);
@@ -203,7 +203,7 @@ fn a_refusal_for_the_moment_is_asked_again_under_another_id() {
     world.arrive([refused_for_now("charge-card")]);
     assert_eq!(
         world.journal.state,
-        State::Compensating,
+        SagaState::Compensating,
         "two retries were asked for"
     );
 }
@@ -216,7 +216,7 @@ fn a_saga_that_fails_does_not_send_again_what_was_put_off() {
         refused("reserve-stock", Part::Do, "sold out"),
     ]);
     assert_eq!(world.sent(), ["order-cancelled.v1"]);
-    assert_eq!(world.journal.state, State::Compensated);
+    assert_eq!(world.journal.state, SagaState::Compensated);
 }
 
 /// The pivot is done, and the function fails.
@@ -268,11 +268,11 @@ fn an_undo_that_is_refused_is_stuck_until_an_operator_has_looked() {
     let mut world = stuck();
     world.operate(Action::Skip("reserve-stock".into()));
     assert_eq!(world.sent(), ["order-cancelled.v1"]);
-    assert_eq!(world.journal.state, State::Compensated);
+    assert_eq!(world.journal.state, SagaState::Compensated);
 
     let mut world = stuck();
     world.operate(Action::GiveUp);
-    assert_eq!(world.journal.state, State::Abandoned);
+    assert_eq!(world.journal.state, SagaState::Abandoned);
     assert!(world.sent().is_empty());
     let said = world.journal.entries.iter().any(|entry| {
         matches!(&entry.what, What::Operator { who, why, action }
@@ -297,7 +297,7 @@ fn a_dead_letter_is_stuck_and_goes_on_when_its_answer_comes_after_all() {
     );
     world.done("charge-card", "c-1");
     assert_eq!(world.sent(), ["book-parcel do"]);
-    assert_eq!(world.journal.state, State::Running);
+    assert_eq!(world.journal.state, SagaState::Running);
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn a_failed_saga_that_waits_for_too_long_is_stuck_and_goes_on_when_the_answer_co
     );
     world.refused("charge-card", "declined");
     world.wait(59);
-    assert_eq!(world.journal.state, State::Compensating);
+    assert_eq!(world.journal.state, SagaState::Compensating);
     world.wait(1);
     let why = world.is_stuck().expect("it is stuck");
     assert_eq!(

@@ -116,8 +116,8 @@ pub use tower;
 pub mod sagas {
     pub use crate::saga::operator::{Operation, Query, Summary, journal, list, operate};
     pub use tidings_saga::{
-        Action, Answer, Definition, Entry, Explored, Explorer, Journal, Part, Start, State, StepId,
-        Undo, What,
+        Action, Answer, Definition, Entry, Explored, Explorer, Journal, Part, SagaState, Start,
+        StepId, Undo, What,
     };
 }
 

@@ -17,7 +17,9 @@ use jiff::{SignedDuration, Timestamp};
 use metrics::counter;
 use parking_lot::RwLock;
 use serde_json::value::RawValue;
-use tidings_saga::{Arrival, Definition, Journal, STEP_HEADER, Sagas, Start, State, StepId, Turn};
+use tidings_saga::{
+    Arrival, Definition, Journal, STEP_HEADER, SagaState, Sagas, Start, StepId, Turn,
+};
 use tracing::{debug, error, warn};
 
 pub(crate) use clock::run;
@@ -99,7 +101,7 @@ impl Kind {
             );
         }
         match &turn.journal.state {
-            State::Stuck { reason, .. } => error!(saga, key, "the saga is stuck: {reason}"),
+            SagaState::Stuck { reason, .. } => error!(saga, key, "the saga is stuck: {reason}"),
             state if state.is_ended() => {
                 let end = state.label();
                 counter!("tidings_sagas_total", "saga" => saga.to_owned(), "end" => end)

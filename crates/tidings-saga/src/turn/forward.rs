@@ -6,7 +6,7 @@ use tidings_core::{MessageId, Outgoing, REPLY_TO_HEADER};
 use super::Taking;
 use crate::{
     function::{Pass, changed, mismatch, pass},
-    journal::{State, What},
+    journal::{SagaState, What},
     run::Asked,
     step_id::{Part, STEP_HEADER, StepId},
 };
@@ -56,7 +56,7 @@ impl Taking<'_> {
             None => self.send(passed),
             Some(Ok(messages)) => {
                 self.outgoing.extend(messages);
-                self.journal.state = State::Completed;
+                self.journal.state = SagaState::Completed;
                 self.add(What::Ended);
             }
             Some(Err(messages)) => self.fail(&messages),

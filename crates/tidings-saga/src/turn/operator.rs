@@ -2,7 +2,7 @@
 
 use super::{Action, Answer, Taking};
 use crate::{
-    journal::{State, What},
+    journal::{SagaState, What},
     progress::{Done, Progress},
     step_id::Part,
 };
@@ -36,11 +36,11 @@ impl Taking<'_> {
                         messages: Vec::new(),
                     });
                 }
-                self.journal.state = State::Compensating;
+                self.journal.state = SagaState::Compensating;
                 self.compensate();
             }
             Action::GiveUp => {
-                self.journal.state = State::Abandoned;
+                self.journal.state = SagaState::Abandoned;
                 self.add(What::Ended);
             }
         }

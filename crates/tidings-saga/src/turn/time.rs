@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::Taking;
 use crate::{
-    journal::{State, What},
+    journal::{SagaState, What},
     progress::Progress,
 };
 
@@ -12,8 +12,8 @@ impl Taking<'_> {
     /// When something is to be done without an arrival.
     pub(super) fn due(&self) -> Option<Timestamp> {
         match self.journal.state {
-            State::Running => {}
-            State::Compensating => return Some(self.patience_ends()),
+            SagaState::Running => {}
+            SagaState::Compensating => return Some(self.patience_ends()),
             _ => return None,
         }
         let steps = self.journal.steps();
@@ -39,8 +39,8 @@ impl Taking<'_> {
         loop {
             let now = self.now;
             match self.journal.state {
-                State::Running => {}
-                State::Compensating if self.patience_ends() <= now => {
+                SagaState::Running => {}
+                SagaState::Compensating if self.patience_ends() <= now => {
                     return self.stuck_waiting(self.waits_for());
                 }
                 _ => return,

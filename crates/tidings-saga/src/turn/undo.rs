@@ -8,7 +8,7 @@ use tidings_core::Outgoing;
 use super::Taking;
 use crate::{
     function::Pass,
-    journal::{Entry, Journal, State, Stored, Undo, What},
+    journal::{Entry, Journal, SagaState, Stored, Undo, What},
     run::Asked,
     step_id::Part,
 };
@@ -33,7 +33,7 @@ impl Taking<'_> {
                 return self.stuck(format!("what it sends at its end cannot be kept: {error}"));
             }
         }
-        self.journal.state = State::Compensating;
+        self.journal.state = SagaState::Compensating;
         self.compensate();
     }
 
@@ -125,7 +125,7 @@ impl Taking<'_> {
         match messages.collect::<Result<Vec<_>, _>>() {
             Ok(messages) => {
                 self.outgoing.extend(messages);
-                self.journal.state = State::Compensated;
+                self.journal.state = SagaState::Compensated;
                 self.add(What::Ended);
             }
             Err(why) => self.stuck(format!("what it sends at its end cannot be read: {why}")),

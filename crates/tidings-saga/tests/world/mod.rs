@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tidings_core::{Command, Destination, Message, Outgoing};
 use tidings_saga::{
-    Action, Answer, Arrival, Definition, Journal, Part, STEP_HEADER, Saga, Sagas, Start, State,
+    Action, Answer, Arrival, Definition, Journal, Part, STEP_HEADER, Saga, SagaState, Sagas, Start,
     Step, StepError, StepId, Turn,
 };
 
@@ -126,7 +126,7 @@ impl World {
         self.due = turn.due;
         self.ignored.extend(turn.ignored);
         self.sent.extend(turn.outgoing);
-        if self.journal.state == State::Running {
+        if self.journal.state == SagaState::Running {
             let checked = self.definition.check("o-1", &self.journal);
             checked.expect("it replays");
         }
@@ -182,7 +182,7 @@ impl World {
 
     pub(crate) fn is_stuck(&self) -> Option<&str> {
         match &self.journal.state {
-            State::Stuck { reason, .. } => Some(reason),
+            SagaState::Stuck { reason, .. } => Some(reason),
             _ => None,
         }
     }

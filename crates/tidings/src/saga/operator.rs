@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tidings_saga::{Action, Arrival, Journal, State};
+use tidings_saga::{Action, Arrival, Journal, SagaState};
 use tracing::{error, warn};
 use uuid::Uuid;
 
@@ -66,7 +66,7 @@ pub struct Summary {
     /// Which of its kind: the order's id, for example.
     pub key: Box<str>,
     /// How far it is. `None`: its journal cannot be read by this program.
-    pub state: Option<State>,
+    pub state: Option<SagaState>,
     /// When something last happened to it.
     pub changed: Timestamp,
     /// When it does something by itself.
