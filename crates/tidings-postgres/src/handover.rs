@@ -312,10 +312,7 @@ impl Running {
                 continue;
             };
             begun.map_err(failed)?;
-            self.has_ended.store(true, Ordering::Relaxed);
-            let has_failed = result.as_ref().is_err_and(Failure::ends_transaction);
-            self.handover.state.lock().has_failed |= has_failed;
-            return Ok(result);
+            return Ok(self.ended(result));
         }
     }
 
@@ -335,11 +332,15 @@ impl Running {
             None => Ok(()),
         };
         begun.map_err(failed)?;
-        let result = work.await;
+        Ok(self.ended(work.await))
+    }
+
+    /// Somebody has seen how it ended.
+    fn ended<T, E: Failure>(&self, result: Result<T, E>) -> Result<T, E> {
         self.has_ended.store(true, Ordering::Relaxed);
         let has_failed = result.as_ref().is_err_and(Failure::ends_transaction);
         self.handover.state.lock().has_failed |= has_failed;
-        Ok(result)
+        result
     }
 }
 

@@ -194,13 +194,13 @@ impl Router {
             )
         });
         let (signal, key): (Box<str>, _) = (signal.into(), Arc::new(key));
-        self.on(move |message: S, transaction: TransactionHandle| {
+        self.on(move |message: S, mut transaction: TransactionHandle| {
             let (kind, signal, key) = (kind.clone(), signal.clone(), key(&message));
             async move {
                 let body = raw(&message)?;
                 let arrival = Arrival::Signal { signal, body };
                 let arrivals = BTreeMap::from([(key, vec![arrival])]);
-                advance(&kind, arrivals, transaction, true).await
+                advance(&kind, arrivals, &mut transaction, true).await
             }
         })
     }
@@ -268,7 +268,7 @@ fn conversation(metadata: &Metadata) -> Box<str> {
 async fn answered(
     registry: &Registry,
     answers: Batch<StepAnswer>,
-    transaction: TransactionHandle,
+    mut transaction: TransactionHandle,
 ) -> Result<Turns, Error> {
     let mut arrivals: HashMap<Box<str>, BTreeMap<String, Vec<Arrival>>> = HashMap::new();
     for (answer, metadata) in answers.with_metadata() {
@@ -296,7 +296,6 @@ async fn answered(
         of_saga.entry(key.into()).or_default().push(arrival);
     }
     let mut turns = Turns::default();
-    let mut transaction = Some(transaction);
     for (saga, arrivals) in arrivals {
         let kind = registry.0.read().get(&saga).cloned();
         let kind = kind.ok_or_else(|| {
@@ -304,26 +303,15 @@ async fn answered(
                 "there is no saga `{saga}` in this program (yet, or any more); the answer waits"
             ))
         })?;
-        let borrowed = transaction.as_mut();
-        let borrowed = borrowed.ok_or_else(|| Error::msg("the transaction is used twice"))?;
-        let more = advance_on(&kind, arrivals, borrowed, false).await?;
+        let more = advance(&kind, arrivals, &mut transaction, false).await?;
         turns.outgoing.extend(more.outgoing);
         turns.records.extend(more.records);
     }
     Ok(turns)
 }
 
-async fn advance(
-    kind: &Kind,
-    arrivals: BTreeMap<String, Vec<Arrival>>,
-    mut transaction: TransactionHandle,
-    must_be_there: bool,
-) -> Result<Turns, Error> {
-    advance_on(kind, arrivals, &mut transaction, must_be_there).await
-}
-
 /// Gives sagas what has arrived for them.
-async fn advance_on(
+async fn advance(
     kind: &Kind,
     arrivals: BTreeMap<String, Vec<Arrival>>,
     transaction: &mut TransactionHandle,

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The kind of the records.
-pub(crate) const KIND: &str = "tidings.step";
+const KIND: &str = "tidings.step";
 
 /// How long a fence is kept: longer than a saga is open.
 const KEEP: jiff::SignedDuration = jiff::SignedDuration::from_hours(30 * 24);
@@ -136,7 +136,7 @@ impl StepAnswer {
         Self::Done(RawValue::NULL.to_owned())
     }
 
-    /// `None`: it is a dead letter, for this reason.
+    /// `Err`: it is a dead letter, for this reason.
     pub(crate) fn into_answer(self) -> Result<Answer, String> {
         match self {
             Self::Done(reply) => Ok(Answer::Done(reply)),
