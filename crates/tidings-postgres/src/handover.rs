@@ -114,6 +114,8 @@ pub(crate) struct Lent {
     saved: Option<u32>,
     /// How many statements were sent.
     pub(crate) sent: u32,
+    /// The one under way was sent, and needs nothing more to be sent: so it is not being prepared.
+    is_under_way: bool,
     /// How many statements are under way.
     pub(crate) running: u32,
     pub(crate) has_failed: bool,
@@ -134,6 +136,7 @@ impl Handover {
                 is_ahead: true,
                 saved: None,
                 sent: 0,
+                is_under_way: false,
                 running: 0,
                 has_failed: false,
                 is_unsure: false,
@@ -199,6 +202,7 @@ impl Handover {
     /// What must be sent before its next statement, and how much was taken back then.
     pub(crate) fn prelude(&self) -> (Option<String>, u32) {
         let (mut state, mut line) = (self.state.lock(), self.line.state.lock());
+        state.is_under_way = false;
         let has_begun = std::mem::replace(&mut line.has_begun, true);
         if !self.line.is_shared {
             state.saved = Some(0);
@@ -236,16 +240,23 @@ impl Handover {
         Some(format!("rollback to savepoint a{}", self.number))
     }
 
+    /// The statement that runs is sent now.
+    fn sends(&self) {
+        let mut state = self.state.lock();
+        state.sent += 1;
+        state.is_under_way = true;
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.state.lock().running > 0
     }
 
-    /// A statement was sent, as the `count`th or a later one, and stays unless the attempt or one in
+    /// A statement is under way, as the `count`th or a later one, and stays unless the attempt or one in
     /// front of it sends more.
     pub(crate) fn has_sent(&self, count: u32) -> bool {
         let state = self.state.lock();
         let is_there = !state.is_ahead || state.saved == Some(self.line.taken_back());
-        is_there && state.running > 0 && state.sent >= count.max(1)
+        is_there && state.is_under_way && state.sent >= count
     }
 
     /// Something was sent ahead, and has not been taken back.
@@ -304,7 +315,7 @@ impl Running {
                 if is_taken_back() {
                     return None;
                 }
-                self.handover.state.lock().sent += 1;
+                self.handover.sends();
                 Some(statement(prepared).await)
             };
             let (begun, result) = join(begin, statement).await;
@@ -348,6 +359,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let mut state = self.handover.state.lock();
         state.running -= 1;
+        state.is_under_way = false;
         state.is_unsure |= !*self.has_ended.get_mut();
     }
 }
