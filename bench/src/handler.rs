@@ -1,9 +1,10 @@
 //! What the toolkit costs a handler without a store, beside the raw client.
 //!
-//! Both take the same messages out of the same queue of the broker in the box, in turns and with the
-//! same prefetch: the raw client with blocking sockets and `tidings-wire`, the toolkit with `serve`
+//! All take the same messages out of the same queue of the broker in the box, in turns and with the
+//! same prefetch: the raw client with blocking sockets and `tidings-wire`, which reads no more than it
+//! must; the clients that services use without a toolkit ([`clients`]); the toolkit with `serve`
 //! over `tidings-amqp` and a handler that counts. The broker is a process of its own, so that this
-//! one's CPU time is the consumer's. A third kind of turn has no broker at all: an engine that costs
+//! one's CPU time is the consumer's. Another kind of turn has no broker at all: an engine that costs
 //! nothing hands out the same messages, and what is left is the toolkit itself.
 //!
 //! The clock runs from the first message to the last. Each message must be seen once.
@@ -28,14 +29,14 @@ use tidings_amqp::Amqp;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    amqp,
+    amqp, clients,
     feed::Feed,
     machine::Machine,
     peers::{self, Tidings},
     report::Report,
 };
 
-const QUEUE: &str = "bench.thing-noted.v1";
+pub(crate) const QUEUE: &str = "bench.thing-noted.v1";
 
 /// Bytes of a body.
 const BODY_BYTES: usize = 256;
@@ -119,7 +120,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         if let Some(broker) = &broker {
             for setting in &SETTINGS {
                 let url = &broker.peer.url;
-                beside_the_raw_client(url, options, round, setting, &mut report).await?;
+                beside_others(url, options, round, setting, &mut report).await?;
             }
         }
         for setting in &SETTINGS {
@@ -142,51 +143,48 @@ fn note(report: &mut Report, round: usize, job: &str, peer: &str, figure: f64) {
     report.add(job, peer, "D2", figure);
 }
 
+/// Who takes the messages out of the queue.
+const PEERS: [&str; 4] = ["toolkit", "raw client", "lapin", "amqprs"];
+
 /// A turn of each, who begins changing from round to round.
-async fn beside_the_raw_client(
+async fn beside_others(
     url: &str,
     options: &Options,
     round: usize,
     setting: &Setting,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let (mut toolkit, mut raw) = (None, None);
-    for turn in 0..2 {
+    for turn in 0..PEERS.len() {
+        let peer = PEERS[(round + turn) % PEERS.len()];
         fill(url, options.messages)?;
-        if (round + turn) % 2 == 1 {
-            toolkit = Some(over_amqp(url, options, setting).await?);
-        } else {
-            raw = Some(bare(url, options, setting).await?);
-        }
+        let count = Count::new(options.messages);
+        let took = match peer {
+            "toolkit" => over_amqp(url, setting, &count).await?,
+            "lapin" => clients::lapin(url, setting.prefetch, count).await?,
+            "amqprs" => clients::amqprs(url, setting.prefetch, count).await?,
+            _ => bare(url, setting, count).await?,
+        };
+        let url = url.to_owned();
+        let left = tokio::task::spawn_blocking(move || amqp::depth(&url, QUEUE)).await??;
+        ensure!(left == 0, "{peer} left {left} messages");
+        let job = format!("messages /s, {}", setting.name);
+        note(report, round, &job, peer, 1e9 / took.wall);
+        let job = format!("ns of CPU per message, {}", setting.name);
+        note(report, round, &job, peer, took.cpu);
     }
-    let (toolkit, raw) = (toolkit.context("no turn")?, raw.context("no turn")?);
-    let job = format!("messages /s, {}", setting.name);
-    note(report, round, &job, "toolkit", 1e9 / toolkit.wall);
-    note(report, round, &job, "raw client", 1e9 / raw.wall);
-    let job = format!("ns of CPU per message, {}", setting.name);
-    note(report, round, &job, "toolkit", toolkit.cpu);
-    note(report, round, &job, "raw client", raw.cpu);
-    let more = toolkit.cpu - raw.cpu;
-    note(
-        report,
-        round,
-        &job,
-        "toolkit, more than the raw client",
-        more,
-    );
     Ok(())
 }
 
 /// What a message took, in nanoseconds.
 #[derive(Clone, Copy)]
-struct Took {
+pub(crate) struct Took {
     wall: f64,
     /// User and system time of this process.
     cpu: f64,
 }
 
 /// Counts messages, each of which may come once.
-struct Count {
+pub(crate) struct Count {
     expected: u64,
     seen: AtomicU64,
     each: Vec<AtomicBool>,
@@ -230,6 +228,18 @@ impl Count {
         }
     }
 
+    /// A message's body, read as a handler gets it.
+    pub(crate) fn see_body(&self, body: &[u8]) -> anyhow::Result<()> {
+        let thing: ThingNoted = serde_json::from_slice(body)?;
+        self.see(thing.number.as_bytes());
+        Ok(())
+    }
+
+    /// All have been seen.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.get().is_some()
+    }
+
     async fn over(&self) -> anyhow::Result<Took> {
         let in_time = tokio::time::timeout(STILL_MAX, self.is_over.notified()).await;
         let seen = self.seen.load(Ordering::Acquire);
@@ -237,7 +247,7 @@ impl Count {
         self.took()
     }
 
-    fn took(&self) -> anyhow::Result<Took> {
+    pub(crate) fn took(&self) -> anyhow::Result<Took> {
         ensure!(
             !self.is_twice.load(Ordering::Relaxed),
             "a message came twice"
@@ -348,27 +358,20 @@ async fn publish(url: &str, messages: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn bare(url: &str, options: &Options, setting: &Setting) -> anyhow::Result<Took> {
-    let count = Count::new(options.messages);
-    let (url, messages, prefetch) = (url.to_owned(), options.messages, setting.prefetch);
+async fn bare(url: &str, setting: &Setting, count: Arc<Count>) -> anyhow::Result<Took> {
+    let (url, messages, prefetch) = (url.to_owned(), count.expected, setting.prefetch);
     let raw = move || {
         amqp::drain(&url, QUEUE, prefetch, messages, |body| {
             count.see(number_in(body));
         })?;
-        ensure!(amqp::depth(&url, QUEUE)? == 0, "messages are left");
         count.took()
     };
     tokio::task::spawn_blocking(raw).await?
 }
 
-async fn over_amqp(url: &str, options: &Options, setting: &Setting) -> anyhow::Result<Took> {
-    let count = Count::new(options.messages);
+async fn over_amqp(url: &str, setting: &Setting, count: &Arc<Count>) -> anyhow::Result<Took> {
     let engine = Amqp::connect(url).await?;
-    let took = serving(engine, setting, &count).await?;
-    let url = url.to_owned();
-    let left = tokio::task::spawn_blocking(move || amqp::depth(&url, QUEUE)).await??;
-    ensure!(left == 0, "{left} messages are left");
-    Ok(took)
+    serving(engine, setting, count).await
 }
 
 async fn serving(

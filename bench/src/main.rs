@@ -16,6 +16,7 @@
 mod aged;
 mod amqp;
 mod broker;
+mod clients;
 mod feed;
 mod floors;
 mod handler;
