@@ -30,6 +30,7 @@ mod handshake;
 mod meter;
 mod options;
 mod outbound;
+pub mod program;
 mod service;
 mod session;
 mod translate;

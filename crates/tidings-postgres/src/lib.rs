@@ -112,6 +112,16 @@ impl PostgresStore {
         PostgresOptions::new(url, schema).connect().await
     }
 
+    /// The schemas in the database at `url` that have the toolkit's tables, by name: those of
+    /// services.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be reached or read.
+    pub async fn schemas(url: &str) -> Result<Vec<String>, StoreError> {
+        options::schemas(url).await
+    }
+
     /// Brings the application's own tables up to date: runs those of `migrations` that have not
     /// been run in this schema, in order, all or none. Their names ascend, and a migration that
     /// was released is never changed.

@@ -53,6 +53,18 @@ pub struct PostgresOptions {
     schema: String,
     connections_max: u32,
     transaction_idle_max: Duration,
+    access: Access,
+}
+
+/// What may be done to the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Everything: it is made, and brought up to date.
+    Own,
+    /// It is there, up to date, and written.
+    Existing,
+    /// It is there, up to date, and only read.
+    ReadOnly,
 }
 
 impl PostgresOptions {
@@ -63,7 +75,22 @@ impl PostgresOptions {
             schema: schema.into(),
             connections_max: 10,
             transaction_idle_max: Duration::from_secs(60),
+            access: Access::Own,
         }
+    }
+
+    /// Connects only to a database that is there, and to a schema whose tables are of this version:
+    /// for a program that operates a service which is not its own. It makes no schema and no tables,
+    /// and does not listen to other processes: no relay should run over it.
+    pub fn existing(mut self) -> Self {
+        self.access = Access::Existing;
+        self
+    }
+
+    /// As [`existing`](Self::existing), and whatever would write fails.
+    pub fn read_only(mut self) -> Self {
+        self.access = Access::ReadOnly;
+        self
     }
 
     /// How many connections the store has at most, all in all (default: 10, since a server takes
@@ -94,7 +121,8 @@ impl PostgresOptions {
     }
 
     /// Connects; makes the schema and the toolkit's tables if they are not there. Waits, and says
-    /// so in the log, while there is no database yet.
+    /// so in the log, while there is no database yet. Neither, if it is to be
+    /// [`existing`](Self::existing).
     ///
     /// # Errors
     ///
@@ -103,22 +131,23 @@ impl PostgresOptions {
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let schema = self.schema;
         schema::check_name(&schema)?;
-        let refused = |why: String| {
-            StoreError::new(format!(
-                "the database URL cannot be read: {why}; it looks like \
-                 `postgres://user:password@host:5432/database`"
-            ))
-        };
-        // The driver also takes a list of names and values.
-        if !self.url.starts_with("postgres://") && !self.url.starts_with("postgresql://") {
-            return Err(refused("it does not begin with `postgres://`".to_owned()));
-        }
-        let (mut config, tls) = read_url(&self.url).map_err(refused)?;
+        let (mut config, tls) = read(&self.url)?;
         settle(&mut config, &schema, self.transaction_idle_max);
-        wait_for(&config, &tls).await?;
+        if self.access == Access::ReadOnly {
+            add_options(&mut config, "-c default_transaction_read_only=on");
+        }
+        match self.access {
+            Access::Own => wait_for(&config, &tls).await?,
+            Access::Existing | Access::ReadOnly => look(&config, &tls).await?,
+        }
         let count = self.connections_max - RESERVED_CONNECTIONS;
         let pool = Pool::new(config.clone(), tls.clone(), count, CONNECTION_WAIT_MAX);
-        schema::migrate(&pool, &schema, schema::OWN, schema::MIGRATIONS).await?;
+        match self.access {
+            Access::Own => {
+                schema::migrate(&pool, &schema, schema::OWN, schema::MIGRATIONS).await?;
+            }
+            Access::Existing | Access::ReadOnly => schema::is_up_to_date(&pool, &schema).await?,
+        }
         config.application_name(format!("tidings {schema} relay"));
         // These run nothing but the crate's own statements, each of which has one plan.
         add_options(&mut config, "-c plan_cache_mode=force_generic_plan");
@@ -136,7 +165,8 @@ impl PostgresOptions {
             alone_until: Arc::clone(&alone_until),
             wakes: wakes.clone(),
         };
-        let tasks = wake::spawn(reserved.clone(), (config, tls), &schema, heard);
+        let listener = (self.access == Access::Own).then_some((config, tls));
+        let tasks = wake::spawn(reserved.clone(), listener, &schema, heard);
         Ok(PostgresStore(Arc::new(Shared {
             pool,
             reserved,
@@ -156,6 +186,35 @@ impl PostgresOptions {
     }
 }
 
+/// What a URL says.
+fn read(url: &str) -> Result<(Config, Tls), StoreError> {
+    let refused = |why: String| {
+        StoreError::new(format!(
+            "the database URL cannot be read: {why}; it looks like \
+             `postgres://user:password@host:5432/database`"
+        ))
+    };
+    // The driver also takes a list of names and values.
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(refused("it does not begin with `postgres://`".to_owned()));
+    }
+    let (mut config, tls) = read_url(url).map_err(refused)?;
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(CONNECT_MAX);
+    }
+    Ok((config, tls))
+}
+
+/// The schemas of services in the database at `url`, by name.
+pub(crate) async fn schemas(url: &str) -> Result<Vec<String>, StoreError> {
+    let (mut config, tls) = read(url)?;
+    config.application_name("tidings");
+    add_options(&mut config, "-c default_transaction_read_only=on");
+    let wait = CONNECTION_WAIT_MAX;
+    look(&config, &tls).await?;
+    schema::list(&Pool::new(config, tls, 1, wait)).await
+}
+
 /// What every connection of a store is told.
 fn settle(config: &mut Config, schema: &str, idle_max: Duration) {
     // 0 would mean for ever.
@@ -171,9 +230,6 @@ fn settle(config: &mut Config, schema: &str, idle_max: Duration) {
         .application_name(format!("tidings {schema}"))
         .keepalives_idle(SILENT_MAX / 2)
         .tcp_user_timeout(SILENT_MAX);
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(CONNECT_MAX);
-    }
 }
 
 fn add_options(config: &mut Config, more: &str) {
@@ -186,14 +242,6 @@ fn add_options(config: &mut Config, more: &str) {
 
 /// Waits until the database can be reached.
 async fn wait_for(config: &Config, tls: &Tls) -> Result<(), StoreError> {
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(host)) => host.clone(),
-        #[cfg(unix)]
-        Some(Host::Unix(folder)) => folder.display().to_string(),
-        None => "no host".to_owned(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432);
-    let attempted = format!("connect to PostgreSQL at {host}:{port}");
     let mut log_at = tokio::time::Instant::now();
     loop {
         let error = match config.connect(tls.clone()).await {
@@ -201,7 +249,7 @@ async fn wait_for(config: &Config, tls: &Tls) -> Result<(), StoreError> {
             Err(error) => Error::from(error),
         };
         let waits = is_not_there_yet(&error);
-        let why = explain(&attempted, error);
+        let why = explain(&attempt(config), error);
         if !waits {
             return Err(why);
         }
@@ -211,4 +259,24 @@ async fn wait_for(config: &Config, tls: &Tls) -> Result<(), StoreError> {
         }
         tokio::time::sleep(CONNECT_EVERY).await;
     }
+}
+
+/// Looks whether the database can be reached now.
+async fn look(config: &Config, tls: &Tls) -> Result<(), StoreError> {
+    match config.connect(tls.clone()).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(explain(&attempt(config), Error::from(error))),
+    }
+}
+
+/// What is attempted, for an error.
+fn attempt(config: &Config) -> String {
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(host)) => host.clone(),
+        #[cfg(unix)]
+        Some(Host::Unix(folder)) => folder.display().to_string(),
+        None => "no host".to_owned(),
+    };
+    let port = config.get_ports().first().copied().unwrap_or(5432);
+    format!("connect to PostgreSQL at {host}:{port}")
 }

@@ -67,6 +67,63 @@ pub(crate) async fn migrate(
         .map_err(|error| explain("commit a migration", error))
 }
 
+/// The schemas that have the toolkit's tables.
+pub(crate) async fn list(pool: &Pool) -> Result<Vec<String>, StoreError> {
+    let rows = pool
+        .rows(
+            "select n.nspname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.relname = 'tidings_migration' and c.relkind = 'r'
+                 and has_schema_privilege(n.oid, 'usage')
+             order by 1",
+            &[],
+        )
+        .await;
+    rows.and_then(|rows| {
+        Ok(rows
+            .iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()?)
+    })
+    .map_err(|error| explain("list the schemas of services", error))
+}
+
+/// Refuses a schema without the toolkit's tables, or with those of another version.
+pub(crate) async fn is_up_to_date(pool: &Pool, schema: &str) -> Result<(), StoreError> {
+    let failed = |error| explain("read which migrations have run", error);
+    let connection = pool.get().await.map_err(failed)?;
+    let exists: bool = connection
+        .row(
+            "select to_regclass($1 || '.tidings_migration') is not null",
+            &[&schema],
+        )
+        .await
+        .and_then(|row| Ok(row.try_get(0)?))
+        .map_err(failed)?;
+    if !exists {
+        return Err(StoreError::new(format!(
+            "there is no schema `{schema}` with the toolkit's tables: no service keeps its data there"
+        )));
+    }
+    refuse_newer(&connection, schema, OWN, MIGRATIONS).await?;
+    for (name, _) in MIGRATIONS {
+        let has_run: bool = connection
+            .row(
+                "select exists (select from tidings_migration where owner = $1 and name = $2)",
+                &[&OWN, name],
+            )
+            .await
+            .and_then(|row| Ok(row.try_get(0)?))
+            .map_err(failed)?;
+        if !has_run {
+            return Err(StoreError::new(format!(
+                "the tables of the schema `{schema}` are of an older version: `{name}` has not been \
+                 run; start its service with the present version, which brings them up to date"
+            )));
+        }
+    }
+    Ok(())
+}
+
 async fn make_schema(connection: &Connection, schema: &str) -> Result<(), StoreError> {
     let failed = |error| explain(&format!("make the schema `{schema}`"), error);
     // `if not exists` alone asks for the right to create even where there is nothing to do.

@@ -60,17 +60,23 @@ pub(crate) struct Heard {
     pub(crate) wakes: watch::Sender<u64>,
 }
 
-/// Tells other processes of own commits, and counts what they tell.
-pub(crate) fn spawn(pool: Pool, listener: (Config, Tls), schema: &str, heard: Heard) -> Tasks {
+/// Tells other processes of own commits, and counts what they tell to `listener`.
+pub(crate) fn spawn(
+    pool: Pool,
+    listener: Option<(Config, Tls)>,
+    schema: &str,
+    heard: Heard,
+) -> Tasks {
     let channel = Channel {
         name: format!("tidings_{schema}"),
         // A fresh hasher has random keys.
         sender: format!("{:016x}", RandomState::new().hash_one(schema)),
     };
-    Tasks(vec![
-        tokio::spawn(notify(pool, channel.clone(), heard.own, heard.alone_until)),
-        tokio::spawn(listen(listener, channel, heard.wakes)),
-    ])
+    let listen = listener.map(|listener| listen(listener, channel.clone(), heard.wakes));
+    let notify = notify(pool, channel, heard.own, heard.alone_until);
+    let mut tasks = vec![tokio::spawn(notify)];
+    tasks.extend(listen.map(tokio::spawn));
+    Tasks(tasks)
 }
 
 async fn notify(

@@ -85,6 +85,18 @@ pub struct SqliteOptions {
     path: PathBuf,
     transaction_idle_max: Duration,
     readers: usize,
+    access: Access,
+}
+
+/// What may be done to the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Everything: it is made, and brought up to date.
+    Own,
+    /// It is there, up to date, and written.
+    Existing,
+    /// It is there, up to date, and only read.
+    ReadOnly,
 }
 
 impl SqliteOptions {
@@ -94,7 +106,21 @@ impl SqliteOptions {
             path: path.into(),
             transaction_idle_max: Duration::from_secs(5),
             readers: 2,
+            access: Access::Own,
         }
+    }
+
+    /// Opens only a database that is there and whose tables are of this version: for a program that
+    /// operates a service which is not its own. It makes no file and no tables.
+    pub fn existing(mut self) -> Self {
+        self.access = Access::Existing;
+        self
+    }
+
+    /// As [`existing`](Self::existing), and whatever would write fails.
+    pub fn read_only(mut self) -> Self {
+        self.access = Access::ReadOnly;
+        self
     }
 
     /// The longest that a handler may hold its transaction open between statements, in sum, before
@@ -120,7 +146,8 @@ impl SqliteOptions {
         self
     }
 
-    /// Opens the database; makes the file and the toolkit's tables if they are not there.
+    /// Opens the database; makes the file and the toolkit's tables if they are not there, unless it
+    /// is to be [`existing`](Self::existing).
     ///
     /// # Errors
     ///
@@ -138,9 +165,9 @@ impl SqliteOptions {
 
     fn open_blocking(self) -> Result<SqliteStore, StoreError> {
         let path: Arc<Path> = self.path.into();
-        let connection = schema::open_writer(&path)?;
+        let connection = schema::open_writer(&path, self.access)?;
         let readers = (0..self.readers)
-            .map(|_| schema::open_reader(&path))
+            .map(|_| schema::open_reader(&path, self.access))
             .collect::<Result<Vec<_>, _>>()?;
         let (writer, writes) = mpsc::channel(WAITING_MAX);
         writer::spawn(

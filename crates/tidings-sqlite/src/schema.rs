@@ -2,11 +2,11 @@
 
 use std::{path::Path, time::Duration};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, config::DbConfig};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, config::DbConfig};
 use tidings_core::StoreError;
 
 use crate::{
-    LOCK_WAIT_MAX,
+    Access, LOCK_WAIT_MAX,
     clock::now_ms,
     error,
     migrations::{self, Migration},
@@ -24,9 +24,15 @@ pub(crate) const OWN: &str = "tidings";
 pub(crate) const APPLICATION: &str = "application";
 
 /// Opens a connection for the writer and makes the file a database that is safe to write.
-pub(crate) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
-    let connection = open(path)?;
+pub(crate) fn open_writer(path: &Path, access: Access) -> Result<Connection, StoreError> {
+    let connection = open(path, access)?;
     let failed = |error| error::explain(path, "prepare the database", &error);
+    if access != Access::Own {
+        is_up_to_date(&connection, path)?;
+    }
+    if access == Access::ReadOnly {
+        return Ok(connection);
+    }
     let mode = journal_in_wal(&connection).map_err(failed)?;
     if mode != "wal" {
         return Err(StoreError::new(format!(
@@ -38,7 +44,9 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     connection
         .execute_batch("pragma synchronous = full; pragma fullfsync = on;")
         .map_err(failed)?;
-    migrate(&connection, path, OWN, &migrations::own())?;
+    if access == Access::Own {
+        migrate(&connection, path, OWN, &migrations::own())?;
+    }
     Ok(connection)
 }
 
@@ -60,17 +68,26 @@ fn journal_in_wal(connection: &Connection) -> rusqlite::Result<String> {
 }
 
 /// Opens a connection that can only read.
-pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
-    let connection = open(path)?;
+pub(crate) fn open_reader(path: &Path, access: Access) -> Result<Connection, StoreError> {
+    let connection = open(path, access)?;
     connection
         .execute_batch("pragma query_only = on")
         .map_err(|error| error::explain(path, "prepare a reader", &error))?;
     Ok(connection)
 }
 
-fn open(path: &Path) -> Result<Connection, StoreError> {
+fn open(path: &Path, access: Access) -> Result<Connection, StoreError> {
+    let own = OpenFlags::default();
+    let flags = match access {
+        Access::Own => own,
+        Access::Existing => own - OpenFlags::SQLITE_OPEN_CREATE,
+        Access::ReadOnly => {
+            let written = OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_READ_WRITE;
+            (own - written) | OpenFlags::SQLITE_OPEN_READ_ONLY
+        }
+    };
     let prepare = || {
-        let connection = Connection::open(path)?;
+        let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_handler(Some(wait_for_lock))?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         // Otherwise every new value of a parameter that partial indexes were compared with makes
@@ -152,6 +169,45 @@ pub(crate) fn migrate_inside(
                 )
             })
             .map_err(|error| error::explain(path, &format!("run migration `{name}`"), &error))?;
+    }
+    Ok(())
+}
+
+/// Refuses a file without the toolkit's tables, or with those of another version.
+fn is_up_to_date(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let failed = |error| error::explain(path, "read which migrations have run", &error);
+    let has_any = connection
+        .query_row(
+            "select 1 from sqlite_master where type = 'table' and name = 'tidings_migration'",
+            (),
+            |_| Ok(()),
+        )
+        .optional()
+        .map_err(failed)?;
+    if has_any.is_none() {
+        return Err(StoreError::new(format!(
+            "`{}` has none of the toolkit's tables: no service keeps its data there",
+            path.display()
+        )));
+    }
+    let migrations = migrations::own();
+    refuse_newer(connection, path, OWN, &migrations)?;
+    for Migration { name, .. } in &migrations {
+        let has_run = connection
+            .query_row(
+                "select 1 from tidings_migration where owner = ?1 and name = ?2",
+                (OWN, name),
+                |_| Ok(()),
+            )
+            .optional()
+            .map_err(failed)?;
+        if has_run.is_none() {
+            return Err(StoreError::new(format!(
+                "the tables of `{}` are of an older version: `{name}` has not been run; start its \
+                 service with the present version, which brings them up to date",
+                path.display()
+            )));
+        }
     }
     Ok(())
 }

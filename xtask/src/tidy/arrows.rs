@@ -82,6 +82,19 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tidings-sqlite",
         ],
     ),
+    // The command: it looks at everybody's databases and brokers, and knows no service.
+    (
+        "tidings-cli",
+        &[
+            "tidings",
+            "tidings-amqp",
+            "tidings-broker",
+            "tidings-core",
+            "tidings-postgres",
+            "tidings-saga",
+            "tidings-sqlite",
+        ],
+    ),
     // For the tests of services; only they depend on it.
     ("shop-testing", &["shop-kit", "tidings", "tidings-memory"]),
     (
@@ -212,6 +225,7 @@ pub(super) fn folders_are_named_like_crates(repository: &Repository) -> Vec<Comp
             Some(("shop", "app")) => "shop".to_owned(),
             Some(("shop", service)) => format!("shop-{service}"),
             Some((_, folder)) => folder.to_owned(),
+            None if package.folder == "cli" => "tidings-cli".to_owned(),
             None => package.folder.clone(),
         };
         if package.name != expected {
@@ -333,6 +347,7 @@ mod tests {
         check(rule, &package("shop-orders", "shop/orders"), &[]);
         check(rule, &package("shop", "shop/app"), &[]);
         check(rule, &package("bench", "bench"), &[]);
+        check(rule, &package("tidings-cli", "cli"), &[]);
         check(
             rule,
             &package("wire", "crates/tidings-wire"),

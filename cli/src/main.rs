@@ -1,0 +1,78 @@
+//! `tidings`: the command for whoever operates services.
+//!
+//! Data go to stdout, as tables for people or as JSON (`--json`); all else goes to stderr. The exit
+//! code is 0 when it is done, 1 when a problem was found or it could not be done, 2 when the command
+//! was used wrongly.
+//!
+//! A verb is one file in [`verbs`] and a line there. It gets a [`Frame`], which opens databases,
+//! reaches the broker and prints; it knows no service.
+
+#![allow(dead_code, reason = "the first verbs do not need all of the frame")]
+
+mod code;
+mod frame;
+mod mask;
+mod message;
+mod out;
+mod places;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    frame::{Ended, Frame, Options, Usage},
+    verbs::Verb,
+};
+
+/// Looks at and operates event-driven services: what waits, what is stuck, and why.
+///
+/// It works on the databases and the broker of services, while they run.
+#[derive(Debug, Parser)]
+#[command(name = "tidings", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    options: Options,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tidings doctor --database sqlite://data/db       what is wrong, and what to do about it
+  tidings sagas list --stuck                       with TIDINGS_DATABASE set
+  tidings explain TDG-9001                         what an error means
+  tidings completions bash > /etc/bash_completion.d/tidings
+
+Data go to stdout, all else to stderr. Exit code: 0 done, 1 found a problem, 2 wrong usage.";
+
+/// The broker in the box frees messages on other threads than made them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let Cli { verb, options } = Cli::parse();
+    match run(verb, options) {
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Problem) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("tidings: {}", out::plain(&format!("{error:#}")));
+            match error.is::<Usage>() {
+                true => ExitCode::from(2),
+                false => ExitCode::from(1),
+            }
+        }
+    }
+}
+
+fn run(verb: Verb, options: Options) -> anyhow::Result<Ended> {
+    // The broker has its own word on logs.
+    if !matches!(verb, Verb::Broker(_)) {
+        Frame::init_logs();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(Box::pin(verb.run(&Frame::new(options))))
+}

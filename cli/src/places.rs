@@ -1,0 +1,188 @@
+//! Where databases of services are, and opening them: one SQLite file per service in a folder, or one
+//! PostgreSQL schema per service. Nothing is made or brought up to date here: that is the services'
+//! own.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use tidings_postgres::{PostgresOptions, PostgresStore};
+use tidings_sqlite::SqliteOptions;
+
+use crate::{code::Code, frame::Database};
+
+/// What a verb does with a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// It only reads; the database refuses anything else.
+    Look,
+    /// It writes, too.
+    Change,
+}
+
+/// A place with databases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A SQLite file, or a folder with one per service.
+    Sqlite(PathBuf),
+    /// A PostgreSQL database with a schema per service.
+    Postgres(String),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, String> {
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Ok(Self::Postgres(url.to_owned()));
+        }
+        match url.strip_prefix("sqlite://") {
+            Some("") => Err("`sqlite://` must be followed by a folder or a file".to_owned()),
+            Some(path) => Ok(Self::Sqlite(path.into())),
+            None => Err(format!(
+                "`{}` is not the URL of a database; use `sqlite://folder`, `sqlite://file.db` or \
+                 `postgres://user:password@host:port/name`",
+                url.split("://").next().unwrap_or_default()
+            )),
+        }
+    }
+}
+
+/// Where the database of a service is.
+#[derive(Debug, Clone)]
+pub(crate) struct Located {
+    /// The service's name: that of the file or of the schema.
+    pub(crate) service: String,
+    place: Place,
+}
+
+impl Place {
+    /// The services that have a database here, by name.
+    ///
+    /// # Errors
+    ///
+    /// When the place cannot be read, or has none.
+    pub(crate) async fn services(&self) -> anyhow::Result<Vec<Located>> {
+        let located = match self {
+            Self::Sqlite(path) if path.is_dir() => {
+                let files = files(path).map_err(|error| {
+                    let path = path.display();
+                    Code::Database.of(format!("cannot read the folder `{path}`: {error}"))
+                })?;
+                files.into_iter().map(Located::file).collect()
+            }
+            Self::Sqlite(path) if path.is_file() => vec![Located::file(path.clone())],
+            Self::Sqlite(path) => {
+                let path = path.display();
+                return Err(Code::Database.of(format!(
+                    "there is no folder or file `{path}`; the shop keeps its databases in `db` in \
+                     its data folder"
+                )));
+            }
+            Self::Postgres(url) => {
+                let schemas = PostgresStore::schemas(url).await;
+                let schemas = schemas.map_err(|error| Code::Database.of(error))?;
+                let located = schemas.into_iter().map(|service| Located {
+                    service,
+                    place: self.clone(),
+                });
+                located.collect::<Vec<_>>()
+            }
+        };
+        match located.is_empty() {
+            true => Err(Code::Database.of(format!("there is no service's database at `{self}`"))),
+            false => Ok(located),
+        }
+    }
+}
+
+/// Without the password.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
+            Self::Postgres(url) => match (url.find("://"), url.rfind('@')) {
+                (Some(start), Some(at)) if start < at => write!(f, "postgres://…{}", &url[at..]),
+                _ => f.write_str(url),
+            },
+        }
+    }
+}
+
+/// The databases in a folder, by name.
+fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|it| it == "db") && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+impl Located {
+    fn file(path: PathBuf) -> Self {
+        let name = path.file_stem().unwrap_or_default();
+        Self {
+            service: name.to_string_lossy().into_owned(),
+            place: Place::Sqlite(path),
+        }
+    }
+
+    /// Opens the database as it is.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened, or its tables are of another version.
+    pub(crate) async fn open(self, access: Access) -> anyhow::Result<Database> {
+        let store = match &self.place {
+            Place::Sqlite(path) => {
+                let options = SqliteOptions::new(path);
+                let options = match access {
+                    Access::Look => options.read_only(),
+                    Access::Change => options.existing(),
+                };
+                options.open().await.map(Into::into)
+            }
+            Place::Postgres(url) => {
+                let options = PostgresOptions::new(url, &*self.service).connections_max(5);
+                let options = match access {
+                    Access::Look => options.read_only(),
+                    Access::Change => options.existing(),
+                };
+                options.connect().await.map(Into::into)
+            }
+        };
+        Ok(Database {
+            store: store.map_err(|error| Code::Database.of(error))?,
+            service: self.service,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_named_by_a_url_and_shown_without_its_password() {
+        let check = |url: &str, expected: &str| match url.parse::<Place>() {
+            Ok(place) => assert_eq!(place.to_string(), expected),
+            Err(error) => assert!(error.contains(expected), "{error}"),
+        };
+        check("sqlite://data/db", "sqlite://data/db");
+        check(
+            "postgres://me:s3cret@host:1/shop",
+            "postgres://…@host:1/shop",
+        );
+        check("sqlite://", "followed by a folder");
+        check(
+            "mysql://me:s3cret@host",
+            "`mysql` is not the URL of a database; use `sqlite://folder`",
+        );
+    }
+}
