@@ -3,6 +3,8 @@
 //! They are read from the tables of both services and from the broker's queues, never through the
 //! toolkit.
 
+mod trips;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
@@ -38,6 +40,12 @@ pub(crate) struct Progress {
     pub(crate) unsent: u64,
     pub(crate) waiting: u64,
     pub(crate) dead: u64,
+    /// Sagas that were asked for, that wait for nothing any more, and that told how they ended.
+    pub(crate) trips: u64,
+    pub(crate) sagas_over: u64,
+    pub(crate) sagas_ended: u64,
+    /// How many were heard.
+    pub(crate) trip_ends: u64,
 }
 
 /// What was committed, and what should come of it.
@@ -77,7 +85,7 @@ impl Progress {
         let mut progress = Self {
             committed: one(
                 producer,
-                "select count(*) from ledger where kind <> 'shelved'",
+                "select count(*) from ledger where kind in ('noted', 'moved')",
             )?,
             shelved: one(
                 producer,
@@ -85,10 +93,13 @@ impl Progress {
             )?,
             effects: one(consumer, "select count(*) from effect")?,
             answers: one(producer, "select count(*) from answer")?,
+            trips: one(producer, "select count(*) from ledger where kind = 'trip'")?,
+            trip_ends: one(producer, "select count(*) from trip_end")?,
             unsent: one(producer, unsent)? + one(consumer, unsent)?,
             waiting: one(producer, waiting)? + one(consumer, waiting)?,
             ..Self::default()
         };
+        (progress.sagas_over, progress.sagas_ended) = trips::sagas(world)?;
         let witness = world.witness()?;
         for consumer in [PLAIN, ORDERED] {
             for queue in dead_queues(consumer) {
@@ -121,12 +132,14 @@ impl Ledger {
         let sql = "select number, key, place, kind from ledger";
         for row in rows(world, Owner::Producer, sql)? {
             let [number, key, place, kind] = columns(row)?;
-            if kind == "shelved" {
-                ledger.shelved.insert(number);
-                continue;
+            match &*kind {
+                "shelved" => drop(ledger.shelved.insert(number)),
+                "trip" => {}
+                _ => {
+                    let place = place.parse()?;
+                    ledger.events.insert(number, Event { key, place });
+                }
             }
-            let place = place.parse()?;
-            ledger.events.insert(number, Event { key, place });
         }
         Ok(ledger)
     }
@@ -148,8 +161,9 @@ impl Ledger {
         self.len() * self.consumers.len() as u64
     }
 
-    /// Compares everything. Empties the queues of dead letters and of the shelf.
-    pub(crate) fn compare(&self, world: &World, tally: &mut Tally) -> Result<()> {
+    /// Compares everything. Empties the queues of dead letters and of the shelf. Returns how many sagas
+    /// were asked for.
+    pub(crate) fn compare(&self, world: &World, tally: &mut Tally) -> Result<u64> {
         for &consumer in &self.consumers {
             let dead = self.compare_dead_letters(world, consumer, tally)?;
             self.compare_effects(world, consumer, &dead, tally)?;
@@ -159,7 +173,7 @@ impl Ledger {
         for owner in [Owner::Producer, Owner::Consumer] {
             stuck(world, owner, tally)?;
         }
-        Ok(())
+        trips::compare(world, tally)
     }
 
     fn compare_effects(

@@ -21,6 +21,9 @@ const TABLES: (&str, &str) = (
          failures bigint not null, at bigint not null);
      create index effect_key on effect (consumer, key, place);
      create table answer (consumer text not null, number text not null, message text not null);
+     create table trip_end (number text not null, outcome text not null);
+     create table step (number text not null, step text not null, what text not null);
+     create index step_number on step (number);
      create table shelved (number text not null)",
 );
 

@@ -47,7 +47,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// How often each is in the deck from which a stack's faults are drawn.
-    fn deck(stack: Stack) -> Vec<Fault> {
+    pub(crate) fn deck(stack: Stack, only_kills: bool) -> Vec<Fault> {
         let is_postgres = stack.database == Database::Postgres;
         // RabbitMQ takes ten seconds to come back, so it dies less often than ours.
         let broker_kills = if stack.broker == Broker::Embedded {
@@ -75,19 +75,27 @@ impl Fault {
             (Self::ConsumersAway, 1),
             (Self::BrokerAway, 1),
         ];
+        let is_kill = |fault| {
+            use Fault::{KillBroker, KillConsumer, KillDatabase, KillProducer};
+            matches!(
+                fault,
+                KillBroker | KillConsumer | KillDatabase | KillProducer
+            )
+        };
         let cards = counts.into_iter();
+        let cards = cards.filter(|(fault, _)| !only_kills || is_kill(*fault));
         cards
             .flat_map(|(fault, count)| vec![fault; count])
             .collect()
     }
 
-    /// Draws `count` faults: every kind in turn, in an order that the seed decides. A short run
+    /// Draws `count` faults from a deck: every kind in turn, in an order that the seed decides. A short run
     /// begins with one of each kind as far as it goes.
-    pub(crate) fn draw(stack: Stack, random: &mut Random, count: u64) -> Vec<Fault> {
+    pub(crate) fn draw(deck: &[Fault], random: &mut Random, count: u64) -> Vec<Fault> {
         let mut drawn = Vec::new();
         let mut is_first = true;
         while (drawn.len() as u64) < count {
-            let mut deck = Self::deck(stack);
+            let mut deck = deck.to_vec();
             if std::mem::take(&mut is_first) {
                 deck.dedup();
             }

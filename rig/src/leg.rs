@@ -41,8 +41,11 @@ pub(crate) struct Leg {
     pub(crate) seed: u64,
     pub(crate) messages: u64,
     pub(crate) faults: u64,
+    pub(crate) only_kills: bool,
     /// Events that nobody listens to before the end.
     pub(crate) shelf: u64,
+    /// Of a thousand events, how many begin a saga.
+    pub(crate) sagas_per_mille: u64,
     /// For how long all consumers are away after the faults, while the last events are committed.
     pub(crate) away: Duration,
 }
@@ -68,7 +71,7 @@ impl Leg {
 
     /// Runs it in `folder`, which must be new.
     pub(crate) fn run(&self, folder: &Path) -> Result<Tally> {
-        let world = World::start(self.stack, self.seed, folder, self.shelf)?;
+        let world = World::start(self, folder)?;
         let bar = ProgressBar::new(self.faults).with_style(ProgressStyle::with_template(
             "{prefix} {wide_bar} {pos}/{len} {msg}",
         )?);
@@ -111,7 +114,7 @@ impl Running<'_> {
         self.world.runtime.block_on(listen)?;
         let ledger = self.settle(is_ordered)?;
         self.say("comparing")?;
-        ledger.compare(&self.world, &mut self.tally)?;
+        let sagas = ledger.compare(&self.world, &mut self.tally)?;
         self.tally.aborted = self.world.aborted.into();
         self.tally.shelved = ledger.shelf_len();
         let (faults, messages) = (self.leg.faults, ledger.len());
@@ -120,6 +123,7 @@ impl Running<'_> {
             Promise::EffectsOnce,
             Promise::OrderPerKey,
             Promise::NoPoison,
+            Promise::SagasEnd,
             Promise::Decoupling,
         ] {
             if promise == Promise::OrderPerKey && !is_ordered {
@@ -127,7 +131,10 @@ impl Running<'_> {
             }
             let row = self.tally.rows.entry(promise).or_default();
             row.faults = faults;
-            row.messages = messages;
+            row.messages = match promise {
+                Promise::SagasEnd => sagas,
+                _ => messages,
+            };
             if promise == Promise::Decoupling {
                 row.messages += ledger.shelf_len();
             }
@@ -141,7 +148,8 @@ impl Running<'_> {
     /// All faults, while events are committed.
     fn attack(&mut self) -> Result<()> {
         let mut random = Random::new(self.leg.seed);
-        let faults = Fault::draw(self.leg.stack, &mut random, self.leg.faults);
+        let deck = Fault::deck(self.leg.stack, self.leg.only_kills);
+        let faults = Fault::draw(&deck, &mut random, self.leg.faults);
         for (number, fault) in faults.into_iter().enumerate() {
             let number = number as u64 + 1;
             let quota = self.leg.attacked() * number / self.leg.faults.max(1);
@@ -229,7 +237,9 @@ impl Running<'_> {
             let mut is_done = false;
             let is_all =
                 progress.committed >= self.leg.messages && progress.shelved >= self.leg.shelf;
-            if is_all && progress.unsent == 0 && progress.waiting == 0 {
+            let are_sagas_over =
+                progress.sagas_over >= progress.trips && progress.trip_ends >= progress.sagas_ended;
+            if is_all && are_sagas_over && progress.unsent == 0 && progress.waiting == 0 {
                 let ledger = Ledger::read(&self.world, is_ordered)?;
                 // More than there should be is for the comparison to tell.
                 is_done = progress.effects + progress.dead >= ledger.ends()

@@ -16,6 +16,7 @@ mod random;
 mod run;
 mod stack;
 mod tally;
+mod trips;
 mod witness;
 mod world;
 
@@ -38,7 +39,8 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask rig                                     a minute on SQLite and the broker in the box
   cargo xtask rig --stack postgres+rabbitmq           the same on PostgreSQL and RabbitMQ
-  cargo xtask rig --messages 100000 --faults 500 --shelf 100000 --away 120
+  cargo xtask rig --messages 100000 --faults 500 --shelf 100000 --sagas 50000 --away 120
+  cargo xtask rig --messages 50000 --sagas 50000 --faults 300 --kills
   cargo xtask rig --resume target/rig/FOLDER          go on with a run that was ended
   cargo xtask rig --resume target/rig/FOLDER --leg 3  one leg of it again
 
@@ -46,7 +48,7 @@ Stacks: sqlite+embedded, sqlite+rabbitmq, postgres+embedded, postgres+rabbitmq. 
 if a promise was broken. The seed repeats the faults and what is wrong with which message; how the
 processes' own threads run does not come from it.";
 
-/// Attacks the promises P1 to P4 and P7 on one stack, and prints what became of them.
+/// Attacks the promises P1 to P4, P6 and P7 on one stack, and prints what became of them.
 #[derive(Parser)]
 #[command(name = "cargo xtask rig", bin_name = "cargo xtask rig", after_help = EXAMPLES)]
 struct Cli {
@@ -62,9 +64,18 @@ struct Cli {
     #[arg(long, default_value_t = 40)]
     faults: u64,
 
+    /// Of the faults only `kill -9` of the services, the broker and the database.
+    #[arg(long)]
+    kills: bool,
+
     /// How many events are committed that nobody listens to until the end.
     #[arg(long, default_value_t = 2000)]
     shelf: u64,
+
+    /// How many sagas are begun meanwhile, about: each event begins one with this chance, so at most as
+    /// many as there are events.
+    #[arg(long, default_value_t = 1000)]
+    sagas: u64,
 
     /// For how many seconds all consumers are away in the first leg while three tenths of its events
     /// are committed: how old the backlog is behind which retries must not queue.
@@ -80,7 +91,7 @@ struct Cli {
     folder: Option<PathBuf>,
 
     /// Goes on with the run in this folder; it knows its stack, its numbers and its seed.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["stack", "messages", "faults", "shelf", "away", "seed", "folder"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["stack", "messages", "faults", "kills", "shelf", "sagas", "away", "seed", "folder"])]
     resume: Option<PathBuf>,
 
     /// Runs only this leg, counted from 0, and writes down nothing.
@@ -126,7 +137,9 @@ impl Cli {
                     seed,
                     messages: self.messages,
                     faults: self.faults,
+                    only_kills: self.kills,
                     shelf: self.shelf,
+                    sagas: self.sagas,
                     away: self.away,
                 };
                 let folder = self.folder.clone();

@@ -5,6 +5,7 @@
 
 mod consumer;
 mod producer;
+mod trips;
 
 use std::{net::SocketAddr, path::PathBuf};
 

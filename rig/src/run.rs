@@ -26,7 +26,12 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) messages: u64,
     pub(crate) faults: u64,
+    #[serde(default)]
+    pub(crate) only_kills: bool,
     pub(crate) shelf: u64,
+    /// Absent in the plans of runs from before there were sagas.
+    #[serde(default)]
+    pub(crate) sagas: u64,
     /// Seconds for which all consumers are away in the first leg, after its faults.
     pub(crate) away: u64,
 }
@@ -147,6 +152,8 @@ impl Run {
             seed: random::part(self.plan.seed, number),
             messages: part(self.plan.messages),
             faults: part(self.plan.faults),
+            only_kills: self.plan.only_kills,
+            sagas_per_mille: 1000 * self.plan.sagas / self.plan.messages.max(1),
             shelf: if number == 0 { self.plan.shelf } else { 0 },
             away: Duration::from_secs(if number == 0 { self.plan.away } else { 0 }),
         };
@@ -179,6 +186,9 @@ impl Run {
             println!("{count:>6} × {fault}");
         }
         println!("{:>6} × a handler that aborted its process", tally.aborted);
+        for (end, count) in &tally.sagas {
+            println!("{count:>6} sagas {end}");
+        }
         println!("{:>6} events waited for a listener", tally.shelved);
         println!(
             "{:>6} s waited the oldest event of a backlog, {} s one that had failed before",

@@ -16,6 +16,7 @@ pub(crate) enum Promise {
     EffectsOnce,
     OrderPerKey,
     NoPoison,
+    SagasEnd,
     Decoupling,
 }
 
@@ -26,6 +27,7 @@ impl fmt::Display for Promise {
             Self::EffectsOnce => "P2 effects once",
             Self::OrderPerKey => "P3 order per key",
             Self::NoPoison => "P4 no poison",
+            Self::SagasEnd => "P6 sagas end",
             Self::Decoupling => "P7 decoupling",
         })
     }
@@ -60,6 +62,9 @@ pub(crate) struct Tally {
     pub(crate) faults: BTreeMap<String, u64>,
     /// Handlers that aborted their process.
     pub(crate) aborted: u64,
+    /// Sagas by how they ended.
+    #[serde(default)]
+    pub(crate) sagas: BTreeMap<String, u64>,
     /// Events that waited for a listener.
     pub(crate) shelved: u64,
     /// The longest time from a commit to the effect of a message that was handled at its first
@@ -130,6 +135,9 @@ impl Tally {
         }
         self.aborted += other.aborted;
         self.shelved += other.shelved;
+        for (end, count) in &other.sagas {
+            *self.sagas.entry(end.clone()).or_default() += count;
+        }
         self.waited_ms = self.waited_ms.max(other.waited_ms);
         self.retried_waited_ms = self.retried_waited_ms.max(other.retried_waited_ms);
     }
@@ -154,6 +162,7 @@ impl Tally {
             Promise::EffectsOnce,
             Promise::OrderPerKey,
             Promise::NoPoison,
+            Promise::SagasEnd,
             Promise::Decoupling,
         ] {
             let Some(row) = self.rows.get(&promise) else {

@@ -15,11 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tidings_testing::servers::{Postgres, Process, RabbitMq, free_port};
 use tokio::runtime::Runtime;
 
-use crate::{
-    proxy::Proxy,
-    stack::{self, Stack},
-    witness::Witness,
-};
+use crate::{leg::Leg, proxy::Proxy, stack, witness::Witness};
 
 /// How long a part may take until it is ready, on a machine that is busy.
 const READY_MAX: Duration = Duration::from_secs(120);
@@ -35,6 +31,8 @@ pub(crate) struct World {
     // First, so that they end before what they depend on.
     pub(crate) parts: Vec<PartProcess>,
     pub(crate) seed: u64,
+    sagas_per_mille: u64,
+    shelf: u64,
     pub(crate) folder: PathBuf,
     pub(crate) broker_proxy: Proxy,
     pub(crate) database_proxy: Option<Proxy>,
@@ -74,7 +72,8 @@ pub(crate) struct PartProcess {
 
 impl World {
     /// Starts everything and returns when all parts are ready.
-    pub(crate) fn start(stack: Stack, seed: u64, folder: &Path, shelf: u64) -> Result<Self> {
+    pub(crate) fn start(leg: &Leg, folder: &Path) -> Result<Self> {
+        let stack = leg.stack;
         std::fs::create_dir_all(folder)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -100,7 +99,9 @@ impl World {
         };
         let mut world = Self {
             parts: Vec::new(),
-            seed,
+            seed: leg.seed,
+            sagas_per_mille: leg.sagas_per_mille,
+            shelf: leg.shelf,
             folder: folder.to_owned(),
             broker_proxy,
             database_proxy,
@@ -111,7 +112,6 @@ impl World {
             started: Instant::now(),
         };
         world.allow(0)?;
-        std::fs::write(world.folder.join("shelf"), shelf.to_string())?;
         for kind in [Kind::Consumer, Kind::Producer] {
             for instance in 0..INSTANCES {
                 world.parts.push(PartProcess {
@@ -182,9 +182,9 @@ impl World {
         command.args(["--instance", &part.instance.to_string()]);
         if part.kind == Kind::Producer {
             command.arg("--quota").arg(self.folder.join("quota"));
+            command.args(["--sagas-per-mille", &self.sagas_per_mille.to_string()]);
             if part.instance == 0 {
-                let shelf = std::fs::read_to_string(self.folder.join("shelf"))?;
-                command.args(["--shelf", &shelf]);
+                command.args(["--shelf", &self.shelf.to_string()]);
             }
         }
         let part = &mut self.parts[number];

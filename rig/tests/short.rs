@@ -8,6 +8,9 @@ const FAULTS: u64 = 15;
 
 const MESSAGES: u64 = 500;
 
+/// Sagas, about.
+const SAGAS: u64 = 200;
+
 /// Events that nobody listens to until the end.
 const SHELF: u64 = 1500;
 
@@ -42,6 +45,7 @@ fn attack(stack: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_rig"))
         .args(["--stack", stack, "--seed", &seed])
         .args(["--messages", &MESSAGES.to_string()])
+        .args(["--sagas", &SAGAS.to_string()])
         .args(["--faults", &FAULTS.to_string()])
         .args(["--shelf", &SHELF.to_string(), "--folder"])
         .arg(&run)

@@ -1,4 +1,5 @@
-//! The consumer: two routers over one database, one that competes and one that asks for order.
+//! The consumer: two routers over one database, one that competes and one that asks for order; and
+//! beside them the [trips](super::trips).
 //!
 //! Each handler writes an effect before it does what the nature of its message says: so an effect
 //! that should have been undone is there to be found.
@@ -11,7 +12,7 @@ use tidings::{
 };
 use tokio::time::sleep;
 
-use super::{Surroundings, serve_until_terminated};
+use super::{Surroundings, serve_until_terminated, trips};
 use crate::{
     database::Database,
     messages::{EntryAnswered, EntryMoved, EntryNoted, Nature, ORDERED, PLAIN},
@@ -62,6 +63,7 @@ pub(super) async fn run(surroundings: Surroundings) -> Result<()> {
         println!("ordered");
         routers.push(router(ORDERED).ordered(PARTITIONS).on(noted).on(moved));
     }
+    routers.extend(trips::routers(&database, surroundings.seed, LEASE));
     serve_until_terminated(transport, routers).await
 }
 

@@ -24,6 +24,7 @@ use crate::{
     database::{Database, Value},
     messages::{EntryAnswered, EntryMoved, EntryNoted, EntryShelved, KEYS, PRODUCER},
     random::{Random, part},
+    trips::{TripAsked, TripEnded},
 };
 
 /// How many transactions are under way.
@@ -55,6 +56,9 @@ pub(crate) struct Options {
     /// A file that says how many events there may be in all.
     #[arg(long)]
     quota: PathBuf,
+    /// Of a thousand events, how many begin a saga.
+    #[arg(long, default_value_t = 0)]
+    sagas_per_mille: u64,
     /// How many events nobody listens to.
     #[arg(long, default_value_t = 0)]
     shelf: i64,
@@ -66,6 +70,7 @@ pub(super) async fn run(options: Options) -> Result<()> {
     let producing = Arc::new(Producing {
         producer: Producer::new(PRODUCER, database.store()),
         database: database.clone(),
+        sagas_per_mille: options.sagas_per_mille,
         left: AtomicI64::new(0),
     });
     let seed = part(surroundings.seed, surroundings.instance);
@@ -79,10 +84,12 @@ pub(super) async fn run(options: Options) -> Result<()> {
     }
     let router = Router::new(PRODUCER)
         .on(answered)
+        .on(trip_ended)
         .with_state(database.clone())
         .publishes::<EntryNoted>()
         .publishes::<EntryMoved>()
         .publishes::<EntryShelved>()
+        .publishes::<TripAsked>()
         .transactional(database.store());
     // Events are committed from the first moment on, broker or no broker.
     serve_until_terminated(surroundings.transport().await?, vec![router]).await
@@ -104,9 +111,21 @@ async fn answered(
     Ok(())
 }
 
+async fn trip_ended(
+    event: TripEnded,
+    State(database): State<Database>,
+    mut handle: TransactionHandle,
+) -> tidings::Result<()> {
+    let values = vec![(&*event.number).into(), (&*event.outcome).into()];
+    let sql = "insert into trip_end (number, outcome) values ($1, $2)";
+    database.execute(&mut handle, sql, values).await?;
+    Ok(())
+}
+
 struct Producing {
     producer: Producer,
     database: Database,
+    sagas_per_mille: u64,
     /// How many more events there may be, as far as was last seen.
     left: AtomicI64,
 }
@@ -190,6 +209,11 @@ impl Producing {
         let is_noted = random.chance(500);
         let kind = if is_noted { "noted" } else { "moved" };
         self.enter(&mut handle, &number, &key, place, kind).await?;
+        if random.chance(self.sagas_per_mille) {
+            let number = Uuid::now_v7().simple().to_string();
+            self.enter(&mut handle, &number, "", 0, "trip").await?;
+            transaction.publish(&TripAsked { number })?;
+        }
         drop(handle);
         match is_noted {
             true => transaction.publish(&EntryNoted { number, key, place }),
