@@ -9,18 +9,41 @@ pub(crate) enum Code {
     Database,
     /// The broker cannot be reached.
     Broker,
+    /// Messages in an outbox are not sent.
+    OutboxOld,
+    /// Messages in an outbox are held.
+    Held,
+    /// Messages in an outbox were set aside.
+    SetAside,
+    /// Sagas are stuck.
+    Stuck,
+    /// A consumer is paused.
+    Paused,
+    /// There are dead letters.
+    DeadLetters,
+    /// Many messages wait at a consumer.
+    Deferred,
+    /// No service carried out what an operator asked for.
+    NobodyOperates,
+    /// Nobody receives from the queue of a consumer.
+    NobodyReceives,
 }
 
 impl Code {
-    /// All of them.
-    #[cfg(test)]
-    pub(crate) const ALL: &[Code] = &[Code::Database, Code::Broker];
-
     /// As it is written.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Code::Database => "TDG-9001",
             Code::Broker => "TDG-9002",
+            Code::OutboxOld => "TDG-9003",
+            Code::Held => "TDG-9004",
+            Code::SetAside => "TDG-9005",
+            Code::Stuck => "TDG-9006",
+            Code::Paused => "TDG-9007",
+            Code::DeadLetters => "TDG-9008",
+            Code::Deferred => "TDG-9009",
+            Code::NobodyOperates => "TDG-9010",
+            Code::NobodyReceives => "TDG-9011",
         }
     }
 

@@ -5,7 +5,7 @@ use std::{fmt, io::IsTerminal as _, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tidings::Store;
-use tidings_amqp::Amqp;
+use tidings_amqp::{Amqp, QueueDepth};
 use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
@@ -79,6 +79,11 @@ pub(crate) enum Ended {
     Problem,
 }
 
+/// An error of the toolkit, which is no [`std::error::Error`] of its own.
+pub(crate) fn toolkit(error: tidings::Error) -> anyhow::Error {
+    anyhow::Error::from_boxed(error.into_inner())
+}
+
 /// An error that says the command was used wrongly: exit code 2.
 #[derive(Debug)]
 pub(crate) struct Usage(String);
@@ -111,6 +116,8 @@ pub(crate) struct Frame {
 pub(crate) struct Database {
     /// The service's name: that of the file or of the schema.
     pub(crate) service: String,
+    /// The database's program and its version.
+    pub(crate) engine: String,
     /// What is in it.
     pub(crate) store: Arc<dyn Store>,
 }
@@ -189,6 +196,18 @@ impl Frame {
         Ok(done)
     }
 
+    /// The database of this service, which [`each`](Self::each) has shown.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened.
+    pub(crate) async fn one(&self, service: &str, access: Access) -> anyhow::Result<Database> {
+        let mut located = self.located().await?.into_iter();
+        let one = located.find(|it| it.service == service);
+        let one = one.with_context(|| format!("the database of `{service}` has gone away"))?;
+        one.open(access).await
+    }
+
     /// The database of the one service that the command line names.
     ///
     /// # Errors
@@ -212,6 +231,20 @@ impl Frame {
     /// Whether the command line names a broker.
     pub(crate) fn has_broker(&self) -> bool {
         self.options.broker.is_some()
+    }
+
+    /// Whether the command line names a database.
+    pub(crate) fn has_database(&self) -> bool {
+        !self.options.database.is_empty()
+    }
+
+    /// The broker's URL without user and password.
+    pub(crate) fn broker_address(&self) -> String {
+        let url = self.options.broker.as_deref().unwrap_or_default();
+        match (url.split_once("://"), url.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, address))) => format!("{scheme}://{address}"),
+            _ => url.to_owned(),
+        }
     }
 
     /// A connection with the broker, within ten seconds.
@@ -241,6 +274,23 @@ impl Frame {
                  that `--broker` names its address",
                 BROKER_WAIT_MAX.as_secs()
             ))),
+        }
+    }
+
+    /// How full these queues are, in their order, within ten seconds; `None` for one that is not
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// When the broker does not answer, or refuses the look.
+    pub(crate) async fn depths(
+        &self,
+        broker: &Amqp,
+        queues: &[impl AsRef<str>],
+    ) -> anyhow::Result<Vec<Option<QueueDepth>>> {
+        match timeout(BROKER_WAIT_MAX, broker.depths(queues)).await {
+            Ok(depths) => depths.map_err(|error| Code::Broker.of(error)),
+            Err(_) => Err(Code::Broker.of("the broker does not answer any more")),
         }
     }
 

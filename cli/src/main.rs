@@ -7,8 +7,6 @@
 //! A verb is one file in [`verbs`] and a line there. It gets a [`Frame`], which opens databases,
 //! reaches the broker and prints; it knows no service.
 
-#![allow(dead_code, reason = "the first verbs do not need all of the frame")]
-
 mod code;
 mod frame;
 mod mask;

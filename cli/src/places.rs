@@ -6,8 +6,10 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
+use tidings::{Store, StoreError};
 use tidings_postgres::{PostgresOptions, PostgresStore};
 use tidings_sqlite::SqliteOptions;
 
@@ -139,29 +141,44 @@ impl Located {
     ///
     /// When it cannot be opened, or its tables are of another version.
     pub(crate) async fn open(self, access: Access) -> anyhow::Result<Database> {
-        let store = match &self.place {
-            Place::Sqlite(path) => {
-                let options = SqliteOptions::new(path);
-                let options = match access {
-                    Access::Look => options.read_only(),
-                    Access::Change => options.existing(),
-                };
-                options.open().await.map(Into::into)
-            }
-            Place::Postgres(url) => {
-                let options = PostgresOptions::new(url, &*self.service).connections_max(5);
-                let options = match access {
-                    Access::Look => options.read_only(),
-                    Access::Change => options.existing(),
-                };
-                options.connect().await.map(Into::into)
-            }
+        let opened = match &self.place {
+            Place::Sqlite(path) => open_file(path, access).await,
+            Place::Postgres(url) => open_schema(url, &self.service, access).await,
         };
+        let (store, engine) = opened.map_err(|error| Code::Database.of(error))?;
         Ok(Database {
-            store: store.map_err(|error| Code::Database.of(error))?,
             service: self.service,
+            engine,
+            store,
         })
     }
+}
+
+type Opened = Result<(Arc<dyn Store>, String), StoreError>;
+
+async fn open_file(path: &Path, access: Access) -> Opened {
+    let options = SqliteOptions::new(path);
+    let options = match access {
+        Access::Look => options.read_only(),
+        Access::Change => options.existing(),
+    };
+    let store = options.open().await?;
+    let engine = format!("SQLite {}", tidings_sqlite::rusqlite::version());
+    Ok((store.into(), engine))
+}
+
+async fn open_schema(url: &str, schema: &str, access: Access) -> Opened {
+    let options = PostgresOptions::new(url, schema).connections_max(5);
+    let options = match access {
+        Access::Look => options.read_only(),
+        Access::Change => options.existing(),
+    };
+    let store = options.connect().await?;
+    let client = store.client().await?;
+    let version = client.query_one("show server_version", &[]).await?;
+    let version = version.try_get::<_, String>(0).unwrap_or_default();
+    drop(client);
+    Ok((store.into(), format!("PostgreSQL {version}")))
 }
 
 #[cfg(test)]

@@ -30,6 +30,11 @@ macro_rules! verbs {
 verbs! { Verb:
     broker => Broker,
     completions => Completions,
+    consumers => Consumers,
+    deferred => Deferred,
+    doctor => Doctor,
     explain => Explain,
     outbox => Outbox,
+    sagas => Sagas,
+    schedules => Schedules,
 }

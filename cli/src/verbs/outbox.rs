@@ -7,7 +7,7 @@ use serde::Serialize;
 use tidings::{ListedRow, OutboxState, OutboxStats, Store};
 
 use crate::{
-    frame::{Ended, Frame, Usage},
+    frame::{Ended, Frame},
     message::ShownMessage,
     out::{Cell, Page, Report, brief, from_now, one_line, should_be_zero},
     places::Access,
@@ -322,10 +322,10 @@ async fn show(frame: &Frame, position: i64) -> anyhow::Result<Ended> {
         })?;
         return Ok(Ended::Done);
     }
-    bail!(Usage::new(format!(
+    bail!(
         "no row {position} of `{}` is held or set aside; `tidings outbox list` shows those that are",
         database.service
-    )))
+    )
 }
 
 #[derive(Debug, Serialize)]

@@ -78,6 +78,7 @@ mod dial;
 mod groups;
 mod headers;
 mod link;
+mod looking;
 mod message;
 mod parts;
 mod publisher;
@@ -103,6 +104,8 @@ use tokio_util::{
     task::TaskTracker,
 };
 use tracing::{debug, warn};
+
+pub use looking::QueueDepth;
 
 use crate::{
     address::Address,

@@ -240,6 +240,10 @@ pub trait Deferred: Send + Sync {
         limit: u64,
     ) -> BoxFuture<'a, Result<u64, StoreError>>;
 
+    /// The consumers that have rows, in whatever state, ascending as the database compares texts; at
+    /// most `limit`. For people: services know their own.
+    fn consumers(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Box<str>>, StoreError>>;
+
     /// Rows that are not handled, oldest first.
     fn list<'a>(
         &'a self,

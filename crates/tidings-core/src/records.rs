@@ -103,6 +103,10 @@ pub trait Records: Send + Sync {
     fn next_due<'a>(&'a self, kind: &'a str)
     -> BoxFuture<'a, Result<Option<Duration>, StoreError>>;
 
+    /// The kinds of which there are records, ascending as the database compares texts; at most
+    /// `limit`. For people: services know their own.
+    fn kinds(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Box<str>>, StoreError>>;
+
     /// Records of a kind, those that were written longest ago first.
     fn list<'a>(&'a self, query: &'a RecordQuery)
     -> BoxFuture<'a, Result<Vec<Record>, StoreError>>;

@@ -13,9 +13,20 @@ use crate::{
     connection::Pool,
     error::{Error, explain},
     inbox::go_on,
-    locks,
+    locks, records,
     values::{ahead, claim_columns, count, counter, order_key, seconds, timestamp},
 };
+
+/// From one consumer to the next in the index, without a look at the messages between.
+pub(crate) const CONSUMERS: &str = "\
+with recursive consumers (consumer) as (
+    select min(consumer) from tidings_inbox
+    union all
+    select (select min(next.consumer) from tidings_inbox as next
+            where next.consumer > consumers.consumer)
+    from consumers where consumers.consumer is not null
+)
+select consumer from consumers where consumer is not null limit $1";
 
 /// A worker's statements run on the connections that are kept for them; an operator's do not.
 impl Deferred for Shared {
@@ -58,6 +69,14 @@ impl Deferred for Shared {
         limit: u64,
     ) -> BoxFuture<'a, Result<u64, StoreError>> {
         Box::pin(waiting(&self.reserved, consumer, limit))
+    }
+
+    fn consumers(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Box<str>>, StoreError>> {
+        Box::pin(async move {
+            records::names(&self.pool, CONSUMERS, limit)
+                .await
+                .map_err(|error| explain("list consumers", error))
+        })
     }
 
     fn list<'a>(

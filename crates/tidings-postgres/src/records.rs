@@ -45,12 +45,37 @@ impl Records for Shared {
         Box::pin(next_due(&self.reserved, kind))
     }
 
+    fn kinds(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Box<str>>, StoreError>> {
+        Box::pin(async move {
+            names(&self.pool, KINDS, limit)
+                .await
+                .map_err(|error| explain("list the kinds of records", error))
+        })
+    }
+
     fn list<'a>(
         &'a self,
         query: &'a RecordQuery,
     ) -> BoxFuture<'a, Result<Vec<Record>, StoreError>> {
         Box::pin(list(&self.pool, query))
     }
+}
+
+/// From one kind to the next in the index, without a look at the records between.
+pub(crate) const KINDS: &str = "\
+with recursive kinds (kind) as (
+    select min(kind) from tidings_record
+    union all
+    select (select min(next.kind) from tidings_record as next where next.kind > kinds.kind)
+    from kinds where kinds.kind is not null
+)
+select kind from kinds where kind is not null limit $1";
+
+/// The names that a statement gives, at most `limit`.
+pub(crate) async fn names(pool: &Pool, sql: &str, limit: usize) -> Result<Vec<Box<str>>, Error> {
+    let rows = pool.rows(sql, &[&count(limit)]).await?;
+    let name = |row: &Row| Ok(row.try_get::<_, String>(0)?.into());
+    rows.iter().map(name).collect()
 }
 
 /// A time that is bound in microseconds.

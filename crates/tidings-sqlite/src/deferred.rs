@@ -61,6 +61,17 @@ where consumer = ?1 and message = ?2 and state = 1 and (lease is null or due_at 
 const IS_FREE: &str = "\
 select 1 from tidings_inbox where claim = ?1 and state <> 0 and (lease is null or due_at <= ?2)";
 
+/// From one consumer to the next in the index, without a look at the messages between.
+pub(crate) const CONSUMERS: &str = "\
+with recursive consumers (consumer) as (
+    select min(consumer) from tidings_inbox
+    union all
+    select (select min(consumer) from tidings_inbox as next
+            where next.consumer > consumers.consumer)
+    from consumers where consumers.consumer is not null
+)
+select consumer from consumers where consumer is not null limit ?1";
+
 impl Deferred for SqliteStore {
     fn take_due<'a>(
         &'a self,
@@ -113,6 +124,18 @@ impl Deferred for SqliteStore {
                 .prepare_cached(WAITING)?
                 .query_row((consumer, limit), |row| row.get(0))?;
             Ok(waiting.unsigned_abs())
+        }))
+    }
+
+    fn consumers(
+        &self,
+        count_max: usize,
+    ) -> BoxFuture<'_, std::result::Result<Vec<Box<str>>, StoreError>> {
+        Box::pin(Self::read(self, move |connection| {
+            connection
+                .prepare_cached(CONSUMERS)?
+                .query_map((limit(count_max),), |row| row.get(0))?
+                .collect()
         }))
     }
 

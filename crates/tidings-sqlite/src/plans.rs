@@ -13,11 +13,12 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 use tidings_core::Lane;
 
-use crate::{deferred, inbox, outbox, records, schema};
+use crate::{Access, deferred, inbox, outbox, records, schema};
 
 fn database() -> (TempDir, Connection) {
     let folder = tempfile::tempdir().expect("a folder");
-    let connection = schema::open_writer(&folder.path().join("test.db")).expect("a database");
+    let connection = schema::open_writer(&folder.path().join("test.db"), Access::Own);
+    let connection = connection.expect("a database");
     (folder, connection)
 }
 
@@ -100,6 +101,11 @@ fn every_statement_that_must_not_walk_a_table_has_its_index() {
         (deferred::LIST, "tidings_inbox_state (state=? AND claim>?)"),
         (records::DUE, "tidings_record_due (kind=? AND take_us<?)"),
         (records::NEXT_DUE, "tidings_record_due"),
+        (
+            deferred::CONSUMERS,
+            "sqlite_autoindex_tidings_inbox_1 (consumer>?)",
+        ),
+        (records::KINDS, "(kind>?)"),
         (records::LIST, "tidings_record_written"),
         (records::LIST_LABEL, "tidings_record_label"),
     ] {

@@ -95,6 +95,16 @@ pub(crate) fn read(connection: &Connection, ids: &[RecordId]) -> Result<Vec<Opti
         .collect()
 }
 
+/// From one kind to the next in the index, without a look at the records between.
+pub(crate) const KINDS: &str = "\
+with recursive kinds (kind) as (
+    select min(kind) from tidings_record
+    union all
+    select (select min(kind) from tidings_record as next where next.kind > kinds.kind)
+    from kinds where kinds.kind is not null
+)
+select kind from kinds where kind is not null limit ?1";
+
 impl Records for SqliteStore {
     fn read<'a>(
         &'a self,
@@ -129,6 +139,18 @@ impl Records for SqliteStore {
             Ok(due.map(|due| {
                 Duration::from_micros(u64::try_from(due.saturating_sub(now)).unwrap_or(0))
             }))
+        }))
+    }
+
+    fn kinds(
+        &self,
+        count_max: usize,
+    ) -> BoxFuture<'_, std::result::Result<Vec<Box<str>>, StoreError>> {
+        Box::pin(Self::read(self, move |connection| {
+            connection
+                .prepare_cached(KINDS)?
+                .query_map((limit(count_max),), |row| row.get(0))?
+                .collect()
         }))
     }
 

@@ -101,6 +101,7 @@ pub use control::{Paused, pause, paused, resume};
 pub use extract::{Metadata, State};
 pub use handler::{Handled, Handler, HandlerResult, HandlerService};
 pub use options::{AfterDeadLetter, HandlerOptions};
+pub use partitions::ordered_groups;
 pub use producer::{Producer, ProducerTransaction};
 pub use request::{AskError, Requester, Requests};
 pub use retry::Retry;
@@ -114,11 +115,19 @@ pub use tower;
 
 /// Looking at sagas, operating them, and testing their functions.
 pub mod sagas {
-    pub use crate::saga::operator::{Operation, Query, Summary, journal, list, operate};
+    pub use crate::saga::operator::{
+        Operation, OperationId, Query, Summary, is_pending, journal, list, names, operate,
+    };
     pub use tidings_saga::{
         Action, Answer, Definition, Entry, Explored, Explorer, Journal, Part, SagaState, Start,
         StepId, Undo, What,
     };
+}
+
+/// Looking at messages that are sent later, and cancelling them, from any program that reaches their
+/// database.
+pub mod schedules {
+    pub use crate::schedule::{Listed, cancel, get, list};
 }
 
 /// What a handler returns.

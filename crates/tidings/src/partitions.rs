@@ -27,8 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    BoxError, Commit, Expected, Group, RecordChange, RecordId, RecordValue, Store, StoreError,
-    Transport, TransportError, handling::Handling, ordered::Partition, throttle::Throttle,
+    BoxError, Commit, Expected, Group, RecordChange, RecordId, RecordQuery, RecordValue, Store,
+    StoreError, Transport, TransportError, handling::Handling, ordered::Partition,
+    throttle::Throttle,
 };
 
 /// The kind of the records; their ids are groups' names.
@@ -49,6 +50,21 @@ struct Shares {
     instances: BTreeMap<String, u64>,
     /// Queues with the instances that receive them.
     owners: BTreeMap<String, String>,
+}
+
+/// The ordered groups that consumers with this database share among their instances, at most `limit`.
+///
+/// # Errors
+///
+/// When the database does not answer.
+pub async fn ordered_groups(store: &dyn Store, limit: usize) -> Result<Vec<Box<str>>, StoreError> {
+    let query = RecordQuery {
+        kind: KIND.into(),
+        limit,
+        ..RecordQuery::default()
+    };
+    let found = store.records().list(&query).await?;
+    Ok(found.into_iter().map(|record| record.id.id).collect())
 }
 
 /// The share of one instance in one group.

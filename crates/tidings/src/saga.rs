@@ -112,8 +112,11 @@ impl Kind {
     }
 }
 
+/// What the kinds of journals begin with.
+const KIND_PREFIX: &str = "saga:";
+
 fn kind_of(saga: &str) -> String {
-    format!("saga:{saga}")
+    format!("{KIND_PREFIX}{saga}")
 }
 
 /// What turns leave: messages and records.

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::{
-    Commit, Expected, Lease, Outgoing, Record, RecordChange, RecordId, RecordValue, ScheduleId,
-    Scheduled, Store, StoreError, When, throttle::Throttle,
+    Commit, Expected, Lease, Outgoing, Record, RecordChange, RecordId, RecordQuery, RecordValue,
+    ScheduleId, Scheduled, Store, StoreError, When, throttle::Throttle,
 };
 
 /// The kind of the records.
@@ -72,8 +72,66 @@ pub(crate) fn cancelled(id: &ScheduleId) -> RecordChange {
     }
 }
 
+/// A message that is sent later, in a list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    /// Its name: that of its [`ScheduleId`], or the message's id.
+    pub name: Box<str>,
+    /// When it was scheduled.
+    pub scheduled: Timestamp,
+    /// When it is sent.
+    pub due: Option<Timestamp>,
+    /// The message, or why it cannot be read.
+    pub message: Result<Outgoing, String>,
+}
+
+/// The messages that are sent later, those that were scheduled first first; those after the one with
+/// this time and name, at most `limit`.
+///
+/// # Errors
+///
+/// When the database does not answer.
+pub async fn list(
+    store: &dyn Store,
+    after: Option<(Timestamp, Box<str>)>,
+    limit: usize,
+) -> Result<Vec<Listed>, StoreError> {
+    let query = RecordQuery {
+        kind: KIND.into(),
+        after,
+        limit,
+        ..RecordQuery::default()
+    };
+    let found = store.records().list(&query).await?;
+    Ok(found.into_iter().map(listed).collect())
+}
+
+/// What is sent later under a name; `None` if nothing is (any more).
+///
+/// # Errors
+///
+/// When the database does not answer.
+pub async fn get(store: &dyn Store, id: &ScheduleId) -> Result<Option<Listed>, StoreError> {
+    let record = RecordId::new(KIND, id.as_str());
+    let found = store.records().read(std::slice::from_ref(&record)).await?;
+    Ok(found.into_iter().next().flatten().map(listed))
+}
+
+fn listed(record: Record) -> Listed {
+    Listed {
+        message: read(&record),
+        name: record.id.id,
+        scheduled: record.written,
+        due: record.value.due,
+    }
+}
+
 /// Deletes what was scheduled under a name. False if there is nothing (any more).
-pub(crate) async fn cancel(store: &dyn Store, id: &ScheduleId) -> Result<bool, StoreError> {
+///
+/// # Errors
+///
+/// When the database does not answer.
+pub async fn cancel(store: &dyn Store, id: &ScheduleId) -> Result<bool, StoreError> {
     let record = RecordId::new(KIND, id.as_str());
     loop {
         let found = store.records().read(std::slice::from_ref(&record)).await?;

@@ -5,7 +5,7 @@
 //! takes a head away makes the first parked row the next one, in the same commit.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -384,6 +384,11 @@ impl Inbox {
                 })
         };
         self.unhandled.values().filter(waits).take(limit).count() as u64
+    }
+
+    pub(super) fn consumers(&self, limit: usize) -> Vec<Box<str>> {
+        let consumers: BTreeSet<&Box<str>> = self.rows.keys().map(|it| &it.consumer).collect();
+        consumers.into_iter().take(limit).cloned().collect()
     }
 
     pub(super) fn list(&self, query: &InboxQuery, now: Timestamp) -> Vec<InboxRow> {

@@ -361,6 +361,10 @@ impl Deferred for Shared {
         self.answer(move |data, _| data.inbox.waiting(consumer, limit))
     }
 
+    fn consumers(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Box<str>>, StoreError>> {
+        self.answer(move |data, _| data.inbox.consumers(limit))
+    }
+
     fn list<'a>(
         &'a self,
         query: &'a InboxQuery,
@@ -404,6 +408,10 @@ impl Records for Shared {
         kind: &'a str,
     ) -> BoxFuture<'a, Result<Option<Duration>, StoreError>> {
         self.answer(move |data, now| data.records.next_due(kind, now))
+    }
+
+    fn kinds(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Box<str>>, StoreError>> {
+        self.answer(move |data, _| data.records.kinds(limit))
     }
 
     fn list<'a>(

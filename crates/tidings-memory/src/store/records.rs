@@ -1,6 +1,9 @@
 //! The records.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tidings_core::{Expected, Lease, Record, RecordChange, RecordId, RecordQuery, StoreError};
@@ -104,6 +107,12 @@ impl Records {
             .filter(|row| *row.record.id.kind == *kind);
         let next = rows.filter_map(Row::due).min()?;
         Some(until(now, next))
+    }
+
+    pub(super) fn kinds(&self, limit: usize) -> Vec<Box<str>> {
+        let kinds = self.rows.values().map(|row| &row.record.id.kind);
+        let kinds: BTreeSet<&Box<str>> = kinds.collect();
+        kinds.into_iter().take(limit).cloned().collect()
     }
 
     pub(super) fn list(&self, query: &RecordQuery, now: Timestamp) -> Vec<Record> {

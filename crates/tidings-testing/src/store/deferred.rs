@@ -448,3 +448,35 @@ pub(super) async fn a_message_that_cannot_be_read_is_due_with_its_reason(
     done(&store, inbox([settled(&due[1], dead(false))])).await;
     assert_eq!(state(&store, "2").await, Some(InboxState::Dead));
 }
+
+pub(super) async fn consumers_that_have_rows_are_listed(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    let consumers = async |limit| {
+        let consumers = store.deferred().consumers(limit).await;
+        consumers.expect("consumers can be listed")
+    };
+    assert!(consumers(10).await.is_empty());
+    for (consumer, message, fate) in [
+        ("b", "1", Fate::Handled),
+        ("c", "1", dead(false)),
+        ("a", "1", deferred_for(LONG)),
+        ("b", "2", Fate::Handled),
+    ] {
+        let row = InboxEntry {
+            claim: claim_of(consumer, message),
+            ..entry(message, fate)
+        };
+        done(&store, inbox([row])).await;
+    }
+    let told: Vec<String> = consumers(10)
+        .await
+        .iter()
+        .map(|it| it.to_string())
+        .collect();
+    assert_eq!(
+        told,
+        ["a", "b", "c"],
+        "each once, whatever its rows' states"
+    );
+    assert_eq!(consumers(2).await.len(), 2, "no more than asked");
+}

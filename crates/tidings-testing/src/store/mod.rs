@@ -164,6 +164,7 @@ pub async fn conformance<S: Subject>(fresh: impl AsyncFn() -> S) {
             a_leased_message_cannot_be_parked
             what_waits_is_counted_up_to_a_limit
             what_is_not_handled_is_listed_in_pages
+            consumers_that_have_rows_are_listed
             what_is_deferred_can_be_rescheduled_unless_leased
             what_waits_or_is_dead_can_be_discarded_unless_leased
             a_message_that_cannot_be_read_is_due_with_its_reason
@@ -222,6 +223,7 @@ pub async fn conformance<S: Subject>(fresh: impl AsyncFn() -> S) {
             a_lease_on_a_record_ends
             next_due_says_how_long_until_a_record_is_due
             records_are_listed_by_kind_label_and_age_in_pages
+            kinds_of_records_are_listed
         }
     }
 }

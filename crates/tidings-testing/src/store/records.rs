@@ -448,3 +448,28 @@ pub(super) async fn records_are_listed_by_kind_label_and_age_in_pages(subject: A
     assert!(list(&young).await.is_empty());
     assert_eq!(ids(&list(&open).await), "aefgb", "a write makes it young");
 }
+
+pub(super) async fn kinds_of_records_are_listed(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    let kinds = async |limit| {
+        let kinds = store.records().kinds(limit).await;
+        kinds.expect("kinds can be listed")
+    };
+    assert!(kinds(10).await.is_empty());
+    for (kind, id) in [
+        ("saga:b", "1"),
+        ("saga:a", "1"),
+        ("saga:b", "2"),
+        ("lone", "1"),
+    ] {
+        let change = RecordChange {
+            id: RecordId::new(kind, id),
+            expected: Expected::Anything,
+            value: Some(value("", "")),
+        };
+        done(&store, commit([change])).await;
+    }
+    let told: Vec<String> = kinds(10).await.iter().map(|it| it.to_string()).collect();
+    assert_eq!(told, ["lone", "saga:a", "saga:b"], "each once");
+    assert_eq!(kinds(2).await.len(), 2, "no more than asked");
+}

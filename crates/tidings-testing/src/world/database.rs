@@ -352,6 +352,11 @@ impl Deferred for WatchedStore {
         )
     }
 
+    fn consumers(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Box<str>>, StoreError>> {
+        let deferred = self.inner.deferred();
+        watched!(self, "listing consumers", deferred.consumers(limit))
+    }
+
     fn list<'a>(
         &'a self,
         query: &'a InboxQuery,
@@ -403,6 +408,11 @@ impl Records for WatchedStore {
     ) -> BoxFuture<'a, Result<Option<Duration>, StoreError>> {
         let records = self.inner.records();
         watched!(self, "asking which records are due", records.next_due(kind))
+    }
+
+    fn kinds(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Box<str>>, StoreError>> {
+        let records = self.inner.records();
+        watched!(self, "listing kinds of records", records.kinds(limit))
     }
 
     fn list<'a>(

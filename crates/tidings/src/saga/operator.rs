@@ -12,7 +12,7 @@ use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::{
-    Kind,
+    KIND_PREFIX, Kind,
     clock::{BATCH_COUNT_MAX, LEASE},
     kind_of, read,
 };
@@ -20,6 +20,9 @@ use crate::{
     Commit, Error, Expected, Lease, Messages, Record, RecordChange, RecordId, RecordQuery,
     RecordValue, Store, StoreError, publish::Sender, retry,
 };
+
+/// How many kinds of records are looked at for those of sagas.
+const KINDS_MAX: usize = 10_000;
 
 /// How often an operation is tried again at once, while answers come to the same saga.
 const CONFLICTS_MAX: u32 = 20;
@@ -33,6 +36,23 @@ pub struct Operation {
     pub why: Box<str>,
     /// What.
     pub action: Action,
+}
+
+/// Names what an operator asked for, until it is carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperationId(RecordId);
+
+/// The names of the sagas that have journals in this database, at most `limit`.
+///
+/// # Errors
+///
+/// When the database does not answer.
+pub async fn names(store: &dyn Store, limit: usize) -> Result<Vec<Box<str>>, Error> {
+    let kinds = store.records().kinds(KINDS_MAX).await?;
+    let names = kinds
+        .iter()
+        .filter_map(|kind| kind.strip_prefix(KIND_PREFIX));
+    Ok(names.take(limit).map(Into::into).collect())
 }
 
 /// Which sagas to list.
@@ -113,7 +133,7 @@ pub async fn journal(store: &dyn Store, saga: &str, key: &str) -> Result<Option<
 }
 
 /// Asks the service that runs a saga to do something to it. It is done within a second, if the
-/// service runs; what became of it stands in the [journal](journal).
+/// service runs ([`is_pending`] tells); what became of it stands in the [journal](journal).
 ///
 /// # Errors
 ///
@@ -123,7 +143,7 @@ pub async fn operate(
     saga: &str,
     key: &str,
     operation: &Operation,
-) -> Result<(), Error> {
+) -> Result<OperationId, Error> {
     if journal(store, saga, key).await?.is_none() {
         return Err(Error::msg(format!(
             "there is no saga `{saga}/{key}`; list those that are there"
@@ -133,8 +153,9 @@ pub async fn operate(
         key: key.into(),
         operation: operation.clone(),
     };
+    let id = RecordId::new(operations_of(saga), Uuid::now_v7().to_string());
     let change = RecordChange {
-        id: RecordId::new(operations_of(saga), Uuid::now_v7().to_string()),
+        id: id.clone(),
         expected: Expected::Nothing,
         value: Some(RecordValue {
             label: key.into(),
@@ -146,7 +167,19 @@ pub async fn operate(
         records: vec![change],
         ..Commit::default()
     };
-    Ok(retry::commit(store, commit).await.map(drop)?)
+    retry::commit(store, commit).await?;
+    Ok(OperationId(id))
+}
+
+/// Whether an operation waits for the service to carry it out.
+///
+/// # Errors
+///
+/// When the database does not answer.
+pub async fn is_pending(store: &dyn Store, operation: &OperationId) -> Result<bool, Error> {
+    let id = std::slice::from_ref(&operation.0);
+    let found = store.records().read(id).await?;
+    Ok(found.into_iter().any(|record| record.is_some()))
 }
 
 /// What is asked for, as it is stored.

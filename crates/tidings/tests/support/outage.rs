@@ -176,6 +176,7 @@ impl Deferred for Outage {
     pass_on! { deferred:
         next_due(consumers: &'a [Box<str>]) -> Option<Duration>;
         waiting(consumer: &'a str, limit: u64) -> u64;
+        consumers(limit: usize) -> Vec<Box<str>>;
         list(query: &'a InboxQuery) -> Vec<InboxRow>;
         reschedule(claims: &'a [Claim], due_in: Duration) -> u64;
         discard(claims: &'a [Claim]) -> u64;
@@ -228,6 +229,7 @@ impl Records for Outage {
         take_due(kind: &'a str, worker: &'a str, lease: Duration, limit: usize)
             -> Vec<(Lease, Record)>;
         next_due(kind: &'a str) -> Option<Duration>;
+        kinds(limit: usize) -> Vec<Box<str>>;
         list(query: &'a RecordQuery) -> Vec<Record>;
     }
 }

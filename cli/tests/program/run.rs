@@ -1,7 +1,5 @@
 //! Running the program as an operator would: its output, what it says besides, and how it ends.
 
-#![allow(dead_code, reason = "each test file uses its part")]
-
 use std::{
     ffi::OsStr,
     process::{Command, Output},

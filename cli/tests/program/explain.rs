@@ -1,11 +1,10 @@
 //! `tidings explain`, and that codes and pages are paired: in the whole workspace.
 
-mod support;
-
 use std::{collections::BTreeSet, fs, path::Path};
 
-use support::tidings;
 use tidings_testing::foreign::workspace;
+
+use crate::run::tidings;
 
 #[test]
 fn a_code_is_explained_however_it_is_written() {

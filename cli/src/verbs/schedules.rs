@@ -1,0 +1,265 @@
+//! `tidings schedules`: messages that are sent later.
+
+use anyhow::bail;
+use clap::Subcommand;
+use jiff::Timestamp;
+use serde::Serialize;
+use tidings::{
+    ScheduleId,
+    schedules::{self, Listed},
+};
+
+use crate::{
+    frame::{Ended, Frame},
+    message::ShownMessage,
+    out::{Cell, Page, Report, from_now, one_line},
+    places::Access,
+};
+
+/// How many are read at once.
+const PER_READ: usize = 500;
+
+/// Messages that services send later.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tidings schedules list
+  tidings schedules show --service orders order-deadline/o-1
+  tidings schedules cancel --service orders order-deadline/o-1
+
+As JSON:
+  list    {schedules: [{service, name, scheduled, due?, message?, destination?, key?, problem?}], more}
+  show    {service, name, scheduled, due?, destination?, message?, problem?}
+  cancel  {service, name, cancelled}";
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Lists what is sent later, soonest first
+    List {
+        /// How many at most
+        #[arg(long, value_name = "COUNT", default_value_t = 50)]
+        limit: usize,
+    },
+    /// Shows what is sent later under a name
+    Show {
+        /// The name, as listed
+        name: String,
+    },
+    /// Takes back what is sent later under a name
+    Cancel {
+        /// The name, as listed
+        name: String,
+    },
+}
+
+impl Args {
+    pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
+        match self.what {
+            What::List { limit } => list(frame, limit).await,
+            What::Show { name } => show(frame, &name).await,
+            What::Cancel { name } => cancel(frame, name).await,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Schedules {
+    schedules: Vec<Entry>,
+    /// There are more than were asked for.
+    more: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    service: String,
+    name: String,
+    scheduled: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due: Option<Timestamp>,
+    /// The message's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destination: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    /// Why it cannot be read, and so is not sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+impl Entry {
+    fn new(service: &str, listed: Listed) -> Self {
+        let Listed {
+            name,
+            scheduled,
+            due,
+            message,
+        } = listed;
+        let (message, problem) = match message {
+            Ok(message) => (Some(message), None),
+            Err(why) => (None, Some(why)),
+        };
+        let envelope = message.as_ref().map(|it| &it.envelope);
+        Self {
+            service: service.to_owned(),
+            name: name.into(),
+            scheduled,
+            due,
+            message: envelope.map(|it| it.name.clone().into_owned()),
+            key: envelope.and_then(|it| it.key.clone()).map(Into::into),
+            destination: message.map(|it| it.destination.to_text()),
+            problem,
+        }
+    }
+}
+
+impl Report for Schedules {
+    fn tell(&self, page: &mut Page) {
+        if self.schedules.is_empty() {
+            return page.line("nothing is scheduled");
+        }
+        let row = |it: &Entry| -> Vec<Cell> {
+            let what = match (&it.message, &it.problem) {
+                (Some(message), _) => message.into(),
+                (None, why) => Cell::bad(one_line(why.as_deref().unwrap_or("?"))),
+            };
+            vec![
+                (&it.service).into(),
+                (&it.name).into(),
+                it.due.map_or("-".to_owned(), from_now).into(),
+                it.destination.as_deref().unwrap_or("-").into(),
+                what,
+            ]
+        };
+        let headings = ["SERVICE", "NAME", "DUE", "TO", "MESSAGE"];
+        page.table(&headings, &self.schedules.iter().map(row).collect::<Vec<_>>());
+        if self.more {
+            page.line("there are more: `--limit`");
+        }
+    }
+}
+
+async fn list(frame: &Frame, limit: usize) -> anyhow::Result<Ended> {
+    let mut found: Vec<Entry> = Vec::new();
+    let mut more = false;
+    let all = frame.each(Access::Look, async |database| {
+        let mut after = None;
+        loop {
+            let page = schedules::list(&*database.store, after, PER_READ).await?;
+            let is_last = page.len() < PER_READ;
+            after = page.last().map(|it| (it.scheduled, it.name.clone()));
+            found.extend(page.into_iter().map(|it| Entry::new(&database.service, it)));
+            // Only the soonest are kept while all are read.
+            found.sort_by_key(|it| (it.due.unwrap_or(Timestamp::MAX), it.scheduled));
+            more |= found.len() > limit;
+            found.truncate(limit);
+            if is_last {
+                return Ok(());
+            }
+        }
+    });
+    all.await?;
+    frame.out.show(&Schedules {
+        schedules: found,
+        more,
+    })?;
+    Ok(Ended::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    service: String,
+    name: String,
+    scheduled: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destination: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<ShownMessage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+impl Report for Shown {
+    fn tell(&self, page: &mut Page) {
+        page.line(format!("schedule       {} of {}", self.name, self.service));
+        page.line(format!("scheduled      {} ({})", self.scheduled, from_now(self.scheduled)));
+        if let Some(due) = self.due {
+            page.line(format!("due            {due} ({})", from_now(due)));
+        }
+        if let Some(destination) = &self.destination {
+            page.line(format!("to             {destination}"));
+        }
+        if let Some(problem) = &self.problem {
+            page.line(format!("cannot be read {}", one_line(problem)));
+        }
+        if let Some(message) = &self.message {
+            message.tell(page);
+        }
+    }
+}
+
+async fn show(frame: &Frame, name: &str) -> anyhow::Result<Ended> {
+    let database = frame.only(Access::Look).await?;
+    let Some(listed) = schedules::get(&*database.store, &ScheduleId::new(name)).await? else {
+        return none(&database.service, name);
+    };
+    let (message, problem) = match listed.message {
+        Ok(message) => (Some(message), None),
+        Err(why) => (None, Some(why)),
+    };
+    let shown = message.as_ref();
+    frame.out.show(&Shown {
+        service: database.service,
+        name: listed.name.into(),
+        scheduled: listed.scheduled,
+        due: listed.due,
+        destination: shown.map(|it| it.destination.to_text()),
+        message: shown.map(|it| ShownMessage::new(&it.envelope, &frame.mask)),
+        problem,
+    })?;
+    Ok(Ended::Done)
+}
+
+fn none(service: &str, name: &str) -> anyhow::Result<Ended> {
+    bail!(
+        "`{service}` sends nothing later under the name `{name}` (any more); `tidings schedules list` \
+         shows what it does"
+    )
+}
+
+#[derive(Debug, Serialize)]
+struct Cancelled {
+    service: String,
+    name: String,
+    cancelled: bool,
+}
+
+impl Report for Cancelled {
+    fn tell(&self, page: &mut Page) {
+        page.line(format!("cancelled {} of {}", self.name, self.service));
+    }
+}
+
+async fn cancel(frame: &Frame, name: String) -> anyhow::Result<Ended> {
+    let database = frame.only(Access::Change).await?;
+    let cancelled = schedules::cancel(&*database.store, &ScheduleId::new(&*name)).await?;
+    if !cancelled {
+        return none(&database.service, &name);
+    }
+    let service = database.service;
+    frame.out.show(&Cancelled {
+        service,
+        name,
+        cancelled,
+    })?;
+    Ok(Ended::Done)
+}

@@ -1,0 +1,10 @@
+//! The program `tidings`, run as an operator runs it: on real databases, on a real broker, beside
+//! services that run or do not run.
+
+mod doctor;
+mod explain;
+mod run;
+mod sagas;
+mod surroundings;
+mod waiting;
+mod world;
