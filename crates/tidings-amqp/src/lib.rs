@@ -64,6 +64,12 @@
 //! When an ordered subscription's stream is dropped its channel is closed, so that the broker puts back
 //! what is out before the next subscription receives. A cancellation would not wait for that.
 //!
+//! # Dead letters, for operators
+//!
+//! [`Transport::dead_letters`] fetches letters one by one and holds them unacknowledged. Who holds a
+//! queue has an exclusive queue `tidings.held.…`; discarded letters are kept in the durable queue
+//! `tidings.discarded`, of at most 10,000 messages.
+//!
 //! # Two connections
 //!
 //! One publishes, one (from the first subscription on) receives: a broker that stops reading from
@@ -77,6 +83,7 @@ mod delays;
 mod dial;
 mod groups;
 mod headers;
+mod letters;
 mod link;
 mod looking;
 mod message;
@@ -88,6 +95,7 @@ mod topology;
 mod unsettled;
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -95,8 +103,8 @@ use std::{
 
 use parking_lot::Mutex;
 use tidings_core::{
-    BoxFuture, Deliveries, Features, Outgoing, PublishError, Subscription, Topology, Transport,
-    TransportError,
+    BoxFuture, DeadLetterAccess, Deliveries, Destination, Features, Outgoing, PublishError,
+    Subscription, Topology, Transport, TransportError,
 };
 use tokio::time::timeout;
 use tokio_util::{
@@ -120,6 +128,8 @@ use crate::{
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long [`Transport::publish`] waits for confirms, unless the [`Builder`] says otherwise.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a dead letter may have been handed out before, unless the [`Builder`] says otherwise.
+const LOOKS_MAX: u32 = 15;
 
 /// A transport over AMQP. Dropping it ends its connections at once; [`Transport::close`] ends them
 /// in good order.
@@ -127,6 +137,7 @@ pub struct Amqp {
     // Dropped first, so that nothing is left that could think it were still connected.
     _stop: DropGuard,
     shared: Arc<Shared>,
+    letters: letters::Access,
 }
 
 /// How to connect; made by [`Amqp::builder`].
@@ -135,6 +146,7 @@ pub struct Builder {
     address: Address,
     name: String,
     confirm_timeout: Duration,
+    looks_max: u32,
 }
 
 impl Builder {
@@ -148,6 +160,16 @@ impl Builder {
     /// [`Unavailable`](tidings_core::PublishErrorKind::Unavailable); the broker may have it nevertheless. Default: 30 seconds.
     pub fn confirm_timeout(mut self, time: Duration) -> Self {
         self.confirm_timeout = time;
+        self
+    }
+
+    /// How often a dead letter may have been handed out, where its queue counts that, before looking
+    /// at it is refused: RabbitMQ drops messages of a quorum queue that were handed out more often than
+    /// its delivery limit says. Default: 15, which is below the limit of RabbitMQ 4. The toolkit's own
+    /// queues of dead letters are classic and do not count, unless the virtual host has another
+    /// default type.
+    pub fn dead_letter_looks_max(mut self, count: u32) -> Self {
+        self.looks_max = count;
         self
     }
 
@@ -189,10 +211,17 @@ impl Builder {
             declared,
             around,
             confirm_timeout: self.confirm_timeout,
+            looks_max: self.looks_max,
+            held: Mutex::default(),
+            ways_back: Mutex::default(),
         };
+        let shared = Arc::new(shared);
         Amqp {
             _stop: stop.drop_guard(),
-            shared: Arc::new(shared),
+            letters: letters::Access {
+                shared: Arc::clone(&shared),
+            },
+            shared,
         }
     }
 }
@@ -221,6 +250,7 @@ impl Amqp {
             address: Address::parse(url)?,
             name,
             confirm_timeout: CONFIRM_TIMEOUT,
+            looks_max: LOOKS_MAX,
         })
     }
 
@@ -247,6 +277,7 @@ impl Transport for Amqp {
         features.delay_max = delays::DELAY_MAX;
         features.partitions_max = groups::PARTITIONS_MAX;
         features.name_bytes_max = topology::NAME_BYTES_MAX;
+        features.holds_dead_letters = true;
         features
     }
 
@@ -275,6 +306,10 @@ impl Transport for Amqp {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.shared.close())
     }
+
+    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
+        Some(&self.letters)
+    }
 }
 
 /// What the transport, its links and its subscriptions share.
@@ -284,6 +319,11 @@ struct Shared {
     consuming: OnceLock<Link<Consuming>>,
     declared: Arc<Mutex<Declared>>,
     confirm_timeout: Duration,
+    looks_max: u32,
+    /// Queues of dead letters that somebody in this process holds.
+    held: Mutex<HashSet<String>>,
+    /// Where dead letters of a consumer are sent back to: its queue, or its group's exchange.
+    ways_back: Mutex<HashMap<String, Destination>>,
 }
 
 impl Shared {

@@ -89,7 +89,7 @@ impl Closed {
 
 /// What a channel is for: called by the reading task, must not block.
 pub(crate) trait Inbound: Send {
-    /// A delivery, a return, a confirm, or a cancellation by the broker.
+    /// A delivery, an answer to a get, a return, a confirm, or a cancellation by the broker.
     fn receive(&mut self, command: Command);
     /// The channel is gone. Nothing comes after this.
     fn closed(&mut self, closed: &Closed);
@@ -402,6 +402,8 @@ impl Session {
                 _ if !matches!(slot.state, SlotState::Open) => {}
                 Method::BasicDeliver(_)
                 | Method::BasicReturn(_)
+                | Method::BasicGetOk(_)
+                | Method::BasicGetEmpty(_)
                 | Method::BasicAck(_)
                 | Method::BasicNack(_)
                 | Method::BasicCancel(_) => slot.inbound.receive(command),

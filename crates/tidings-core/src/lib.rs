@@ -9,6 +9,7 @@
 //! ```
 
 mod context;
+mod dead_letters;
 mod delivery;
 mod envelope;
 mod error;
@@ -24,6 +25,10 @@ mod transport;
 
 pub use context::{
     Context, FromBatch, FromContext, Incoming, Provided, States, TransactionHandle, TransactionSlot,
+};
+pub use dead_letters::{
+    AccessError, AccessErrorKind, DeadLetter, DeadLetterAccess, HOLD_TIME_MAX, HeldLetters,
+    LetterPlace, RECORD_QUEUE, RECORDED_COUNT_MAX,
 };
 pub use delivery::{
     Attempt, Delivery, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER,

@@ -10,7 +10,7 @@ use std::{
 
 use futures_core::Stream;
 
-use crate::{BoxError, BoxFuture, Delivery, Outgoing, hash_of_key};
+use crate::{BoxError, BoxFuture, DeadLetterAccess, Delivery, Outgoing, hash_of_key};
 
 /// A message broker, seen by the toolkit.
 ///
@@ -56,6 +56,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Closes the connection in good order, after what is under way has been settled.
     fn close(&self) -> BoxFuture<'_, ()>;
+
+    /// Access to dead letters, for operators; `None` if the engine gives none
+    /// ([`Features::holds_dead_letters`]).
+    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
+        None
+    }
 }
 
 /// A transport may be shared by several services of a process.
@@ -81,6 +87,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         (**self).close()
+    }
+
+    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
+        (**self).dead_letters()
     }
 }
 
@@ -110,6 +120,9 @@ pub struct Features {
     pub name_bytes_max: usize,
     /// The largest body, in bytes; `None` if only the broker's own limit holds.
     pub body_bytes_max: Option<usize>,
+    /// Dead letters can be held, looked at and taken out one by one
+    /// ([`Transport::dead_letters`]).
+    pub holds_dead_letters: bool,
 }
 
 impl Features {
@@ -124,6 +137,7 @@ impl Features {
             partitions_max: 0,
             name_bytes_max: 64,
             body_bytes_max: None,
+            holds_dead_letters: false,
         }
     }
 }

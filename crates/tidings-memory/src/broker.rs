@@ -1,5 +1,7 @@
 //! Queues and who holds what: the state behind every connection. No waiting happens here.
 
+mod letters;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -62,6 +64,8 @@ struct Queue {
     group: Option<Arc<str>>,
     /// Who subscribed to this part of a group: the first receives, the others wait.
     consumers: Vec<Holder>,
+    /// The operator who holds its messages.
+    held_by: Option<Holder>,
     changed: Arc<Notify>,
 }
 
@@ -414,6 +418,7 @@ impl Queue {
     /// These consumers are gone: what they hold goes back to where it was.
     fn end(&mut self, is_gone: impl Fn(&Holder) -> bool) {
         self.consumers.retain(|holder| !is_gone(holder));
+        self.held_by.take_if(|holder| is_gone(holder));
         for (_, out) in self.out.extract_if(|_, out| is_gone(&out.holder)) {
             self.ready.insert(out.number, out.stored.given_back());
         }
@@ -434,6 +439,7 @@ impl Default for Queue {
             out: HashMap::new(),
             group: None,
             consumers: Vec::new(),
+            held_by: None,
             changed: Arc::default(),
         }
     }

@@ -31,6 +31,7 @@
 //! ```
 
 mod broker;
+mod letters;
 mod store;
 mod transport;
 

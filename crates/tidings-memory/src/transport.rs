@@ -12,9 +12,9 @@ use std::{
 use futures_util::{FutureExt, stream};
 use parking_lot::Mutex;
 use tidings_core::{
-    BoxFuture, Deliveries, Delivery, Features, Outgoing, PublishError, PublishErrorKind,
-    SLOT_COUNT, Settlement, Settler, Subscription, Topology, Transport, TransportError,
-    dead_letter_queue,
+    BoxFuture, DeadLetterAccess, Deliveries, Delivery, Features, Outgoing, PublishError,
+    PublishErrorKind, SLOT_COUNT, Settlement, Settler, Subscription, Topology, Transport,
+    TransportError, dead_letter_queue,
 };
 
 use crate::broker::{Broker, Holder, Next, Stored, no_queue};
@@ -76,6 +76,11 @@ impl MemoryTransport {
         self.0.broker.lock().delete(queue)
     }
 
+    /// The broker, and the number of this connection.
+    pub(crate) fn parts(&self) -> (Arc<Mutex<Broker>>, u64) {
+        (Arc::clone(&self.0.broker), self.0.number)
+    }
+
     fn to(broker: Arc<Mutex<Broker>>, numbers: Arc<AtomicU64>) -> Self {
         Self(Arc::new(Connection {
             broker,
@@ -125,6 +130,7 @@ impl Transport for MemoryTransport {
         features.counts_deliveries = true;
         features.partitions_max = SLOT_COUNT;
         features.name_bytes_max = NAME_BYTES_MAX;
+        features.holds_dead_letters = true;
         features
     }
 
@@ -188,6 +194,10 @@ impl Transport for MemoryTransport {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         async { self.0.close() }.boxed()
+    }
+
+    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
+        Some(self)
     }
 }
 

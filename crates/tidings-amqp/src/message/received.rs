@@ -25,6 +25,20 @@ pub(crate) struct Received {
     pub(crate) failures: u32,
     /// How often it was handed out before, if its queue counts.
     pub(crate) delivered_before: Option<u32>,
+    /// Of a dead letter.
+    pub(crate) dead: Dead,
+}
+
+/// What a dead letter says of itself.
+#[derive(Default)]
+pub(crate) struct Dead {
+    /// Why it is one, as its consumer wrote.
+    pub(crate) reason: Option<String>,
+    /// The queue or group it came from, as its consumer wrote.
+    pub(crate) consumer: Option<String>,
+    /// Why the broker moved it, and from where, if it did so by itself.
+    pub(crate) moved: Option<String>,
+    pub(crate) moved_from: Option<String>,
 }
 
 /// Reads a delivery, of whatever program it comes from.
@@ -38,6 +52,7 @@ pub(crate) fn read(properties: &Properties, body: Bytes) -> Received {
             history: Vec::new(),
             failures: 0,
             delivered_before: None,
+            dead: Dead::default(),
         },
         is_cloud_event: false,
     };
@@ -62,7 +77,19 @@ impl Reading {
     fn header(&mut self, name: &str, text: Option<Cow<'_, str>>) {
         // What the transport and the broker wrote on earlier deliveries is not the message's, and
         // no more is whom else a copy went to.
-        if is_of_broker(name) || matches!(name, "CC" | "BCC" | REASON_HEADER | QUEUE_HEADER) {
+        let dead = &mut self.received.dead;
+        let of_dead = match name {
+            REASON_HEADER => Some(&mut dead.reason),
+            QUEUE_HEADER => Some(&mut dead.consumer),
+            "x-last-death-reason" | "x-first-death-reason" => Some(&mut dead.moved),
+            "x-last-death-queue" | "x-first-death-queue" => Some(&mut dead.moved_from),
+            _ => None,
+        };
+        if let Some(place) = of_dead {
+            *place = text.map(Cow::into_owned);
+            return;
+        }
+        if is_of_broker(name) || matches!(name, "CC" | "BCC") {
             return;
         }
         let Some(text) = text else {

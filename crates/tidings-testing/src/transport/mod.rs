@@ -22,6 +22,7 @@
 mod delivering;
 mod features;
 mod groups;
+mod letters;
 mod publishing;
 mod settling;
 mod support;
@@ -128,6 +129,12 @@ async fn run<T: Transport>(connect: &impl AsyncFn() -> T) {
             no_more_than_the_prefetch_is_out_of_a_partition
             a_dead_letter_of_a_group_is_beside_its_name
             the_longest_names_of_a_group_can_be_used
+        }
+        letters {
+            looking_at_dead_letters_changes_nothing
+            dead_letters_are_held_by_one_at_a_time
+            removed_dead_letters_are_gone_and_the_others_stay
+            what_is_sent_back_goes_to_its_queue_or_partition
         }
         features {
             deliveries_are_counted

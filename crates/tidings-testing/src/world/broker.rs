@@ -6,8 +6,8 @@ use std::sync::Arc;
 use futures_util::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
 use tidings_core::{
-    BoxFuture, Deliveries, Delivery, Destination, Features, Outgoing, PublishError,
-    PublishErrorKind, Queue, Settlement, Settler, Subscription, Topology, Transport,
+    BoxFuture, DeadLetterAccess, Deliveries, Delivery, Destination, Features, Outgoing,
+    PublishError, PublishErrorKind, Queue, Settlement, Settler, Subscription, Topology, Transport,
     TransportError,
 };
 use tidings_memory::MemoryTransport;
@@ -126,6 +126,10 @@ impl Transport for WatchedTransport {
             });
             Ok(Box::pin(watched.flatten()) as Deliveries)
         })
+    }
+
+    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
+        self.inner.dead_letters()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
