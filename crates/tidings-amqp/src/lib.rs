@@ -66,7 +66,7 @@
 //!
 //! # Dead letters, for operators
 //!
-//! [`Transport::dead_letters`] fetches letters one by one and holds them unacknowledged. Who holds a
+//! [`Transport::dead_letter_access`] fetches letters one by one and holds them unacknowledged. Who holds a
 //! queue has an exclusive queue `tidings.held.…`; discarded letters are kept in the durable queue
 //! `tidings.discarded`, of at most 10,000 messages.
 //!
@@ -307,7 +307,7 @@ impl Transport for Amqp {
         Box::pin(self.shared.close())
     }
 
-    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
+    fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
         Some(&self.letters)
     }
 }

@@ -1,5 +1,5 @@
 //! The port for operators of dead letters: what a transport may offer beyond publishing and
-//! subscribing ([`Transport::dead_letters`](crate::Transport::dead_letters)).
+//! subscribing ([`Transport::dead_letter_access`](crate::Transport::dead_letter_access)).
 //!
 //! Whoever looks at dead letters *holds* them: they are taken from their queue one after the other, in
 //! order, and nobody else gets them meanwhile. What was not removed goes back to its place when the

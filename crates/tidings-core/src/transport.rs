@@ -59,7 +59,7 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Access to dead letters, for operators; `None` if the engine gives none
     /// ([`Features::holds_dead_letters`]).
-    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
+    fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
         None
     }
 }
@@ -89,8 +89,8 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
         (**self).close()
     }
 
-    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
-        (**self).dead_letters()
+    fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
+        (**self).dead_letter_access()
     }
 }
 
@@ -121,7 +121,7 @@ pub struct Features {
     /// The largest body, in bytes; `None` if only the broker's own limit holds.
     pub body_bytes_max: Option<usize>,
     /// Dead letters can be held, looked at and taken out one by one
-    /// ([`Transport::dead_letters`]).
+    /// ([`Transport::dead_letter_access`]).
     pub holds_dead_letters: bool,
 }
 

@@ -196,7 +196,7 @@ impl Transport for MemoryTransport {
         async { self.0.close() }.boxed()
     }
 
-    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
+    fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
         Some(self)
     }
 }

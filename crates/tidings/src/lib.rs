@@ -67,6 +67,7 @@ mod batch;
 mod breaker;
 mod consumer;
 mod control;
+pub mod dead_letters;
 mod extract;
 mod gate;
 mod gather;

@@ -17,7 +17,7 @@ impl Case {
     /// True if the engine lets operators hold dead letters. Says so if not.
     fn can_hold(&self) -> bool {
         let can = self.one.features().holds_dead_letters;
-        assert_eq!(can, self.one.dead_letters().is_some());
+        assert_eq!(can, self.one.dead_letter_access().is_some());
         if !can {
             eprintln!("  skipped: holding dead letters is not claimed");
         }
@@ -45,7 +45,7 @@ impl Case {
 }
 
 fn access(transport: &Arc<dyn Transport>) -> &dyn DeadLetterAccess {
-    transport.dead_letters().expect("it is claimed")
+    transport.dead_letter_access().expect("it is claimed")
 }
 
 /// Holds a queue as soon as whoever had it has given it back.

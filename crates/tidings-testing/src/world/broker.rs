@@ -128,8 +128,8 @@ impl Transport for WatchedTransport {
         })
     }
 
-    fn dead_letters(&self) -> Option<&dyn DeadLetterAccess> {
-        self.inner.dead_letters()
+    fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
+        self.inner.dead_letter_access()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

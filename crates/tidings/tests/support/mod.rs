@@ -6,6 +6,7 @@ pub(crate) mod bank;
 pub(crate) mod broker;
 pub(crate) mod checkout;
 pub(crate) mod desk;
+pub(crate) mod letters;
 pub(crate) mod outage;
 pub(crate) mod outside;
 

@@ -1,0 +1,624 @@
+//! Dead letters as an operation, on a broker in the process: what is found, what is changed, and what
+//! is left when the operator dies. The real brokers are in `dead_letters_amqp.rs`.
+
+mod support;
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use support::{
+    BalanceChanged, Database, MoneyDeposited, Running, deposit,
+    letters::{Dying, all, letter, publish},
+    outgoing, until, write,
+};
+use tidings::{
+    AfterDeadLetter, Error, InboxState, Queue, REDRIVE_HEADER, Topology, Transport,
+    dead_letters::{
+        Audit, Code, DeadLetters, Event, JOB_HEADER, Outcome, Report, Selection, consumers_in,
+        consumers_of,
+    },
+    prelude::*,
+};
+use tidings_memory::MemoryTransport;
+use tidings_sqlite::Tx;
+use tokio::time::Instant;
+
+const QUEUE: &str = "bank.money-deposited.v1";
+
+/// Whether the bank is closed; then it refuses everything for good. It never knows the account `bad`.
+type IsClosed = Arc<AtomicBool>;
+
+async fn book(
+    deposit: MoneyDeposited,
+    State(is_closed): State<IsClosed>,
+    mut tx: Tx,
+) -> Result<()> {
+    let number = deposit.number;
+    if is_closed.load(Ordering::SeqCst) {
+        return Err(Error::msg(format!(
+            "the bank is closed for deposit {number}"
+        )));
+    }
+    if deposit.account == "bad" {
+        return Err(Error::msg(format!("no account `bad`: deposit {number}")));
+    }
+    Ok(write(&mut tx, &deposit).await?)
+}
+
+struct Bank {
+    transport: MemoryTransport,
+    database: Database,
+    is_closed: IsClosed,
+    service: Running,
+}
+
+impl Bank {
+    async fn open(change: impl FnOnce(Router) -> Router) -> Self {
+        let (transport, database) = (MemoryTransport::new(), Database::new().await);
+        let is_closed = IsClosed::default();
+        let router = Router::new("bank")
+            .on(book)
+            .transactional(database.store.clone())
+            .retry(Retry::none())
+            .with_state(Arc::clone(&is_closed));
+        let service = Running::start(&transport, change(router)).await;
+        Self {
+            transport,
+            database,
+            is_closed,
+            service,
+        }
+    }
+
+    fn letters(&self) -> DeadLetters {
+        DeadLetters::new(self.transport.connect(), QUEUE)
+    }
+
+    /// Publishes deposits that end as dead letters.
+    async fn bury(&self, account: &str, numbers: std::ops::Range<u64>) {
+        let dead = self.transport.dead_letters(QUEUE).len() + numbers.clone().count();
+        let batch = numbers.map(|number| outgoing(&deposit(account, number)));
+        publish(&self.transport, batch.collect()).await;
+        until("they are dead letters", async || {
+            self.transport.dead_letters(QUEUE).len() == dead
+        })
+        .await;
+    }
+}
+
+fn audit() -> Audit {
+    Audit::now("ann", "the account was renamed")
+}
+
+async fn quickly(letters: &DeadLetters, selection: Selection) -> Report {
+    let redrive = letters.redrive(selection).unlimited();
+    let report = redrive.settle(Duration::from_millis(300)).run(|_| {}).await;
+    report.expect("it runs")
+}
+
+/// A broker with the queue, and nobody who receives.
+async fn desk() -> (MemoryTransport, DeadLetters) {
+    let transport = MemoryTransport::new();
+    let topology = Topology::new().queue(Queue::new(QUEUE));
+    transport.declare(&topology).await.expect("it declares");
+    let letters = DeadLetters::new(transport.connect(), QUEUE);
+    (transport, letters)
+}
+
+#[tokio::test]
+async fn letters_that_failed_alike_are_one_group() {
+    let (transport, letters) = desk().await;
+    let mut batch = Vec::new();
+    for number in 0..20 {
+        let reason = match number % 4 {
+            0 => format!("the bank is closed: since {number} o'clock"),
+            _ => format!("no account `{number}`"),
+        };
+        batch.push(letter(&deposit("a", number), QUEUE, &reason, number as i64));
+    }
+    let changed = BalanceChanged {
+        account: "a".into(),
+        number: 1,
+    };
+    batch.push(letter(&changed, QUEUE, "no account `7`", 99));
+    publish(&transport, batch).await;
+
+    let groups = letters.groups(&Selection::all()).await.expect("groups");
+    assert_eq!((groups.count, groups.left_out), (21, 0));
+    let seen: Vec<_> = groups
+        .groups
+        .iter()
+        .map(|it| (it.count, &*it.name))
+        .collect();
+    let name = "money-deposited.v1";
+    assert_eq!(seen, [(15, name), (5, name), (1, "balance-changed.v1")]);
+    let first = &groups.groups[0];
+    assert_eq!(&*first.fingerprint.pattern, "no account `…`");
+    assert_eq!(&*first.consumer, QUEUE);
+    assert_eq!(&*first.example_reason, "no account `1`");
+    let second = |time: Option<jiff::Timestamp>| time.map(|it| it.as_second() - 1_700_000_000);
+    assert_eq!(
+        (second(first.first), second(first.last)),
+        (Some(1), Some(19))
+    );
+
+    let closed = Selection::all().fingerprint(&groups.groups[1].fingerprint.id);
+    let closed = all(&letters, &closed).await;
+    assert_eq!(closed.len(), 5);
+    assert_eq!(
+        closed[1].errors(),
+        ["the bank is closed", "since 4 o'clock"]
+    );
+    let shown = letters.show(&first.example_id).await.expect("it is there");
+    assert_eq!(&*shown.reason, "no account `1`");
+    assert_eq!((shown.failures, shown.history.len()), (1, 1));
+    let at = |second: i64| jiff::Timestamp::from_second(1_700_000_000 + second).expect("a time");
+    let middle = Selection::all().since(at(5)).before(at(8)).name(name);
+    assert_eq!(all(&letters, &middle).await.len(), 3);
+    let missing = letters.show("nobody").await.expect_err("it is not there");
+    assert_eq!(missing.code(), Code::NoLetter);
+    assert_eq!(transport.dead_letters(QUEUE).len(), 21);
+}
+
+#[tokio::test]
+async fn a_redrive_sends_what_is_selected_and_the_consumer_handles_it_once() {
+    let bank = Bank::open(|router| router).await;
+    bank.is_closed.store(true, Ordering::SeqCst);
+    bank.bury("a", 0..30).await;
+    bank.bury("bad", 30..33).await;
+    let letters = bank.letters();
+
+    let mut would = 0;
+    let dry = letters.redrive(Selection::all()).dry_run();
+    let dry = dry.run(|event| {
+        would += usize::from(matches!(
+            event,
+            Event::Letter {
+                outcome: Outcome::WouldSend,
+                ..
+            }
+        ));
+    });
+    assert_eq!(dry.await.expect("it runs").sent, 33);
+    assert_eq!((would, bank.transport.dead_letters(QUEUE).len()), (33, 33));
+
+    bank.is_closed.store(false, Ordering::SeqCst);
+    let one = all(&letters, &Selection::all()).await[4].id.clone();
+    assert_eq!(quickly(&letters, Selection::all().id(&one)).await.sent, 1);
+    until("it is handled", async || {
+        bank.database.effects().await.len() == 1
+    })
+    .await;
+    assert_eq!(bank.transport.dead_letters(QUEUE).len(), 32);
+
+    let mut back = Vec::new();
+    let redrive = letters.redrive(Selection::all()).unlimited();
+    let redrive = redrive.settle(Duration::from_millis(500));
+    let report = redrive.run(|event| {
+        if let Event::Letter {
+            letter,
+            outcome: Outcome::CameBack,
+        } = event
+        {
+            back.push(letter.reason.to_string());
+        }
+    });
+    let report = report.await.expect("it runs");
+    assert_eq!((report.sent, report.came_back, report.total), (32, 3, 32));
+    assert_eq!(report.stopped, None, "three are too few to stop");
+    assert!(back[0].contains("no account `bad`"), "{back:?}");
+    assert_eq!(bank.database.effects().await.len(), 30, "each once");
+
+    // What came back has its whole history, and can be sent once more.
+    let again = all(&letters, &Selection::all()).await;
+    assert_eq!(again.len(), 3);
+    assert_eq!((again[0].redrives, again[0].history.len()), (1, 2));
+    let report = quickly(&letters, Selection::all()).await;
+    assert_eq!((report.sent, report.came_back), (3, 3));
+    assert_eq!(all(&letters, &Selection::all()).await[0].redrives, 2);
+    bank.service.stop().await;
+}
+
+#[tokio::test]
+async fn an_edited_letter_is_handled_as_it_is_now() {
+    let bank = Bank::open(|router| router).await;
+    bank.bury("bad", 0..3).await;
+    let letters = bank.letters();
+    let id = all(&letters, &Selection::all()).await[1].id.clone();
+    let body = r#"{"account":"good","number":1}"#;
+    for (body, why) in [
+        ("{", "no JSON"),
+        (r#"{"account":"bad","number":1}"#, "is what it was"),
+    ] {
+        let refused = letters
+            .edit(&id, body, &audit())
+            .await
+            .expect_err("refused");
+        assert_eq!(refused.code(), Code::NoEdit);
+        assert!(refused.to_string().contains(why), "{refused}");
+    }
+    let edited = letters
+        .edit(&id, body, &audit())
+        .await
+        .expect("it is edited");
+    // Others of its key go behind it, so that they stay in order.
+    assert_eq!(edited.followers, 1);
+    let now = all(&letters, &Selection::all()).await;
+    let bodies: Vec<_> = now
+        .iter()
+        .map(|it| String::from_utf8_lossy(&it.envelope.body))
+        .collect();
+    assert!(bodies[1] == body && bodies[2].contains('2'), "{bodies:?}");
+    let edits = now[1].edits();
+    assert_eq!(
+        (&*edits[0].by, edits[0].why.as_str()),
+        ("ann", "the account was renamed")
+    );
+    assert!(
+        edits[0]
+            .was
+            .as_deref()
+            .is_some_and(|was| was.starts_with("28 bytes"))
+    );
+    assert!(
+        now[1].reason.contains("no account"),
+        "it still says why it is here"
+    );
+
+    let record = DeadLetters::record(bank.transport.connect());
+    let was = all(&record, &Selection::all().consumer(QUEUE)).await;
+    assert_eq!(was.len(), 1);
+    assert_eq!(was[0].recorded().expect("it says why").what, "edited");
+    assert!(String::from_utf8_lossy(&was[0].envelope.body).contains("bad"));
+
+    quickly(&letters, Selection::all().id(&id)).await;
+    let expected = [("good".to_owned(), 1)];
+    until("it is handled", async || {
+        bank.database.effects().await == expected
+    })
+    .await;
+    bank.service.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_discarded_is_recorded_and_lets_its_followers_go() {
+    let bank = Bank::open(|it| it.ordered(2).after_dead_letter(AfterDeadLetter::Park)).await;
+    bank.is_closed.store(true, Ordering::SeqCst);
+    let batch = (0..5).map(|number| outgoing(&deposit("a", number)));
+    publish(&bank.transport, batch.collect()).await;
+    until("the others are parked behind the first", async || {
+        bank.database.rows(InboxState::Parked).await == 4
+            && bank.transport.dead_letters("bank.ordered").len() == 1
+    })
+    .await;
+    bank.is_closed.store(false, Ordering::SeqCst);
+    let known = consumers_in(&bank.database.store).await.expect("it reads");
+    assert_eq!(known, ["bank.ordered"]);
+    let letters = DeadLetters::new(bank.transport.connect(), "bank.ordered")
+        .store(bank.database.store.clone());
+    let mut told = Vec::new();
+    let (selection, audit) = (Selection::all(), audit());
+    let discarded = letters.discard(&selection, &audit, |it| told.push(it.id.clone()));
+    let discarded = discarded.await.expect("it discards");
+    assert_eq!((discarded.count, discarded.released, told.len()), (1, 1, 1));
+    until("the others go on", async || {
+        bank.database.effects().await.len() == 4
+    })
+    .await;
+    assert_eq!(letters.count().await.expect("it counts"), 0);
+    let record = DeadLetters::record(bank.transport.connect());
+    let recorded = all(&record, &Selection::all()).await;
+    assert_eq!(recorded[0].id, told[0]);
+    let why = recorded[0].recorded().expect("it says why");
+    assert_eq!((&*why.what, &*why.audit.by), ("discarded", "ann"));
+    let refused = record.discard(&selection, &audit, |_| {}).await;
+    assert_eq!(refused.expect_err("it stays").code(), Code::NoEdit);
+    bank.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_redriven_letter_takes_its_turn_and_the_parked_ones_follow() {
+    let bank = Bank::open(|it| it.ordered(2).after_dead_letter(AfterDeadLetter::Park)).await;
+    bank.is_closed.store(true, Ordering::SeqCst);
+    for (account, first) in [("a", 100), ("b", 200), ("c", 300)] {
+        let batch = (first..first + 5).map(|number| outgoing(&deposit(account, number)));
+        publish(&bank.transport, batch.collect()).await;
+    }
+    until("the others are parked behind the first", async || {
+        bank.database.rows(InboxState::Parked).await == 12
+            && bank.transport.dead_letters("bank.ordered").len() == 3
+    })
+    .await;
+    bank.is_closed.store(false, Ordering::SeqCst);
+    let letters = DeadLetters::new(bank.transport.connect(), "bank.ordered");
+    assert_eq!(quickly(&letters, Selection::all()).await.sent, 3);
+    until("all are handled", async || {
+        bank.database.effects().await.len() == 15
+    })
+    .await;
+    for (account, first) in [("a", 100), ("b", 200), ("c", 300)] {
+        let effects = bank.database.effects().await;
+        let numbers = effects.iter().filter(|(it, _)| it == account);
+        let numbers: Vec<u64> = numbers.map(|(_, number)| *number).collect();
+        assert!(numbers.into_iter().eq(first..first + 5), "{account}");
+    }
+    bank.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_letter_stays_behind_an_earlier_one_of_its_key_that_stays() {
+    let (transport, letters) = desk().await;
+    let batch = [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("c", 4)];
+    let batch = batch
+        .map(|(account, number)| letter(&deposit(account, number), QUEUE, "no", number as i64));
+    publish(&transport, batch.to_vec()).await;
+    let ids: Vec<_> = all(&letters, &Selection::all()).await;
+    let mut selection = Selection::all();
+    for letter in &ids[1..] {
+        selection = selection.id(&letter.id);
+    }
+    let mut kept = Vec::new();
+    let redrive = letters.redrive(selection).keep_order(true).unlimited();
+    let report = redrive.settle(Duration::ZERO).run(|event| {
+        if let Event::Letter {
+            letter,
+            outcome: Outcome::KeptBack,
+        } = event
+        {
+            kept.push(letter.id.clone());
+        }
+    });
+    let report = report.await.expect("it runs");
+    assert_eq!(
+        (report.sent, report.kept_back, report.passed_over),
+        (3, 1, 1)
+    );
+    assert_eq!(kept, [ids[2].id.clone()]);
+    let sent = transport.messages(QUEUE);
+    let sent: Vec<_> = sent.iter().map(|it| it.envelope.id.clone()).collect();
+    let expected: Vec<_> = [1, 3, 4].map(|at| ids[at].envelope.id.clone()).to_vec();
+    assert_eq!(sent, expected, "in order");
+}
+
+#[tokio::test]
+async fn a_redrive_stops_when_too_many_come_back_and_the_rest_stays() {
+    let bank = Bank::open(|router| router).await;
+    bank.is_closed.store(true, Ordering::SeqCst);
+    bank.bury("a", 0..300).await;
+    let letters = bank.letters();
+    let redrive = letters
+        .redrive(Selection::all())
+        .batch(10)
+        .ramp(Duration::ZERO);
+    let redrive = redrive.rate(NonZeroU32::new(200).expect("not zero"));
+    let report = redrive.run(|_| {}).await.expect("it runs");
+    let stopped = report.stopped.as_ref().expect("it stops");
+    assert!(stopped.came_back >= 10 && report.sent < 200, "{report:?}");
+    assert_eq!(report.error().expect("an error").code(), Code::Stopped);
+    until("all are dead letters again", async || {
+        bank.transport.dead_letters(QUEUE).len() == 300
+    })
+    .await;
+    // The job, run again, does not send again what came back.
+    bank.is_closed.store(false, Ordering::SeqCst);
+    let rest = letters
+        .redrive(Selection::all())
+        .job(&report.job)
+        .unlimited();
+    let rest = rest
+        .settle(Duration::ZERO)
+        .run(|_| {})
+        .await
+        .expect("it runs");
+    assert_eq!(rest.sent + rest.came_back, 300);
+    assert_eq!(rest.came_back, report.sent);
+    let anew = quickly(&letters, Selection::all()).await;
+    assert_eq!((anew.sent, anew.came_back), (report.sent, 0));
+    until("each is handled once", async || {
+        bank.database.effects().await.len() == 300
+    })
+    .await;
+    bank.service.stop().await;
+}
+
+#[tokio::test]
+async fn letters_of_others_do_not_stop_a_redrive_and_are_not_sent() {
+    let (transport, letters) = desk().await;
+    let put = async |numbers: std::ops::Range<u64>| {
+        let batch = numbers.map(|number| letter(&deposit("a", number), QUEUE, "no", 0));
+        publish(&transport, batch.collect()).await;
+    };
+    put(0..100).await;
+    let rate = NonZeroU32::new(500).expect("not zero");
+    let redrive = letters
+        .redrive(Selection::all())
+        .rate(rate)
+        .ramp(Duration::ZERO);
+    let redrive = redrive.batch(10).settle(Duration::ZERO).run(|_| {});
+    let (report, ()) = tokio::join!(redrive, async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        put(1000..1200).await;
+    });
+    let report = report.expect("it runs");
+    assert_eq!(
+        (report.sent, report.came_back, report.stopped),
+        (100, 0, None)
+    );
+    assert_eq!(transport.messages(QUEUE).len(), 100);
+    assert_eq!(transport.dead_letters(QUEUE).len(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_redrive_keeps_its_rate_and_lets_others_look() {
+    let (transport, letters) = desk().await;
+    let batch = (0..60).map(|number| letter(&deposit("a", number), QUEUE, "no", 0));
+    publish(&transport, batch.collect()).await;
+    let other = DeadLetters::new(transport.connect(), QUEUE);
+    let began = Instant::now();
+    let redrive = letters.redrive(Selection::all().name("money-deposited.v1"));
+    let redrive = redrive.rate(NonZeroU32::MIN).ramp(Duration::from_secs(20));
+    let mut times = Vec::new();
+    let redrive = redrive.run(|event| {
+        if let Event::Letter {
+            outcome: Outcome::Sent,
+            ..
+        } = event
+        {
+            times.push(began.elapsed().as_secs());
+        }
+    });
+    let (report, looked) = tokio::join!(redrive, async {
+        let mut looked = Vec::new();
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            looked.push(all(&other, &Selection::all()).await.len());
+        }
+        looked
+    });
+    assert_eq!(report.expect("it runs").sent, 60);
+    assert!(looked.is_sorted_by(|one, next| one > next), "{looked:?}");
+    // A second each, and at first fewer.
+    let early = times.iter().filter(|at| **at < 10).count();
+    assert!((2..=5).contains(&early), "{times:?}");
+    let late = times.iter().filter(|at| (30..40).contains(*at)).count();
+    assert!((9..=11).contains(&late), "{times:?}");
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_gone_is_an_error_and_its_letters_stay() {
+    let (transport, letters) = desk().await;
+    let batch = (0..3).map(|number| letter(&deposit("a", number), QUEUE, "no", 0));
+    publish(&transport, batch.collect()).await;
+    transport.delete_queue(QUEUE);
+    let error = letters.redrive(Selection::all()).run(|_| {}).await;
+    assert_eq!(error.expect_err("it is gone").code(), Code::NotTaken);
+    assert_eq!(transport.dead_letters(QUEUE).len(), 3);
+    // They can be sent to another one that takes such messages.
+    let newer = Topology::new().queue(Queue::new("bank.money-deposited.v2"));
+    transport.declare(&newer).await.expect("it declares");
+    let to = letters
+        .redrive(Selection::all())
+        .to("bank.money-deposited.v2");
+    let report = to.unlimited().settle(Duration::ZERO).run(|_| {}).await;
+    assert_eq!(report.expect("it runs").sent, 3);
+    let sent = transport.messages("bank.money-deposited.v2");
+    assert_eq!(sent.len(), 3);
+    assert_eq!(sent[0].envelope.header(REDRIVE_HEADER), Some("1"));
+    assert!(sent[0].envelope.header(JOB_HEADER).is_some());
+    assert_eq!(
+        (sent[0].failures, sent[0].history.len()),
+        (0, 1),
+        "it begins anew"
+    );
+
+    let missing = DeadLetters::new(transport.connect(), "nobody")
+        .count()
+        .await;
+    assert_eq!(missing.expect_err("it is not there").code(), Code::Missing);
+    let topology = newer.queue(Queue::new("answers").ephemeral());
+    assert_eq!(consumers_of(&topology), ["bank.money-deposited.v2"]);
+}
+
+#[tokio::test]
+async fn two_operators_wait_for_each_other_and_not_for_ever() {
+    let (transport, letters) = desk().await;
+    publish(&transport, vec![letter(&deposit("a", 0), QUEUE, "no", 0)]).await;
+    let listing = letters.list(&Selection::all()).await.expect("it is held");
+    let other = DeadLetters::new(transport.connect(), QUEUE).patience(Duration::from_millis(100));
+    let busy = other
+        .groups(&Selection::all())
+        .await
+        .expect_err("it is held");
+    assert_eq!(busy.code(), Code::Busy);
+    let patient = DeadLetters::new(transport.connect(), QUEUE);
+    let selection = Selection::all();
+    let (groups, ()) = tokio::join!(patient.groups(&selection), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(listing);
+    });
+    assert_eq!(groups.expect("it is free now").count, 1);
+}
+
+/// Dies after each step there is, in turn; another operator does it again.
+#[tokio::test]
+async fn a_redrive_or_a_discard_that_dies_anywhere_loses_nothing() {
+    for is_discard in [false, true] {
+        let mut deaths = 0;
+        for steps in 1.. {
+            let (transport, again) = desk().await;
+            let batch = (0..5).map(|number| letter(&deposit("a", number), QUEUE, "no", 0));
+            publish(&transport, batch.collect()).await;
+            let dying = Dying::after(steps, &transport);
+            let letters = DeadLetters::new(dying.clone(), QUEUE);
+            let run = async |letters: &DeadLetters| match is_discard {
+                true => drop(letters.discard(&Selection::all(), &audit(), |_| {}).await),
+                false => {
+                    let redrive = letters.redrive(Selection::all()).job("one").batch(2);
+                    drop(redrive.unlimited().settle(Duration::ZERO).run(|_| {}).await);
+                }
+            };
+            let done = dying.run(run(&letters)).await;
+            deaths += u32::from(done.is_none());
+            run(&again).await;
+            assert_eq!(
+                transport.dead_letters(QUEUE).len(),
+                0,
+                "after {steps} steps"
+            );
+            let there = transport.messages(match is_discard {
+                true => tidings::RECORD_QUEUE,
+                false => QUEUE,
+            });
+            let mut ids: Vec<_> = there.iter().map(|it| it.envelope.id.clone()).collect();
+            ids.sort();
+            ids.dedup();
+            assert_eq!(ids.len(), 5, "after {steps} steps");
+            assert!(there.len() <= 7 || is_discard, "after {steps} steps");
+            if !is_discard {
+                let number =
+                    |it: &tidings_memory::Stored| it.envelope.header(REDRIVE_HEADER) == Some("1");
+                assert!(there.iter().all(number), "the consumer knows them");
+            }
+            if done.is_some() {
+                break;
+            }
+        }
+        assert!(deaths >= 10, "it died {deaths} times");
+    }
+}
+
+#[tokio::test]
+async fn an_edit_that_dies_anywhere_is_made_once_in_the_end() {
+    let mut deaths = 0;
+    for steps in 1.. {
+        let bank = Bank::open(|router| router).await;
+        bank.bury("bad", 0..2).await;
+        let again = bank.letters();
+        let id = all(&again, &Selection::all()).await[0].id.clone();
+        let body = r#"{"account":"good","number":0}"#;
+        let dying = Dying::after(steps, &bank.transport);
+        let letters = DeadLetters::new(dying.clone(), QUEUE);
+        let edit = dying.run(letters.edit(&id, body, &audit())).await;
+        deaths += u32::from(edit.is_none());
+        if let Err(error) = again.edit(&id, body, &audit()).await {
+            assert_eq!(error.code(), Code::NoEdit, "it was made already: {error}");
+        }
+        quickly(&again, Selection::all().id(&id)).await;
+        let expected = [("good".to_owned(), 0)];
+        until("it is handled as it is now", async || {
+            bank.database.effects().await == expected
+        })
+        .await;
+        bank.service.stop().await;
+        if edit.is_some() {
+            break;
+        }
+    }
+    assert!(deaths > 5, "it died {deaths} times");
+}
