@@ -1,10 +1,10 @@
 //! Dead letters for operators: letters are fetched one by one (`basic.get`), never subscribed to, so
 //! that no more are in this process than were asked for, however many are held.
 //!
-//! What is held is unacknowledged on one channel; the broker puts it back in its old place when it
-//! is refused as a whole, or when the channel or the connection ends, also by `kill -9`. Where the
-//! end must be known, a passive declaration of the same queue follows on the same channel: its
-//! answer comes after all that was said before has been done.
+//! What is held is unacknowledged on one channel; the broker puts it back in its old place when the
+//! channel or the connection ends, also by `kill -9`. RabbitMQ takes its time for that and answers
+//! questions about the queue meanwhile, so whoever gives back waits until the queue is as long as it
+//! must be.
 //!
 //! Only one may hold a queue: two that look at the same time would see half of it each. An exclusive
 //! queue, whose name says which one is held, is the lock; the broker deletes it with the connection
@@ -21,10 +21,13 @@ use tidings_core::{
     RECORDED_COUNT_MAX, Unrouted, hash_of_key,
 };
 use tidings_wire::{
-    BasicGet, BasicNack, Command, Content, Method, QueueDeclare, QueueDelete, ShortStr, Table,
-    Value, encode_ack, encode_method, reply,
+    BasicGet, Command, Content, Method, QueueDeclare, QueueDelete, ShortStr, Table, Value,
+    encode_ack, encode_method, reply,
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
 use tracing::debug;
 
 use crate::{
@@ -41,6 +44,9 @@ const GETS_MAX: usize = 256;
 const BYTES_AT_ONCE: usize = 4 * 1024 * 1024;
 /// How many letters are asked for at first, when nothing is known about their size.
 const GETS_FIRST: usize = 16;
+/// How long it may take until all that was held is back, and how often to look.
+const BACK_TIME_MAX: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a connection that is not there is waited for.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -333,7 +339,12 @@ struct Hold {
 
 /// What has to be given back.
 struct Held {
+    /// The letters are unacknowledged here.
     channel: Channel,
+    /// How many.
+    count: u64,
+    /// Who asks on this one does not wait for letters.
+    control: Channel,
     lock: ShortStr,
     mine: Mine,
 }
@@ -351,19 +362,24 @@ impl Hold {
         };
         let channel = Channel::open(&session, |_| Box::new(incoming)).await;
         let channel = channel.map_err(|closed| refused(queue, &closed))?;
-        count(&channel, queue).await?;
+        let control = Channel::open(&session, |_| Box::new(Quiet)).await;
+        let control = control.map_err(|closed| refused(queue, &closed))?;
         let lock = lock_of(queue);
+        count(&control, queue).await?;
         let exclusive = QueueDeclare {
             queue: lock.clone(),
             exclusive: true,
             arguments: Table::default(),
             ..QueueDeclare::default()
         };
-        let locked = channel.call(&exclusive).await;
+        let locked = control.call(&exclusive).await;
         locked.map_err(|closed| refused(queue, &closed))?;
+        all_back(&control, queue).await?;
         Ok(Self {
             held: Some(Held {
                 channel,
+                count: 0,
+                control,
                 lock,
                 mine,
             }),
@@ -420,6 +436,9 @@ impl Hold {
             }
         }
         self.window = (BYTES_AT_ONCE / largest).clamp(1, GETS_MAX);
+        if let Some(held) = &mut self.held {
+            held.count += letters.len() as u64;
+        }
         Ok(letters)
     }
 
@@ -473,21 +492,23 @@ impl HeldLetters for Hold {
         places: &'a [LetterPlace],
     ) -> BoxFuture<'a, Result<(), AccessError>> {
         Box::pin(async move {
-            let held = self.held()?;
+            let lost = self.lost();
+            let held = self.held.as_mut().ok_or(lost)?;
             let (session, id) = (&held.channel.session, held.channel.id);
             session.send(|out| {
                 for place in places {
                     encode_ack(out, id, place.0, false);
                 }
             });
-            count(&held.channel, &self.name.to_str_lossy())
-                .await
-                .map(drop)
+            held.count = held.count.saturating_sub(places.len() as u64);
+            // The answer says that the channel has taken what was said before.
+            let answered = count(&held.channel, &self.name.to_str_lossy()).await;
+            answered.map(drop)
         })
     }
 
     fn behind(&mut self) -> BoxFuture<'_, Result<u64, AccessError>> {
-        Box::pin(async move { count(&self.held()?.channel, &self.name.to_str_lossy()).await })
+        Box::pin(async move { count(&self.held()?.control, &self.name.to_str_lossy()).await })
     }
 
     fn release(mut self: Box<Self>) -> BoxFuture<'static, Result<(), AccessError>> {
@@ -503,23 +524,44 @@ impl HeldLetters for Hold {
 }
 
 impl Held {
-    /// Everything back in its place, then the lock.
+    /// Everything back in its place, then the lock. The end of the channel puts back all at once,
+    /// which a refusal of each does not on RabbitMQ, where it takes a time that grows with the square.
     async fn give_back(self, queue: &str) -> Result<(), AccessError> {
-        let (session, id) = (&self.channel.session, self.channel.id);
-        let all = BasicNack {
-            delivery_tag: 0,
-            multiple: true,
-            requeue: true,
-        };
-        session.send(|out| encode_method(out, id, &all));
+        let Self {
+            channel,
+            count: held,
+            control,
+            lock,
+            mine: _mine,
+        } = self;
+        let expected = held + count(&control, queue).await?;
+        drop(channel);
+        let deadline = Instant::now() + BACK_TIME_MAX;
+        while count(&control, queue).await? < expected && Instant::now() < deadline {
+            sleep(LOOK_EVERY).await;
+        }
         let unlock = QueueDelete {
-            queue: self.lock.clone(),
+            queue: lock,
             ..QueueDelete::default()
         };
-        count(&self.channel, queue).await?;
-        let unlocked = self.channel.call(&unlock).await;
+        let unlocked = control.call(&unlock).await;
         unlocked.map_err(|closed| refused(queue, &closed))?;
         Ok(())
+    }
+}
+
+/// Waits until what somebody held whose connection was lost is back: the broker may free the lock a
+/// moment before, and then the count still grows.
+async fn all_back(control: &Channel, queue: &str) -> Result<(), AccessError> {
+    let deadline = Instant::now() + BACK_TIME_MAX;
+    let mut before = count(control, queue).await?;
+    loop {
+        sleep(LOOK_EVERY).await;
+        let now = count(control, queue).await?;
+        if now <= before || Instant::now() > deadline {
+            return Ok(());
+        }
+        before = now;
     }
 }
 

@@ -56,6 +56,9 @@ struct Bank {
 }
 
 async fn connect(url: &str) -> Arc<Amqp> {
+    let log = tracing_subscriber::fmt().with_test_writer();
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = log.with_env_filter(filter).try_init();
     Arc::new(Amqp::connect(url).await.expect("it connects"))
 }
 

@@ -70,7 +70,7 @@ impl Group {
 }
 
 pub(super) async fn collect(mut listing: Listing) -> Result<Groups, Error> {
-    let mut found: HashMap<(Box<str>, Box<str>, Box<str>), Group> = HashMap::new();
+    let mut found: HashMap<[Box<str>; 3], Group> = HashMap::new();
     let mut all = Groups::default();
     loop {
         let page = listing.next_page(PAGE).await?;
@@ -79,11 +79,11 @@ pub(super) async fn collect(mut listing: Listing) -> Result<Groups, Error> {
         }
         for letter in &page {
             all.count += 1;
-            let key = (
+            let key = [
                 letter.consumer.clone(),
                 (*letter.envelope.name).into(),
                 letter.fingerprint.id.clone(),
-            );
+            ];
             if found.len() >= GROUPS_MAX && !found.contains_key(&key) {
                 all.left_out += 1;
                 continue;

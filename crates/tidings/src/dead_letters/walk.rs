@@ -25,10 +25,14 @@ const PASS_MIN: Duration = Duration::from_secs(5);
 /// ... and how many times as long as what was read in it took, so that reading it again costs little.
 const PASS_SHARE: u32 = 10;
 
+/// How often letters that are missing are looked for again, and after which time.
+const SHORTFALLS_MAX: u32 = 3;
+const SHORTFALL_PAUSE: Duration = Duration::from_millis(300);
+
 /// What comes next.
 pub(super) enum Step {
     Letters(Vec<Letter>),
-    /// The connection was lost: all is back in its place, and a new pass begins.
+    /// The connection was lost, or something is missing: a new pass begins at the front.
     Restarted,
     /// There are no more of those that were there at first.
     End,
@@ -43,6 +47,8 @@ pub(super) struct Walk<'a> {
     /// How many were read, and how many of those taken out, in this pass.
     read: u64,
     removed: u64,
+    /// How often there were fewer than there must be.
+    shortfalls: u32,
     pass_began: Instant,
     reading: Duration,
 }
@@ -57,6 +63,7 @@ impl<'a> Walk<'a> {
             left,
             read: 0,
             removed: 0,
+            shortfalls: 0,
             pass_began: Instant::now(),
             reading: Duration::ZERO,
         })
@@ -76,10 +83,23 @@ impl<'a> Walk<'a> {
         }
         let count = usize::try_from(ahead).unwrap_or(count).min(count);
         match self.read_on(count).await? {
-            Some(letters) if letters.is_empty() => Ok(Step::End),
+            Some(letters) if letters.is_empty() => self.fall_short().await,
             Some(letters) => Ok(Step::Letters(letters)),
             None => Ok(Step::Restarted),
         }
+    }
+
+    /// Some are missing: another process that held them may have died just now, and the broker puts
+    /// them back; or somebody took them out.
+    async fn fall_short(&mut self) -> Result<Step, Error> {
+        self.shortfalls += 1;
+        if self.shortfalls > SHORTFALLS_MAX {
+            self.left = self.read - self.removed;
+            return Ok(Step::End);
+        }
+        self.pause().await?;
+        sleep(SHORTFALL_PAUSE).await;
+        Ok(Step::Restarted)
     }
 
     /// The next letters, also those that came later. `None` if the connection was lost.
