@@ -2,16 +2,17 @@
 //! durable.
 
 use tidings_wire::{
-    ExchangeBind, ExchangeDeclare, QueueBind, QueueDeclare, ShortStr, Table, Value,
+    ExchangeBind, ExchangeDeclare, QueueBind, QueueDeclare, QueueUnbind, ShortStr, Table, Value,
 };
 
-/// An exchange or a queue, or what binds them.
+/// An exchange or a queue, or what binds them (or does so no more).
 pub(crate) enum Part {
     Exchange(ExchangeDeclare),
     Queue(QueueDeclare),
     Binding(QueueBind),
     /// From exchange to exchange.
     Link(ExchangeBind),
+    Unbinding(QueueUnbind),
 }
 
 pub(crate) fn table<const N: usize>(entries: [(&'static str, Value); N]) -> Table {
@@ -48,6 +49,14 @@ pub(crate) fn binding(queue: ShortStr, exchange: ShortStr, key: Option<ShortStr>
         exchange,
         routing_key: key.unwrap_or_default(),
         ..QueueBind::default()
+    }
+}
+
+pub(crate) fn unbinding(queue: ShortStr, exchange: ShortStr) -> QueueUnbind {
+    QueueUnbind {
+        queue,
+        exchange,
+        ..QueueUnbind::default()
     }
 }
 

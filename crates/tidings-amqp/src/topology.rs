@@ -1,7 +1,7 @@
 //! What exchanges and queues there are for topics and queues, and how they are declared.
 //!
 //! Topic `T` is the durable fanout exchange `T`. Queue `Q` is durable, bound to the exchanges of
-//! its topics, and dead-letters into the durable queue `Q.dead`. If retries of it wait in the broker,
+//! its topics (and to those that it leaves no more), and dead-letters into the durable queue `Q.dead`. If retries of it wait in the broker,
 //! it is bound to where they come back from as well (`delays.rs`). Ordered groups: `groups.rs`.
 
 use std::{
@@ -32,6 +32,8 @@ pub(crate) struct Declared {
     pub(crate) topics: BTreeSet<String>,
     /// Queues with their topics.
     pub(crate) queues: BTreeMap<String, BTreeSet<String>>,
+    /// Queues with the topics that they have left.
+    pub(crate) left: BTreeMap<String, BTreeSet<String>>,
     /// The steps of the ladder of delays that retries of a queue wait on, in milliseconds.
     pub(crate) delays: BTreeMap<String, BTreeSet<u32>>,
     /// Ordered groups, by name and number of partitions.
@@ -48,7 +50,9 @@ impl Declared {
     pub(crate) fn of(topology: &Topology) -> Result<Self, DeclareError> {
         let mut declared = Self::default();
         let queues = topology.queues.iter();
-        let topics = queues.clone().flat_map(|queue| &queue.topics);
+        let topics = queues
+            .clone()
+            .flat_map(|queue| queue.topics.iter().chain(&queue.left));
         for topic in topology.topics.iter().chain(topics) {
             declared.topics.insert(topic.to_string());
         }
@@ -67,6 +71,11 @@ impl Declared {
                 .entry(queue.name.to_string())
                 .or_default()
                 .extend(topics);
+            if !queue.left.is_empty() {
+                let left = queue.left.iter().map(ToString::to_string);
+                let of_queue = declared.left.entry(queue.name.to_string()).or_default();
+                of_queue.extend(left);
+            }
             for &delay in &queue.delays {
                 declared.merge(Self::delay(&queue.name, delays::step(delay)));
             }
@@ -113,7 +122,17 @@ impl Declared {
     pub(crate) fn merge(&mut self, other: Self) {
         self.topics.extend(other.topics);
         for (queue, topics) in other.queues {
+            // The last word counts.
+            if let Some(left) = self.left.get_mut(&queue) {
+                left.retain(|topic| !topics.contains(topic));
+            }
             self.queues.entry(queue).or_default().extend(topics);
+        }
+        for (queue, left) in other.left {
+            if let Some(topics) = self.queues.get_mut(&queue) {
+                topics.retain(|topic| !left.contains(topic));
+            }
+            self.left.entry(queue).or_default().extend(left);
         }
         for (queue, steps) in other.delays {
             self.delays.entry(queue).or_default().extend(steps);
@@ -135,6 +154,7 @@ impl Declared {
         Some(Self {
             topics: topics.clone(),
             queues: [(queue.to_owned(), topics.clone())].into(),
+            left: self.left_by(queue),
             ..self.delays_of(queue).unwrap_or_default()
         })
     }
@@ -152,6 +172,13 @@ impl Declared {
         Some(about)
     }
 
+    /// What `queue` has left.
+    fn left_by(&self, queue: &str) -> BTreeMap<String, BTreeSet<String>> {
+        let left = self.left.get_key_value(queue).into_iter();
+        left.map(|(queue, left)| (queue.clone(), left.clone()))
+            .collect()
+    }
+
     /// Where retries of `queue` wait.
     pub(crate) fn delays_of(&self, queue: &str) -> Option<Self> {
         let steps = self.delays.get(queue)?;
@@ -166,6 +193,7 @@ impl Declared {
         let topics = self.topics.iter().map(|topic| Self::topic(topic));
         let queues = self.queues.iter().map(|(queue, topics)| Self {
             queues: [(queue.clone(), topics.clone())].into(),
+            left: self.left_by(queue),
             ..Self::default()
         });
         let delays = self.delays.keys().filter_map(|queue| self.delays_of(queue));
@@ -206,6 +234,10 @@ impl Declared {
         let groups = self.groups.iter();
         let groups = groups.map(|((name, partitions), it)| groups::parts(name, *partitions, it));
         let groups = groups.collect::<Result<Vec<_>, _>>()?;
+        let left = self.left.iter();
+        let left = left.flat_map(|(queue, topics)| topics.iter().map(move |it| (queue, it)));
+        let left = left.map(|(queue, topic)| unbinding(queue, topic));
+        let left = left.collect::<Result<Vec<_>, _>>()?;
         let delays = self.parts_of_delays()?;
         let ephemeral = self.ephemeral.iter().map(|name| ephemeral_queue(name));
         let ephemeral = ephemeral.collect::<Result<Vec<_>, _>>()?;
@@ -216,7 +248,7 @@ impl Declared {
             asked.ask(topic, format!("topic `{}`", topic.exchange));
         }
         let parts = queues.iter().chain(&groups).flatten();
-        for part in parts.chain(&delays).chain(&ephemeral) {
+        for part in parts.chain(&delays).chain(&ephemeral).chain(&left) {
             asked.ask_for(part);
         }
         asked.all_answered().await
@@ -366,6 +398,10 @@ impl<'a> Asked<'a> {
                 let (source, to) = (&it.source, &it.destination);
                 self.ask(it, format!("the binding of exchange `{to}` to `{source}`"));
             }
+            Part::Unbinding(it) => {
+                let (queue, topic) = (&it.queue, &it.exchange);
+                self.ask(it, format!("that the queue `{queue}` leaves `{topic}`"));
+            }
         }
     }
 
@@ -410,7 +446,6 @@ fn exchange(topic: &str) -> Result<ExchangeDeclare, DeclareError> {
     Ok(parts::exchange(topic, "fanout", Table::default()))
 }
 
-/// A queue, its dead letters (first: it refers to them), and its bindings.
 /// Durable, since newer servers refuse queues that are neither durable nor exclusive; and not
 /// exclusive, since it outlives the connection.
 fn ephemeral_queue(name: &str) -> Result<Part, DeclareError> {
@@ -419,6 +454,13 @@ fn ephemeral_queue(name: &str) -> Result<Part, DeclareError> {
     Ok(Part::Queue(parts::queue(name, expires)))
 }
 
+fn unbinding(queue: &str, topic: &str) -> Result<Part, DeclareError> {
+    let queue = checked_name("queue", queue, NAME_BYTES_MAX)?;
+    let topic = checked_name("topic", topic, ShortStr::BYTES_MAX)?;
+    Ok(Part::Unbinding(parts::unbinding(queue, topic)))
+}
+
+/// A queue, its dead letters (first: it refers to them), and its bindings.
 fn queue_with_dead_letters(
     name: &str,
     topics: &BTreeSet<String>,

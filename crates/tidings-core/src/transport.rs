@@ -21,7 +21,8 @@ pub trait Transport: Send + Sync + 'static {
     fn features(&self) -> Features;
 
     /// Makes sure that everything in `topology` exists; what already exists as described is left
-    /// alone. Each queue gets its dead letters beside it ([`dead_letter_queue`]).
+    /// alone. Each queue gets its dead letters beside it ([`dead_letter_queue`]). Subscriptions that
+    /// queues [leave](Queue::leaves) are ended after all others are made.
     ///
     /// Waits while the broker cannot be reached. Declares again by itself after a reconnection.
     ///
@@ -219,6 +220,9 @@ pub struct Queue {
     pub name: Cow<'static, str>,
     /// The topics whose messages it wants; none for a queue that takes commands.
     pub topics: Vec<Cow<'static, str>>,
+    /// Topics that it does not want any more. A subscription that was made before is ended; what is in
+    /// the queue stays there.
+    pub left: Vec<Cow<'static, str>>,
     /// How long retries of its messages are going to wait in the broker, so that what they wait in
     /// is there before anything fails. Empty for a consumer whose messages wait in its store.
     pub delays: Vec<Duration>,
@@ -233,6 +237,7 @@ impl Queue {
         Self {
             name: name.into(),
             topics: Vec::new(),
+            left: Vec::new(),
             delays: Vec::new(),
             is_ephemeral: false,
         }
@@ -247,6 +252,12 @@ impl Queue {
     /// Subscribes it to a topic.
     pub fn topic(mut self, topic: impl Into<Cow<'static, str>>) -> Self {
         self.topics.push(topic.into());
+        self
+    }
+
+    /// Ends its subscription to a topic, if it has one. What is in the queue stays there.
+    pub fn leaves(mut self, topic: impl Into<Cow<'static, str>>) -> Self {
+        self.left.push(topic.into());
         self
     }
 

@@ -108,6 +108,12 @@ impl Broker {
                 subscribers.insert(Arc::clone(&name));
             }
         }
+        for queue in &topology.queues {
+            for topic in &queue.left {
+                let subscribers = self.topics.entry(topic.to_string()).or_default();
+                subscribers.remove(&*queue.name);
+            }
+        }
         for group in &topology.groups {
             self.declare_group(group);
         }

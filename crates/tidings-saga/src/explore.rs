@@ -1,11 +1,11 @@
 //! Everything that can happen to a saga, tried out: for tests of its function.
 //!
 //! [`Explorer`] plays the targets of the steps and the broker between. It tries every order in which
-//! commands and answers can arrive, every refusal, every deadline that passes, and answers that come
-//! twice, and checks that each ending is legal (promise P6: whatever was done is finished or undone,
+//! commands and answers can arrive, every refusal, every deadline that passes, signals at any moment, and
+//! answers that come twice, and checks that each ending is legal (promise P6: whatever was done is finished or undone,
 //! each effect once, or an operator sees it).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -45,6 +45,8 @@ pub struct Explorer {
     key: Box<str>,
     start: Start,
     reply: Box<Reply>,
+    signals: Vec<(Box<str>, Box<RawValue>)>,
+    willing: Vec<Box<str>>,
     duplicates: u8,
     states_max: usize,
 }
@@ -56,6 +58,8 @@ pub struct Explored {
     pub states: usize,
     /// How many of those were endings, by the saga's state.
     pub endings: BTreeMap<&'static str, usize>,
+    /// What was in effect at the endings: by the saga's state, the steps that are done and not undone.
+    pub in_effect: BTreeSet<(&'static str, Vec<Box<str>>)>,
 }
 
 impl Explorer {
@@ -66,6 +70,8 @@ impl Explorer {
             key: key.into(),
             start,
             reply: Box::new(|_, _| serde_json::value::RawValue::NULL.to_owned()),
+            signals: Vec::new(),
+            willing: Vec::new(),
             duplicates: 1,
             states_max: 200_000,
         }
@@ -77,6 +83,20 @@ impl Explorer {
         reply: impl Fn(&StepId, &Outgoing) -> Box<RawValue> + 'static,
     ) -> Self {
         self.reply = Box::new(reply);
+        self
+    }
+
+    /// This signal may come once, at any moment or never. May be said for several signals.
+    pub fn signal(mut self, name: &str, body: Box<RawValue>) -> Self {
+        self.signals.push((name.into(), body));
+        self
+    }
+
+    /// The targets of these steps never refuse them: what comes after a pivot, say, where a refusal makes
+    /// the saga stuck.
+    pub fn never_refused(mut self, steps: &[&str]) -> Self {
+        self.willing
+            .extend(steps.iter().map(|step| Box::from(*step)));
         self
     }
 
@@ -108,6 +128,7 @@ impl Explorer {
             due: None,
             commands: Vec::new(),
             answers: Vec::new(),
+            signals: self.signals.clone(),
             duplicates: self.duplicates,
             targets: BTreeMap::new(),
             way: Vec::new(),
@@ -128,12 +149,13 @@ impl Explorer {
             let next = self.next(&world);
             if next.is_empty() {
                 world.check();
-                *explored
-                    .endings
-                    .entry(world.journal.state.label())
-                    .or_default() += 1;
+                let label = world.journal.state.label();
+                *explored.endings.entry(label).or_default() += 1;
+                explored.in_effect.insert((label, world.in_effect()));
             }
             open.extend(next);
+            // They may never come: without them it must end as well.
+            open.extend(self.signalled(&world));
         }
         explored
     }
@@ -174,11 +196,29 @@ impl Explorer {
         self.after(next, turn)
     }
 
-    /// Everything that can happen next.
+    /// What becomes of it with each signal that has not come.
+    fn signalled(&self, world: &World) -> Vec<World> {
+        let signals = world.signals.iter().enumerate();
+        let after = signals.map(|(place, (signal, body))| {
+            let mut before = world.clone();
+            before.signals.remove(place);
+            let arrival = Arrival::Signal {
+                signal: signal.clone(),
+                body: body.clone(),
+            };
+            self.told(&before, format!("the signal `{signal}` arrives"), arrival)
+        });
+        after.collect()
+    }
+
+    /// Everything that can happen next, but for signals.
     fn next(&self, world: &World) -> Vec<World> {
         let mut next = Vec::new();
         for (place, (step, command)) in world.commands.iter().enumerate() {
             for is_willing in [true, false] {
+                if !is_willing && self.willing.contains(&step.step) {
+                    continue;
+                }
                 let mut after = world.clone();
                 after.commands.remove(place);
                 let reply = (self.reply)(step, command);
@@ -228,6 +268,8 @@ struct World {
     due: Option<Timestamp>,
     commands: Vec<(StepId, Outgoing)>,
     answers: Vec<(StepId, Answer)>,
+    /// That may still come.
+    signals: Vec<(Box<str>, Box<RawValue>)>,
     duplicates: u8,
     /// What became of steps at their targets.
     targets: BTreeMap<Box<str>, Effect>,
@@ -300,6 +342,12 @@ impl World {
         }
     }
 
+    /// The steps that are done and not undone.
+    fn in_effect(&self) -> Vec<Box<str>> {
+        let done = self.targets.iter().filter(|(_, it)| **it == Effect::Done);
+        done.map(|(step, _)| step.clone()).collect()
+    }
+
     /// What tells this state from others.
     fn print(&self) -> Vec<u8> {
         let mut print = self.journal.write();
@@ -310,7 +358,8 @@ impl World {
         });
         let mut under_way: Vec<String> = commands.chain(answers).collect();
         under_way.sort_unstable();
-        let rest = (under_way, &self.targets, self.duplicates, self.due);
+        let signals: Vec<&str> = self.signals.iter().map(|(signal, _)| &**signal).collect();
+        let rest = (under_way, signals, &self.targets, self.duplicates, self.due);
         print.extend(format!("{rest:?}").into_bytes());
         print
     }

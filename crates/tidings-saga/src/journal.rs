@@ -14,7 +14,7 @@ use tidings_core::{Error, Message, Outgoing};
 /// The most entries of a journal.
 pub const ENTRIES_MAX: usize = 256;
 
-/// The most bytes of a journal as it is stored.
+/// The most bytes of a journal as it is stored, beside the message that started it.
 pub const BYTES_MAX: usize = 64 * 1024;
 
 /// How journals are written; a newer program writes a higher number.

@@ -182,8 +182,8 @@ impl<'a> Taking<'a> {
     }
 
     fn end(mut self) -> Turn {
-        let is_full =
-            self.journal.entries.len() > ENTRIES_MAX || self.journal.write().len() > BYTES_MAX;
+        let bytes = self.journal.write().len() - self.journal.start.body.get().len();
+        let is_full = self.journal.entries.len() > ENTRIES_MAX || bytes > BYTES_MAX;
         if is_full
             && matches!(
                 self.journal.state,
@@ -191,7 +191,8 @@ impl<'a> Taking<'a> {
             )
         {
             self.stuck(format!(
-                "its journal is full (at most {ENTRIES_MAX} entries and {BYTES_MAX} bytes); send \
+                "its journal is full (at most {ENTRIES_MAX} entries, and {BYTES_MAX} bytes \
+                 beside the message that started it); send \
                  references instead of what is large, and make it several sagas"
             ));
         }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tidings_saga::{Action, Arrival, Saga, SagaState, Sagas, Start};
+use tidings_saga::{Action, Arrival, First, Saga, SagaState, Sagas, Start};
 use world::{
     BookParcel, ChargeCard, OrderCancelled, OrderConfirmed, OrderPlaced, RefundCard, ReleaseStock,
     ReserveStock, World, cancelled, checkout, done, raw,
@@ -350,4 +350,45 @@ fn steps_may_be_awaited_with_any_combinator() {
     }
     assert_eq!(world.sent(), ["order-confirmed.v1"]);
     assert_eq!(world.journal.state, SagaState::Completed);
+}
+
+#[test]
+fn the_explorer_has_signals_come_at_any_moment_and_never() {
+    let explorer = |sagas: Sagas<OrderPlaced>| {
+        let start = Start::of(&OrderPlaced { of: "o-1".into() }).expect("a message");
+        tidings_saga::Explorer::new(sagas.define("checkout"), "o-1", start)
+            .replies(|step, _| raw(&step.step))
+            .signal("release", raw("now"))
+    };
+    async fn either(order: OrderPlaced, saga: Saga) -> Ended {
+        let step = reserve(&order, &saga);
+        match saga.first((step, saga.signal::<String>("release"))).await {
+            First::First(reply) => drop(reply.map_err(cancelled)?),
+            First::Second(_) => {
+                return Err(OrderCancelled {
+                    reason: "released".into(),
+                });
+            }
+        }
+        Ok(OrderConfirmed { of: order.of })
+    }
+    let explored = explorer(sagas().version(1, either)).run();
+    let step: Vec<Box<str>> = vec!["reserve-stock".into()];
+    // Refused or released, and undone; or done.
+    let legal = [("compensated", Vec::new()), ("completed", step)];
+    assert_eq!(explored.in_effect, legal.into());
+    let willing = explorer(sagas().version(1, either)).never_refused(&["reserve-stock"]);
+    assert!(willing.run().states < explored.states);
+
+    async fn patient(order: OrderPlaced, saga: Saga) -> Ended {
+        saga.signal::<String>("release").await;
+        Ok(OrderConfirmed { of: order.of })
+    }
+    let waits = std::panic::catch_unwind(|| explorer(sagas().version(1, patient)).run());
+    let why = waits.expect_err("the signal may never come");
+    let why = why.downcast_ref::<String>().expect("a text");
+    assert!(
+        why.contains("nothing happens any more, and it is running"),
+        "{why}"
+    );
 }

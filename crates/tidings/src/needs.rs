@@ -37,6 +37,9 @@ impl Router {
                     queue.topics.push(upcast.topic.clone());
                 }
             }
+            if self.is_unsubscribed(route) {
+                queue.left = std::mem::take(&mut queue.topics);
+            }
             // What must wait, waits in the store, if there is one.
             if self.store.is_none() {
                 queue.delays = self.retry_of(route).delays();
@@ -48,6 +51,10 @@ impl Router {
 
     pub(crate) fn blocks_after_dead_letter(&self, route: &Route) -> bool {
         route.options.or(&self.defaults).after_dead_letter == Some(AfterDeadLetter::Park)
+    }
+
+    pub(crate) fn is_unsubscribed(&self, route: &Route) -> bool {
+        route.options.or(&self.defaults).is_unsubscribed
     }
 
     pub(crate) fn retry_of(&self, route: &Route) -> Retry {

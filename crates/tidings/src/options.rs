@@ -16,6 +16,7 @@ pub struct HandlerOptions {
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) partitions: Option<NonZeroU16>,
     pub(crate) after_dead_letter: Option<AfterDeadLetter>,
+    pub(crate) is_unsubscribed: bool,
 }
 
 /// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
@@ -90,6 +91,12 @@ impl HandlerOptions {
         self
     }
 
+    /// As [`Router::unsubscribed`], for this handler.
+    pub fn unsubscribed(mut self) -> Self {
+        self.is_unsubscribed = true;
+        self
+    }
+
     /// These, and where they say nothing, what `defaults` say; except for the group, which handlers
     /// of their own share with no other.
     pub(crate) fn or(&self, defaults: &Self) -> Self {
@@ -100,6 +107,7 @@ impl HandlerOptions {
             attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
             partitions: self.partitions,
             after_dead_letter: self.after_dead_letter.or(defaults.after_dead_letter),
+            is_unsubscribed: self.is_unsubscribed || defaults.is_unsubscribed,
         }
     }
 }

@@ -451,6 +451,17 @@ impl Router {
         self
     }
 
+    /// Takes the queues of events out of their topics: what is in them, or is sent to them by name, is
+    /// handled, and new events do not come. For a service that is to work off what it has before it goes,
+    /// or before another one takes over. Commands come as before.
+    ///
+    /// An instance that says otherwise subscribes the queues again when it starts, so say the same in all.
+    /// It does not go together with [`ordered`](Self::ordered).
+    pub fn unsubscribed(mut self) -> Self {
+        self.defaults = self.defaults.unsubscribed();
+        self
+    }
+
     /// What becomes of the later messages of a key when one of them is a dead letter (default: they
     /// are handled without it). Only with [`ordered`](Self::ordered).
     pub fn after_dead_letter(mut self, then: AfterDeadLetter) -> Self {
@@ -542,6 +553,14 @@ impl Router {
                 "the handler `{}` at {} of the router `{}` asks for order, but the router has no \
                  store, in which messages wait behind an earlier one of their key; add \
                  `.transactional(store)`",
+                route.handler,
+                route.location,
+                self.consumer
+            );
+            assert!(
+                !self.is_unsubscribed(route) || self.group_of(route).is_none(),
+                "the handler `{}` at {} of the router `{}` asks for order and is unsubscribed; an \
+                 ordered group cannot leave its topics: take one of the two away",
                 route.handler,
                 route.location,
                 self.consumer

@@ -189,6 +189,34 @@ impl Router {
         signal: impl Into<Box<str>>,
         key: impl Fn(&S) -> String + Send + Sync + 'static,
     ) -> Self {
+        self.signals(saga, signal.into(), key, true)
+    }
+
+    /// As [`saga_signal`](Self::saga_signal), for events that most sagas do not wait for, or that may be
+    /// about none: one whose saga is not there is passed over, counted in `tidings_saga_ignored_total`.
+    /// It does not wait for a saga that starts later, so its function must be right without it.
+    ///
+    /// # Panics
+    ///
+    /// As [`saga_signal`](Self::saga_signal).
+    #[track_caller]
+    pub fn saga_signal_if_started<S: Message>(
+        self,
+        saga: &str,
+        signal: impl Into<Box<str>>,
+        key: impl Fn(&S) -> String + Send + Sync + 'static,
+    ) -> Self {
+        self.signals(saga, signal.into(), key, false)
+    }
+
+    #[track_caller]
+    fn signals<S: Message>(
+        self,
+        saga: &str,
+        signal: Box<str>,
+        key: impl Fn(&S) -> String + Send + Sync + 'static,
+        must_be_there: bool,
+    ) -> Self {
         let kind = self.sagas.0.read().get(saga).cloned();
         let kind = kind.unwrap_or_else(|| {
             panic!(
@@ -196,14 +224,18 @@ impl Router {
                 self.consumer
             )
         });
-        let (signal, key): (Box<str>, _) = (signal.into(), Arc::new(key));
+        let key = Arc::new(key);
         self.on(move |message: S, mut transaction: TransactionHandle| {
             let (kind, signal, key) = (kind.clone(), signal.clone(), key(&message));
             async move {
                 let body = raw(&message)?;
                 let arrival = Arrival::Signal { signal, body };
                 let arrivals = BTreeMap::from([(key, vec![arrival])]);
-                advance(&kind, arrivals, &mut transaction, true).await
+                let absent = match must_be_there {
+                    true => Absent::Wait,
+                    false => Absent::PassOver,
+                };
+                advance(&kind, arrivals, &mut transaction, absent).await
             }
         })
     }
@@ -306,11 +338,22 @@ async fn answered(
                 "there is no saga `{saga}` in this program (yet, or any more); the answer waits"
             ))
         })?;
-        let more = advance(&kind, arrivals, &mut transaction, false).await?;
+        let more = advance(&kind, arrivals, &mut transaction, Absent::Lost).await?;
         turns.outgoing.extend(more.outgoing);
         turns.records.extend(more.records);
     }
     Ok(turns)
+}
+
+/// What it means that a saga is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// It may come: what arrived for it is tried again.
+    Wait,
+    /// What arrived may be about no saga.
+    PassOver,
+    /// It was there, and should be.
+    Lost,
 }
 
 /// Gives sagas what has arrived for them.
@@ -318,7 +361,7 @@ async fn advance(
     kind: &Kind,
     arrivals: BTreeMap<String, Vec<Arrival>>,
     transaction: &mut TransactionHandle,
-    must_be_there: bool,
+    absent: Absent,
 ) -> Result<Turns, Error> {
     let now = Timestamp::now();
     let saga = kind.definition.name();
@@ -327,15 +370,18 @@ async fn advance(
     let mut turns = Turns::default();
     for ((key, arrivals), found) in arrivals.into_iter().zip(found) {
         let Some(record) = found else {
-            if must_be_there {
+            if absent == Absent::Wait {
                 return Err(Error::msg(format!("there is no saga `{saga}/{key}` (yet)")));
             }
             counter!("tidings_saga_ignored_total", "saga" => saga.to_owned())
                 .increment(arrivals.len() as u64);
-            warn!(
-                saga,
-                key, "an answer is passed over: the saga is not there any more"
-            );
+            match absent {
+                Absent::Lost => warn!(
+                    saga,
+                    key, "an answer is passed over: the saga is not there any more"
+                ),
+                _ => debug!(saga, key, "a signal is passed over: there is no such saga"),
+            }
             continue;
         };
         let journal = read(kind, &key, &record).map_err(Error::msg)?;

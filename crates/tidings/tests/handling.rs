@@ -541,3 +541,53 @@ async fn each_message_that_is_sent_can_be_looked_at_changed_and_refused() {
     listener.stop().await;
     assert_eq!(database.effects().await, [("a".to_owned(), 1)]);
 }
+
+/// As when another service takes over: what is there is worked off, and nothing new comes.
+#[tokio::test]
+async fn a_handler_that_is_unsubscribed_works_off_what_it_has() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let router = || {
+        Router::new("bank")
+            .on(book)
+            .transactional(database.store.clone())
+    };
+    broker.declare_for(&router()).await;
+    broker.publish_raw(outgoing(&deposit("before", 1)));
+    let bank = Running::start(&broker, router().unsubscribed()).await;
+    // Somebody else wants them now; otherwise they would wait for a listener.
+    let other = Router::new("other").on(ignore);
+    let other = Running::start(&broker, other).await;
+    broker.publish_raw(outgoing(&deposit("after", 2)));
+    let mut sent_on = outgoing(&deposit("by name", 3));
+    sent_on.destination = tidings::Destination::Queue(QUEUE.into());
+    broker.publish_raw(sent_on);
+    until("both are handled", async || {
+        database.effects().await.len() == 2 && broker.is_settled()
+    })
+    .await;
+    let accounts = || async {
+        let effects = database.effects().await;
+        let mut accounts: Vec<String> = effects.into_iter().map(|(account, _)| account).collect();
+        accounts.sort_unstable();
+        accounts
+    };
+    assert_eq!(accounts().await, ["before", "by name"]);
+    bank.stop().await;
+
+    // And it may come back.
+    let bank = Running::start(&broker, router()).await;
+    broker.publish_raw(outgoing(&deposit("again", 4)));
+    until("it is handled", async || {
+        database.effects().await.len() == 3
+    })
+    .await;
+    assert_eq!(accounts().await, ["again", "before", "by name"]);
+    bank.stop().await;
+    other.stop().await;
+    listener.stop().await;
+}
+
+async fn ignore(_: MoneyDeposited) -> Result<()> {
+    Ok(())
+}

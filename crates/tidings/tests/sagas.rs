@@ -389,3 +389,37 @@ async fn many_sagas_end_as_they_may_on_postgresql() {
     let store = Arc::new(store.expect("a store"));
     many_end_as_they_may(&World::with(store).await, 90).await;
 }
+
+/// An event that most sagas do not wait for: it is no dead letter when there is no saga.
+#[tokio::test]
+async fn a_signal_to_no_saga_may_be_passed_over() {
+    let world = World::new().await;
+    let sagas = Sagas::new("held", |order: &OrderPlaced| order.order_id.clone());
+    let router = Router::new("checkout")
+        .saga(sagas.version(1, held))
+        .saga_signal_if_started("held", "released", |it: &OrderReleased| it.order_id.clone())
+        .retry(Retry::exponential(Duration::from_millis(50)).attempts(2))
+        .transactional(Arc::clone(&world.checkout));
+    let watcher = Router::new("watcher")
+        .on(confirmed)
+        .on(gone)
+        .with_state(world.book.clone());
+    let running = Running::start_all(&world.broker, [router, watcher]).await;
+    let release = |order_id: &str| {
+        let (order_id, by) = (order_id.to_owned(), "ann".to_owned());
+        world
+            .broker
+            .publish_raw(outgoing(&OrderReleased { order_id, by }));
+    };
+    release("early");
+    until("it is passed over", async || world.broker.is_settled()).await;
+    world.place("early", "");
+    world.place("one", "");
+    until("they are started", async || world.broker.is_settled()).await;
+    release("one");
+    world.until("confirmed one by ann").await;
+    world.until("cancelled early: nobody released it").await;
+    let queue = "checkout.order-released.v1";
+    assert_eq!(world.broker.dead_letters(queue).len(), 0);
+    running.stop().await;
+}

@@ -85,7 +85,7 @@ fn panic_of(action: impl FnOnce()) -> (String, String) {
 #[test]
 fn misuse_panics_at_the_users_line_and_says_what_to_do() {
     let start = |router: Router| drop(serve(Broker::default(), router));
-    let cases: [Case; 18] = [
+    let cases: [Case; 19] = [
         (
             "`money-deposited.v1` has two handlers in the router `bank`",
             Box::new(move || start(Router::new("bank").on(plain).on(with_state))),
@@ -140,6 +140,13 @@ fn misuse_panics_at_the_users_line_and_says_what_to_do() {
         (
             "asks for order, but the router has no store",
             Box::new(move || start(Router::new("bank").on(plain).ordered(4))),
+        ),
+        (
+            "asks for order and is unsubscribed",
+            Box::new(move || {
+                let router = Router::new("bank").on(plain).ordered(4);
+                start(router.transactional(MemoryStore::new()).unsubscribed());
+            }),
         ),
         (
             "give both to `serve` instead",

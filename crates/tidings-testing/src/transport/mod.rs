@@ -90,6 +90,7 @@ async fn run<T: Transport>(connect: &impl AsyncFn() -> T) {
             a_queue_gets_messages_in_the_order_they_were_published
             each_message_of_a_batch_has_its_own_outcome
             declaring_again_changes_nothing
+            a_queue_that_leaves_a_topic_keeps_what_it_has_and_gets_no_more
             large_bodies_and_large_batches_go_through
             a_closed_transport_takes_nothing
         }

@@ -131,6 +131,32 @@ pub(super) async fn declaring_again_changes_nothing(case: Case) {
     none(&mut deliveries).await;
 }
 
+pub(super) async fn a_queue_that_leaves_a_topic_keeps_what_it_has_and_gets_no_more(case: Case) {
+    case.declare().await;
+    let second = Queue::new(format!("{}.second", case.queue)).topic(case.topic.clone());
+    let leaving = Topology::new()
+        .queue(Queue::new(case.queue.clone()).leaves(case.topic.clone()))
+        .queue(second.clone());
+    case.publish(&["before"]).await;
+    // As often as somebody starts, and whether it was subscribed or not.
+    for transport in [&case.one, &case.other, &case.one] {
+        transport.declare(&leaving).await.expect("it declares");
+    }
+    case.publish(&["after"]).await;
+    let outcome = case.publish_one(case.to_queue(), text("by name")).await;
+    outcome.expect("it is published");
+    let mut deliveries = case.subscribe(10).await;
+    take(&mut deliveries, &["before", "by name"]).await;
+    none(&mut deliveries).await;
+    let mut others = case.subscribe_to(&case.other, &second.name, 10).await;
+    take(&mut others, &["after"]).await;
+
+    // And it may come back.
+    case.declare().await;
+    case.publish(&["again"]).await;
+    take(&mut deliveries, &["again"]).await;
+}
+
 pub(super) async fn large_bodies_and_large_batches_go_through(case: Case) {
     case.declare().await;
     let large = Envelope::new("large.v1", vec![7; 3 * 1024 * 1024]);
