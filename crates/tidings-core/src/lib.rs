@@ -47,7 +47,7 @@ pub use outbox::{
 };
 pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records};
 pub use sending::{
-    Cancel, IntoMessages, Messages, Reply, ScheduleId, Scheduled, SendWith, When, With,
+    Cancel, IntoMessages, Messages, Reply, ScheduleId, Scheduled, SendWith, Sends, When, With,
 };
 pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError, WorkFuture};
 pub use transport::{

@@ -58,6 +58,36 @@ pub struct Messages {
     pub records: Vec<RecordChange>,
 }
 
+/// A kind of message that somebody may send, known from the types alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sends {
+    /// The message's name: `order-placed.v1`.
+    pub name: &'static str,
+    /// Where it goes. `None`: to whoever asked.
+    pub to: Option<Destination>,
+    /// Whether whoever succeeds has sent it: false for what is in an `Option` or a `Vec`.
+    pub always: bool,
+}
+
+impl Sends {
+    /// Messages of this type, always sent.
+    pub fn of<M: Message>() -> Self {
+        Self {
+            name: M::NAME,
+            to: Some(M::DESTINATION),
+            always: true,
+        }
+    }
+
+    /// The same, of which it is not known whether it is sent.
+    pub fn maybe(self) -> Self {
+        Self {
+            always: false,
+            ..self
+        }
+    }
+}
+
 /// What can be sent: what a handler may return.
 ///
 /// `()`, an event or a command, one [`With`] headers or a delay, a [`Reply`], a [`Cancel`], `Option`s
@@ -70,9 +100,9 @@ pub struct Messages {
             up to four of these"
 )]
 pub trait IntoMessages: Send {
-    /// Where messages of this type may go. Known without a value, so that what a service publishes
-    /// is known before it does.
-    fn destinations(into: &mut Vec<Destination>);
+    /// Which messages there may be. Known without a value, so that what a service sends is known
+    /// before it does: the topics it declares and the event map are made of this.
+    fn sends(into: &mut Vec<Sends>);
 
     /// Encodes the messages, in the order they are to be sent.
     ///
@@ -88,8 +118,8 @@ pub trait IntoMessages: Send {
 }
 
 impl<M: Message> IntoMessages for M {
-    fn destinations(into: &mut Vec<Destination>) {
-        into.push(M::DESTINATION);
+    fn sends(into: &mut Vec<Sends>) {
+        into.push(Sends::of::<M>());
     }
 
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
@@ -189,8 +219,8 @@ impl<M: Message> With<M> {
 }
 
 impl<M: Message> IntoMessages for With<M> {
-    fn destinations(into: &mut Vec<Destination>) {
-        into.push(M::DESTINATION);
+    fn sends(into: &mut Vec<Sends>) {
+        into.push(Sends::of::<M>());
     }
 
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
@@ -219,7 +249,12 @@ impl<M: Message> IntoMessages for With<M> {
 pub struct Reply<M>(pub M);
 
 impl<M: Message> IntoMessages for Reply<M> {
-    fn destinations(_: &mut Vec<Destination>) {}
+    fn sends(into: &mut Vec<Sends>) {
+        into.push(Sends {
+            to: None,
+            ..Sends::of::<M>()
+        });
+    }
 
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
         into.replies.push(Outgoing::new(&self.0)?);
@@ -236,7 +271,7 @@ impl<M: Message> IntoMessages for Reply<M> {
 pub struct Cancel(pub ScheduleId);
 
 impl IntoMessages for Cancel {
-    fn destinations(_: &mut Vec<Destination>) {}
+    fn sends(_: &mut Vec<Sends>) {}
 
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
         into.cancelled.push(self.0);
@@ -245,16 +280,24 @@ impl IntoMessages for Cancel {
 }
 
 impl IntoMessages for () {
-    fn destinations(_: &mut Vec<Destination>) {}
+    fn sends(_: &mut Vec<Sends>) {}
 
     fn into_messages(self, _: &mut Messages) -> Result<(), Error> {
         Ok(())
     }
 }
 
+fn sends_maybe<T: IntoMessages>(into: &mut Vec<Sends>) {
+    let before = into.len();
+    T::sends(into);
+    for sends in &mut into[before..] {
+        sends.always = false;
+    }
+}
+
 impl<T: IntoMessages> IntoMessages for Option<T> {
-    fn destinations(into: &mut Vec<Destination>) {
-        T::destinations(into);
+    fn sends(into: &mut Vec<Sends>) {
+        sends_maybe::<T>(into);
     }
 
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
@@ -267,8 +310,8 @@ impl<T: IntoMessages> IntoMessages for Option<T> {
 }
 
 impl<T: IntoMessages> IntoMessages for Vec<T> {
-    fn destinations(into: &mut Vec<Destination>) {
-        T::destinations(into);
+    fn sends(into: &mut Vec<Sends>) {
+        sends_maybe::<T>(into);
     }
 
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
@@ -284,8 +327,8 @@ impl<T: IntoMessages> IntoMessages for Vec<T> {
 macro_rules! tuples_into_messages {
     ($(($($part:ident)+))+) => {$(
         impl<$($part: IntoMessages),+> IntoMessages for ($($part,)+) {
-            fn destinations(into: &mut Vec<Destination>) {
-                $($part::destinations(into);)+
+            fn sends(into: &mut Vec<Sends>) {
+                $($part::sends(into);)+
             }
 
             #[allow(non_snake_case)]

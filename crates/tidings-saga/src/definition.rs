@@ -3,11 +3,11 @@
 use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
-use tidings_core::{IntoMessages, Message};
+use tidings_core::{IntoMessages, Message, Sends};
 
 use crate::{
     function::{Function, erase},
-    saga::Saga,
+    saga::{Saga, Step},
 };
 
 /// The name of the messages that answer a step; with the saga's consumer in front it is their queue.
@@ -27,6 +27,8 @@ pub struct Sagas<M> {
     functions: BTreeMap<u32, Function>,
     stuck_after: SignedDuration,
     keep: Duration,
+    ends: Vec<Sends>,
+    sends: Vec<Sends>,
     of: PhantomData<fn(M)>,
 }
 
@@ -55,6 +57,8 @@ impl<M: Message> Sagas<M> {
             functions: BTreeMap::new(),
             stuck_after: STUCK_AFTER,
             keep: KEEP,
+            ends: Vec::new(),
+            sends: Vec::new(),
             of: PhantomData,
         }
     }
@@ -79,6 +83,19 @@ impl<M: Message> Sagas<M> {
             "the saga `{}` has two functions with the version {number}",
             self.name
         );
+        let mut ends = Vec::new();
+        Done::sends(&mut ends);
+        Undone::sends(&mut ends);
+        // It ends in one of two ways.
+        self.ends.extend(ends.into_iter().map(Sends::maybe));
+        self
+    }
+
+    /// Says that its function sends the command `C`, as a step, an undo or a cancellation: a function
+    /// shows that to nobody before it runs, and the event map shows what is said here. Once anything is
+    /// said, an [`Explorer`](crate::Explorer) refuses a saga that sends something else.
+    pub fn sends<C: Step>(mut self) -> Self {
+        self.sends.push(Sends::of::<C>().maybe());
         self
     }
 
@@ -122,6 +139,8 @@ impl<M: Message> Sagas<M> {
             functions: self.functions,
             reply_to: format!("{consumer}.{ANSWER_NAME}"),
             stuck_after: self.stuck_after,
+            ends: self.ends,
+            sends: self.sends,
         }
     }
 }
@@ -132,6 +151,8 @@ pub struct Definition {
     functions: BTreeMap<u32, Function>,
     reply_to: String,
     stuck_after: SignedDuration,
+    ends: Vec<Sends>,
+    sends: Vec<Sends>,
 }
 
 impl Definition {
@@ -143,6 +164,16 @@ impl Definition {
     /// The queue that the targets of its steps answer to.
     pub fn reply_to(&self) -> &str {
         &self.reply_to
+    }
+
+    /// What its functions return.
+    pub fn ends(&self) -> &[Sends] {
+        &self.ends
+    }
+
+    /// The commands that it is said to send, with [`Sagas::sends`].
+    pub fn sends(&self) -> &[Sends] {
+        &self.sends
     }
 
     pub(crate) fn stuck_after(&self) -> SignedDuration {

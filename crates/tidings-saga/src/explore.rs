@@ -60,6 +60,9 @@ pub struct Explored {
     pub endings: BTreeMap<&'static str, usize>,
     /// What was in effect at the endings: by the saga's state, the steps that are done and not undone.
     pub in_effect: BTreeSet<(&'static str, Vec<Box<str>>)>,
+    /// The names of the commands that were sent. Compare them with what the saga is said to send
+    /// ([`Sagas::sends`](crate::Sagas::sends)), which may be more than this start message leads to.
+    pub commands: BTreeSet<Box<str>>,
 }
 
 impl Explorer {
@@ -141,6 +144,13 @@ impl Explorer {
                 continue;
             }
             explored.states += 1;
+            for (_, command) in &world.commands {
+                let name = &*command.envelope.name;
+                if !explored.commands.contains(name) {
+                    self.check_declared(&world, name);
+                    explored.commands.insert(name.into());
+                }
+            }
             assert!(
                 explored.states <= self.states_max,
                 "there are more than {} states; make the saga smaller, or raise `states_max`",
@@ -158,6 +168,18 @@ impl Explorer {
             open.extend(self.signalled(&world));
         }
         explored
+    }
+
+    /// A saga that says what it sends says all of it.
+    #[track_caller]
+    fn check_declared(&self, world: &World, command: &str) {
+        let declared = self.definition.sends();
+        if !declared.is_empty() && !declared.iter().any(|it| it.name == command) {
+            world.fail(&format!(
+                "it sends `{command}`, but is not said to; add `.sends::<…>()` to its `Sagas`, so that \
+                 the event map shows it"
+            ));
+        }
     }
 
     /// A world after a turn.

@@ -24,9 +24,9 @@ use tower::{Service, ServiceExt};
 use tracing::Instrument;
 
 use crate::{
-    BoxError, BoxFuture, Claim, Commit, Committed, Context, Destination, Error, Fate,
-    HandlerArgument, HandlerInput, InboxEntry, IntoMessages, Messages, Permanent, Provided,
-    Refusal, TransactionSlot, Transport, Work, WorkError,
+    BoxError, BoxFuture, Claim, Commit, Committed, Context, Error, Fate, HandlerArgument,
+    HandlerInput, InboxEntry, IntoMessages, Messages, Permanent, Provided, Refusal, Sends,
+    TransactionSlot, Transport, Work, WorkError,
     accept::{Upcast, decode},
     gather::Gatherer,
     publish::Sender,
@@ -68,8 +68,8 @@ pub trait Handler<T, A>: Clone + Send + Sync + 'static {
         context: Context,
     ) -> impl Future<Output = Result<Messages, Error>> + Send;
 
-    /// Where the returned messages may go.
-    fn destinations(into: &mut Vec<Destination>);
+    /// Which messages it may return.
+    fn sends(into: &mut Vec<Sends>);
 
     /// What the router must still be given for the extractors.
     ///
@@ -124,8 +124,8 @@ macro_rules! functions_are_handlers {
                 Ok(messages)
             }
 
-            fn destinations(into: &mut Vec<Destination>) {
-                <Fut::Output as HandlerResult>::Messages::destinations(into);
+            fn sends(into: &mut Vec<Sends>) {
+                <Fut::Output as HandlerResult>::Messages::sends(into);
             }
 
             fn check(provided: &Provided<'_>) -> Result<(), String> {

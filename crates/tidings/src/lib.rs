@@ -68,6 +68,7 @@ mod breaker;
 mod consumer;
 mod control;
 pub mod dead_letters;
+pub mod event_map;
 mod extract;
 mod gate;
 mod gather;

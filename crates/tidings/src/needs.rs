@@ -4,22 +4,33 @@
 use std::num::NonZeroU16;
 
 use crate::{
-    AfterDeadLetter, Destination, Group, Queue, Retry, Router, Topology,
+    AfterDeadLetter, Destination, Event, Group, Message, Queue, Retry, Router, Sends, Topology,
     router::{MESSAGES_DEFAULT, Route, batch_max_of},
 };
 
 impl Router {
+    /// Says that the service publishes `E` from outside of handlers (through a
+    /// [`Producer`](crate::Producer)), so that its topic is declared and the event map shows it.
+    pub fn publishes<E: Event>(self) -> Self {
+        self.emits::<E>()
+    }
+
+    /// Says that the service sends `M`, an event or a command, from outside of handlers. What a handler
+    /// sends otherwise than by returning it is declared with
+    /// [`HandlerOptions::emits`](crate::HandlerOptions::emits).
+    pub fn emits<M: Message>(mut self) -> Self {
+        self.published.push(Sends::of::<M>().maybe());
+        self
+    }
+
     /// The topics and queues this service needs, as it is configured.
     pub fn topology(&self) -> Topology {
-        let mut destinations = self.published.clone();
-        for route in &self.routes {
-            (route.destinations)(&mut destinations);
-        }
         let mut topology = Topology::new();
-        for destination in destinations {
+        let of_handlers = self.routes.iter().flat_map(|route| &route.sends);
+        for sends in self.published.iter().chain(of_handlers) {
             // The queue of a command belongs to its target, which declares it.
-            if let Destination::Topic(topic) = destination {
-                topology = topology.topic(topic);
+            if let Some(Destination::Topic(topic)) = &sends.to {
+                topology = topology.topic(topic.clone());
             }
         }
         for group in self.groups() {

@@ -4,7 +4,7 @@ use std::{num::NonZeroU16, time::Duration};
 
 #[allow(unused_imports, reason = "named in the docs")]
 use crate::Router;
-use crate::{Retry, SLOT_COUNT};
+use crate::{Message, Retry, SLOT_COUNT, Sends};
 
 /// How one handler is run, where it differs from the others of its router; for
 /// [`Router::on_with`].
@@ -17,6 +17,7 @@ pub struct HandlerOptions {
     pub(crate) partitions: Option<NonZeroU16>,
     pub(crate) after_dead_letter: Option<AfterDeadLetter>,
     pub(crate) is_unsubscribed: bool,
+    pub(crate) emits: Vec<Sends>,
 }
 
 /// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
@@ -97,6 +98,14 @@ impl HandlerOptions {
         self
     }
 
+    /// Says that this handler also sends `M` otherwise than by returning it: through a
+    /// [`Producer`](crate::Producer), say, which no type shows. Its topic is declared, and the
+    /// [event map](crate::event_map) shows it.
+    pub fn emits<M: Message>(mut self) -> Self {
+        self.emits.push(Sends::of::<M>().maybe());
+        self
+    }
+
     /// These, and where they say nothing, what `defaults` say; except for the group, which handlers
     /// of their own share with no other.
     pub(crate) fn or(&self, defaults: &Self) -> Self {
@@ -108,6 +117,7 @@ impl HandlerOptions {
             partitions: self.partitions,
             after_dead_letter: self.after_dead_letter.or(defaults.after_dead_letter),
             is_unsubscribed: self.is_unsubscribed || defaults.is_unsubscribed,
+            emits: Vec::new(), // They stand in the route.
         }
     }
 }

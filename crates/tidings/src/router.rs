@@ -14,7 +14,7 @@ use tower::{Layer, Service};
 
 use crate::{
     AfterDeadLetter, BoxError, Context, Destination, Error, Event, Handled, Handler, HandlerInput,
-    HandlerOptions, HandlerService, Incoming, Message, Outgoing, Permanent, Provided, Retry,
+    HandlerOptions, HandlerService, Incoming, Message, Outgoing, Permanent, Provided, Retry, Sends,
     States, Store,
     accept::{self, Upcast},
     handler::{Effects, Surroundings},
@@ -55,7 +55,8 @@ pub struct Router {
     pub(crate) on_send: Vec<OnSend>,
     pub(crate) defaults: HandlerOptions,
     layers: Vec<LayerFn>,
-    pub(crate) published: Vec<Destination>,
+    /// What is sent from outside of handlers.
+    pub(crate) published: Vec<Sends>,
     pub(crate) sagas: Registry,
     /// With the name of the newer message.
     upcasts: Vec<(&'static str, Upcast)>,
@@ -85,7 +86,10 @@ pub(crate) struct Route {
     layers: Option<Arc<[LayerFn]>>,
     handler: &'static str,
     location: &'static Location<'static>,
-    pub(crate) destinations: fn(&mut Vec<Destination>),
+    /// What it sends, from its type and as declared.
+    pub(crate) sends: Vec<Sends>,
+    /// Of the saga that its message starts.
+    pub(crate) saga: Option<Box<str>>,
     check: fn(&Provided<'_>) -> Result<(), String>,
     attempt: Box<AttemptFn>,
     pub(crate) takes_batches: bool,
@@ -219,6 +223,9 @@ impl Router {
              `Batch<{}>`",
             type_name::<T>().rsplit("::").next().unwrap_or_default()
         );
+        let mut sends = Vec::new();
+        H::sends(&mut sends);
+        sends.extend(options.emits.iter().cloned());
         self.routes.push(Route {
             name,
             queue: format!("{}.{name}", self.consumer).into(),
@@ -228,7 +235,8 @@ impl Router {
             layers: None,
             handler: handler_name,
             location,
-            destinations: H::destinations,
+            sends,
+            saga: None,
             check: H::check,
             attempt: Box::new(move |surroundings| {
                 HandlerService::attempt(handler.clone(), surroundings)
@@ -409,12 +417,6 @@ impl Router {
     /// How often and when a message is tried before it is a dead letter.
     pub fn retry(mut self, policy: Retry) -> Self {
         self.defaults = self.defaults.retry(policy);
-        self
-    }
-
-    /// Says that the service publishes `E` from outside of handlers, so that its topic is declared.
-    pub fn publishes<E: Event>(mut self) -> Self {
-        self.published.push(E::DESTINATION);
         self
     }
 

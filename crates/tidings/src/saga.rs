@@ -25,9 +25,9 @@ use tracing::{debug, error, warn};
 pub(crate) use clock::run;
 
 use crate::{
-    Batch, Destination, Error, Expected, HandlerOptions, IntoMessages, Message, Messages, Metadata,
-    Outgoing, Permanent, Record, RecordChange, RecordId, RecordValue, Retry, Router,
-    TransactionHandle, steps::StepAnswer,
+    Batch, Error, Expected, HandlerOptions, IntoMessages, Message, Messages, Metadata, Outgoing,
+    Permanent, Record, RecordChange, RecordId, RecordValue, Retry, Router, Sends,
+    TransactionHandle, event_map::SagaMap, steps::StepAnswer,
 };
 
 /// The sagas of a router, by name.
@@ -44,6 +44,15 @@ struct Kind {
 impl Registry {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.read().is_empty()
+    }
+
+    /// The sagas as the event map shows them.
+    pub(crate) fn on_map(&self) -> Vec<SagaMap> {
+        let kinds = self.0.read();
+        let definitions = kinds.values().map(|kind| &kind.definition);
+        definitions
+            .map(|it| SagaMap::new(it.name(), it.sends(), it.ends()))
+            .collect()
     }
 
     /// Takes the sagas of another router of the same consumer.
@@ -127,7 +136,7 @@ pub(crate) struct Turns {
 }
 
 impl IntoMessages for Turns {
-    fn destinations(_: &mut Vec<Destination>) {}
+    fn sends(_: &mut Vec<Sends>) {}
 
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
         into.now.extend(self.outgoing);
@@ -168,6 +177,7 @@ impl Router {
             let (kind, key_of) = (starting.clone(), Arc::clone(&key_of));
             async move { start(&kind, &*key_of, messages, transaction).await }
         });
+        self.of_saga(&kind.definition);
         match is_first {
             true => self.answers(registry),
             false => self,
@@ -225,7 +235,8 @@ impl Router {
             )
         });
         let key = Arc::new(key);
-        self.on(move |message: S, mut transaction: TransactionHandle| {
+        let of = kind.clone();
+        let mut router = self.on(move |message: S, mut transaction: TransactionHandle| {
             let (kind, signal, key) = (kind.clone(), signal.clone(), key(&message));
             async move {
                 let body = raw(&message)?;
@@ -237,7 +248,18 @@ impl Router {
                 };
                 advance(&kind, arrivals, &mut transaction, absent).await
             }
-        })
+        });
+        router.of_saga(&of.definition);
+        router
+    }
+
+    /// Says of the handler that was added last that it is a part of a saga, and sends what that sends.
+    fn of_saga(&mut self, saga: &Definition) {
+        if let Some(route) = self.routes.last_mut() {
+            route.saga = Some(saga.name().into());
+            let sends = saga.sends().iter().chain(saga.ends());
+            route.sends.extend(sends.cloned());
+        }
     }
 
     fn answers(self, registry: Registry) -> Self {

@@ -18,7 +18,7 @@ use tracing::debug;
 use crate::{
     Commit, Context, Destination, Envelope, Error, Expected, IntoMessages, Message, MessageId,
     Messages, Outgoing, Permanent, REPLY_TO_HEADER, Record, RecordChange, RecordId, RecordValue,
-    Store, StoreError,
+    Sends, Store, StoreError,
 };
 
 /// The kind of the records.
@@ -91,7 +91,7 @@ impl<R> StepReply<R> {
 }
 
 impl<R: Serialize + Send> IntoMessages for StepReply<R> {
-    fn destinations(_: &mut Vec<Destination>) {}
+    fn sends(_: &mut Vec<Sends>) {}
 
     fn into_messages(self, into: &mut Messages) -> Result<(), Error> {
         let answer = match self {

@@ -28,26 +28,52 @@ pub(crate) struct Cli {
 impl Cli {
     /// What the command line and the environment say. A mistake ends the process with an error
     /// that names it.
-    pub(crate) fn options() -> Options {
+    pub(crate) fn read() -> (Command, Options) {
         Self::try_parse()
             .and_then(Self::consistent)
             .unwrap_or_else(|error| error.exit())
     }
 
     /// Takes what is left out from the services to run.
-    fn consistent(self) -> Result<Options, clap::Error> {
+    fn consistent(self) -> Result<(Command, Options), clap::Error> {
         let mut options = self.options;
         let services = options.services.but(&options.without);
         options.services =
             services.map_err(|why| Self::command().error(ErrorKind::ArgumentConflict, why))?;
-        Ok(options)
+        Ok((self.command.unwrap_or(Command::Up), options))
     }
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Runs the shop (what happens without a command, too).
     Up,
+    /// Prints which service handles and sends what, and what may be wrong with it. Needs neither a
+    /// broker nor a database; of the other options, `--without` and `--checkout` matter.
+    Map(MapOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapOptions {
+    /// What to print.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "mermaid")]
+    pub(crate) format: MapFormat,
+
+    /// Ends with the exit code 1 if something may be wrong.
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MapFormat {
+    /// A flowchart, for documents that draw it.
+    Mermaid,
+    /// A graph for Graphviz.
+    Dot,
+    /// For programs.
+    Json,
+    /// A picture.
+    Svg,
 }
 
 #[derive(Debug, Args)]
@@ -279,6 +305,7 @@ mod tests {
         let arguments = std::iter::once("shop").chain(arguments.split_whitespace());
         Cli::try_parse_from(arguments)
             .and_then(Cli::consistent)
+            .map(|(_, options)| options)
             .map_err(|error| error.to_string())
     }
 

@@ -8,6 +8,7 @@ mod bounds;
 mod broker;
 mod cli;
 mod http;
+mod map;
 mod probes;
 mod run;
 mod services;
@@ -19,7 +20,13 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let options = cli::Cli::options();
+    let (command, options) = cli::Cli::read();
+    if let cli::Command::Map(map) = command {
+        return match map::print(&map, &options) {
+            Ok(code) => code,
+            Err(error) => failed(&error),
+        };
+    }
     cli::start_logging(options.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -44,12 +44,7 @@ const HANDLERS_FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 const PANICKED: &str = "a service's task panicked; this is a bug, and nothing was lost by it";
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
-    if options.checkout == Checkout::Orchestration {
-        bail!(
-            "`--checkout orchestration` (the saga manager) is planned, but not there yet; leave it \
-             out, and the services decide by each other's events"
-        );
-    }
+    style_is_there(options.checkout)?;
     let stop = stop_on_signal()?;
     let metrics = probes::start_metrics().context("the metrics cannot start")?;
     let listener = http::bind(options.listen).await?;
@@ -91,6 +86,17 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     }
     let closed = messaging.close().await;
     ended.and(stopped).and(closed)
+}
+
+/// Whether the shop can be run, or drawn, in this style.
+pub(crate) fn style_is_there(checkout: Checkout) -> anyhow::Result<()> {
+    if checkout == Checkout::Orchestration {
+        bail!(
+            "`--checkout orchestration` (the saga manager) is planned, but not there yet; leave it \
+             out, and the services decide by each other's events"
+        );
+    }
+    Ok(())
 }
 
 /// Cancelled by the first SIGINT or SIGTERM; a second one ends the process at once, which loses

@@ -7,7 +7,7 @@ use shop_kit::{BaseUrl, Database, Service};
 use shop_notification::Mailer;
 use shop_orders::{OrderDeadline, Overdue};
 use shop_storefront::Elsewhere;
-use tidings::Topology;
+use tidings::{Topology, event_map::EventMap};
 
 use crate::cli::Api;
 
@@ -75,6 +75,19 @@ impl Name {
             Self::Loyalty => shop_loyalty::topology(),
             Self::Bank | Self::Storefront => return None,
         })
+    }
+
+    /// What it handles and sends; nothing if it handles no messages.
+    fn event_map(self) -> EventMap {
+        match self {
+            Self::Orders => shop_orders::event_map(),
+            Self::Payment => shop_payment::event_map(),
+            Self::Inventory => shop_inventory::event_map(),
+            Self::Shipping => shop_shipping::event_map(),
+            Self::Notification => shop_notification::event_map(),
+            Self::Loyalty => shop_loyalty::event_map(),
+            Self::Bank | Self::Storefront => EventMap::default(),
+        }
     }
 }
 
@@ -186,6 +199,13 @@ impl Without {
     pub(crate) fn topologies(&self) -> Vec<Topology> {
         let kept = Name::ALL.into_iter().filter(|name| !self.contains(*name));
         kept.filter_map(Name::topology).collect()
+    }
+
+    /// What every service of the shop handles and sends, but for those that are left out.
+    pub(crate) fn event_map(&self) -> EventMap {
+        let kept = Name::ALL.into_iter().filter(|name| !self.contains(*name));
+        kept.map(Name::event_map)
+            .fold(EventMap::default(), EventMap::merge)
     }
 }
 

@@ -9,7 +9,7 @@ mod http;
 
 use shop_contracts::CATALOGUE;
 use shop_kit::{Database, Service, StoreError, Tx, sql};
-use tidings::{Router, Topology};
+use tidings::{Router, Topology, event_map::EventMap};
 
 const MIGRATIONS: &[&str] = &["create table stock (
         sku text primary key,
@@ -66,6 +66,11 @@ fn messages() -> Router {
 /// that has never run.
 pub fn topology() -> Topology {
     messages().topology().without_delays()
+}
+
+/// What it handles and sends, from the types of its handlers.
+pub fn event_map() -> EventMap {
+    EventMap::of([&messages()])
 }
 
 #[cfg(test)]

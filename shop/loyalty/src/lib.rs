@@ -10,7 +10,7 @@ use axum::{
 };
 use shop_contracts::{OrderConfirmed, PointsAwarded};
 use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
-use tidings::{Topology, prelude::*};
+use tidings::{Topology, event_map::EventMap, prelude::*};
 
 const MIGRATIONS: &[&str] = &["create table award (
         order_id text primary key,
@@ -48,6 +48,11 @@ fn messages() -> Router {
 /// that has never run.
 pub fn topology() -> Topology {
     messages().topology().without_delays()
+}
+
+/// What it handles and sends, from the types of its handlers.
+pub fn event_map() -> EventMap {
+    EventMap::of([&messages()])
 }
 
 /// Nobody earns points for an order without a customer.

@@ -11,7 +11,7 @@ use axum::{Json, extract::State as HttpState, routing::get};
 use jiff::Timestamp;
 use shop_contracts::{EmailSent, OrderCancelled, OrderConfirmed};
 use shop_kit::{Database, Db, Problem, QueryOf, Service, StoreError, Tx, sql};
-use tidings::{Topology, prelude::*};
+use tidings::{Topology, event_map::EventMap, prelude::*};
 
 use mail::Letter;
 pub use mail::{Mailer, MailerError};
@@ -71,6 +71,11 @@ fn messages() -> Router {
 /// that has never run.
 pub fn topology() -> Topology {
     messages().topology().without_delays()
+}
+
+/// What it handles and sends, from the types of its handlers.
+pub fn event_map() -> EventMap {
+    EventMap::of([&messages()])
 }
 
 async fn confirmed(

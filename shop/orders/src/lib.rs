@@ -19,9 +19,9 @@ mod stuck;
 #[cfg(test)]
 mod tests;
 
-use shop_contracts::OrderPlaced;
+use shop_contracts::{OrderCancelled, OrderPlaced};
 use shop_kit::{Database, Service, StoreError};
-use tidings::{Producer, Router, Topology};
+use tidings::{Producer, Router, Topology, event_map::EventMap};
 
 pub use deadline::OrderDeadline;
 pub use overdue::Overdue;
@@ -122,7 +122,8 @@ fn messages() -> Router {
         .on(handlers::shipment_booked)
         .on(handlers::email_sent)
         .on(handlers::points_awarded)
-        .publishes::<OrderPlaced>()
+        .publishes::<OrderPlaced>() // Over HTTP.
+        .publishes::<OrderCancelled>() // At the deadline.
         .retry(shop_kit::retry())
 }
 
@@ -131,4 +132,9 @@ fn messages() -> Router {
 /// has never run.
 pub fn topology() -> Topology {
     messages().topology().without_delays()
+}
+
+/// What it handles and sends, from the types of its handlers.
+pub fn event_map() -> EventMap {
+    EventMap::of([&messages()])
 }

@@ -12,7 +12,7 @@ mod record;
 use std::time::Duration;
 
 use shop_kit::{BaseUrl, Database, Service, StoreError};
-use tidings::{Retry, Router, Topology};
+use tidings::{Retry, Router, Topology, event_map::EventMap};
 
 const MIGRATIONS: &[&str] = &["create table payment (
         order_id text primary key,
@@ -61,6 +61,11 @@ fn messages() -> Router {
 /// that has never run.
 pub fn topology() -> Topology {
     messages().topology().without_delays()
+}
+
+/// What it handles and sends, from the types of its handlers.
+pub fn event_map() -> EventMap {
+    EventMap::of([&messages()])
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use axum::{
 };
 use shop_contracts::{OrderConfirmed, ShipmentBooked};
 use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
-use tidings::{Topology, prelude::*};
+use tidings::{Topology, event_map::EventMap, prelude::*};
 use uuid::Uuid;
 
 const MIGRATIONS: &[&str] = &["create table shipment (
@@ -45,6 +45,11 @@ fn messages() -> Router {
 /// that has never run.
 pub fn topology() -> Topology {
     messages().topology().without_delays()
+}
+
+/// What it handles and sends, from the types of its handlers.
+pub fn event_map() -> EventMap {
+    EventMap::of([&messages()])
 }
 
 async fn book(order: OrderConfirmed, mut tx: Tx) -> Result<ShipmentBooked> {
