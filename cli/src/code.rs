@@ -27,6 +27,10 @@ pub(crate) enum Code {
     NobodyOperates,
     /// Nobody receives from the queue of a consumer.
     NobodyReceives,
+    /// A file is not an event map.
+    EventMapFile,
+    /// Something may be wrong with the event map.
+    EventMapFinding,
 }
 
 impl Code {
@@ -44,6 +48,8 @@ impl Code {
             Code::Deferred => "TDG-9009",
             Code::NobodyOperates => "TDG-9010",
             Code::NobodyReceives => "TDG-9011",
+            Code::EventMapFile => "TDG-9040",
+            Code::EventMapFinding => "TDG-9041",
         }
     }
 

@@ -33,6 +33,7 @@ verbs! { Verb:
     consumers => Consumers,
     deferred => Deferred,
     doctor => Doctor,
+    events => Events,
     explain => Explain,
     outbox => Outbox,
     sagas => Sagas,

@@ -2,6 +2,7 @@
 //! services that run or do not run.
 
 mod doctor;
+mod events_map;
 mod explain;
 mod run;
 mod sagas;
