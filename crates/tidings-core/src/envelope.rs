@@ -6,6 +6,8 @@ use std::{borrow::Cow, fmt};
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use crate::REPLAY_HEADER;
+
 /// Identifies one message for ever: the same message delivered again has the same id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId(Box<str>);
@@ -89,5 +91,11 @@ impl Envelope {
             .iter()
             .find(|(key, _)| &**key == name)
             .map(|(_, value)| &**value)
+    }
+
+    /// Whether it was sent again out of the sender's log, to its consumer alone: what it says is not
+    /// news to the others.
+    pub fn is_replayed(&self) -> bool {
+        self.header(REPLAY_HEADER).is_some()
     }
 }

@@ -15,6 +15,7 @@ mod envelope;
 mod error;
 mod habits;
 mod inbox;
+mod log;
 mod message;
 mod metadata;
 mod outbox;
@@ -41,6 +42,7 @@ pub use inbox::{
     Ask, Claim, Deferred, Due, Fate, InboxEntry, InboxQuery, InboxRow, InboxState, Lease, OrderKey,
     Over, Refusal, Seen, Waiting,
 };
+pub use log::{Keeping, Log, LogEntry, LogPage, REPLAY_HEADER, SEGMENTS_PER_RETENTION};
 pub use message::{Command, Destination, Event, Message, Outgoing, Unrouted, identity_of};
 pub use outbox::{
     Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, hash_of_key,

@@ -1,9 +1,9 @@
 //! The port to a database: one transaction per attempt, which holds the inbox row, the handler's
 //! writes, the outbox rows and the records.
 //!
-//! The port has four parts, each small enough to keep in the head: [`Store`] (transactions and what
-//! is known of a message), [`Outbox`] (the relay's side), [`Deferred`] (messages that wait) and
-//! [`Records`]. The promises P1 (no lost event) and P2 (effects once) rest on commits being atomic,
+//! The port has parts, each small enough to keep in the head: [`Store`] (transactions and what is
+//! known of a message), [`Outbox`] (the relay's side), [`Deferred`] (messages that wait),
+//! [`Records`], and for stores that have one the [`Log`] of sent events. The promises P1 (no lost event) and P2 (effects once) rest on commits being atomic,
 //! and on outbox rows being removed only after the broker confirmed them.
 
 use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
@@ -11,8 +11,8 @@ use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 
 use crate::{
-    Ask, BoxError, BoxFuture, Deferred, InboxEntry, Outbox, Outgoing, Over, Record, RecordChange,
-    RecordId, Records, Refusal, Seen, TransactionSlot,
+    Ask, BoxError, BoxFuture, Deferred, InboxEntry, Log, Outbox, Outgoing, Over, Record,
+    RecordChange, RecordId, Records, Refusal, Seen, TransactionSlot,
 };
 
 /// A database that belongs to one service.
@@ -61,6 +61,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// What the toolkit keeps between messages.
     fn records(&self) -> &dyn Records;
+
+    /// The events it keeps after they were sent. `None` (the default) if it cannot keep any.
+    fn log(&self) -> Option<&dyn Log> {
+        None
+    }
 }
 
 /// One attempt's transaction. Dropping it rolls it back.

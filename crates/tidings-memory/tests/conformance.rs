@@ -37,6 +37,7 @@ impl Subject for Memory {
         let is_damaged = match what {
             Damage::Outbox(position) => self.0.damage_outbox(position),
             Damage::Inbox(claim) => self.0.damage_inbox(claim),
+            Damage::Log(position) => self.0.damage_log(position),
         };
         Box::pin(async move { is_damaged })
     }

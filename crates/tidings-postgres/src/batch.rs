@@ -77,6 +77,8 @@ struct Batch<'a> {
     /// There is only one attempt, which needs no savepoint.
     is_alone: bool,
     line: Arc<Line>,
+    /// How its outbox rows are written.
+    writing: outbox::Writing,
     /// Claims that are written, and that nobody has used yet.
     free: HashSet<Claim>,
     /// How many attempts still wait that have the same claim as another one.
@@ -135,18 +137,22 @@ pub(crate) async fn run_together(shared: &Arc<Shared>, mut attempts: Vec<Attempt
         }
     };
     // Else the commit would overtake the first outbox rows of a connection.
-    let prepared = timeout(SILENT_MAX, outbox::prepare_write(&connection)).await;
-    if let Err(error) = prepared.unwrap_or(Err(Error::Silent)) {
-        connection.discard();
-        refuse(attempts, &explain("begin a transaction", error));
-        return Next::Go;
-    }
+    let prepared = timeout(SILENT_MAX, outbox::Writing::prepare(shared, &connection)).await;
+    let writing = match prepared.unwrap_or(Err(Error::Silent)) {
+        Ok(writing) => writing,
+        Err(error) => {
+            connection.discard();
+            refuse(attempts, &explain("begin a transaction", error));
+            return Next::Go;
+        }
+    };
     let mut batch = Batch {
         shared,
         _unless_panic: GivenUpByPanic(Arc::clone(&connection)),
         connection,
         is_alone: attempts.len() == 1,
         line: Arc::new(Line::new(attempts.len() > 1)),
+        writing,
         free: HashSet::new(),
         twice: HashMap::new(),
         outbox: Vec::new(),

@@ -24,7 +24,7 @@ pub(crate) async fn commit_alone(
     if is_usual(&commit) {
         let connection = shared.pool.get().await;
         let connection = connection.map_err(|error| explain("begin a transaction", error))?;
-        let written = outbox::write_usual(&connection, shared.locks, &commit).await?;
+        let written = outbox::write_usual(&connection, shared, &commit).await?;
         shared.committed(&commit, &written);
         return Ok(written);
     }
@@ -44,7 +44,7 @@ pub(crate) async fn write(
         return refuse_aborted(connection).await.map(|()| Committed::Done);
     }
     if is_usual(commit) {
-        return outbox::write_usual(connection, shared.locks, commit).await;
+        return outbox::write_usual(connection, shared, commit).await;
     }
     if let Some((entry, why)) = inbox::write_new(connection, commit).await? {
         return Ok(Committed::Refused { entry, why });
@@ -57,7 +57,8 @@ pub(crate) async fn write(
     if !commit.outbox.is_empty() {
         // Their keys are locked.
         let columns = outbox::Columns::of(&commit.outbox);
-        let written = outbox::write(connection, shared.locks, &[], &columns).await;
+        let writing = outbox::Writing::now(shared);
+        let written = outbox::write(connection, shared, writing, &[], &columns).await;
         written.map_err(|error| explain("write the outbox", error))?;
     }
     Ok(Committed::Done)

@@ -28,6 +28,7 @@ mod handover;
 mod inbox;
 mod lanes;
 mod locks;
+mod log;
 mod options;
 mod outbox;
 #[cfg(test)]
@@ -50,8 +51,8 @@ use std::{
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tidings_core::{
-    Ask, BoxFuture, Commit, Committed, Deferred, Habits, Outbox, Records, Seen, Store, StoreError,
-    Transaction, Work, WorkError,
+    Ask, BoxFuture, Commit, Committed, Deferred, Habits, Keeping, Log, Outbox, Records, Seen,
+    Store, StoreError, Transaction, Work, WorkError,
 };
 use tokio::sync::watch;
 
@@ -89,6 +90,7 @@ struct Shared {
     habits: Habits,
     guesses: Guesses,
     progress: Progress,
+    keeping: Keeping,
     /// Counts the commits of this store that brought outbox rows.
     commits: watch::Sender<u64>,
     /// Counts what should wake a relay: these, and those of other processes.
@@ -213,6 +215,10 @@ impl Store for PostgresStore {
 
     fn records(&self) -> &dyn Records {
         &*self.0
+    }
+
+    fn log(&self) -> Option<&dyn Log> {
+        Some(&*self.0)
     }
 }
 

@@ -177,6 +177,7 @@ impl PostgresOptions {
             runners: Runners::new(),
             habits: Habits::default(),
             guesses: Guesses::default(),
+            keeping: tidings_core::Keeping::default(),
             progress: Progress::default(),
             commits,
             wakes,

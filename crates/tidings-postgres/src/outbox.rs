@@ -13,12 +13,26 @@ use tidings_core::{
 use tokio_postgres::Row;
 
 use crate::{
+    Shared,
     connection::{Connection, Params, Pool},
     error::{Error, explain},
-    locks::{LockNames, keys_of},
+    locks::keys_of,
     progress::Progress,
     values::{ahead, count, lane_number, lane_numbers, timestamp},
 };
+
+/// What becomes of the rows of `written`, if events are kept. Destinations of events begin with
+/// `topic:` ([`Destination::to_text`]).
+macro_rules! and_keep {
+    () => {
+        "
+        returning position, created_at, destination, message, body
+    ), kept as (
+        insert into tidings_log (segment, position, written, message, body)
+        select (select segment from tidings_log_state), position, created_at, message, body
+        from written where destination like 'topic:%'"
+    };
+}
 
 /// The usual commit outside of [`batch`](crate::batch): at most one delivery that was handled, and
 /// messages to send.
@@ -26,7 +40,10 @@ use crate::{
 /// A row's position is drawn when it is written, not when it is committed. So that positions of a
 /// key follow the order of commits, a transaction first locks the keys of its messages, until it
 /// ends.
-const WRITE_USUAL: &str = "
+macro_rules! write_usual {
+    ($and:expr) => {
+        concat!(
+            "
     with claimed as (
         insert into tidings_inbox (consumer, message)
         select $1::text, $2::text where $1::text is not null
@@ -43,9 +60,16 @@ const WRITE_USUAL: &str = "
         from locked, claim, unnest($5::smallint[], $6::text[], $7::bigint[], $8::text[], $9::bytea[])
             with ordinality as row (lane, destination, key_hash, message, body, number)
         where claim.free
-        order by number
+        order by number",
+            $and,
+            "
     )
-    select free from claim";
+    select free from claim"
+        )
+    };
+}
+const WRITE_USUAL: &str = write_usual!("");
+const WRITE_USUAL_AND_KEEP: &str = write_usual!(and_keep!());
 
 /// Writes the messages alone, in their order, after it has locked their keys.
 const WRITE: &str = "
@@ -57,6 +81,23 @@ const WRITE: &str = "
     from locked, unnest($3::smallint[], $4::text[], $5::bigint[], $6::text[], $7::bytea[])
         with ordinality as row (lane, destination, key_hash, message, body, number)
     order by number";
+
+/// The same, and those that are events into the log.
+const WRITE_AND_KEEP: &str = concat!(
+    "
+    with locked as materialized (
+        select count(pg_advisory_xact_lock($1, key)) from unnest($2::int[]) as key
+    ), written as (
+        insert into tidings_outbox (lane, destination, key_hash, message, body)
+        select lane, destination, key_hash, message, body
+        from locked, unnest($3::smallint[], $4::text[], $5::bigint[], $6::text[], $7::bytea[])
+            with ordinality as row (lane, destination, key_hash, message, body, number)
+        order by number",
+    and_keep!(),
+    "
+    )
+    select"
+);
 
 /// The columns of messages.
 #[derive(Default)]
@@ -99,18 +140,22 @@ pub(crate) fn is_storable(message: &Outgoing) -> bool {
 /// Writes a usual commit. After `Refused` nothing was written.
 pub(crate) async fn write_usual(
     connection: &Connection,
-    names: LockNames,
+    shared: &Shared,
     commit: &Commit,
 ) -> Result<Committed, StoreError> {
+    let sql = match shared.keeping.kept() {
+        Some(_) => WRITE_USUAL_AND_KEEP,
+        None => WRITE_USUAL,
+    };
     let claim = commit.inbox.first().map(|entry| &entry.claim);
     let columns = Columns::of(&commit.outbox);
     let written = connection
         .row(
-            WRITE_USUAL,
+            sql,
             &[
                 &claim.map(|claim| &*claim.consumer),
                 &claim.map(|claim| claim.message.as_str()),
-                &names.keys,
+                &shared.locks.keys,
                 &keys_of(commit),
                 &columns.lanes,
                 &columns.destinations,
@@ -130,23 +175,39 @@ pub(crate) async fn write_usual(
     }
 }
 
-/// Sees to it that [`write`] is sent when it is first polled.
-pub(crate) async fn prepare_write(connection: &Connection) -> Result<(), Error> {
-    connection.prepare(WRITE).await
+/// How [`write`] writes.
+#[derive(Clone, Copy)]
+pub(crate) struct Writing(&'static str);
+
+impl Writing {
+    /// Sees to it that what is written is sent when it is first polled.
+    pub(crate) async fn prepare(shared: &Shared, connection: &Connection) -> Result<Self, Error> {
+        let writing = Self::now(shared);
+        connection.prepare(writing.0).await?;
+        Ok(writing)
+    }
+
+    pub(crate) fn now(shared: &Shared) -> Self {
+        match shared.keeping.kept() {
+            Some(_) => Self(WRITE_AND_KEEP),
+            None => Self(WRITE),
+        }
+    }
 }
 
 /// Writes messages of which `keys` are the keys, sorted ([`keys_of`]).
 pub(crate) async fn write(
     connection: &Connection,
-    names: LockNames,
+    shared: &Shared,
+    writing: Writing,
     keys: &[i32],
     columns: &Columns<'_>,
 ) -> Result<(), Error> {
     connection
         .execute(
-            WRITE,
+            writing.0,
             &[
-                &names.keys,
+                &shared.locks.keys,
                 &keys,
                 &columns.lanes,
                 &columns.destinations,
@@ -291,7 +352,7 @@ fn outbox_row(row: &Row) -> Result<OutboxRow, Error> {
     })
 }
 
-fn message(row: &Row) -> Result<Result<Outgoing, BoxError>, Error> {
+pub(crate) fn message(row: &Row) -> Result<Result<Outgoing, BoxError>, Error> {
     let metadata: &str = row.try_get("message")?;
     let body: Vec<u8> = row.try_get("body")?;
     let message = Outgoing::from_metadata(metadata, body.into());

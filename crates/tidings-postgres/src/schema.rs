@@ -16,6 +16,7 @@ pub(crate) const APPLICATION: &str = "application";
 pub(crate) const MIGRATIONS: &[(&str, &str)] = &[
     ("0001", include_str!("../migrations/0001.sql")),
     (WITH_WAITING, include_str!("../migrations/0002.sql")),
+    ("0003", include_str!("../migrations/0003.sql")),
 ];
 
 /// The migration after which elder outbox rows are told where they go.

@@ -59,6 +59,10 @@ impl Subject for Schema {
                     let sql = "update tidings_outbox set message = '{' where position = $1";
                     client.execute(sql, &[&position]).await
                 }
+                Damage::Log(position) => {
+                    let sql = "update tidings_log set message = '{' where position = $1";
+                    client.execute(sql, &[&position]).await
+                }
                 Damage::Inbox(claim) => {
                     let sql = "update tidings_inbox set metadata = '{'
                                where consumer = $1 and message = $2";

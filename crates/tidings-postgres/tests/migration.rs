@@ -217,3 +217,20 @@ async fn a_long_outbox_is_migrated_once() {
         assert_eq!(columns, (3, 12_000));
     }
 }
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn an_elder_schema_can_keep_events() {
+    let before = message("orders", "before", Some("key"));
+    let store = open(&elder(&[row(&before, false)]).await).await;
+    let log = store.log().expect("a log");
+    log.keep(Duration::from_secs(3600));
+    let event = message("orders", "after", Some("key"));
+    server::send(&store, vec![event.clone()]).await;
+    let until = log.horizon().await.expect("an end");
+    let page = log.read(0, until, 10).await.expect("a page");
+    let kept: Vec<_> = page.entries.iter().flat_map(|it| &it.message).collect();
+    assert_eq!(kept, [&event]);
+    let rows = ready(&store, &[]).await;
+    assert_eq!(ids(&rows), ["before", "after"]);
+}

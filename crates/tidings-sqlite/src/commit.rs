@@ -3,7 +3,7 @@
 //! The inbox comes first: a message that is known is known, even if a record conflicts as well.
 
 use rusqlite::{Connection, Result};
-use tidings_core::{Commit, Committed, RecordId, StoreError};
+use tidings_core::{Commit, Committed, Keeping, RecordId, StoreError};
 
 use crate::{clock::now_ms, inbox, outbox, records};
 
@@ -15,7 +15,11 @@ pub(crate) enum Written {
     Misused(String),
 }
 
-pub(crate) fn write(connection: &Connection, commit: &Commit) -> Result<Written> {
+pub(crate) fn write(
+    connection: &Connection,
+    keeping: &Keeping,
+    commit: &Commit,
+) -> Result<Written> {
     let now = now_ms();
     for (place, entry) in commit.inbox.iter().enumerate() {
         if let Some(why) = inbox::misuse(entry) {
@@ -30,7 +34,7 @@ pub(crate) fn write(connection: &Connection, commit: &Commit) -> Result<Written>
             return Ok(Written::Conflict(change.id.clone()));
         }
     }
-    outbox::write(connection, &commit.outbox, now)?;
+    outbox::write(connection, keeping, &commit.outbox, now)?;
     Ok(Written::Done)
 }
 

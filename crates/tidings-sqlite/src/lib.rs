@@ -34,6 +34,7 @@ mod deferred;
 mod error;
 mod inbox;
 mod lanes;
+mod log;
 mod migrations;
 mod outbox;
 mod readers;
@@ -57,8 +58,8 @@ use std::{
 use futures_util::future::join_all;
 use rusqlite::Connection;
 use tidings_core::{
-    Ask, BoxFuture, Commit, Committed, Deferred, Habits, Outbox, Records, Seen, Store, StoreError,
-    Transaction, Work, WorkError,
+    Ask, BoxFuture, Commit, Committed, Deferred, Habits, Keeping, Log, Outbox, Records, Seen,
+    Store, StoreError, Transaction, Work, WorkError,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -185,6 +186,7 @@ impl SqliteOptions {
             commits_seen: AtomicU64::new(0),
             data_version_seen: AtomicI64::new(-1),
             habits: Habits::default(),
+            keeping: Keeping::default(),
         })))
     }
 }
@@ -203,6 +205,7 @@ struct Shared {
     /// SQLite's counter of what other processes committed, when it was last looked at.
     data_version_seen: AtomicI64,
     habits: Habits,
+    keeping: Keeping,
 }
 
 impl SqliteStore {
@@ -367,6 +370,10 @@ impl Store for SqliteStore {
 
     fn records(&self) -> &dyn Records {
         self
+    }
+
+    fn log(&self) -> Option<&dyn Log> {
+        Some(self)
     }
 }
 

@@ -28,6 +28,11 @@ pub(crate) fn own() -> Vec<Migration> {
             sql: SECOND.into(),
             then: Some(route_old_rows),
         },
+        Migration {
+            name: "0003".into(),
+            sql: THIRD.into(),
+            then: None,
+        },
     ]
 }
 
@@ -137,6 +142,21 @@ create index tidings_record_due on tidings_record (kind, take_us) where take_us 
 -- `list`, by kind, and by kind and label.
 create index tidings_record_written on tidings_record (kind, written_us, id);
 create index tidings_record_label on tidings_record (kind, label, written_us, id);";
+
+/// The log of sent events. Each segment is a table of its own, `tidings_log_` and its number, made
+/// when the first event is written to it (`log.rs`).
+const THIRD: &str = "\
+create table tidings_log_segment (
+    segment integer primary key autoincrement,
+    first_position integer not null,
+    begun_at integer not null,
+    bytes integer not null
+) strict;
+create table tidings_log_state (
+    one integer primary key check (one = 1),
+    dropped_until integer not null
+) strict;
+insert into tidings_log_state values (1, 0);";
 
 /// How many rows of an older version are read at a time.
 const ROUTED_PER_STEP: i64 = 1000;

@@ -11,14 +11,14 @@ use std::{
 
 use rusqlite::{Connection, OptionalExtension, Result, Row};
 use tidings_core::{
-    BoxError, BoxFuture, Destination, Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState,
-    OutboxStats, Outgoing, StoreError,
+    BoxError, BoxFuture, Destination, Keeping, Lane, Leased, ListedRow, Outbox, OutboxRow,
+    OutboxState, OutboxStats, Outgoing, StoreError,
 };
 
 use crate::{
     OTHER_PROCESSES_POLL, SqliteStore,
     clock::{between, limit, now_ms, timestamp},
-    lanes,
+    lanes, log,
     migrations::key_hash,
 };
 
@@ -83,23 +83,38 @@ from tidings_lane";
 pub(crate) const OLDEST_HELD: &str = "\
 select created_at from tidings_outbox where state = 1 and state <> 0 order by position limit 1";
 
-/// Writes the messages of a commit.
-pub(crate) fn write(connection: &Connection, messages: &[Outgoing], now: i64) -> Result<()> {
+/// Writes the messages of a commit, and those that are kept into the log as well.
+pub(crate) fn write(
+    connection: &Connection,
+    keeping: &Keeping,
+    messages: &[Outgoing],
+    now: i64,
+) -> Result<()> {
     if messages.is_empty() {
         return Ok(());
     }
     let mut insert = connection.prepare_cached(INSERT)?;
+    let mut appender = None;
     for message in messages {
+        let metadata = message.to_metadata();
         insert.execute((
             Lane::of_message(message).0,
             now,
             message.destination.to_text(),
             key_hash(message),
-            message.to_metadata(),
+            &metadata,
             &*message.envelope.body,
         ))?;
+        if keeping.keeps(message) {
+            let position = connection.last_insert_rowid();
+            let appender = match &mut appender {
+                Some(appender) => appender,
+                none => none.insert(log::Appender::begin(connection, position, now)?),
+            };
+            appender.append(position, &metadata, &message.envelope.body)?;
+        }
     }
-    Ok(())
+    appender.map_or(Ok(()), log::Appender::end)
 }
 
 impl Outbox for SqliteStore {
@@ -360,7 +375,7 @@ fn rows(
 
 /// The message whose metadata and body are the columns 2 and 3, or why it cannot be read: one bad
 /// row harms no other.
-fn message_of(row: &Row<'_>) -> std::result::Result<Outgoing, BoxError> {
+pub(crate) fn message_of(row: &Row<'_>) -> std::result::Result<Outgoing, BoxError> {
     let body = row.get_ref(3)?.as_blob()?.to_vec();
     Ok(Outgoing::from_metadata(
         row.get_ref(2)?.as_str()?,

@@ -297,7 +297,7 @@ pub(crate) fn write_commit(
     run(shared, Ok(connection), |connection| {
         run_postponed(postponed, connection)
     })?;
-    commit::write(connection, commit)
+    commit::write(connection, &shared.keeping, commit)
         .map_err(|error| error::explain(&shared.path, "write inbox and outbox", &error))?
         .into_result()
 }

@@ -52,6 +52,10 @@ impl Subject for File {
 
     fn damage<'a>(&'a self, what: Damage<'a>) -> BoxFuture<'a, bool> {
         let damage = match what {
+            // Where there is but one segment.
+            Damage::Log(position) => {
+                format!("update tidings_log_1 set message = '{{' where position = {position}")
+            }
             Damage::Outbox(position) => {
                 format!("update tidings_outbox set message = '{{' where position = {position}")
             }

@@ -4,8 +4,8 @@
 use std::{path::Path, time::Duration};
 
 use tidings_core::{
-    Ask, Claim, Commit, Committed, Destination, InboxEntry, InboxState, Lane, OutboxRow,
-    OutboxState, Refusal, Seen, Store, hash_of_key,
+    Ask, Claim, Commit, Committed, Destination, Envelope, InboxEntry, InboxState, Lane, OutboxRow,
+    OutboxState, Outgoing, Refusal, Seen, Store, Unrouted, hash_of_key,
 };
 use tidings_sqlite::{
     SqliteStore,
@@ -279,4 +279,36 @@ async fn many_old_rows_are_all_found_by_destination_and_key_and_lanes_stay_lease
     drop(store);
     // Opening it again changes nothing.
     assert_eq!(next(&open(&path).await, &[]).await.len(), 2500);
+}
+
+#[tokio::test]
+async fn an_old_file_can_keep_events() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.db");
+    make_old(&path, |connection| {
+        send(
+            connection,
+            "k",
+            None,
+            r#"{"topic":"t","name":"before","key":"k"}"#,
+        );
+    });
+    let store = open(&path).await;
+    let log = store.log().expect("a log");
+    log.keep(Duration::from_secs(3600));
+    let event = Outgoing {
+        destination: Destination::topic("t"),
+        unrouted: Unrouted::Hold,
+        envelope: Envelope::new("after", "{}"),
+    };
+    let commit = Commit {
+        outbox: vec![event.clone()],
+        ..Commit::default()
+    };
+    store.commit(commit).await.expect("it commits");
+    let until = log.horizon().await.expect("an end");
+    let page = log.read(0, until, 10).await.expect("a page");
+    let kept: Vec<_> = page.entries.iter().flat_map(|it| &it.message).collect();
+    assert_eq!(kept, [&event]);
+    assert_eq!(names(&next(&store, &[]).await), ["before", "after"]);
 }

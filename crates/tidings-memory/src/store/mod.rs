@@ -6,6 +6,7 @@
 
 mod clock;
 mod inbox;
+mod log;
 mod outbox;
 mod records;
 mod transaction;
@@ -24,8 +25,9 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tidings_core::{
     Ask, BoxFuture, Claim, Commit, Committed, Deferred, Destination, Due, InboxQuery, InboxRow,
-    Lane, Lease, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, Outgoing, Record,
-    RecordId, RecordQuery, Records, Seen, Store, StoreError, Transaction,
+    Keeping, Lane, Lease, Leased, ListedRow, Log, LogPage, Outbox, OutboxRow, OutboxState,
+    OutboxStats, Outgoing, Record, RecordId, RecordQuery, Records, Seen, Store, StoreError,
+    Transaction,
 };
 use tokio::sync::{OwnedMutexGuard, watch};
 
@@ -50,6 +52,7 @@ struct Shared {
     turn: Arc<tokio::sync::Mutex<()>>,
     commits: watch::Sender<u64>,
     commits_seen: AtomicU64,
+    keeping: Keeping,
 }
 
 #[derive(Default)]
@@ -59,6 +62,7 @@ struct Data {
     inbox: inbox::Inbox,
     outbox: outbox::Outbox,
     records: records::Records,
+    log: log::Log,
 }
 
 impl MemoryStore {
@@ -91,6 +95,11 @@ impl MemoryStore {
     /// written over it: for tests of what happens then. False if there is no such row.
     pub fn damage_outbox(&self, position: i64) -> bool {
         self.0.data.lock().outbox.damage(position)
+    }
+
+    /// The same for an event in the log.
+    pub fn damage_log(&self, position: i64) -> bool {
+        self.0.data.lock().log.damage(position)
     }
 
     /// Makes a message that waits in the inbox unreadable, as if a foreign program had written over
@@ -156,7 +165,11 @@ impl Shared {
                 data.records.write(change, now);
             }
             for message in commit.outbox {
-                data.outbox.write(message, now);
+                let event = self.keeping.keeps(&message).then(|| message.clone());
+                let position = data.outbox.write(message, now);
+                if let Some(event) = event {
+                    data.log.append(position, event, now);
+                }
             }
             data.values.extend(values);
             Ok(Committed::Done)
@@ -211,6 +224,10 @@ impl Store for MemoryStore {
 
     fn records(&self) -> &dyn Records {
         &*self.0
+    }
+
+    fn log(&self) -> Option<&dyn Log> {
+        Some(&*self.0)
     }
 }
 
@@ -316,6 +333,33 @@ impl Outbox for Shared {
 
     fn stats(&self) -> BoxFuture<'_, Result<OutboxStats, StoreError>> {
         self.answer(|data, now| data.outbox.stats(now))
+    }
+}
+
+impl Log for Shared {
+    fn keep(&self, retention: Duration) {
+        self.keeping.keep(retention);
+    }
+
+    fn kept(&self) -> Option<Duration> {
+        self.keeping.kept()
+    }
+
+    fn horizon(&self) -> BoxFuture<'_, Result<i64, StoreError>> {
+        self.answer(|data, _| data.outbox.last())
+    }
+
+    fn read(
+        &self,
+        after: i64,
+        until: i64,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<LogPage, StoreError>> {
+        self.answer(move |data, _| data.log.read(after, until, limit))
+    }
+
+    fn drop_older(&self, age: Duration) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.answer(move |data, now| data.log.drop_older(age, now))
     }
 }
 

@@ -41,7 +41,8 @@ struct Row {
 }
 
 impl Outbox {
-    pub(super) fn write(&mut self, message: Outgoing, now: Timestamp) {
+    /// Writes a message, and says where.
+    pub(super) fn write(&mut self, message: Outgoing, now: Timestamp) -> i64 {
         self.positions += 1;
         let row = Row {
             destination: message.destination.clone(),
@@ -52,6 +53,12 @@ impl Outbox {
             message: Some(message),
         };
         self.ready.insert(self.positions, row);
+        self.positions
+    }
+
+    /// The greatest position so far.
+    pub(super) fn last(&self) -> i64 {
+        self.positions
     }
 
     pub(super) fn lease(&mut self, relay: &str, lease: Duration, now: Timestamp) -> Leased {

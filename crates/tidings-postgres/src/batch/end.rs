@@ -104,7 +104,7 @@ impl Batch<'_> {
         let columns = outbox::Columns::of(&self.outbox);
         let write = async {
             match sends {
-                true => outbox::write(connection, self.shared.locks, &keys, &columns).await,
+                true => outbox::write(connection, self.shared, self.writing, &keys, &columns).await,
                 false => Ok(()),
             }
         };

@@ -68,6 +68,7 @@ mod commits;
 mod deferred;
 mod known;
 mod lanes;
+mod log;
 mod order;
 mod outbox;
 mod records;
@@ -115,6 +116,8 @@ pub enum Damage<'a> {
     Outbox(i64),
     /// That of an inbox row that waits.
     Inbox(&'a Claim),
+    /// That of the event at this position of the log.
+    Log(i64),
 }
 
 /// Runs every case, each on a store that `fresh` makes. Panics at the first that fails.
@@ -224,6 +227,15 @@ pub async fn conformance<S: Subject>(fresh: impl AsyncFn() -> S) {
             next_due_says_how_long_until_a_record_is_due
             records_are_listed_by_kind_label_and_age_in_pages
             kinds_of_records_are_listed
+        }
+        log {
+            nothing_is_kept_unless_asked_for
+            events_are_kept_as_they_were_committed_and_nothing_else_is
+            the_log_is_read_in_pages
+            a_reader_of_the_log_misses_nothing_while_it_is_written
+            events_that_are_old_are_dropped_and_young_ones_stay
+            an_event_that_cannot_be_read_says_why
+            processes_share_the_log
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tidings_core::{
     Ask, BoxFuture, Claim, Commit, Committed, Deferred, Destination, Due, Fate, InboxEntry,
-    InboxQuery, InboxRow, Lane, Lease, Leased, ListedRow, Outbox, OutboxRow, OutboxState,
+    InboxQuery, InboxRow, Lane, Lease, Leased, ListedRow, Log, Outbox, OutboxRow, OutboxState,
     OutboxStats, Over, Record, RecordId, RecordQuery, Records, Seen, Store, StoreError,
     Transaction, Work, WorkError,
 };
@@ -156,6 +156,10 @@ impl Store for WatchedStore {
 
     fn records(&self) -> &dyn Records {
         self
+    }
+
+    fn log(&self) -> Option<&dyn Log> {
+        self.inner.log()
     }
 }
 

@@ -10,8 +10,8 @@ use std::{
 
 use tidings::{
     Ask, BoxFuture, Claim, Commit, Committed, Deferred, Destination, Due, InboxQuery, InboxRow,
-    Lane, Lease, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, Record, RecordId,
-    RecordQuery, Records, Seen, Store, StoreError, Transaction,
+    Lane, Lease, Leased, ListedRow, Log, Outbox, OutboxRow, OutboxState, OutboxStats, Record,
+    RecordId, RecordQuery, Records, Seen, Store, StoreError, Transaction,
 };
 use tidings_sqlite::SqliteStore;
 use tokio::sync::Mutex;
@@ -135,6 +135,10 @@ impl Store for Outage {
 
     fn records(&self) -> &dyn Records {
         self
+    }
+
+    fn log(&self) -> Option<&dyn Log> {
+        self.store.log()
     }
 }
 
