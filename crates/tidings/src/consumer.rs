@@ -241,7 +241,8 @@ impl Running {
                 "the transport ended the subscription without a reason",
             ))
         })?;
-        if self.is_foreign(&delivery) {
+        let is_old = self.handling.skips_replayed && delivery.envelope.is_replayed();
+        if is_old || self.is_foreign(&delivery) {
             let handling = Arc::clone(&self.handling);
             self.run(is_trial, async move { skip(&handling, delivery).await });
         } else {

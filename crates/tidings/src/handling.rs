@@ -53,6 +53,8 @@ pub(crate) struct Handling {
     pub(crate) name: &'static str,
     /// Whether the queue gets a topic's messages, some of which may be none of its business.
     pub(crate) is_subscribed: bool,
+    /// Whether events that are sent again out of a log are passed over.
+    pub(crate) skips_replayed: bool,
     pub(crate) accept: Accept,
     /// Older messages that it handles as well.
     pub(crate) upcasts: Arc<[Upcast]>,

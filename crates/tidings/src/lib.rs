@@ -57,6 +57,7 @@
 //! | `tidings_outbox_held`, `tidings_outbox_oldest_held_age_seconds` | `service` | what the broker did not take |
 //! | `tidings_outbox_set_aside` | `service` | what cannot be sent as it is |
 //! | `tidings_outbox_sent_total` | `service` | what was published |
+//! | `tidings_replay_sent_total` | `queue` | events of the past that were sent to a consumer |
 //! | `tidings_circuit_breaker_state` | `breaker` | 0 closed, 1 trying, 2 open |
 
 // So that the derives work within this crate's own tests and examples.
@@ -81,6 +82,7 @@ mod partitions;
 mod producer;
 mod publish;
 mod relay;
+pub mod replay;
 mod request;
 mod retry;
 mod round;

@@ -18,6 +18,7 @@ pub struct HandlerOptions {
     pub(crate) after_dead_letter: Option<AfterDeadLetter>,
     pub(crate) is_unsubscribed: bool,
     pub(crate) emits: Vec<Sends>,
+    pub(crate) skip_replayed: bool,
 }
 
 /// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
@@ -106,6 +107,14 @@ impl HandlerOptions {
         self
     }
 
+    /// Passes over events that are sent again out of a log ([`replay`](crate::replay)): for a handler
+    /// whose effects are meant for the moment at which something happens, a mail or a call. They are
+    /// acknowledged, and counted as `skipped`.
+    pub fn skip_replayed(mut self) -> Self {
+        self.skip_replayed = true;
+        self
+    }
+
     /// These, and where they say nothing, what `defaults` say; except for the group, which handlers
     /// of their own share with no other.
     pub(crate) fn or(&self, defaults: &Self) -> Self {
@@ -118,6 +127,7 @@ impl HandlerOptions {
             after_dead_letter: self.after_dead_letter.or(defaults.after_dead_letter),
             is_unsubscribed: self.is_unsubscribed || defaults.is_unsubscribed,
             emits: Vec::new(), // They stand in the route.
+            skip_replayed: self.skip_replayed,
         }
     }
 }

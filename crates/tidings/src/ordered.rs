@@ -46,6 +46,7 @@ struct Job {
 }
 
 /// What a task leaves: its key's line goes on, unless it gives back its delivery.
+#[derive(Default)]
 struct Done {
     key: Option<Box<str>>,
     untried: Option<Delivery>,
@@ -180,15 +181,19 @@ impl Lines {
             self.skip(delivery);
             return;
         };
+        if handling.skips_replayed && delivery.envelope.is_replayed() {
+            self.tasks.spawn(async move {
+                skip(&handling, delivery).await;
+                Done::default()
+            });
+            return;
+        }
         let context = match context {
             Ok(context) => context,
             Err(error) => {
                 self.tasks.spawn(async move {
                     dead_letter(&handling, delivery, &error).await;
-                    Done {
-                        key: None,
-                        untried: None,
-                    }
+                    Done::default()
                 });
                 return;
             }
@@ -254,10 +259,7 @@ impl Lines {
         }
         self.tasks.spawn(async move {
             skip(&handling, delivery).await;
-            Done {
-                key: None,
-                untried: None,
-            }
+            Done::default()
         });
     }
 

@@ -71,6 +71,7 @@ pub(crate) struct Limits {
     pub(crate) claim_window: Duration,
     pub(crate) outbox_alarm: Duration,
     pub(crate) held_max: Option<Duration>,
+    pub(crate) keep_events: Option<Duration>,
     pub(crate) deferred_count_max: u64,
     pub(crate) lease: Duration,
 }
@@ -128,6 +129,7 @@ impl Router {
                 claim_window: Duration::from_secs(7 * 24 * 60 * 60),
                 outbox_alarm: Duration::from_secs(30),
                 held_max: None,
+                keep_events: None,
                 deferred_count_max: 100_000,
                 lease: Duration::from_secs(10),
             },
@@ -549,6 +551,12 @@ impl Router {
                 self.consumer
             );
         }
+        assert!(
+            self.store.is_some() || self.limits.keep_events.is_none(),
+            "the router `{}` is to keep its events, but has no store to keep them in; add \
+             `.transactional(store)`",
+            self.consumer
+        );
         for route in &self.routes {
             assert!(
                 self.store.is_some() || self.group_of(route).is_none(),

@@ -64,6 +64,7 @@ pub fn serve<T: Transport>(transport: T, routers: impl IntoRouters) -> Serve {
     let routers = routers.into_routers();
     for router in &routers {
         router.check(); // Not in a closure, which would hide the caller's line.
+        router.keep();
     }
     Serve {
         transport: Arc::new(transport),
@@ -197,6 +198,9 @@ async fn subscribe(
     topology: &Topology,
 ) -> Result<Vec<Vec<Deliveries>>, BoxError> {
     check_features(transport, topology)?;
+    for router in routers {
+        router.check_log()?;
+    }
     transport.declare(topology).await?;
     let mut all = Vec::with_capacity(routers.len());
     for router in routers {
@@ -346,6 +350,11 @@ impl Service {
         let measuring =
             upkeep::watch_outbox(name, Arc::clone(store), alarm, self.stop_upkeep.clone());
         self.keep("the outbox's watch", measuring);
+        if store.log().is_some_and(|log| log.kept().is_some()) {
+            let stop = self.stop_upkeep.clone();
+            let dropping = upkeep::drop_old_events(Arc::clone(store), stop);
+            self.keep("the log's upkeep", dropping);
+        }
         let scheduling = schedule::run(
             Arc::clone(store),
             instance.to_owned(),
@@ -385,6 +394,7 @@ impl Service {
                 blocks: router.blocks_after_dead_letter(route),
                 name: route.name,
                 is_subscribed: route.topic.is_some(),
+                skips_replayed: route.options.skip_replayed,
                 accept: route.accept,
                 upcasts: router.upcasts_of(route),
                 service: router.service(route, &effects),

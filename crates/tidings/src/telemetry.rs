@@ -47,6 +47,10 @@ pub(crate) fn describe() {
         "tidings_outbox_sent_total",
         "Messages that the broker confirmed."
     );
+    describe_counter!(
+        "tidings_replay_sent_total",
+        "Events of the past that were sent to a consumer."
+    );
     describe_gauge!(
         "tidings_circuit_breaker_state",
         "0: calls go through; 1: one call tries; 2: calls are refused."

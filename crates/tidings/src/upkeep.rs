@@ -1,5 +1,5 @@
-//! What has to be done now and then: watching the outbox and what waits, and forgetting messages
-//! that were handled long ago.
+//! What has to be done now and then: watching the outbox and what waits, forgetting messages that were
+//! handled long ago, and dropping old events of the log.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::{OutboxStats, Store, control, handling::Handling, throttle::Throttle};
+use crate::{
+    OutboxStats, SEGMENTS_PER_RETENTION, Store, control, handling::Handling, throttle::Throttle,
+};
 
 /// How often the outbox is measured.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
@@ -19,6 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ALARM_EVERY: Duration = Duration::from_secs(30);
 /// How often old rows are deleted.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked whether events of the log are old, if they are kept for long: at least, and
+/// at most. In between, as often as a segment lasts.
+const DROP_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How many rows one transaction deletes, so that it is short.
 const FORGET_COUNT_MAX: usize = 1000;
 /// How much longer than such a transaction took is left to others before the next one.
@@ -169,4 +174,21 @@ pub(crate) async fn forget(
             }
         }
     }
+}
+
+/// Drops segments of the log whose events are older than they are to be kept.
+pub(crate) async fn drop_old_events(store: Arc<dyn Store>, stop: CancellationToken) {
+    let log = || Some((store.log()?, store.log()?.kept()?));
+    while let Some((log, retention)) = log() {
+        match log.drop_older(retention).await {
+            Ok(0) => {}
+            Ok(segments) => info!(segments, "old events of the log were dropped"),
+            Err(error) => debug!("old events were not dropped, it is tried again: {error}"),
+        }
+        let every = (retention / SEGMENTS_PER_RETENTION).clamp(DROP_EVERY.0, DROP_EVERY.1);
+        if stop.run_until_cancelled(sleep(every)).await.is_none() {
+            return;
+        }
+    }
+    stop.cancelled().await;
 }
