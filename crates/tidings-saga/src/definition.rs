@@ -1,8 +1,9 @@
 //! What a saga is: its name, the message that starts it, its key, and its function in all versions.
 
-use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
+use serde_json::value::RawValue;
 use tidings_core::{IntoMessages, Message, Sends};
 
 use crate::{
@@ -19,18 +20,36 @@ const STUCK_AFTER: SignedDuration = SignedDuration::from_hours(1);
 /// How long what is left of an ended saga is kept, if nothing else is said.
 const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// How long open journals are checked at the start, if nothing else is said.
+const CHECK_MAX: Duration = Duration::from_secs(30);
+
 /// Sagas of one kind: each message `M` starts one.
 #[must_use = "give it to `Router::saga`"]
 pub struct Sagas<M> {
     name: Cow<'static, str>,
-    key: Arc<dyn Fn(&M) -> String + Send + Sync>,
+    /// `None`: its key is the step of its parent.
+    key: Option<KeyOf<M>>,
     functions: BTreeMap<u32, Function>,
     stuck_after: SignedDuration,
     keep: Duration,
     ends: Vec<Sends>,
     sends: Vec<Sends>,
-    of: PhantomData<fn(M)>,
+    check: StartCheck,
 }
+
+/// What becomes of the check of open journals at the start of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StartCheck {
+    /// How long it may take. What it does not come to is not checked, which the log says.
+    pub time_max: Duration,
+    /// The service starts although a function goes another way than a journal.
+    pub is_forced: bool,
+}
+
+type KeyOf<M> = Arc<dyn Fn(&M) -> String + Send + Sync>;
+
+/// The key that a message in JSON has.
+type KeyOfBody = Box<dyn Fn(&RawValue) -> Result<String, String> + Send + Sync>;
 
 impl<M: Message> Sagas<M> {
     /// Sagas that are named so, each with a key of its own: the order's id, for example. A second
@@ -44,7 +63,13 @@ impl<M: Message> Sagas<M> {
         name: impl Into<Cow<'static, str>>,
         key: impl Fn(&M) -> String + Send + Sync + 'static,
     ) -> Self {
-        let name = name.into();
+        let mut sagas = Self::without_key(name.into());
+        sagas.key = Some(Arc::new(key));
+        sagas
+    }
+
+    #[track_caller]
+    pub(crate) fn without_key(name: Cow<'static, str>) -> Self {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         assert!(
             !name.is_empty() && name.chars().all(allowed),
@@ -53,13 +78,16 @@ impl<M: Message> Sagas<M> {
         );
         Self {
             name,
-            key: Arc::new(key),
+            key: None,
             functions: BTreeMap::new(),
             stuck_after: STUCK_AFTER,
             keep: KEEP,
             ends: Vec::new(),
             sends: Vec::new(),
-            of: PhantomData,
+            check: StartCheck {
+                time_max: CHECK_MAX,
+                is_forced: false,
+            },
         }
     }
 
@@ -77,18 +105,23 @@ impl<M: Message> Sagas<M> {
         Done: IntoMessages,
         Undone: IntoMessages,
     {
-        let before = self.functions.insert(number, erase(function));
-        assert!(
-            before.is_none(),
-            "the saga `{}` has two functions with the version {number}",
-            self.name
-        );
+        self.add(number, erase(function));
         let mut ends = Vec::new();
         Done::sends(&mut ends);
         Undone::sends(&mut ends);
         // It ends in one of two ways.
         self.ends.extend(ends.into_iter().map(Sends::maybe));
         self
+    }
+
+    #[track_caller]
+    pub(crate) fn add(&mut self, number: u32, function: Function) {
+        let before = self.functions.insert(number, function);
+        assert!(
+            before.is_none(),
+            "the saga `{}` has two functions with the version {number}",
+            self.name
+        );
     }
 
     /// Says that its function sends the command `C`, as a step, an undo or a cancellation: a function
@@ -112,9 +145,25 @@ impl<M: Message> Sagas<M> {
         self
     }
 
+    /// How long a service may check at its start whether the functions go the way of all open journals.
+    /// What it does not come to is not checked, which the log says. Zero: no check. Default: 30 seconds.
+    pub fn start_check_max(mut self, time: Duration) -> Self {
+        self.check.time_max = time;
+        self
+    }
+
+    /// Lets a service start although a function goes another way than some open journals. Those sagas are
+    /// stuck when something arrives for them; what arrived is kept.
+    pub fn force_start(mut self, is_forced: bool) -> Self {
+        self.check.is_forced = is_forced;
+        self
+    }
+
     /// The key of a message.
     pub fn key_of(&self) -> Arc<dyn Fn(&M) -> String + Send + Sync> {
-        Arc::clone(&self.key)
+        let key = self.key.clone();
+        // Only sagas that are steps of others have none, and they are another type.
+        key.unwrap_or_else(|| Arc::new(|_| String::new()))
     }
 
     /// How long an ended saga is kept.
@@ -134,13 +183,23 @@ impl<M: Message> Sagas<M> {
             "the saga `{}` has no function; add one: `.version(1, …)`",
             self.name
         );
+        let key_of = self.key.map(|key| {
+            Box::new(move |body: &RawValue| {
+                let message = serde_json::from_str(body.get());
+                message
+                    .map(|message| key(&message))
+                    .map_err(|error| error.to_string())
+            }) as KeyOfBody
+        });
         Definition {
             name: self.name,
+            key_of,
             functions: self.functions,
             reply_to: format!("{consumer}.{ANSWER_NAME}"),
             stuck_after: self.stuck_after,
             ends: self.ends,
             sends: self.sends,
+            check: self.check,
         }
     }
 }
@@ -148,11 +207,13 @@ impl<M: Message> Sagas<M> {
 /// Sagas of one kind, without their types.
 pub struct Definition {
     name: Cow<'static, str>,
+    key_of: Option<KeyOfBody>,
     functions: BTreeMap<u32, Function>,
     reply_to: String,
     stuck_after: SignedDuration,
     ends: Vec<Sends>,
     sends: Vec<Sends>,
+    check: StartCheck,
 }
 
 impl Definition {
@@ -176,12 +237,22 @@ impl Definition {
         &self.sends
     }
 
+    /// What becomes of the check of open journals at the start of a service.
+    pub fn start_check(&self) -> StartCheck {
+        self.check
+    }
+
     pub(crate) fn stuck_after(&self) -> SignedDuration {
         self.stuck_after
     }
 
     pub(crate) fn newest(&self) -> u32 {
         self.functions.keys().next_back().copied().unwrap_or(0)
+    }
+
+    /// The key that a saga has which is started with this; `None` if it is the step of its parent.
+    pub(crate) fn key_of(&self, body: &RawValue) -> Option<Result<String, String>> {
+        Some(self.key_of.as_ref()?(body))
     }
 
     /// Whether this program can run sagas that were started with this version.

@@ -12,8 +12,9 @@ use serde_json::value::RawValue;
 use tidings_core::Outgoing;
 
 use crate::{
+    child::Parent,
     definition::Definition,
-    journal::{Journal, SagaState, Start},
+    journal::{Journal, SagaState, Start, Undo},
     step_id::{Part, STEP_HEADER, StepId},
     turn::{Answer, Arrival, Turn},
 };
@@ -44,6 +45,7 @@ pub struct Explorer {
     definition: Definition,
     key: Box<str>,
     start: Start,
+    parent: Option<Parent>,
     reply: Box<Reply>,
     signals: Vec<(Box<str>, Box<RawValue>)>,
     willing: Vec<Box<str>>,
@@ -72,11 +74,30 @@ impl Explorer {
             definition,
             key: key.into(),
             start,
+            parent: None,
             reply: Box::new(|_, _| serde_json::value::RawValue::NULL.to_owned()),
             signals: Vec::new(),
             willing: Vec::new(),
             duplicates: 1,
             states_max: 200_000,
+        }
+    }
+
+    /// Everything that can happen to a saga that `start` starts as a step of another one. That one may call
+    /// it off at any time, have it undone after it was done, and asks more than once.
+    pub fn child(definition: Definition, start: Start) -> Self {
+        let step = StepId {
+            saga: "parent".into(),
+            key: "p-1".into(),
+            run: 0,
+            step: "step".into(),
+            part: Part::Do,
+        };
+        let parent = Parent::new(&step, "parent.tidings.step-answer.v1");
+        let key = parent.key();
+        Self {
+            parent: Some(parent),
+            ..Self::new(definition, &key, start)
         }
     }
 
@@ -124,7 +145,11 @@ impl Explorer {
     #[track_caller]
     pub fn run(self) -> Explored {
         let now = Timestamp::UNIX_EPOCH;
-        let turn = self.definition.start(&self.key, self.start.clone(), now);
+        let start = self.start.clone();
+        let turn = match self.parent.clone() {
+            None => self.definition.start(&self.key, start, now),
+            Some(parent) => self.definition.start_child(start, parent, now),
+        };
         let first = World {
             journal: turn.journal.clone(),
             now,
@@ -134,6 +159,8 @@ impl Explorer {
             signals: self.signals.clone(),
             duplicates: self.duplicates,
             targets: BTreeMap::new(),
+            told: Vec::new(),
+            calls: 0,
             way: Vec::new(),
         };
         let mut explored = Explored::default();
@@ -166,6 +193,7 @@ impl Explorer {
             open.extend(next);
             // They may never come: without them it must end as well.
             open.extend(self.signalled(&world));
+            open.extend(self.parent_asks(&world));
         }
         explored
     }
@@ -185,6 +213,9 @@ impl Explorer {
     /// A world after a turn.
     fn after(&self, mut world: World, turn: Turn) -> World {
         let written = turn.journal.write();
+        if turn.journal.run > world.journal.run {
+            world.check_run();
+        }
         world.journal = Journal::read(&written).unwrap_or_else(|error| world.fail(&error));
         if world.journal.write() != written {
             world.fail("its journal does not come back as it was written");
@@ -197,6 +228,14 @@ impl Explorer {
             ));
         }
         world.due = turn.due;
+        for told in turn.told {
+            let is_done = match told.answer {
+                Ok(Answer::Done(_)) => true,
+                Ok(Answer::Refused { .. }) => false,
+                Err(why) => world.fail(&why),
+            };
+            world.told.push((told.step.part, is_done));
+        }
         for message in turn.outgoing {
             if let Some(id) = message.envelope.header(STEP_HEADER) {
                 let step = id
@@ -258,6 +297,7 @@ impl Explorer {
         }
         for (place, (step, answer)) in world.answers.iter().enumerate() {
             let arrival = Arrival::Answer {
+                run: step.run,
                 step: step.step.clone(),
                 part: step.part,
                 answer: answer.clone(),
@@ -282,6 +322,35 @@ impl Explorer {
     }
 }
 
+impl Explorer {
+    /// What the saga may ask whose step this one is.
+    fn parent_asks(&self, world: &World) -> Vec<World> {
+        if self.parent.is_none() {
+            return Vec::new();
+        }
+        let ask = |part: Part, what: &str| {
+            let mut next = self.told(world, what.into(), Arrival::Parent { part });
+            if part == Part::Do {
+                next.duplicates -= 1;
+            }
+            next.calls += u8::from(part != Part::Do);
+            next
+        };
+        let mut next = Vec::new();
+        if world.duplicates > 0 {
+            next.push(ask(Part::Do, "its command comes again"));
+        }
+        match world.told.last() {
+            None if world.calls == 0 => next.push(ask(Part::Cancel, "its parent calls it off")),
+            Some((Part::Do | Part::Cancel, true)) if world.calls < 2 => {
+                next.push(ask(Part::Undo, "its parent has it undone"));
+            }
+            _ => {}
+        }
+        next
+    }
+}
+
 /// The saga, its targets and what is under way between them.
 #[derive(Clone)]
 struct World {
@@ -295,6 +364,10 @@ struct World {
     duplicates: u8,
     /// What became of steps at their targets.
     targets: BTreeMap<Box<str>, Effect>,
+    /// What its parent was told: to what it asked, and whether it is done.
+    told: Vec<(Part, bool)>,
+    /// How often its parent called it off.
+    calls: u8,
     way: Vec<String>,
 }
 
@@ -307,10 +380,16 @@ enum Effect {
     Undone,
 }
 
+/// A step of a run, as its target knows it.
+fn target_of(step: &str, run: u32) -> Box<str> {
+    format!("{run}/{step}").into()
+}
+
 impl World {
     /// A target with a fence does what it is asked; `None` if this way is none.
     fn target(&mut self, step: &StepId, is_willing: bool, reply: Box<RawValue>) -> Option<Answer> {
-        let known = self.targets.get(&step.step).copied();
+        let name = target_of(&step.step, step.run);
+        let known = self.targets.get(&name).copied();
         let refused = || Answer::Refused {
             reason: "no".into(),
             for_now: false,
@@ -330,8 +409,54 @@ impl World {
             }
             (Part::Undo, _) => self.fail(&format!("`{}` is undone, but was never done", step.step)),
         };
-        self.targets.insert(step.step.clone(), effect);
+        self.targets.insert(name, effect);
         Some(answer)
+    }
+
+    /// It has begun anew: nothing of the run that is over can still be undone.
+    fn check_run(&self) {
+        for step in self.journal.steps() {
+            let name = target_of(step.step, self.journal.run);
+            let effect = self.targets.get(&name);
+            if step.undo == Undo::ByCommand && effect == Some(&Effect::Done) {
+                self.fail(&format!(
+                    "`{}` is forgotten, though it can be undone",
+                    step.step
+                ));
+            }
+            let is_settled = effect.is_some() && effect != Some(&Effect::Done);
+            let is_done = step.done.is_some() || effect == Some(&Effect::Done);
+            if !is_settled && !is_done {
+                self.fail(&format!("`{}` is forgotten while it is open", step.step));
+            }
+        }
+    }
+
+    /// What its parent was told must be what became of it.
+    fn check_told(&self) {
+        let asked = match self.journal.parent {
+            None => return,
+            Some(ref parent) => parent.asked,
+        };
+        let is_completed = self.journal.state == SagaState::Completed;
+        let expected = match asked {
+            Part::Do | Part::Cancel => is_completed,
+            Part::Undo => !is_completed,
+        };
+        if !self.told.contains(&(asked, expected)) {
+            self.fail(&format!(
+                "it is {}, and its parent was told {:?}",
+                self.journal.state, self.told
+            ));
+        }
+        let has_pivot = self
+            .journal
+            .steps()
+            .iter()
+            .any(|step| step.undo == Undo::Pivot);
+        if asked == Part::Undo && is_completed && !has_pivot {
+            self.fail("it was to be undone, and is not");
+        }
     }
 
     /// Nothing happens any more: it must have ended as it may.
@@ -341,12 +466,14 @@ impl World {
             SagaState::Stuck { reason, .. } => self.fail(&format!("it is stuck: {reason}")),
             state => self.fail(&format!("nothing happens any more, and it is {state}")),
         }
+        self.check_told();
         for step in self.journal.steps() {
             let name = step.step;
             if step.is_open() {
                 self.fail(&format!("`{name}` is still open"));
             }
-            let is_there = self.targets.get(name) == Some(&Effect::Done);
+            let target = self.targets.get(&target_of(name, self.journal.run));
+            let is_there = target == Some(&Effect::Done);
             let is_to_be_undone = step.done.as_ref().is_some_and(|done| {
                 done.undo.is_some()
                     && (done.is_late || self.journal.state == SagaState::Compensated)
@@ -357,7 +484,7 @@ impl World {
             let is_kept = step.done.as_ref().is_some_and(|done| !done.is_late);
             if self.journal.state == SagaState::Completed
                 && is_kept
-                && self.targets.get(name) == Some(&Effect::Undone)
+                && target == Some(&Effect::Undone)
             {
                 self.fail(&format!("`{name}` was undone, though the saga completed"));
             }
@@ -381,7 +508,15 @@ impl World {
         let mut under_way: Vec<String> = commands.chain(answers).collect();
         under_way.sort_unstable();
         let signals: Vec<&str> = self.signals.iter().map(|(signal, _)| &**signal).collect();
-        let rest = (under_way, signals, &self.targets, self.duplicates, self.due);
+        let parent = (&self.told, self.calls);
+        let rest = (
+            under_way,
+            signals,
+            &self.targets,
+            self.duplicates,
+            self.due,
+            parent,
+        );
         print.extend(format!("{rest:?}").into_bytes());
         print
     }

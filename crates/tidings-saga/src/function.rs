@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     collections::BTreeMap,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
@@ -16,7 +17,8 @@ use tidings_core::{IntoMessages, Message, Messages, Outgoing};
 use crate::{
     journal::Journal,
     run::{Asked, Run},
-    saga::Saga,
+    saga::{Saga, Step},
+    turn::Answer,
 };
 
 /// A function of any types: from the message that starts a saga to what is sent when it ends.
@@ -25,8 +27,15 @@ pub(crate) type Function = Arc<dyn Fn(&RawValue, Saga) -> Result<Running, String
 /// A function under way. It never leaves the call that polls it.
 pub(crate) type Running = Pin<Box<dyn Future<Output = Result<Ended, String>>>>;
 
-/// How a function ended: well or not, with what is to be sent.
-pub(crate) type Ended = Result<Vec<Outgoing>, Vec<Outgoing>>;
+/// How a function ended: well or not.
+pub(crate) type Ended = Result<End, End>;
+
+/// What is to be sent when a function has ended.
+pub(crate) struct End {
+    pub(crate) messages: Vec<Outgoing>,
+    /// What its parent is told, if it is a step of another saga.
+    pub(crate) answer: Option<Answer>,
+}
 
 /// Erases the types of a function.
 pub(crate) fn erase<M, F, Fut, Done, Undone>(function: F) -> Function
@@ -38,9 +47,7 @@ where
     Undone: IntoMessages,
 {
     Arc::new(move |body, saga| {
-        let message = serde_json::from_str(body.get())
-            .map_err(|error| format!("the message that started it cannot be read: {error}"))?;
-        let running = function(message, saga);
+        let running = function(read(body)?, saga);
         Ok(Box::pin(async move {
             Ok(match running.await {
                 Ok(messages) => Ok(encode(messages)?),
@@ -50,12 +57,56 @@ where
     })
 }
 
-fn encode(messages: impl IntoMessages) -> Result<Vec<Outgoing>, String> {
+/// The same for a saga that is a step of another one.
+pub(crate) fn erase_child<C, F, Fut, E>(function: F) -> Function
+where
+    C: Step,
+    F: Fn(C, Saga) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<C::Reply, E>> + 'static,
+    E: fmt::Display,
+{
+    Arc::new(move |body, saga| {
+        let running = function(read(body)?, saga);
+        Ok(Box::pin(async move {
+            Ok(match running.await {
+                Ok(reply) => {
+                    let reply = serde_json::value::to_raw_value(&reply);
+                    let reply = reply
+                        .map_err(|error| format!("its reply cannot be written as JSON: {error}"))?;
+                    Ok(End::answer(Answer::Done(reply)))
+                }
+                Err(error) => Err(End::answer(Answer::Refused {
+                    reason: error.to_string().into(),
+                    for_now: false,
+                })),
+            })
+        }))
+    })
+}
+
+impl End {
+    fn answer(answer: Answer) -> Self {
+        Self {
+            messages: Vec::new(),
+            answer: Some(answer),
+        }
+    }
+}
+
+fn read<M: Message>(body: &RawValue) -> Result<M, String> {
+    serde_json::from_str(body.get())
+        .map_err(|error| format!("the message that started it cannot be read: {error}"))
+}
+
+fn encode(messages: impl IntoMessages) -> Result<End, String> {
     let mut all = Messages::default();
     let encoded = messages.into_messages(&mut all);
     encoded.map_err(|error| error.to_string())?;
     match all.later.is_empty() && all.cancelled.is_empty() && all.replies.is_empty() {
-        true => Ok(all.now),
+        true => Ok(End {
+            messages: all.now,
+            answer: None,
+        }),
         false => Err(
             "a saga's function returns messages that are sent at once; for what comes later \
                       use `Saga::timer` before it returns"
@@ -101,7 +152,7 @@ fn pass_or_panic(
     let mut task = Context::from_waker(Waker::noop());
     let mut polled = running.as_mut().poll(&mut task);
     for place in 0..count {
-        if polled.is_ready() {
+        if polled.is_ready() || shared.lock().anew.is_some() {
             break;
         }
         let wakers = {

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tidings_core::{Error, Message, Outgoing};
 
+use crate::child::Parent;
+
 /// The most entries of a journal.
 pub const ENTRIES_MAX: usize = 256;
 
@@ -30,10 +32,13 @@ pub struct Journal {
     pub run: u32,
     /// How far it is.
     pub state: SagaState,
-    /// When it was started.
+    /// When it was started; this run, if it began anew.
     pub started: Timestamp,
-    /// The message that started it.
+    /// The message that started it, or that it began anew with.
     pub start: Start,
+    /// Whose step it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
     /// What happened since, in order.
     pub entries: Vec<Entry>,
 }
@@ -153,9 +158,10 @@ pub enum What {
         /// How often it may be sent again after a refusal that is marked temporary.
         #[serde(default, skip_serializing_if = "is_zero")]
         retries: u32,
-        /// The command itself, until its reply is there: for a retry, and for an operator.
-        send: Stored,
-        /// What cancels it while its outcome is not known.
+        /// The command itself, until its answer is there: for a retry, and for an operator.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        send: Option<Stored>,
+        /// What cancels it, while its outcome is not known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cancel: Option<Stored>,
     },
@@ -244,6 +250,10 @@ pub enum What {
         /// What it said.
         body: Box<RawValue>,
     },
+    /// The function asked to begin anew, which waits until every step is settled.
+    BeginsAnew,
+    /// The saga whose step this one is asked for it not to be done, or to be undone.
+    CalledOff,
     /// The function asked whether it is patched, and is.
     Patched {
         /// The patch.
@@ -315,7 +325,7 @@ impl Stored {
 }
 
 impl Journal {
-    pub(crate) fn new(version: u32, start: Start, now: Timestamp) -> Self {
+    pub(crate) fn new(version: u32, start: Start, parent: Option<Parent>, now: Timestamp) -> Self {
         Self {
             format: FORMAT,
             version,
@@ -323,7 +333,21 @@ impl Journal {
             state: SagaState::Running,
             started: now,
             start,
+            parent,
             entries: Vec::new(),
+        }
+    }
+
+    /// A step is settled: what sends and cancels it is not needed any more.
+    pub(crate) fn settle(&mut self, name: &str) {
+        for entry in &mut self.entries {
+            if let What::Sent {
+                step, send, cancel, ..
+            } = &mut entry.what
+                && **step == *name
+            {
+                (*send, *cancel) = (None, None);
+            }
         }
     }
 

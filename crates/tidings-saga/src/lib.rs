@@ -54,6 +54,7 @@
 //! If the function fails, its steps are undone in reverse, by commands that were kept with their
 //! replies. Undoing runs no code of the function, so it survives a deployment, a panic and a bug.
 
+mod child;
 mod definition;
 mod explore;
 mod function;
@@ -64,11 +65,13 @@ mod saga;
 mod step_id;
 mod turn;
 
-pub use definition::{ANSWER_NAME, Definition, Sagas};
+pub use child::{CALL_OFF_NAME, CallOff, ChildSagas, Parent, Told};
+pub use definition::{ANSWER_NAME, Definition, Sagas, StartCheck};
 pub use explore::{Explored, Explorer};
 pub use journal::{BYTES_MAX, ENTRIES_MAX, Entry, Journal, SagaState, Start, Stored, Undo, What};
 pub use saga::{
-    All, Awaited, Draft, First, Planned, Saga, Signal, Step, StepError, Timer, WaitAll, WaitFirst,
+    All, Awaited, Draft, First, Planned, Restart, Saga, Signal, Step, StepError, Timer, WaitAll,
+    WaitFirst,
 };
 pub use step_id::{Part, STEP_HEADER, StepId};
 pub use turn::{Action, Answer, Arrival, Turn};

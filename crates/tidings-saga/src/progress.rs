@@ -12,7 +12,8 @@ pub(crate) struct Progress<'a> {
     pub(crate) fingerprint: u64,
     pub(crate) undo: Undo,
     pub(crate) deadline: Option<Timestamp>,
-    pub(crate) send: &'a Stored,
+    pub(crate) sent_at: Timestamp,
+    pub(crate) send: Option<&'a Stored>,
     pub(crate) cancel: Option<&'a Stored>,
     /// How often it may still be sent again.
     pub(crate) retries: u32,
@@ -81,7 +82,8 @@ impl Journal {
                     fingerprint: *fingerprint,
                     undo: *undo,
                     deadline: *deadline,
-                    send,
+                    sent_at: entry.at,
+                    send: send.as_ref(),
                     cancel: cancel.as_ref(),
                     retries: *retries,
                     sent: 1,
@@ -181,6 +183,8 @@ impl What {
             Self::TimerSet { .. }
             | Self::Fired { .. }
             | Self::Signal { .. }
+            | Self::BeginsAnew
+            | Self::CalledOff
             | Self::Patched { .. }
             | Self::Failed { .. }
             | Self::Stuck { .. }

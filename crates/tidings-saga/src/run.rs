@@ -35,6 +35,12 @@ pub(crate) enum Settled {
     TimedOut(usize),
 }
 
+/// That the saga begins anew, with this message.
+pub(crate) struct Anew {
+    pub(crate) name: &'static str,
+    pub(crate) body: Box<RawValue>,
+}
+
 /// The state of a pass.
 pub(crate) struct Run {
     /// How a saga and its steps are named: `checkout/o-1`, or `checkout/o-1/2` for a later run.
@@ -50,13 +56,15 @@ pub(crate) struct Run {
     /// What the function asked for, in the order it did.
     pub(crate) asked: Vec<Asked>,
     pub(crate) timers: Vec<(Box<str>, SignedDuration)>,
-    /// How many signals of a name were taken.
+    /// How many signals of a name were taken, in the order of their arrival.
     pub(crate) taken: HashMap<Box<str>, usize>,
     pub(crate) patched: Vec<Box<str>>,
     /// Steps that nobody waits for any more.
     pub(crate) dropped: Vec<Box<str>>,
     /// Who waits for what is not revealed.
     waiting: Vec<Waker>,
+    /// It is to begin anew.
+    pub(crate) anew: Option<Anew>,
     /// Why the function cannot go on.
     pub(crate) broken: Option<String>,
 }
@@ -85,6 +93,7 @@ impl Run {
             patched: Vec::new(),
             dropped: Vec::new(),
             waiting: Vec::new(),
+            anew: None,
             broken: None,
         }
     }
@@ -131,8 +140,10 @@ impl Run {
         self.fired.get(timer).copied()
     }
 
-    pub(crate) fn signal(&self, name: &str, number: usize) -> Option<&(usize, Box<RawValue>)> {
-        self.signals.get(name)?.get(number)
+    /// The first signal of this name that was not taken.
+    pub(crate) fn signal(&self, name: &str) -> Option<&(usize, Box<RawValue>)> {
+        let taken = self.taken.get(name).copied().unwrap_or_default();
+        self.signals.get(name)?.get(taken)
     }
 
     pub(crate) fn is_patched(&mut self, patch: &str) -> bool {

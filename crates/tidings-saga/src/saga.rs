@@ -1,5 +1,7 @@
 //! What a saga's function is given: steps, timers, signals, and waiting for several of them.
 
+mod waiting;
+
 use std::{
     fmt,
     marker::PhantomData,
@@ -11,12 +13,15 @@ use std::{
 use jiff::SignedDuration;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use tidings_core::{Command, Outgoing};
+use tidings_core::{Command, Message, Outgoing};
 
 use crate::{
+    child::CallOff,
     journal::Undo,
-    run::{Asked, MakeUndo, Settled, Shared},
+    run::{Anew, Asked, MakeUndo, Settled, Shared},
 };
+
+pub use waiting::{First, WaitAll, WaitFirst};
 
 /// A command whose target answers: a step of a saga. `#[derive(Command)]` with `reply = …` implements it.
 pub trait Step: Command {
@@ -39,8 +44,8 @@ impl Saga {
     }
 
     /// A step: `command` is sent, and its target answers. Say what becomes of it if the saga fails:
-    /// [`undo`](Draft::undo), [`no_undo`](Draft::no_undo) or [`pivot`](Draft::pivot). The command is sent
-    /// then, whether the step is awaited or not.
+    /// [`undo`](Draft::undo), [`no_undo`](Draft::no_undo), [`pivot`](Draft::pivot) or
+    /// [`child`](Draft::child). The command is sent then, whether the step is awaited or not.
     ///
     /// `name` is a key in the journal: each step has its own, and it stays the same as long as journals
     /// exist.
@@ -76,16 +81,41 @@ impl Saga {
 
     /// The next signal of this name: signals are taken in the order of their arrival, each once.
     pub fn signal<T: DeserializeOwned>(&self, name: impl Into<Box<str>>) -> Signal<T> {
-        let name = name.into();
-        let mut run = self.0.lock();
-        let number = run.taken.entry(name.clone()).or_default();
-        *number += 1;
-        let number = *number - 1;
-        drop(run);
         Signal {
             saga: self.clone(),
-            name,
-            number,
+            name: name.into(),
+            of: PhantomData,
+        }
+    }
+
+    /// Begins anew under the same key, as if `start` had started it: for sagas that live long, whose
+    /// journal would become full. Awaiting it never ends.
+    ///
+    /// Signals that were not taken are carried over, and the newest version of the function goes on. Steps
+    /// that are still out are settled before; so are those whose answers nobody waits for. What could still
+    /// be undone would be forgotten: a saga with such a step is stuck instead.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tidings_core::{Destination, Message};
+    /// # use tidings_saga::Saga;
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct MonthBegun { customer: String, month: u32 }
+    /// # impl Message for MonthBegun {
+    /// #     const NAME: &'static str = "month-begun.v1";
+    /// #     const DESTINATION: Destination = Destination::topic("months");
+    /// # }
+    ///
+    /// async fn subscription(this: MonthBegun, saga: Saga) -> Result<(), ()> {
+    ///     saga.timer("month", Duration::from_secs(30 * 24 * 3600)).await;
+    ///     saga.restart_with(MonthBegun { month: this.month + 1, ..this }).await
+    /// }
+    /// ```
+    pub fn restart_with<M: Message, T>(&self, start: M) -> Restart<T> {
+        let body = serde_json::value::to_raw_value(&start);
+        Restart {
+            saga: self.clone(),
+            start: body.map(|body| (M::NAME, body)),
             of: PhantomData,
         }
     }
@@ -100,12 +130,12 @@ impl Saga {
     /// Waits for all of them. The first refusal ends the waiting; what is still out is settled before
     /// the saga is undone.
     pub fn all<T: All>(&self, of: T) -> WaitAll<T> {
-        WaitAll(of)
+        WaitAll::new(of)
     }
 
     /// Waits for the one that comes first.
     pub fn first<A: Awaited, B: Awaited>(&self, of: (A, B)) -> WaitFirst<A, B> {
-        WaitFirst(of.0, of.1)
+        WaitFirst::new(of)
     }
 }
 
@@ -116,7 +146,8 @@ impl fmt::Debug for Saga {
 }
 
 /// A step of which it is not said yet what becomes of it if the saga fails.
-#[must_use = "say what becomes of the step if the saga fails: `.undo(…)`, `.no_undo()` or `.pivot()`"]
+#[must_use = "say what becomes of the step if the saga fails: `.undo(…)`, `.no_undo()`, `.pivot()` or \
+              `.child()`"]
 pub struct Draft<C> {
     saga: Saga,
     asked: Asked,
@@ -143,6 +174,24 @@ impl<C: Step> Draft<C> {
     /// is for an operator.
     pub fn pivot(self) -> Planned<C> {
         self.ask(Undo::Pivot)
+    }
+
+    /// The step is a saga of its own, which the target runs with `Router::child_saga`: its result is the
+    /// reply. If this saga fails, the other one is called off, or undoes all that it did; once it has
+    /// passed its pivot it refuses that, and this saga is stuck.
+    pub fn child(mut self) -> Planned<C> {
+        if self.asked.cancel.is_some() {
+            let mut run = self.saga.0.lock();
+            run.break_off(format!(
+                "the step `{}` is a saga of its own and is called off as such; take its `.cancel(…)` \
+                 away",
+                self.asked.name
+            ));
+        }
+        let call_off = || CallOff::to(C::TARGET, C::NAME);
+        self.asked.cancel = Some(call_off());
+        self.asked.make_undo = Some(Box::new(move |_| call_off()));
+        self.ask(Undo::ByCommand)
     }
 
     /// As long as nobody knows whether the step was done, this cancels it: its target must then never
@@ -212,8 +261,34 @@ pub struct Timer {
 pub struct Signal<T> {
     saga: Saga,
     name: Box<str>,
-    number: usize,
     of: PhantomData<fn() -> T>,
+}
+
+/// A new beginning; made by [`Saga::restart_with`].
+#[must_use = "await it"]
+pub struct Restart<T> {
+    saga: Saga,
+    start: Result<(&'static str, Box<RawValue>), serde_json::Error>,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T> Future for Restart<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<T> {
+        let mut run = self.saga.0.lock();
+        match &self.start {
+            Ok((name, body)) => {
+                let body = body.clone();
+                run.anew.get_or_insert(Anew { name, body });
+            }
+            Err(error) => run.break_off(format!(
+                "the message that it is to begin anew with cannot be written as JSON: {error}"
+            )),
+        }
+        run.wait(task.waker());
+        Poll::Pending
+    }
 }
 
 /// Why a step was not done.
@@ -334,7 +409,7 @@ impl<T: DeserializeOwned> sealed::Awaited for Signal<T> {
 
     fn look(&mut self) -> Option<(usize, T)> {
         let mut run = self.saga.0.lock();
-        let (place, body) = run.signal(&self.name, self.number)?.clone();
+        let (place, body) = run.signal(&self.name)?.clone();
         match serde_json::from_str(body.get()) {
             Ok(signal) => Some((place, signal)),
             Err(error) => {
@@ -343,6 +418,11 @@ impl<T: DeserializeOwned> sealed::Awaited for Signal<T> {
                 None
             }
         }
+    }
+
+    fn taken(&mut self) {
+        let mut run = self.saga.0.lock();
+        *run.taken.entry(self.name.clone()).or_default() += 1;
     }
 }
 
@@ -372,134 +452,6 @@ awaited_are_futures! {
     [C: Step] Planned<C>;
     [] Timer;
     [T: DeserializeOwned] Signal<T>;
-}
-
-/// Waits for all steps; made by [`Saga::all`].
-#[must_use = "await it"]
-pub struct WaitAll<T>(T);
-
-impl<T: All> Future for WaitAll<T> {
-    type Output = Result<T::Replies, StepError>;
-
-    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.0.look() {
-            Some(replies) => Poll::Ready(replies),
-            None => {
-                self.0.saga().0.lock().wait(task.waker());
-                Poll::Pending
-            }
-        }
-    }
-}
-
-macro_rules! tuples_are_all {
-    ($(($first:ident $($more:ident)*))+) => {$(
-        #[allow(non_snake_case)]
-        impl<$first: Step, $($more: Step),*> sealed::All for (Planned<$first>, $(Planned<$more>,)*) {
-            type Replies = ($first::Reply, $($more::Reply,)*);
-
-            fn saga(&self) -> &Saga {
-                &self.0.saga
-            }
-
-            fn look(&mut self) -> Option<Result<Self::Replies, StepError>> {
-                use sealed::Awaited as _;
-                let ($first, $($more,)*) = self;
-                let looks = ($first.look(), $($more.look(),)*);
-                let ($first, $($more,)*) = &looks;
-                let errors = [
-                    $first.as_ref().and_then(|(place, it)| Some((*place, it.as_ref().err()?))),
-                    $($more.as_ref().and_then(|(place, it)| Some((*place, it.as_ref().err()?))),)*
-                ];
-                let first = errors.into_iter().flatten().min_by_key(|(place, _)| *place);
-                if let Some((_, error)) = first {
-                    return Some(Err(error.clone()));
-                }
-                let ($first, $($more,)*) = looks;
-                let replies = ($first?.1.ok()?, $($more?.1.ok()?,)*);
-                {
-                    let ($first, $($more,)*) = self;
-                    $first.taken();
-                    $($more.taken();)*
-                }
-                Some(Ok(replies))
-            }
-        }
-    )+};
-}
-
-tuples_are_all! { (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) }
-
-impl<C: Step> sealed::All for Vec<Planned<C>> {
-    type Replies = Vec<C::Reply>;
-
-    fn saga(&self) -> &Saga {
-        // An error is impossible: an empty list has all its replies, and nobody waits for it.
-        self.first()
-            .map_or_else(|| unreachable!("nobody waits for nothing"), |it| &it.saga)
-    }
-
-    fn look(&mut self) -> Option<Result<Self::Replies, StepError>> {
-        use sealed::Awaited as _;
-        let looks: Vec<_> = self.iter_mut().map(sealed::Awaited::look).collect();
-        let errors = looks.iter().flatten();
-        let errors = errors.filter_map(|(place, it)| Some((*place, it.as_ref().err()?)));
-        if let Some((_, error)) = errors.min_by_key(|(place, _)| *place) {
-            return Some(Err(error.clone()));
-        }
-        let replies = looks.into_iter().map(|it| it?.1.ok());
-        let replies = replies.collect::<Option<_>>()?;
-        self.iter_mut().for_each(Planned::taken);
-        Some(Ok(replies))
-    }
-}
-
-/// Waits for the first of two; made by [`Saga::first`].
-#[must_use = "await it"]
-pub struct WaitFirst<A, B>(A, B);
-
-/// Which of two came first, and what it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum First<A, B> {
-    /// The first of the two.
-    First(A),
-    /// The second of the two.
-    Second(B),
-}
-
-impl<A, B> First<A, B> {
-    /// The first of the two came first.
-    pub fn is_first(&self) -> bool {
-        matches!(self, Self::First(_))
-    }
-
-    /// The second of the two came first.
-    pub fn is_second(&self) -> bool {
-        matches!(self, Self::Second(_))
-    }
-}
-
-impl<A: Awaited, B: Awaited> Future for WaitFirst<A, B> {
-    type Output = First<A::Output, B::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self(first, second) = &mut *self;
-        let came = match (first.look(), second.look()) {
-            (Some((place, output)), other) if other.as_ref().is_none_or(|it| place < it.0) => {
-                first.taken();
-                First::First(output)
-            }
-            (_, Some((_, output))) => {
-                second.taken();
-                First::Second(output)
-            }
-            (_, None) => {
-                first.saga().0.lock().wait(task.waker());
-                return Poll::Pending;
-            }
-        };
-        Poll::Ready(came)
-    }
 }
 
 impl<C> fmt::Debug for Planned<C> {

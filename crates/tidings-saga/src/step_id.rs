@@ -2,11 +2,14 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// The header of a command that is a part of a saga, and of the answer to it.
 pub const STEP_HEADER: &str = "tidings-step";
 
 /// Names a step of one saga.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct StepId {
     /// The saga's name.
     pub saga: Box<str>,
@@ -21,7 +24,8 @@ pub struct StepId {
 }
 
 /// What is asked of the target of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// To do it.
     Do,
@@ -87,6 +91,20 @@ impl FromStr for StepId {
                 "`{text}` does not name a step; it should look like `checkout/0/charge-card/o-1`"
             )
         })
+    }
+}
+
+impl From<StepId> for String {
+    fn from(id: StepId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for StepId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

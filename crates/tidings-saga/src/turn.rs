@@ -3,10 +3,14 @@
 //! Nothing here does I/O or reads a clock: whoever calls it commits the journal and the messages
 //! together, and calls it again when something else arrives or the time has come.
 
+mod anew;
+mod child;
 mod forward;
 mod operator;
 mod time;
 mod undo;
+
+use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -14,6 +18,7 @@ use serde_json::value::RawValue;
 use tidings_core::Outgoing;
 
 use crate::{
+    child::Told,
     definition::Definition,
     function::mismatch,
     journal::{BYTES_MAX, ENTRIES_MAX, Entry, Journal, SagaState, Start, What},
@@ -32,6 +37,8 @@ const PUT_OFF_MAX: SignedDuration = SignedDuration::from_mins(5);
 pub enum Arrival {
     /// The target of a step has answered.
     Answer {
+        /// In which run it was asked.
+        run: u32,
         /// The step.
         step: Box<str>,
         /// What it was asked.
@@ -41,6 +48,8 @@ pub enum Arrival {
     },
     /// The command of a step is a dead letter.
     DeadLetter {
+        /// In which run it was sent.
+        run: u32,
         /// The step.
         step: Box<str>,
         /// What its target was asked.
@@ -57,6 +66,11 @@ pub enum Arrival {
     },
     /// The time has come that [`Turn::due`] said.
     Due,
+    /// The saga whose step this one is asks again, or calls it off.
+    Parent {
+        /// What it asks.
+        part: Part,
+    },
     /// An operator does something.
     Operator {
         /// Who.
@@ -113,6 +127,30 @@ pub struct Turn {
     pub ignored: Vec<String>,
     /// Steps whose commands would say something else now than what was sent: the code was changed.
     pub changed: Vec<Box<str>>,
+    /// What the saga is told whose step this one is.
+    pub told: Vec<Told>,
+    /// The commands of steps that were settled, and how long after they were sent.
+    pub settled: Vec<(Box<str>, SignedDuration)>,
+    /// How many answers came for which nobody waits any more.
+    pub late_count: u64,
+    /// It became stuck because its function goes another way than its journal says.
+    pub is_mismatch: bool,
+}
+
+impl Turn {
+    /// This turn and the next one of the same saga, as one.
+    pub fn then(mut self, next: Self) -> Self {
+        self.journal = next.journal;
+        self.due = next.due;
+        self.outgoing.extend(next.outgoing);
+        self.ignored.extend(next.ignored);
+        self.changed.extend(next.changed);
+        self.told.extend(next.told);
+        self.settled.extend(next.settled);
+        self.late_count += next.late_count;
+        self.is_mismatch |= next.is_mismatch;
+        self
+    }
 }
 
 /// A turn under way.
@@ -124,12 +162,16 @@ struct Taking<'a> {
     outgoing: Vec<Outgoing>,
     ignored: Vec<String>,
     changed: Vec<Box<str>>,
+    told: Vec<Told>,
+    settled: Vec<(Box<str>, SignedDuration)>,
+    late_count: u64,
+    is_mismatch: bool,
 }
 
 impl Definition {
     /// The first turn of a saga.
     pub fn start(&self, key: &str, start: Start, now: Timestamp) -> Turn {
-        let journal = Journal::new(self.newest(), start, now);
+        let journal = Journal::new(self.newest(), start, None, now);
         let mut taking = Taking::new(self, key, journal, now);
         taking.run();
         taking.end()
@@ -178,6 +220,10 @@ impl<'a> Taking<'a> {
             outgoing: Vec::new(),
             ignored: Vec::new(),
             changed: Vec::new(),
+            told: Vec::new(),
+            settled: Vec::new(),
+            late_count: 0,
+            is_mismatch: false,
         }
     }
 
@@ -202,11 +248,26 @@ impl<'a> Taking<'a> {
             outgoing: self.outgoing,
             ignored: self.ignored,
             changed: self.changed,
+            told: self.told,
+            settled: self.settled,
+            late_count: self.late_count,
+            is_mismatch: self.is_mismatch,
         }
     }
 
     fn add(&mut self, what: What) {
         let at = self.now;
+        if let What::Done { step, .. } | What::Refused { step, .. } | What::Cancelled { step } =
+            &what
+        {
+            if let Some(sent) = self.journal.step(step) {
+                let took = at.duration_since(sent.sent_at);
+                let command = sent.command.into();
+                self.settled.push((command, took));
+            }
+            self.journal.settle(step);
+        }
+        self.late_count += u64::from(matches!(what, What::Done { is_late: true, .. }));
         self.journal.entries.push(Entry { at, what });
     }
 
@@ -260,18 +321,67 @@ impl<'a> Taking<'a> {
 
     fn arrive(&mut self, arrival: Arrival) {
         match arrival {
-            Arrival::Answer { step, part, answer } => self.answered(&step, part, answer),
-            Arrival::DeadLetter { step, part, reason } => self.dead(&step, part, &reason),
-            Arrival::Signal { signal, body } => match self.journal.state.is_ended() {
-                true => self.ignore(format!("the signal `{signal}` came after the end")),
-                false => {
-                    self.add(What::Signal { signal, body });
-                    self.go_on();
-                }
-            },
+            Arrival::Answer { run, step, .. } | Arrival::DeadLetter { run, step, .. }
+                if run != self.journal.run =>
+            {
+                self.ignore(format!(
+                    "an answer to `{step}` of the run {run}, which is over"
+                ));
+            }
+            Arrival::Answer {
+                step, part, answer, ..
+            } => self.answered(&step, part, answer),
+            Arrival::DeadLetter {
+                step, part, reason, ..
+            } => self.dead(&step, part, &reason),
+            Arrival::Signal { signal, body } => self.signal(signal, body),
             Arrival::Due => self.fire(),
+            Arrival::Parent { part } => self.asked(part),
             Arrival::Operator { who, why, action } => self.operate(who, why, action),
         }
+    }
+
+    fn signal(&mut self, signal: Box<str>, body: Box<RawValue>) {
+        match &self.journal.state {
+            state if state.is_ended() => {
+                self.ignore(format!("the signal `{signal}` came after the end"));
+            }
+            SagaState::Compensating
+            | SagaState::Stuck {
+                while_compensating: true,
+                ..
+            } => {
+                self.ignore(format!("the signal `{signal}` came while it is undone"));
+                self.add(What::Signal { signal, body });
+            }
+            _ => {
+                self.add(What::Signal { signal, body });
+                self.go_on();
+            }
+        }
+    }
+
+    /// The function has ended: signals that it did not take are not taken any more.
+    fn tell_unread(&mut self, taken: &HashMap<Box<str>, usize>) {
+        let unread: Vec<String> = self
+            .journal
+            .unread(taken)
+            .filter_map(|entry| {
+                let What::Signal { signal, .. } = &entry.what else {
+                    return None;
+                };
+                Some(format!("the signal `{signal}` was not awaited"))
+            })
+            .collect();
+        self.ignored.extend(unread);
+    }
+
+    /// The same when the function was not asked.
+    fn tell_unread_without(&mut self) {
+        let passed = self.pass(self.journal.entries.len());
+        // If it cannot say what it took, it took nothing that is known of.
+        let taken = passed.map(|passed| passed.run.taken).unwrap_or_default();
+        self.tell_unread(&taken);
     }
 
     /// Whatever the state is, what can be done now is done.
@@ -357,11 +467,14 @@ impl<'a> Taking<'a> {
             .unwrap_or(self.journal.entries.len());
         let passed = self.pass(before);
         let is_running = self.journal.state == SagaState::Running;
-        // Nobody waits for it: its deadline has passed, or the function went another way, or has
-        // ended.
+        // Nobody waits for it: its deadline has passed, or the function went another way, begins
+        // anew, or has ended.
         let is_late = match &passed {
             _ if self.journal.state == SagaState::Completed => true,
-            Ok(passed) => is_running && (has_timed_out || passed.dropped.contains(&step)),
+            Ok(passed) => {
+                let is_dropped = passed.dropped.contains(&step) || passed.run.anew.is_some();
+                is_running && (has_timed_out || is_dropped)
+            }
             Err(_) => has_timed_out,
         };
         let undo = passed.and_then(|passed| passed.undo_of(&step, &reply));

@@ -285,6 +285,20 @@ fn a_journal_has_an_end() {
     assert!(why.contains("its journal is full"), "{why}");
 }
 
+/// What sends and cancels a step is only needed until its answer is there.
+#[test]
+fn a_step_that_is_settled_takes_little_room() {
+    let mut world = World::start(sagas().version(1, checkout));
+    let written = |world: &World| String::from_utf8(world.journal.write()).expect("JSON");
+    assert_eq!(written(&world).matches("\"send\"").count(), 2);
+    assert_eq!(written(&world).matches("\"cancel\"").count(), 1);
+    world.done("charge-card", "c-1");
+    assert_eq!(written(&world).matches("\"send\"").count(), 1);
+    assert_eq!(written(&world).matches("\"cancel\"").count(), 0);
+    world.refused("reserve-stock", "no");
+    assert_eq!(written(&world).matches("\"send\"").count(), 0);
+}
+
 #[test]
 fn many_arrivals_in_one_turn_are_as_many_turns() {
     let arrivals = || {
@@ -366,7 +380,7 @@ fn the_explorer_has_signals_come_at_any_moment_and_never() {
             First::First(reply) => drop(reply.map_err(cancelled)?),
             First::Second(_) => {
                 return Err(OrderCancelled {
-                    reason: "released".into(),
+                    of: "released".into(),
                 });
             }
         }

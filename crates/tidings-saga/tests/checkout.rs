@@ -286,6 +286,7 @@ fn a_dead_letter_is_stuck_and_goes_on_when_its_answer_comes_after_all() {
     let mut world = begin();
     world.done("reserve-stock", "r-1");
     world.arrive([Arrival::DeadLetter {
+        run: 0,
         step: "charge-card".into(),
         part: Part::Do,
         reason: "the bank's answer cannot be read".into(),

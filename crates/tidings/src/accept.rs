@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use tidings_saga::STEP_HEADER;
+
 use crate::{
     Context, Envelope, Incoming, Message, MessageId, OrderKey, Permanent, States, Store,
     identity_of,
@@ -34,9 +36,13 @@ pub(crate) fn accept<M: Message>(
 }
 
 /// What the message says it is counts more than the id it came with: a foreign program may send
-/// the same fact twice under two ids.
+/// the same fact twice under two ids. Not so the step of a saga: two sagas may ask for the same, and one
+/// asks again after a refusal; the step's fence sees to it that each is done once.
 fn message_id<M: Message>(message: &M, envelope: &Envelope) -> Result<MessageId, Permanent> {
-    identity_of(message)
+    let is_step = envelope.header(STEP_HEADER).is_some();
+    let of_step = envelope.id.clone().filter(|_| is_step);
+    of_step
+        .or_else(|| identity_of(message))
         .or_else(|| envelope.id.clone())
         .ok_or_else(|| {
             Permanent::new(format!(

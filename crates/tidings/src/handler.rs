@@ -314,10 +314,13 @@ where
         let limit = self.surroundings.limit;
         let store = Arc::clone(slot.store());
         let entry = entry_of(&context);
-        // Before there is a transaction, which a call to the outside would hold open.
-        let fenced = steps::look(&store, &context)
-            .await
-            .map_err(Error::into_inner)?;
+        // Before there is a transaction, which a call to the outside would hold open. Batches have no
+        // fence: what starts sagas that are steps of others comes in batches, and a journal is one.
+        let fenced = match T::GATHER {
+            None => steps::look(&store, &context).await,
+            Some(_) => Ok(None),
+        };
+        let fenced = fenced.map_err(Error::into_inner)?;
         let work = async move {
             let writing = match fenced {
                 None => None,

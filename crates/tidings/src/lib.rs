@@ -59,6 +59,15 @@
 //! | `tidings_outbox_sent_total` | `service` | what was published |
 //! | `tidings_replay_sent_total` | `queue` | events of the past that were sent to a consumer |
 //! | `tidings_circuit_breaker_state` | `breaker` | 0 closed, 1 trying, 2 open |
+//! | `tidings_sagas_open`, `tidings_sagas_oldest_age_seconds` | `saga`, `version`, `state` | sagas that have not ended (at most 10,000 of each state are counted, once a minute), and the age of the oldest |
+//! | `tidings_sagas_total` | `saga`, `end` | sagas that ended: `completed`, `compensated`, `abandoned` |
+//! | `tidings_saga_step_duration_seconds` | `saga`, `command` | from a step's command to its answer |
+//! | `tidings_saga_late_replies_total` | `saga` | answers that say it is done, for which nobody waits any more |
+//! | `tidings_saga_ignored_total` | `saga` | what changed nothing: answers that came twice, signals that nobody took |
+//! | `tidings_saga_mismatches_total` | `saga` | turns in which a function went another way than its journal |
+//! | `tidings_saga_conflicts_total` | `saga` | turns of a clock or an operator that an answer overtook |
+//! | `tidings_saga_timer_lag_seconds` | `saga` | how long after its time a saga was told that it is due |
+//! | `tidings_saga_journal_bytes` | `saga` | the size of journals as they are written |
 
 // So that the derives work within this crate's own tests and examples.
 extern crate self as tidings;
@@ -114,17 +123,20 @@ pub use serve::{IntoRouters, Serve, ServeError, serve};
 pub use steps::StepReply;
 pub use tidings_core::*;
 pub use tidings_macros::{Command, Event, handler, test};
-pub use tidings_saga::{First, Saga, Sagas, Step, StepError};
+pub use tidings_saga::{ChildSagas, First, Saga, Sagas, Step, StepError};
 pub use tower;
 
 /// Looking at sagas, operating them, and testing their functions.
 pub mod sagas {
-    pub use crate::saga::operator::{
-        Operation, OperationId, Query, Summary, is_pending, journal, list, names, operate,
+    pub use crate::saga::{
+        check::{Checked, Mismatch, check},
+        operator::{
+            Operation, OperationId, Query, Summary, is_pending, journal, list, names, operate,
+        },
     };
     pub use tidings_saga::{
-        Action, Answer, Definition, Entry, Explored, Explorer, Journal, Part, SagaState, Start,
-        StepId, Undo, What,
+        Action, Answer, Definition, Entry, Explored, Explorer, Journal, Parent, Part, SagaState,
+        Start, StartCheck, StepId, Turn, Undo, What,
     };
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tidings_saga::ANSWER_NAME;
+use tidings_saga::{ANSWER_NAME, CALL_OFF_NAME};
 use tower::{Layer, Service};
 
 use crate::{
@@ -279,6 +279,7 @@ impl Router {
         );
         let layers: Arc<[LayerFn]> = other.layers.into();
         let has_sagas = !self.sagas.is_empty();
+        let has_child_sagas = self.sagas.has_children();
         if has_sagas {
             self.sagas.merge(&other.sagas);
         } else {
@@ -287,6 +288,9 @@ impl Router {
         for mut route in other.routes {
             if has_sagas && route.name == ANSWER_NAME {
                 continue; // The answers to all sagas come to one handler.
+            }
+            if has_child_sagas && route.name == CALL_OFF_NAME {
+                continue; // And so does what calls them off.
             }
             self.refuse_second(route.name, route.handler);
             route.options = route.options.or(&other.defaults);

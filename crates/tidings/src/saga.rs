@@ -4,8 +4,11 @@
 //! batches: the journals of all sagas that they concern are read at once, locked, and written in one
 //! commit with what the sagas send. A saga that is stuck, or whose function panics, harms no other.
 
+pub(crate) mod check;
+mod child;
 mod clock;
 pub(crate) mod operator;
+mod watch;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +17,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use metrics::counter;
+use metrics::{counter, histogram};
 use parking_lot::RwLock;
 use serde_json::value::RawValue;
 use tidings_saga::{
@@ -23,11 +26,14 @@ use tidings_saga::{
 use tracing::{debug, error, warn};
 
 pub(crate) use clock::run;
+pub(crate) use watch::watch;
 
 use crate::{
     Batch, Error, Expected, HandlerOptions, IntoMessages, Message, Messages, Metadata, Outgoing,
     Permanent, Record, RecordChange, RecordId, RecordValue, Retry, Router, Sends,
-    TransactionHandle, event_map::SagaMap, steps::StepAnswer,
+    TransactionHandle,
+    event_map::SagaMap,
+    steps::{self, StepAnswer},
 };
 
 /// The sagas of a router, by name.
@@ -39,6 +45,8 @@ pub(crate) struct Registry(Arc<RwLock<HashMap<Box<str>, Kind>>>);
 struct Kind {
     definition: Arc<Definition>,
     keep: SignedDuration,
+    /// The command that starts it, if it is a step of other sagas.
+    command: Option<&'static str>,
 }
 
 impl Registry {
@@ -73,7 +81,23 @@ impl Kind {
         RecordId::new(kind_of(self.definition.name()), key)
     }
 
-    /// What a turn leaves in the database.
+    /// What a turn leaves: a change in the database, and messages.
+    fn leave(
+        &self,
+        key: &str,
+        turn: Turn,
+        expected: Expected,
+        now: Timestamp,
+    ) -> Result<(RecordChange, Vec<Outgoing>), Error> {
+        let change = self.change(key, &turn, expected, now);
+        let mut outgoing = turn.outgoing;
+        let conversation = turn.journal.start.correlation_id.as_deref();
+        for told in turn.told {
+            outgoing.push(steps::told(told, conversation)?);
+        }
+        Ok((change, outgoing))
+    }
+
     fn change(&self, key: &str, turn: &Turn, expected: Expected, now: Timestamp) -> RecordChange {
         let journal = &turn.journal;
         // An ended saga is deleted when it is due.
@@ -82,15 +106,23 @@ impl Kind {
             false => turn.due,
         };
         self.tell(key, turn);
+        let body = journal.write();
+        let saga = self.definition.name().to_owned();
+        histogram!("tidings_saga_journal_bytes", "saga" => saga).record(body.len() as f64);
         RecordChange {
             id: self.record_id(key),
             expected,
             value: Some(RecordValue {
                 label: journal.state.label().into(),
                 due,
-                body: journal.write().into(),
+                body: body.into(),
             }),
         }
+    }
+
+    fn conflict(&self) {
+        let saga = self.definition.name().to_owned();
+        counter!("tidings_saga_conflicts_total", "saga" => saga).increment(1);
     }
 
     /// What people should know of a turn.
@@ -99,6 +131,17 @@ impl Kind {
         for what in &turn.ignored {
             counter!("tidings_saga_ignored_total", "saga" => saga.to_owned()).increment(1);
             debug!(saga, key, "passed over: {what}");
+        }
+        for (command, took) in &turn.settled {
+            let labels = [("saga", saga.to_owned()), ("command", command.to_string())];
+            histogram!("tidings_saga_step_duration_seconds", &labels).record(took.as_secs_f64());
+        }
+        if turn.late_count > 0 {
+            counter!("tidings_saga_late_replies_total", "saga" => saga.to_owned())
+                .increment(turn.late_count);
+        }
+        if turn.is_mismatch {
+            counter!("tidings_saga_mismatches_total", "saga" => saga.to_owned()).increment(1);
         }
         if !turn.changed.is_empty() {
             let steps = turn.changed.join("`, `");
@@ -135,6 +178,13 @@ pub(crate) struct Turns {
     records: Vec<RecordChange>,
 }
 
+impl Turns {
+    fn add(&mut self, (record, outgoing): (RecordChange, Vec<Outgoing>)) {
+        self.records.push(record);
+        self.outgoing.extend(outgoing);
+    }
+}
+
 impl IntoMessages for Turns {
     fn sends(_: &mut Vec<Sends>) {}
 
@@ -161,23 +211,29 @@ impl Router {
         let kind = Kind {
             definition: Arc::new(sagas.define(&self.consumer)),
             keep: SignedDuration::try_from(keep).unwrap_or(SignedDuration::MAX),
+            command: None,
         };
+        let of = Arc::clone(&kind.definition);
+        self = self.with_kind(kind.clone());
+        self = self.on(move |messages: Batch<M>, transaction: TransactionHandle| {
+            let (kind, key_of) = (kind.clone(), Arc::clone(&key_of));
+            async move { start(&kind, &*key_of, messages, transaction).await }
+        });
+        self.of_saga(&of);
+        self
+    }
+
+    #[track_caller]
+    fn with_kind(self, kind: Kind) -> Self {
         let name: Box<str> = kind.definition.name().into();
         let registry = self.sagas.clone();
         let is_first = registry.is_empty();
-        let before = registry.0.write().insert(name, kind.clone());
+        let before = registry.0.write().insert(name.clone(), kind);
         assert!(
             before.is_none(),
-            "the router `{}` has two sagas with the name `{}`",
-            self.consumer,
-            kind.definition.name()
+            "the router `{}` has two sagas with the name `{name}`",
+            self.consumer
         );
-        let starting = kind.clone();
-        self = self.on(move |messages: Batch<M>, transaction: TransactionHandle| {
-            let (kind, key_of) = (starting.clone(), Arc::clone(&key_of));
-            async move { start(&kind, &*key_of, messages, transaction).await }
-        });
-        self.of_saga(&kind.definition);
         match is_first {
             true => self.answers(registry),
             false => self,
@@ -308,10 +364,7 @@ async fn start<M: Message>(
             continue;
         }
         let turn = kind.definition.start(&key, start, now);
-        turns
-            .records
-            .push(kind.change(&key, &turn, Expected::Nothing, now));
-        turns.outgoing.extend(turn.outgoing);
+        turns.add(kind.leave(&key, turn, Expected::Nothing, now)?);
     }
     Ok(turns)
 }
@@ -337,13 +390,19 @@ async fn answered(
         let StepId {
             saga,
             key,
+            run,
             step,
             part,
-            ..
         } = step.parse().map_err(Permanent::new)?;
         let arrival = match answer.into_answer() {
-            Ok(answer) => Arrival::Answer { step, part, answer },
+            Ok(answer) => Arrival::Answer {
+                run,
+                step,
+                part,
+                answer,
+            },
             Err(reason) => Arrival::DeadLetter {
+                run,
                 step,
                 part,
                 reason: reason.into(),
@@ -409,8 +468,7 @@ async fn advance(
         let journal = read(kind, &key, &record).map_err(Error::msg)?;
         let turn = kind.definition.advance(&key, journal, arrivals, now);
         let expected = Expected::Version(record.version);
-        turns.records.push(kind.change(&key, &turn, expected, now));
-        turns.outgoing.extend(turn.outgoing);
+        turns.add(kind.leave(&key, turn, expected, now)?);
     }
     Ok(turns)
 }

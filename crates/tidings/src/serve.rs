@@ -191,7 +191,7 @@ impl Serve {
     }
 }
 
-/// Checks what the engine can do, declares, and subscribes.
+/// Checks what the engine can do and whether open sagas can go on, declares, and subscribes.
 async fn subscribe(
     transport: &dyn Transport,
     routers: &[Router],
@@ -200,6 +200,7 @@ async fn subscribe(
     check_features(transport, topology)?;
     for router in routers {
         router.check_log()?;
+        saga::check::at_start(router).await?;
     }
     transport.declare(topology).await?;
     let mut all = Vec::with_capacity(routers.len());
@@ -315,6 +316,9 @@ impl Service {
                 let stop = service.stop_upkeep.clone();
                 let clock = saga::run(Arc::clone(store), &router, instance.clone(), stop);
                 service.keep("the sagas' clock", clock);
+                let stop = service.stop_upkeep.clone();
+                let watch = saga::watch(Arc::clone(store), &router, stop);
+                service.keep("the sagas' watch", watch);
             }
             service.handle(transport, router, deliveries, &instance);
         }

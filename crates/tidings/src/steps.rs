@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tidings_saga::{ANSWER_NAME, Answer, Part, STEP_HEADER, StepId};
+use tidings_saga::{ANSWER_NAME, Answer, Part, STEP_HEADER, StepId, Told};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -132,6 +132,16 @@ impl Message for StepAnswer {
 }
 
 impl StepAnswer {
+    fn of(answer: Answer) -> Self {
+        match answer {
+            Answer::Done(reply) => Self::Done(reply),
+            Answer::Refused { reason, for_now } => Self::Refused {
+                reason: reason.into(),
+                for_now,
+            },
+        }
+    }
+
     fn nothing() -> Self {
         Self::Done(RawValue::NULL.to_owned())
     }
@@ -275,6 +285,26 @@ impl Writing {
         });
         Ok(())
     }
+}
+
+/// What a saga that is a step of another one tells it.
+pub(crate) fn told(told: Told, conversation: Option<&str>) -> Result<Outgoing, Error> {
+    let dead = |reason: String| Outgoing::new(&StepAnswer::Dead { reason });
+    let answer = match told.answer {
+        // One that is too large, for example, is told as such.
+        Ok(answer) => match Outgoing::new(&StepAnswer::of(answer)) {
+            Ok(answer) => answer,
+            Err(error) => dead(error.to_string())?,
+        },
+        Err(reason) => dead(reason.into())?,
+    };
+    let mut answer = answer;
+    answer.destination = Destination::Queue(String::from(told.reply_to).into());
+    let envelope = &mut answer.envelope;
+    envelope.correlation_id = conversation.map(Into::into);
+    let step = told.step.to_string().into();
+    envelope.headers.push((STEP_HEADER.into(), step));
+    Ok(answer)
 }
 
 /// Tells a saga that the command of a step is a dead letter.

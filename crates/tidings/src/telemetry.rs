@@ -55,4 +55,49 @@ pub(crate) fn describe() {
         "tidings_circuit_breaker_state",
         "0: calls go through; 1: one call tries; 2: calls are refused."
     );
+    describe_sagas();
+}
+
+fn describe_sagas() {
+    describe_gauge!(
+        "tidings_sagas_open",
+        "Sagas that have not ended, by version of their function and state."
+    );
+    describe_gauge!(
+        "tidings_sagas_oldest_age_seconds",
+        Unit::Seconds,
+        "The age of the oldest saga that has not ended."
+    );
+    describe_counter!("tidings_sagas_total", "Sagas that ended, by how.");
+    describe_histogram!(
+        "tidings_saga_step_duration_seconds",
+        Unit::Seconds,
+        "From a step's command to its answer."
+    );
+    describe_counter!(
+        "tidings_saga_late_replies_total",
+        "Answers that say it is done, for which nobody waits any more."
+    );
+    describe_counter!(
+        "tidings_saga_ignored_total",
+        "What changed nothing: answers that came twice, signals that nobody took."
+    );
+    describe_counter!(
+        "tidings_saga_mismatches_total",
+        "Turns in which a function went another way than its journal."
+    );
+    describe_counter!(
+        "tidings_saga_conflicts_total",
+        "Turns of a clock or an operator that an answer overtook."
+    );
+    describe_histogram!(
+        "tidings_saga_timer_lag_seconds",
+        Unit::Seconds,
+        "How long after its time a saga was told that it is due."
+    );
+    describe_histogram!(
+        "tidings_saga_journal_bytes",
+        Unit::Bytes,
+        "The size of journals as they are written."
+    );
 }

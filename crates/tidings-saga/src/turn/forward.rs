@@ -14,7 +14,10 @@ use crate::{
 impl Taking<'_> {
     pub(super) fn send_again(&mut self, name: &str) {
         let message = match self.journal.step(name) {
-            Some(step) => step.send.message().map(|message| (message, step.sent)),
+            Some(step) => match step.send {
+                Some(send) => send.message().map(|message| (message, step.sent)),
+                None => return,
+            },
             None => return,
         };
         match message {
@@ -32,16 +35,27 @@ impl Taking<'_> {
         pass(function, &id, &self.journal, count)
     }
 
-    /// Runs the function as far as it goes.
+    /// Runs the function as far as it goes, also when it begins anew.
     pub(super) fn run(&mut self) {
+        while self.run_once() {}
+    }
+
+    /// True if it begins anew.
+    fn run_once(&mut self) -> bool {
         let passed = self.pass(self.journal.entries.len());
         let passed = passed.and_then(|passed| match mismatch(&self.journal, &passed) {
-            Some(why) => Err(why),
+            Some(why) => {
+                self.is_mismatch = true;
+                Err(why)
+            }
             None => Ok(passed),
         });
         let passed = match passed {
             Ok(passed) => passed,
-            Err(why) => return self.stuck(why),
+            Err(why) => {
+                self.stuck(why);
+                return false;
+            }
         };
         for step in changed(&self.journal, &passed) {
             if !self.changed.contains(&step) {
@@ -52,15 +66,25 @@ impl Taking<'_> {
             let patch = patch.clone();
             self.add(What::Patched { patch });
         }
+        if let Some(anew) = passed.run.anew {
+            return self.begin_anew(anew, &passed.run.taken);
+        }
         match passed.ended {
             None => self.send(passed),
-            Some(Ok(messages)) => {
-                self.outgoing.extend(messages);
+            Some(Ok(end)) => {
+                self.outgoing.extend(end.messages);
+                self.tell_unread(&passed.run.taken);
+                self.keep_answer(end.answer);
                 self.journal.state = SagaState::Completed;
                 self.add(What::Ended);
+                self.tell_parent();
             }
-            Some(Err(messages)) => self.fail(&messages),
+            Some(Err(end)) => {
+                self.tell_unread(&passed.run.taken);
+                self.fail(end);
+            }
         }
+        false
     }
 
     /// Sends what the function asks for and is not sent.
@@ -107,7 +131,7 @@ impl Taking<'_> {
             undo: asked.undo,
             deadline,
             retries: asked.retries,
-            send: Asked::stored(&message)?,
+            send: Some(Asked::stored(&message)?),
             cancel,
         });
         self.outgoing.push(message);

@@ -31,6 +31,11 @@ impl Taking<'_> {
             Action::Answer(step, answer) => self.answered_by_hand(&step, answer),
             Action::Skip(step) => self.skip(&step),
             Action::Compensate => {
+                self.tell_unread_without();
+                self.keep_answer(Some(Answer::Refused {
+                    reason: "an operator had it undone".into(),
+                    for_now: false,
+                }));
                 if self.journal.failed_at().is_none() {
                     self.add(What::Failed {
                         messages: Vec::new(),
@@ -40,8 +45,10 @@ impl Taking<'_> {
                 self.compensate();
             }
             Action::GiveUp => {
+                self.tell_unread_without();
                 self.journal.state = SagaState::Abandoned;
                 self.add(What::Ended);
+                self.tell_parent();
             }
         }
     }

@@ -12,6 +12,7 @@ impl Taking<'_> {
     /// When something is to be done without an arrival.
     pub(super) fn due(&self) -> Option<Timestamp> {
         match self.journal.state {
+            SagaState::Running if self.journal.begins_anew() => return Some(self.patience_ends()),
             SagaState::Running => {}
             SagaState::Compensating => return Some(self.patience_ends()),
             _ => return None,
@@ -26,7 +27,7 @@ impl Taking<'_> {
         deadlines.chain(timers).chain(again).min()
     }
 
-    /// When a compensation that waits for an answer is stuck.
+    /// When a saga is stuck that only waits for an answer, to be undone or to begin anew.
     pub(super) fn patience_ends(&self) -> Timestamp {
         let last = self.journal.entries.last();
         let last = last.map_or(self.journal.started, |entry| entry.at);
@@ -38,9 +39,10 @@ impl Taking<'_> {
     pub(super) fn fire(&mut self) {
         loop {
             let now = self.now;
+            let begins_anew = self.journal.begins_anew();
             match self.journal.state {
-                SagaState::Running => {}
-                SagaState::Compensating if self.patience_ends() <= now => {
+                SagaState::Running if !begins_anew => {}
+                SagaState::Running | SagaState::Compensating if self.patience_ends() <= now => {
                     return self.stuck_waiting(self.waits_for());
                 }
                 _ => return,

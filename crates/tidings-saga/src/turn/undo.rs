@@ -7,27 +7,21 @@ use tidings_core::Outgoing;
 
 use super::Taking;
 use crate::{
-    function::Pass,
-    journal::{Entry, Journal, SagaState, Stored, Undo, What},
+    function::{End, Pass},
+    journal::{Entry, Journal, SagaState, Stored, What},
     run::Asked,
     step_id::Part,
 };
 
 impl Taking<'_> {
     /// The function failed.
-    pub(super) fn fail(&mut self, messages: &[Outgoing]) {
-        let steps = self.journal.steps();
-        let pivot = steps
-            .iter()
-            .find(|step| step.undo == Undo::Pivot && step.done.is_some());
-        if let Some(pivot) = pivot {
-            let why = format!(
-                "its function failed after `{}`, which cannot be undone",
-                pivot.step
-            );
+    pub(super) fn fail(&mut self, end: End) {
+        if let Some(pivot) = self.pivot() {
+            let why = format!("its function failed after `{pivot}`, which cannot be undone");
             return self.stuck(why);
         }
-        match messages.iter().map(Stored::new).collect() {
+        self.keep_answer(end.answer);
+        match end.messages.iter().map(Stored::new).collect() {
             Ok(messages) => self.add(What::Failed { messages }),
             Err(error) => {
                 return self.stuck(format!("what it sends at its end cannot be kept: {error}"));
@@ -37,11 +31,14 @@ impl Taking<'_> {
         self.compensate();
     }
 
-    /// Undoes what can be undone now.
-    pub(super) fn compensate(&mut self) {
-        let steps = self.journal.steps();
-        let open: Vec<_> = steps.iter().filter(|step| step.is_open()).collect();
-        if !open.is_empty() {
+    /// Cancels what is open. True if nothing is.
+    pub(super) fn settle_open(&mut self) -> bool {
+        loop {
+            let steps = self.journal.steps();
+            let open: Vec<_> = steps.iter().filter(|step| step.is_open()).collect();
+            if open.is_empty() {
+                return true;
+            }
             let off = open.iter().filter(|step| step.put_off.is_some());
             let off: Vec<Box<str>> = off.map(|step| step.step.into()).collect();
             let cancel = open
@@ -51,7 +48,7 @@ impl Taking<'_> {
             let cancel: Vec<(Box<str>, Result<Outgoing, String>)> = cancel.collect();
             let is_over = off.len() == open.len();
             for step in off {
-                let reason = "the saga failed before it was sent again".into();
+                let reason = "nobody waits for it any more".into();
                 self.add(What::Refused { step, reason });
             }
             for (step, message) in cancel {
@@ -61,15 +58,23 @@ impl Taking<'_> {
                         self.outgoing.push(message);
                     }
                     Err(why) => {
-                        return self.stuck(format!("what cancels `{step}` cannot be read: {why}"));
+                        self.stuck(format!("what cancels `{step}` cannot be read: {why}"));
+                        return false;
                     }
                 }
             }
             if !is_over {
-                return;
+                return false;
             }
-            return self.compensate();
         }
+    }
+
+    /// Undoes what can be undone now.
+    pub(super) fn compensate(&mut self) {
+        if !self.settle_open() {
+            return;
+        }
+        let steps = self.journal.steps();
         if let Some(step) = steps.iter().find(|step| step.lacks_undo()) {
             let why = format!("what undoes `{}` is not known", step.step);
             return self.stuck(why);
@@ -127,6 +132,7 @@ impl Taking<'_> {
                 self.outgoing.extend(messages);
                 self.journal.state = SagaState::Compensated;
                 self.add(What::Ended);
+                self.tell_parent();
             }
             Err(why) => self.stuck(format!("what it sends at its end cannot be read: {why}")),
         }

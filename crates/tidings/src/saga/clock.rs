@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use metrics::histogram;
 use tidings_saga::Arrival;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +92,7 @@ async fn round(
             .into_iter()
             .filter_map(|(lease, record)| fire(kind, sender, lease, &record))
             .collect();
-        commit_all(store, commits).await?;
+        commit_all(store, kind, commits).await?;
         if !is_full {
             let next = records.next_due(&name).await?;
             return Ok(next.map_or(POLL_EVERY, |due| due.min(POLL_EVERY)));
@@ -100,7 +101,11 @@ async fn round(
 }
 
 /// All in one commit; each for itself if one of them was changed meanwhile.
-async fn commit_all(store: &dyn Store, commits: Vec<Commit>) -> Result<(), StoreError> {
+async fn commit_all(
+    store: &dyn Store,
+    kind: &Kind,
+    commits: Vec<Commit>,
+) -> Result<(), StoreError> {
     if commits.is_empty() {
         return Ok(());
     }
@@ -117,7 +122,7 @@ async fn commit_all(store: &dyn Store, commits: Vec<Commit>) -> Result<(), Store
         match store.commit(commit).await {
             Ok(_) => {}
             // An answer came first.
-            Err(error) if error.is_conflict() => {}
+            Err(error) if error.is_conflict() => kind.conflict(),
             Err(error) => return Err(error),
         }
     }
@@ -159,13 +164,23 @@ fn fire(kind: &Kind, sender: &Sender, lease: Lease, record: &Record) -> Option<C
             ..Commit::default()
         });
     }
+    if let Some(due) = record.value.due {
+        let saga = kind.definition.name().to_owned();
+        let lag = now.duration_since(due).as_secs_f64().max(0.0);
+        histogram!("tidings_saga_timer_lag_seconds", "saga" => saga).record(lag);
+    }
     let turn = kind.definition.advance(key, journal, [Arrival::Due], now);
-    let mut messages = Messages::default();
-    messages
-        .records
-        .push(kind.change(key, &turn, expected, now));
-    messages.now = turn.outgoing;
-    match sender.commit(messages, None) {
+    let committed = kind
+        .leave(key, turn, expected, now)
+        .and_then(|(record, now)| {
+            let messages = Messages {
+                now,
+                records: vec![record],
+                ..Messages::default()
+            };
+            sender.commit(messages, None)
+        });
+    match committed {
         Ok(commit) => Some(commit),
         Err(error) => {
             error!(key, "what a saga sends is refused by `on_send`: {error}");

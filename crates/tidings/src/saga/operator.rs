@@ -254,13 +254,16 @@ async fn carry_out_one(
         let arrival = Arrival::Operator { who, why, action };
         let turn = kind.definition.advance(key, journal, [arrival], now);
         let expected = Expected::Version(record.version);
-        let mut messages = Messages::default();
-        messages
-            .records
-            .push(kind.change(key, &turn, expected, now));
-        messages.records.push(ended.clone());
-        messages.now = turn.outgoing;
-        let commit = match sender.commit(messages, None) {
+        let left = kind.leave(key, turn, expected, now);
+        let committed = left.and_then(|(record, now)| {
+            let messages = Messages {
+                now,
+                records: vec![record, ended.clone()],
+                ..Messages::default()
+            };
+            sender.commit(messages, None)
+        });
+        let commit = match committed {
             Ok(commit) => commit,
             Err(why) => {
                 error!(key, "what a saga sends is refused by `on_send`: {why}");
@@ -269,7 +272,7 @@ async fn carry_out_one(
         };
         match store.commit(commit).await {
             // An answer came first.
-            Err(error) if error.is_conflict() => {}
+            Err(error) if error.is_conflict() => kind.conflict(),
             committed => return committed.map(drop),
         }
     }
