@@ -39,7 +39,7 @@ fn what(what: &What, body: impl Fn(&RawValue) -> String) -> String {
                 Undo::Pivot => ", cannot be undone",
             };
             let deadline = deadline.map(|it| format!(", until {it:.3}"));
-            let said = send.message().ok();
+            let said = send.as_ref().and_then(|send| send.message().ok());
             let said = said.and_then(|it| {
                 let said: Box<RawValue> = serde_json::from_slice(&it.envelope.body).ok()?;
                 Some(format!(": {}", body(&said)))

@@ -37,6 +37,7 @@ pub(crate) struct ReserveStock {
 #[derive(Serialize, Deserialize, Command)]
 #[command(target = "inventory", reply = ())]
 pub(crate) struct ReleaseStock {
+    pub(crate) order_id: String,
     pub(crate) reservation: u64,
 }
 
@@ -71,12 +72,17 @@ pub(crate) async fn checkout(
     let reserve = ReserveStock {
         order_id: order_id.clone(),
     };
+    let of_order = order_id.clone();
     let stock = saga
         .step("reserve-stock", reserve)
-        .undo(|reservation| ReleaseStock { reservation });
+        .undo(move |reservation| ReleaseStock {
+            order_id: of_order.clone(),
+            reservation,
+        });
     stock.await.map_err(cancelled)?;
     let deadline = match &*order.card {
         "in a hurry" => Duration::from_millis(1500),
+        "at once" => Duration::from_millis(60),
         _ => Duration::from_secs(60),
     };
     let charge = ChargeCard {
@@ -132,8 +138,8 @@ pub(crate) async fn release(
     mut tx: Tx,
 ) -> Result<()> {
     tx.execute(
-        "insert into effect (number, account) values (-1, 'released')",
-        (),
+        "insert into effect (number, account) values (-1, ?1)",
+        (command.order_id,),
     )
     .await?;
     book.note(format!("released {}", command.reservation));
@@ -179,7 +185,17 @@ pub(crate) async fn cancel(command: CancelCharge, State(book): State<Book>) -> R
     Ok(())
 }
 
-pub(crate) async fn refund(command: RefundCard, State(book): State<Book>) -> Result<()> {
+pub(crate) async fn refund(
+    command: RefundCard,
+    State(book): State<Book>,
+    mut tx: Tx,
+) -> Result<()> {
+    let order_id = command.charge.trim_start_matches("c-").to_owned();
+    tx.execute(
+        "insert into effect (number, account) values (-1, ?1)",
+        (order_id,),
+    )
+    .await?;
     book.note(format!("refunded {}", command.charge));
     Ok(())
 }
@@ -218,6 +234,12 @@ impl World {
 
     /// With the sagas in this store.
     pub(crate) async fn with(checkout: Arc<dyn Store>) -> Self {
+        let (inventory, payment) = (Database::new().await, Database::new().await);
+        Self::of(checkout, inventory, payment)
+    }
+
+    /// With these databases.
+    pub(crate) fn of(checkout: Arc<dyn Store>, inventory: Database, payment: Database) -> Self {
         Self {
             broker: Broker::default(),
             book: Book::default(),
@@ -225,8 +247,8 @@ impl World {
             slow: Slow::default(),
             checkout,
             _checkout: None,
-            inventory: Database::new().await,
-            payment: Database::new().await,
+            inventory,
+            payment,
         }
     }
 
@@ -303,7 +325,7 @@ impl World {
     pub(crate) async fn states(&self) -> Vec<String> {
         let query = RecordQuery {
             kind: "saga:checkout".into(),
-            limit: 100,
+            limit: 10_000,
             ..RecordQuery::default()
         };
         let found = self.checkout.records().list(&query).await.expect("records");

@@ -7,6 +7,7 @@ pub(crate) mod broker;
 pub(crate) mod checkout;
 pub(crate) mod desk;
 pub(crate) mod letters;
+pub(crate) mod metrics;
 pub(crate) mod outage;
 pub(crate) mod outside;
 
@@ -61,15 +62,22 @@ pub(crate) fn deposit(account: impl ToString, number: u64) -> MoneyDeposited {
 /// A database of its own, deleted with the value.
 pub(crate) struct Database {
     pub(crate) store: SqliteStore,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Database {
     pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let store = SqliteStore::open(folder.path().join("test.db"))
-            .await
-            .expect("it opens");
+        let database = Self::at(folder.path().join("test.db")).await;
+        Self {
+            _folder: Some(folder),
+            ..database
+        }
+    }
+
+    /// The one in this file, which stays.
+    pub(crate) async fn at(file: impl Into<std::path::PathBuf>) -> Self {
+        let store = SqliteStore::open(file.into()).await.expect("it opens");
         let table = "create table effect (number integer not null, account text not null)";
         store
             .migrate(&[("effect", table)])
@@ -77,7 +85,7 @@ impl Database {
             .expect("it migrates");
         Self {
             store,
-            _folder: folder,
+            _folder: None,
         }
     }
 
