@@ -7,12 +7,24 @@ use std::sync::{
 
 use tidings::{
     AccessError, Attempt, BoxFuture, DeadLetter, DeadLetterAccess, Deliveries, Envelope, Features,
-    HeldLetters, LetterPlace, Message, Outgoing, PublishError, Subscription, Topology, Transport,
-    TransportError, dead_letter,
+    HeldLetters, LetterPlace, Message, Outgoing, PublishError, Queue, Subscription, Topology,
+    Transport, TransportError, dead_letter,
     dead_letters::{DeadLetters, Letter, Selection},
 };
 use tidings_memory::MemoryTransport;
 use tokio::sync::Notify;
+
+/// The queue that [`desk`] makes.
+pub(crate) const QUEUE: &str = "bank.money-deposited.v1";
+
+/// A broker with the queue, and nobody who receives.
+pub(crate) async fn desk() -> (MemoryTransport, DeadLetters) {
+    let transport = MemoryTransport::new();
+    let topology = Topology::new().queue(Queue::new(QUEUE));
+    transport.declare(&topology).await.expect("it declares");
+    let letters = DeadLetters::new(transport.connect(), QUEUE);
+    (transport, letters)
+}
 
 /// A message as its consumer gives it up.
 pub(crate) fn letter<M: Message>(message: &M, queue: &str, reason: &str, second: i64) -> Outgoing {
