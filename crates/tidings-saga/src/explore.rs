@@ -494,7 +494,9 @@ impl World {
     /// The steps that are done and not undone.
     fn in_effect(&self) -> Vec<Box<str>> {
         let done = self.targets.iter().filter(|(_, it)| **it == Effect::Done);
-        done.map(|(step, _)| step.clone()).collect()
+        // Without the number of the run.
+        let names = done.map(|(target, _)| target.split_once('/').map_or(&**target, |it| it.1));
+        names.map(Into::into).collect()
     }
 
     /// What tells this state from others.

@@ -272,7 +272,9 @@ impl ServiceMap {
 
     fn of(router: &Router) -> Self {
         let of_toolkit = |route: &&Route| route.name == ANSWER_NAME;
-        let routes = router.routes.iter().filter(|route| !of_toolkit(route));
+        // One that is unsubscribed gets nothing new.
+        let shown = |route: &&Route| !of_toolkit(route) && !router.is_unsubscribed(route);
+        let routes = router.routes.iter().filter(shown);
         let mut service = Self {
             handlers: routes.map(|route| HandlerMap::of(router, route)).collect(),
             emits: emissions(&router.published),

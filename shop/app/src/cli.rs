@@ -6,6 +6,7 @@ use clap::{
     Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::FalseyValueParser,
     error::ErrorKind,
 };
+use shop_contracts::CheckoutStyle;
 use shop_kit::{BaseUrl, Database};
 use shop_orders::OrderDeadline;
 use tracing_subscriber::EnvFilter;
@@ -37,6 +38,12 @@ impl Cli {
     /// Takes what is left out from the services to run.
     fn consistent(self) -> Result<(Command, Options), clap::Error> {
         let mut options = self.options;
+        let leads = options.checkout == CheckoutStyle::Orchestration;
+        if leads && options.without.contains(Name::Checkout) {
+            let why = "`--checkout orchestration` has the service `checkout` lead every order, and \
+                       `--without` leaves it out; take one of the two away";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, why));
+        }
         let services = options.services.but(&options.without);
         options.services =
             services.map_err(|why| Self::command().error(ErrorKind::ArgumentConflict, why))?;
@@ -101,7 +108,7 @@ pub(crate) struct Options {
     pub(crate) database: Option<Database>,
 
     /// Which services run in this process, separated by commas: orders, payment, inventory,
-    /// shipping, notification, loyalty, storefront, bank; or `all`.
+    /// shipping, notification, loyalty, checkout, storefront, bank; or `all`.
     #[arg(
         long,
         global = true,
@@ -128,17 +135,18 @@ pub(crate) struct Options {
     )]
     pub(crate) without: Without,
 
-    /// Who decides what happens next: the services by each other's events (`choreography`), or a
-    /// saga (`orchestration`).
+    /// Who decides what happens to the orders that are placed from now on: the services by each other's
+    /// events (`choreography`), or the service checkout by a saga (`orchestration`). What customers and
+    /// listeners see is the same. Use the same in every process of the shop. It may be changed when the
+    /// shop is started anew: orders that are under way end as they began, so let `checkout` run in both.
     #[arg(
         long,
         global = true,
-        value_enum,
         value_name = "STYLE",
         env = "TIDINGS_CHECKOUT",
         default_value = "choreography"
     )]
-    pub(crate) checkout: Checkout,
+    pub(crate) checkout: CheckoutStyle,
 
     /// How long an order may wait for its answers, as `90s`, `15m`, `24h` or `2d`. What is not
     /// decided by then is cancelled, and everything done for it is undone. Use the same in every
@@ -247,12 +255,6 @@ impl FromStr for BrokerAt {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Checkout {
-    Choreography,
-    Orchestration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     Text,
     Json,
@@ -335,7 +337,6 @@ mod tests {
         check("--broker rabbit", "use `embedded` or `amqp://");
         check("--database mysql://x", "`mysql` is not a database");
         check("--services orders,paiment", "`paiment` is not a service");
-        check("--services checkout", "not there yet");
         check("--services ,", "names no service");
         check("--without paiment", "`paiment` is not a service");
         check(
@@ -347,7 +348,11 @@ mod tests {
         check("--order-deadline soon", "`90s`, `15m`, `24h` or `2d`");
         check("--api paiment=http://x", "`paiment` is not a service");
         check("--bank https://bank", "TLS proxy");
-        check("--checkout ballet", "choreography");
+        check("--checkout ballet", "`choreography` and `orchestration`");
+        check(
+            "--checkout orchestration --without checkout",
+            "has the service `checkout` lead",
+        );
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub(crate) fn routes(services: &[Service], probes: Probes) -> Router {
     let own = probes::routes(probes).route_layer(bounded.clone());
     services
         .iter()
+        .filter(|service| service.http.has_routes())
         .fold(own, |router, service| {
             let routes = service.http.clone();
             // The storefront passes calls on to services that keep the same bounds themselves, and

@@ -4,23 +4,17 @@
 use std::{io::Write, process::ExitCode};
 
 use anyhow::Context;
+use shop_contracts::CheckoutStyle;
 
-use crate::{
-    cli::{MapFormat, MapOptions, Options},
-    run,
-};
-
-/// What stands above the picture.
-const TITLE: &str = "The shop: who handles and sends what";
+use crate::cli::{MapFormat, MapOptions, Options};
 
 pub(crate) fn print(asked: &MapOptions, options: &Options) -> anyhow::Result<ExitCode> {
-    run::style_is_there(options.checkout)?;
-    let map = options.without.event_map();
+    let map = options.without.event_map(options.checkout);
     let text = match asked.format {
         MapFormat::Mermaid => map.to_mermaid(),
         MapFormat::Dot => map.to_dot(),
         MapFormat::Json => map.to_json(),
-        MapFormat::Svg => map.to_svg(TITLE),
+        MapFormat::Svg => map.to_svg(&title(options.checkout)),
     };
     let mut stdout = std::io::stdout().lock();
     stdout
@@ -35,4 +29,9 @@ pub(crate) fn print(asked: &MapOptions, options: &Options) -> anyhow::Result<Exi
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })
+}
+
+/// What stands above the picture.
+fn title(style: CheckoutStyle) -> String {
+    format!("The shop in {}: who handles and sends what", style.as_str())
 }

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use shop_kit::{BaseUrl, Database};
 use shop_notification::Mailer;
 use tidings::{Topology, Transport};
@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     announce,
     broker::Messaging,
-    cli::{Checkout, Options},
+    cli::Options,
     http, probes,
     services::{self, Name, Opened, Surroundings},
 };
@@ -44,7 +44,6 @@ const HANDLERS_FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 const PANICKED: &str = "a service's task panicked; this is a bug, and nothing was lost by it";
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
-    style_is_there(options.checkout)?;
     let stop = stop_on_signal()?;
     let metrics = probes::start_metrics().context("the metrics cannot start")?;
     let listener = http::bind(options.listen).await?;
@@ -66,7 +65,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         announce::listening("amqp", amqp);
     }
 
-    let mut running = Running::start(opened, &messaging, options.without.topologies(), &stop);
+    let topologies = options.without.topologies(options.checkout);
+    let mut running = Running::start(opened, &messaging, topologies, &stop);
     let ready = || {
         probes.set_subscribed();
         announce::ready(&options.services, address, messaging.amqp_addr());
@@ -86,17 +86,6 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     }
     let closed = messaging.close().await;
     ended.and(stopped).and(closed)
-}
-
-/// Whether the shop can be run, or drawn, in this style.
-pub(crate) fn style_is_there(checkout: Checkout) -> anyhow::Result<()> {
-    if checkout == Checkout::Orchestration {
-        bail!(
-            "`--checkout orchestration` (the saga manager) is planned, but not there yet; leave it \
-             out, and the services decide by each other's events"
-        );
-    }
-    Ok(())
 }
 
 /// Cancelled by the first SIGINT or SIGTERM; a second one ends the process at once, which loses
@@ -195,6 +184,7 @@ async fn open_services(
         mailer,
         api: &options.api,
         order_deadline: options.order_deadline,
+        checkout: options.checkout,
     };
     services::open(names, &around).await
 }

@@ -1,13 +1,17 @@
 //! The services there are, and how each is made.
 
-use std::{fmt, str::FromStr};
+use std::{collections::HashSet, fmt, str::FromStr};
 
 use anyhow::Context;
+use shop_contracts::CheckoutStyle;
 use shop_kit::{BaseUrl, Database, Service};
 use shop_notification::Mailer;
 use shop_orders::{OrderDeadline, Overdue};
 use shop_storefront::Elsewhere;
-use tidings::{Topology, event_map::EventMap};
+use tidings::{
+    Topology,
+    event_map::{EventMap, HandlerMap},
+};
 
 use crate::cli::Api;
 
@@ -20,18 +24,20 @@ pub(crate) enum Name {
     Shipping,
     Notification,
     Loyalty,
+    Checkout,
     Bank,
     Storefront,
 }
 
 impl Name {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Orders,
         Self::Payment,
         Self::Inventory,
         Self::Shipping,
         Self::Notification,
         Self::Loyalty,
+        Self::Checkout,
         Self::Bank,
         Self::Storefront,
     ];
@@ -44,6 +50,7 @@ impl Name {
             Self::Shipping => "shipping",
             Self::Notification => "notification",
             Self::Loyalty => "loyalty",
+            Self::Checkout => "checkout",
             Self::Bank => "bank",
             Self::Storefront => "storefront",
         }
@@ -59,35 +66,52 @@ impl Name {
             Self::Notification => &["/emails"],
             Self::Loyalty => &["/loyalty"],
             Self::Bank => &["/bank"],
-            Self::Storefront => &[],
+            Self::Checkout | Self::Storefront => &[],
         }
     }
 
     /// The topics and queues it needs on the broker, exactly as it declares them itself when it
     /// runs; `None` if it handles no messages.
-    fn topology(self) -> Option<Topology> {
+    fn topology(self, style: CheckoutStyle) -> Option<Topology> {
         Some(match self {
             Self::Orders => shop_orders::topology(),
-            Self::Payment => shop_payment::topology(),
-            Self::Inventory => shop_inventory::topology(),
+            Self::Payment => shop_payment::topology(style),
+            Self::Inventory => shop_inventory::topology(style),
             Self::Shipping => shop_shipping::topology(),
             Self::Notification => shop_notification::topology(),
             Self::Loyalty => shop_loyalty::topology(),
+            Self::Checkout => shop_checkout::topology(style),
             Self::Bank | Self::Storefront => return None,
         })
     }
 
-    /// What it handles and sends; nothing if it handles no messages.
-    fn event_map(self) -> EventMap {
-        match self {
+    /// What it handles and sends; nothing if it handles no messages. In choreography nobody sends the
+    /// checkout's commands: whoever could carry them out is shown without.
+    fn event_map(self, style: CheckoutStyle) -> EventMap {
+        let map = match self {
             Self::Orders => shop_orders::event_map(),
-            Self::Payment => shop_payment::event_map(),
-            Self::Inventory => shop_inventory::event_map(),
+            Self::Payment => shop_payment::event_map(style),
+            Self::Inventory => shop_inventory::event_map(style),
             Self::Shipping => shop_shipping::event_map(),
             Self::Notification => shop_notification::event_map(),
             Self::Loyalty => shop_loyalty::event_map(),
-            Self::Bank | Self::Storefront => EventMap::default(),
+            Self::Checkout if style == CheckoutStyle::Orchestration => shop_checkout::event_map(),
+            Self::Checkout | Self::Bank | Self::Storefront => EventMap::default(),
+        };
+        if style == CheckoutStyle::Orchestration {
+            return map;
         }
+        let led = shop_checkout::event_map();
+        let sagas = led.services().iter().flat_map(|checkout| &checkout.sagas);
+        let commands = sagas.flat_map(|saga| saga.sends.iter().chain(&saga.ends));
+        let commands: HashSet<&str> = commands.map(|sent| &*sent.message).collect();
+        let services = map.services().iter().cloned();
+        let without = services.map(|mut service| {
+            let stays = |handler: &HandlerMap| !commands.contains(&*handler.message);
+            service.handlers.retain(stays);
+            service
+        });
+        without.fold(EventMap::default(), EventMap::with)
     }
 }
 
@@ -101,13 +125,6 @@ impl FromStr for Name {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "checkout" {
-            return Err(
-                "the service `checkout` (the saga manager) is planned, but not there yet; the \
-                 other services decide by each other's events"
-                    .to_owned(),
-            );
-        }
         let named = Self::ALL.into_iter().find(|name| name.as_str() == text);
         named.ok_or_else(|| {
             let known: Vec<_> = Self::ALL.iter().map(|name| name.as_str()).collect();
@@ -190,21 +207,25 @@ impl FromStr for Names {
 pub(crate) struct Without(Option<Names>);
 
 impl Without {
-    fn contains(&self, name: Name) -> bool {
+    pub(crate) fn contains(&self, name: Name) -> bool {
         self.0.as_ref().is_some_and(|names| names.contains(name))
     }
 
     /// What every service of the shop needs on the broker, wherever it runs, but for those that
-    /// are left out.
-    pub(crate) fn topologies(&self) -> Vec<Topology> {
+    /// are left out. Subscriptions that are ended come last: while a shop changes its style, an order goes
+    /// to both who may lead it rather than to nobody.
+    pub(crate) fn topologies(&self, style: CheckoutStyle) -> Vec<Topology> {
         let kept = Name::ALL.into_iter().filter(|name| !self.contains(*name));
-        kept.filter_map(Name::topology).collect()
+        let topologies = kept.filter_map(|name| name.topology(style));
+        let mut topologies: Vec<_> = topologies.collect();
+        topologies.sort_by_key(|topology| topology.queues.iter().any(|it| !it.left.is_empty()));
+        topologies
     }
 
     /// What every service of the shop handles and sends, but for those that are left out.
-    pub(crate) fn event_map(&self) -> EventMap {
+    pub(crate) fn event_map(&self, style: CheckoutStyle) -> EventMap {
         let kept = Name::ALL.into_iter().filter(|name| !self.contains(*name));
-        kept.map(Name::event_map)
+        kept.map(|name| name.event_map(style))
             .fold(EventMap::default(), EventMap::merge)
     }
 }
@@ -227,6 +248,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) mailer: Option<Mailer>,
     pub(crate) api: &'a [Api],
     pub(crate) order_deadline: OrderDeadline,
+    pub(crate) checkout: CheckoutStyle,
 }
 
 /// The services that run here, and what runs beside them.
@@ -256,10 +278,11 @@ async fn one(
     around: &Surroundings<'_>,
     overdue: &mut Option<Overdue>,
 ) -> anyhow::Result<Service> {
-    let database = around.database;
+    let (database, style) = (around.database, around.checkout);
     Ok(match name {
         Name::Orders => {
-            let (service, task) = shop_orders::service(database, around.order_deadline).await?;
+            let (service, task) =
+                shop_orders::service(database, around.order_deadline, style).await?;
             *overdue = Some(task);
             service
         }
@@ -268,9 +291,9 @@ async fn one(
                 .bank
                 .clone()
                 .context("it needs a bank; say where with `--bank URL`")?;
-            shop_payment::service(database, bank).await?
+            shop_payment::service(database, bank, style).await?
         }
-        Name::Inventory => shop_inventory::service(database).await?,
+        Name::Inventory => shop_inventory::service(database, style).await?,
         Name::Shipping => shop_shipping::service(database).await?,
         Name::Notification => {
             let mailer = around
@@ -280,6 +303,7 @@ async fn one(
             shop_notification::service(database, mailer).await?
         }
         Name::Loyalty => shop_loyalty::service(database).await?,
+        Name::Checkout => shop_checkout::service(database, style).await?,
         Name::Bank => shop_bank::service(database).await?,
         Name::Storefront => shop_storefront::service(elsewhere(here, around.api)),
     })
@@ -324,7 +348,14 @@ mod tests {
         check("orders,bank", "", Ok(&["orders", "bank"]));
         check("orders,bank", "loyalty", Ok(&["orders", "bank"]));
         let all = "all";
-        let left = ["orders", "payment", "inventory", "bank", "storefront"];
+        let left = [
+            "orders",
+            "payment",
+            "inventory",
+            "checkout",
+            "bank",
+            "storefront",
+        ];
         check(all, "shipping,notification,loyalty", Ok(&left));
         check("all,loyalty", "loyalty", Err("names `loyalty`"));
         check("orders,loyalty", "loyalty, bank", Err("names `loyalty`"));
@@ -336,7 +367,7 @@ mod tests {
     fn queues_are_declared_for_every_service_that_is_not_left_out() {
         let queues = |without: &str| {
             let without: Without = without.parse().unwrap();
-            let topologies = without.topologies();
+            let topologies = without.topologies(CheckoutStyle::Choreography);
             let queues = topologies.iter().flat_map(|topology| &topology.queues);
             queues
                 .map(|queue| queue.name.to_string())
@@ -350,6 +381,7 @@ mod tests {
             "shipping",
             "notification",
             "loyalty",
+            "checkout",
         ] {
             let own = format!("{consumer}.");
             assert!(
@@ -367,5 +399,44 @@ mod tests {
             );
         }
         assert_eq!(queues("bank,storefront"), all);
+    }
+
+    /// In which order topics are subscribed to and left, of `order_events` alone.
+    fn orders_go_to(style: CheckoutStyle) -> Vec<String> {
+        let topologies = Without::default().topologies(style);
+        let queues = topologies.iter().flat_map(|topology| &topology.queues);
+        let about = queues.filter_map(|queue| {
+            let is_about = |topics: &[std::borrow::Cow<'_, str>]| {
+                topics.iter().any(|topic| topic == "order_events")
+            };
+            match (is_about(&queue.topics), is_about(&queue.left)) {
+                (true, _) => Some(format!("+{}", queue.name)),
+                (_, true) => Some(format!("-{}", queue.name)),
+                _ => None,
+            }
+        });
+        about.collect()
+    }
+
+    #[test]
+    fn an_order_goes_to_whoever_leads_and_at_no_moment_to_nobody() {
+        assert_eq!(
+            orders_go_to(CheckoutStyle::Choreography),
+            [
+                "+orders.order-placed.v1",
+                "+payment.order-placed.v1",
+                "+inventory.order-placed.v1",
+                "-checkout.order-placed.v1",
+            ]
+        );
+        assert_eq!(
+            orders_go_to(CheckoutStyle::Orchestration),
+            [
+                "+orders.order-placed.v1",
+                "+checkout.order-placed.v1",
+                "-payment.order-placed.v1",
+                "-inventory.order-placed.v1",
+            ]
+        );
     }
 }

@@ -1,20 +1,29 @@
 //! An order has a deadline: what is not decided by then is cancelled and undone. Until then, what
 //! is stuck can be seen.
 
+#[macro_use]
 mod common;
 
 use std::time::Duration;
 
-use common::{SOON, Shop, eventually, timeline};
+use common::{SOON, Shop, Style, eventually, timeline};
 use serde_json::json;
+use shop_contracts::CheckoutStyle;
 use shop_kit::{Database, sql};
 use tidings_testing::servers::Postgres;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_without_answers_is_cancelled_and_undone_when_its_time_is_over() {
+in_both_styles! {
+    an_order_without_answers_is_cancelled_and_undone_when_its_time_is_over
+    a_deadline_that_passes_while_the_shop_is_down_is_kept_at_the_next_start
+    the_deadline_is_kept_while_the_broker_is_away
+    orders_that_are_stuck_are_listed_oldest_first_in_pages_and_counted
+    the_first_refusal_cancels_an_order
+}
+
+async fn an_order_without_answers_is_cancelled_and_undone_when_its_time_is_over(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let services = "orders,inventory,notification,bank";
-    let flags = ["--services", services, "--order-deadline", "1s"];
+    let services = "orders,inventory,notification,checkout,bank";
+    let flags = style.flags(&["--services", services, "--order-deadline", "1s"]);
     let shop = Shop::start(data.path(), &flags);
     let order = shop.order("tok_ok", &[("MUG-ENAMEL", 2)]).await;
     shop.happened(&order, &["StockReserved"]).await;
@@ -27,14 +36,14 @@ async fn an_order_without_answers_is_cancelled_and_undone_when_its_time_is_over(
 
     // Payment has never run. It finds the order, and that it was cancelled.
     let (broker, bank) = (shop.amqp_url(), shop.url());
-    let flags = [
+    let flags = style.flags(&[
         "--services",
         "payment",
         "--broker",
         &broker,
         "--bank",
         &bank,
-    ];
+    ]);
     let payment = Shop::start(data.path(), &flags);
     let answered = eventually(SOON, async || {
         let order = shop.get(&format!("/orders/{order}")).await.json;
@@ -53,16 +62,15 @@ async fn an_order_without_answers_is_cancelled_and_undone_when_its_time_is_over(
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_that_passes_while_the_shop_is_down_is_kept_at_the_next_start() {
+async fn a_deadline_that_passes_while_the_shop_is_down_is_kept_at_the_next_start(style: Style) {
     let data = tempfile::tempdir().unwrap();
     let flags = |deadline| {
-        [
+        style.flags(&[
             "--services",
-            "orders,inventory,bank",
+            "orders,inventory,checkout,bank",
             "--order-deadline",
             deadline,
-        ]
+        ])
     };
     let shop = Shop::start(data.path(), &flags("1h"));
     let order = shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await;
@@ -75,19 +83,18 @@ async fn a_deadline_that_passes_while_the_shop_is_down_is_kept_at_the_next_start
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_deadline_is_kept_while_the_broker_is_away() {
+async fn the_deadline_is_kept_while_the_broker_is_away(style: Style) {
     let data = tempfile::tempdir().unwrap();
     let port = tidings_testing::servers::free_port().unwrap();
     let broker = format!("amqp://guest:guest@127.0.0.1:{port}/");
-    let flags = [
+    let flags = style.flags(&[
         "--services",
         "orders",
         "--broker",
         &broker,
         "--order-deadline",
         "1s",
-    ];
+    ]);
     let shop = Shop::launch(data.path(), &flags);
     let order = shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await;
     let ended = shop.ended(&order).await;
@@ -96,15 +103,14 @@ async fn the_deadline_is_kept_while_the_broker_is_away() {
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn orders_that_are_stuck_are_listed_oldest_first_in_pages_and_counted() {
+async fn orders_that_are_stuck_are_listed_oldest_first_in_pages_and_counted(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let flags = [
+    let flags = style.flags(&[
         "--services",
-        "orders,inventory,bank",
+        "orders,inventory,checkout,bank",
         "--order-deadline",
         "1h",
-    ];
+    ]);
     let shop = Shop::start(data.path(), &flags);
     let mut orders = Vec::new();
     for _ in 0..5 {
@@ -137,7 +143,8 @@ async fn orders_that_are_stuck_are_listed_oldest_first_in_pages_and_counted() {
             assert_eq!(order["waitsFor"], "payment", "{order}");
             assert!(order["placedAt"].is_string(), "{order}");
             let reason = order["reason"].as_str().unwrap();
-            assert!(reason.contains("`payment.order-placed.v1`"), "{reason}");
+            let queue = style.pick("`payment.order-placed.v1`", "`payment.charge-card.v1`");
+            assert!(reason.contains(queue), "{reason}");
             listed.push(order["orderId"].as_str().unwrap().to_owned());
         }
         match page.header("link").split_once(">; rel=\"next\"") {
@@ -179,7 +186,11 @@ async fn copies_on_postgresql_cancel_each_order_once() {
     let deadline = "1s".parse().unwrap();
     let mut copies = Vec::new();
     for _ in 0..3 {
-        copies.push(shop_orders::service(&database, deadline).await.unwrap());
+        copies.push(
+            shop_orders::service(&database, deadline, CheckoutStyle::default())
+                .await
+                .unwrap(),
+        );
     }
     let db = copies[0].0.db.clone().unwrap();
     let orders: i64 = 300;
@@ -238,10 +249,9 @@ async fn a_database_that_is_away_at_the_deadline_is_waited_for() {
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_first_refusal_cancels_an_order() {
+async fn the_first_refusal_cancels_an_order(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     shop.put("/bank/behaviour", &json!({"mode": "down"})).await;
     // The bank never answers, and need not.
     let order = shop.order("tok_ok", &[("GLOBE-ANTIQUE", 1)]).await;

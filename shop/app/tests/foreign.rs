@@ -1,10 +1,11 @@
 //! Programs with nothing but an AMQP client take part: bare JSON in and out of `order_events`.
 
+#[macro_use]
 mod common;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use common::{SOON, Shop, eventually};
+use common::{SOON, Shop, Style, eventually};
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind,
@@ -15,6 +16,14 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use serde_json::Value;
+
+in_both_styles! {
+    a_bare_order_is_charged_once_however_often_it_is_published
+    an_order_is_known_whoever_claims_to_have_sent_it
+    a_broken_order_is_a_dead_letter_and_the_next_one_passes
+    a_queue_of_ones_own_gets_the_orders_of_the_shop
+    a_full_queue_of_a_stranger_holds_up_no_order_and_gets_everything_in_the_end
+}
 
 const EXCHANGE: &str = "order_events";
 
@@ -76,10 +85,9 @@ async fn messages_in(channel: &Channel, queue: &str) -> u32 {
     queue.unwrap().message_count()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bare_order_is_charged_once_however_often_it_is_published() {
+async fn a_bare_order_is_charged_once_however_often_it_is_published(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let (_connection, channel) = connect(&shop).await;
     for _ in 0..5 {
         publish(&channel, &bare("ORD-123")).await;
@@ -94,10 +102,9 @@ async fn a_bare_order_is_charged_once_however_often_it_is_published() {
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_is_known_whoever_claims_to_have_sent_it() {
+async fn an_order_is_known_whoever_claims_to_have_sent_it(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let (_connection, channel) = connect(&shop).await;
     let claims = BasicProperties::default().with_app_id("orders".into());
     publish_as(&channel, &bare("ORD-200"), claims).await;
@@ -152,17 +159,20 @@ async fn the_timeline_is_in_the_order_of_hearing_whatever_clocks_say() {
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broken_order_is_a_dead_letter_and_the_next_one_passes() {
+async fn a_broken_order_is_a_dead_letter_and_the_next_one_passes(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let (_connection, channel) = connect(&shop).await;
     publish(&channel, "this is not json").await;
     publish(&channel, r#"{"orderId": "ORD-1", "amount": 99.99}"#).await;
     publish(&channel, &bare("ORD-2").replace("99.99", "-99.99")).await;
     publish(&channel, &bare("ORD-3")).await;
     assert_eq!(shop.ended("ORD-3").await["status"], "CONFIRMED");
-    for consumer in ["payment", "inventory", "orders"] {
+    let consumers = style.pick(
+        &["payment", "inventory", "orders"][..],
+        &["checkout", "orders"][..],
+    );
+    for consumer in consumers {
         let dead = format!("{consumer}.order-placed.v1.dead");
         let all = eventually(SOON, async || {
             (messages_in(&channel, &dead).await == 3).then_some(())
@@ -176,10 +186,9 @@ async fn a_broken_order_is_a_dead_letter_and_the_next_one_passes() {
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_queue_of_ones_own_gets_the_orders_of_the_shop() {
+async fn a_queue_of_ones_own_gets_the_orders_of_the_shop(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let (_connection, channel) = connect(&shop).await;
     let durable = QueueDeclareOptions {
         durable: true,
@@ -218,10 +227,9 @@ async fn a_queue_of_ones_own_gets_the_orders_of_the_shop() {
 }
 
 /// The stranger listens to everything that an order needs, and takes nothing more.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_of_a_stranger_holds_up_no_order_and_gets_everything_in_the_end() {
+async fn a_full_queue_of_a_stranger_holds_up_no_order_and_gets_everything_in_the_end(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let (_connection, channel) = connect(&shop).await;
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));

@@ -35,6 +35,9 @@ fn check(file: &str, arguments: &[&str]) {
 #[test]
 fn the_picture_in_the_docs_is_what_the_types_say() {
     check("shop-events.svg", &["--format", "svg", "--check"]);
+    let orchestration = ["--checkout", "orchestration"];
+    let arguments = [&["--format", "svg", "--check"][..], &orchestration].concat();
+    check("shop-orchestration.svg", &arguments);
 }
 
 #[test]

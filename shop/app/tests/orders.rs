@@ -1,17 +1,27 @@
 //! What becomes of an order, on the embedded broker and SQLite.
 
+#[macro_use]
 mod common;
 
 use axum::http::Method;
 use std::collections::BTreeMap;
 
-use common::{SOON, Shop, eventually, order, timeline};
+use common::{SOON, Shop, Style, eventually, order, timeline};
 use serde_json::{Value, json};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_good_order_is_paid_reserved_shipped_written_and_rewarded() {
+in_both_styles! {
+    a_good_order_is_paid_reserved_shipped_written_and_rewarded
+    a_good_order_takes_the_deliveries_that_it_needs
+    an_order_that_cannot_be_had_is_cancelled_and_undone
+    restocked_goods_can_be_sold
+    a_bank_that_fails_charges_once
+    orders_wait_for_a_bank_that_is_down
+    an_order_can_be_watched_as_it_moves
+}
+
+async fn a_good_order_is_paid_reserved_shipped_written_and_rewarded(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let [available, ..] = shop.stock("LAMP-BRASS").await;
 
     let placed = shop
@@ -65,11 +75,9 @@ async fn a_good_order_is_paid_reserved_shipped_written_and_rewarded() {
 
 /// What a confirmed order costs. Whoever subscribes a service to one event more pays for it with
 /// each order: then this list grows, and the table in ARCHITECTURE.md with it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_good_order_takes_twelve_deliveries() {
-    const PER_ORDER: [&str; 12] = [
+async fn a_good_order_takes_the_deliveries_that_it_needs(style: Style) {
+    const OF_ALL: [&str; 9] = [
         "inventory.order-confirmed.v1",
-        "inventory.order-placed.v1",
         "loyalty.order-confirmed.v1",
         "notification.order-confirmed.v1",
         "orders.email-sent.v1",
@@ -78,27 +86,46 @@ async fn a_good_order_takes_twelve_deliveries() {
         "orders.points-awarded.v1",
         "orders.shipment-booked.v1",
         "orders.stock-reserved.v1",
-        "payment.order-placed.v1",
-        "shipping.order-confirmed.v1",
+    ];
+    const CHOREOGRAPHY: [(&str, u64); 3] = [
+        ("inventory.order-placed.v1", 1),
+        ("payment.order-placed.v1", 1),
+        ("shipping.order-confirmed.v1", 1),
+    ];
+    // Each of the five commands is answered.
+    const ORCHESTRATION: [(&str, u64); 8] = [
+        ("checkout.order-placed.v1", 1),
+        ("checkout.tidings.step-answer.v1", 5),
+        ("inventory.reserve-stock.v1", 1),
+        ("inventory.ship-stock.v1", 1),
+        ("orders.confirm-order.v1", 1),
+        ("payment.charge-card.v1", 1),
+        ("shipping.book-parcel.v1", 1),
+        ("shipping.order-confirmed.v1", 1),
     ];
     const ORDERS: u64 = 5;
 
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     for _ in 0..ORDERS {
         let id = shop.order("tok_ok", &[("LAMP-BRASS", 1)]).await;
         let all = ["ShipmentBooked", "EmailSent", "PointsAwarded"];
         shop.happened(&id, &all).await;
     }
-    let wanted: BTreeMap<String, u64> = PER_ORDER
+    let of_style = style.pick(&CHOREOGRAPHY[..], &ORCHESTRATION[..]);
+    let of_all = OF_ALL.map(|queue| (queue, 1));
+    let wanted: BTreeMap<String, u64> = of_all
         .iter()
-        .map(|queue| ((*queue).to_owned(), ORDERS))
+        .chain(of_style)
+        .map(|(queue, count)| ((*queue).to_owned(), count * ORDERS))
         .collect();
+    let in_all: u64 = wanted.values().sum();
+    assert_eq!(in_all, style.pick(12, 21) * ORDERS);
     // What is counted is counted a moment after it is committed.
     let mut counted = BTreeMap::new();
     let all = eventually(SOON, async || {
         counted = handled(&shop.get("/metrics").await.text);
-        (counted.values().sum::<u64>() >= ORDERS * PER_ORDER.len() as u64).then_some(())
+        (counted.values().sum::<u64>() >= in_all).then_some(())
     });
     assert!(all.await.is_some(), "only {counted:?}");
     assert_eq!(counted, wanted);
@@ -120,10 +147,9 @@ fn handled(metrics: &str) -> BTreeMap<String, u64> {
     counts.collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_cannot_be_had_is_cancelled_and_undone() {
+async fn an_order_that_cannot_be_had_is_cancelled_and_undone(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
 
     let declined = shop.order("tok_declined", &[("MUG-ENAMEL", 3)]).await;
     let events = [
@@ -133,6 +159,16 @@ async fn an_order_that_cannot_be_had_is_cancelled_and_undone() {
         "EmailSent",
     ];
     let order = shop.happened(&declined, &events).await;
+    if style == Style::Orchestration {
+        // The saga has undone it, and then said that the order ends.
+        let counted = handled(&shop.get("/metrics").await.text);
+        let told = ["inventory.release-stock.v1", "orders.cancel-order.v1"];
+        assert_eq!(
+            told.map(|queue| counted.get(queue)),
+            [Some(&1); 2],
+            "{counted:?}"
+        );
+    }
     assert_eq!(order["status"], "CANCELLED");
     assert_eq!(order["reason"], "the card was declined");
     assert_eq!(shop.ledger(&declined).await, [""; 0]);
@@ -146,8 +182,12 @@ async fn an_order_that_cannot_be_had_is_cancelled_and_undone() {
     let order = shop.happened(&scarce, &events).await;
     assert_eq!(order["status"], "CANCELLED");
     assert_eq!(order["reason"], "not enough Pocket telescope in stock");
-    // It is cancelled as soon as one of the two says no, before or after the bank was asked.
-    shop.pays_nothing(&scarce).await;
+    // It is cancelled as soon as one of the two says no, before or after the bank was asked. The
+    // checkout asks for the goods first.
+    match style {
+        Style::Choreography => shop.pays_nothing(&scarce).await,
+        Style::Orchestration => assert_eq!(shop.ledger(&scarce).await, [""; 0]),
+    }
     assert_eq!(shop.stock("MUG-ENAMEL").await, [100_000, 0, 0]);
     assert_eq!(shop.stock("TELESCOPE-BRASS").await, [3, 0, 0]);
 
@@ -156,16 +196,16 @@ async fn an_order_that_cannot_be_had_is_cancelled_and_undone() {
         .as_str()
         .unwrap()
         .to_owned();
-    let refusals = ["the card was declined", "not enough Antique globe in stock"];
+    let refusals = ["not enough Antique globe in stock", "the card was declined"];
+    let refusals = style.pick(&refusals[..], &refusals[..1]);
     assert!(refusals.contains(&reason.as_str()), "{reason}");
     assert_eq!(shop.points("c-1").await, 0);
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn restocked_goods_can_be_sold() {
+async fn restocked_goods_can_be_sold(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let stock = shop
         .post("/stock/GLOBE-ANTIQUE/restock", &json!({"quantity": 2}))
         .await;
@@ -178,10 +218,9 @@ async fn restocked_goods_can_be_sold() {
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bank_that_fails_charges_once() {
+async fn a_bank_that_fails_charges_once(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let flaky = shop.order("tok_flaky", &[("PEN-FOUNTAIN", 1)]).await;
     assert_eq!(shop.ended(&flaky).await["status"], "CONFIRMED");
     assert_eq!(shop.ledger(&flaky).await, ["charge 49.90"]);
@@ -205,10 +244,9 @@ async fn a_bank_that_fails_charges_once() {
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn orders_wait_for_a_bank_that_is_down() {
+async fn orders_wait_for_a_bank_that_is_down(style: Style) {
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     shop.put("/bank/behaviour", &json!({"mode": "down"})).await;
     let order = shop.order("tok_ok", &[("PEN-FOUNTAIN", 1)]).await;
     let path = format!("/payments/{order}");
@@ -285,12 +323,11 @@ async fn orders_are_listed_newest_first_in_pages() {
     shop.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_can_be_watched_as_it_moves() {
+async fn an_order_can_be_watched_as_it_moves(style: Style) {
     use std::io::{BufRead, BufReader, Write};
 
     let data = tempfile::tempdir().unwrap();
-    let shop = Shop::start(data.path(), &[]);
+    let shop = Shop::start(data.path(), &style.flags(&[]));
     let id = shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await;
     let mut stream = std::net::TcpStream::connect(shop.http).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();

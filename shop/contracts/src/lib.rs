@@ -1,6 +1,8 @@
-//! What the services of the shop say to each other: events, money and the catalogue.
+//! What the services of the shop say to each other: events, commands, money and the catalogue.
 //!
 //! It holds no behaviour and does no I/O. Services know each other through this crate only.
+//!
+//! By choreography:
 //!
 //! ```text
 //!              OrderPlaced
@@ -11,13 +13,28 @@
 //!   both good: OrderConfirmed ──► inventory, shipping, notification, loyalty
 //!   otherwise: OrderCancelled ──► payment (refund), inventory (release), notification
 //! ```
+//!
+//! By orchestration the checkout leads, by [`commands`]; the events are the same, and say what was done:
+//!
+//! ```text
+//!   orders ── OrderPlaced ──► checkout ─┬─ ReserveStock ──► inventory ─► StockReserved | StockRejected
+//!                                       ├─ ChargeCard ────► payment ───► PaymentAuthorized | PaymentDeclined
+//!                                       ├─ ConfirmOrder ──► orders ────► OrderConfirmed
+//!                                       ├─ ShipStock ─────► inventory
+//!                                       └─ BookParcel ────► shipping ──► ShipmentBooked
+//!
+//!   a refusal: RefundCard, ReleaseStock for what was done, then CancelOrder ──► orders ─► OrderCancelled
+//! ```
 
 mod catalogue;
+mod checkout;
+pub mod commands;
 mod events;
 mod money;
 mod order;
 
 pub use catalogue::{CATALOGUE, Product, product};
+pub use checkout::{CheckoutStyle, LED_BY, is_led_by_checkout, led_by_checkout};
 pub use events::{
     EmailSent, OrderCancelled, OrderConfirmed, PaymentAuthorized, PaymentDeclined, PaymentRefunded,
     PointsAwarded, ShipmentBooked, StockRejected, StockReleased, StockReserved,

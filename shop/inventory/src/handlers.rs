@@ -1,4 +1,7 @@
-//! What inventory does when something happens.
+//! What inventory does when something happens or the checkout says so.
+//!
+//! There are two doors to the same business: an event of an order that nobody leads, and a command of the
+//! checkout's saga. What happened is announced through both; the saga gets its answer besides.
 //!
 //! The row of an order in `reservation` is the fence between the order and its cancellation, which
 //! may become known in any order and to two instances at once. Whoever comes first makes the row,
@@ -15,10 +18,12 @@ use std::collections::BTreeMap;
 
 use shop_contracts::{
     OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, StockRejected, StockReleased,
-    StockReserved, product,
+    StockReserved,
+    commands::{ReleaseStock, ReserveStock, ShipStock},
+    is_led_by_checkout, led_by_checkout, product,
 };
 use shop_kit::{Row, Statement, Tx, sql};
-use tidings::prelude::*;
+use tidings::{StepReply, With, prelude::*};
 
 /// How many of the products that are not to be had a refusal names.
 const PRODUCTS_NAMED_MAX: usize = 3;
@@ -36,29 +41,74 @@ fn lines(items: &[OrderItem]) -> Lines {
     lines
 }
 
-/// All or nothing. A foreign order may name no items: then there is nothing to put aside.
-pub(crate) async fn reserve(
+/// The same from what the checkout asks for.
+fn wanted(items: BTreeMap<String, u32>) -> Lines {
+    let lines = items.into_iter().filter(|(_, quantity)| *quantity > 0);
+    lines
+        .map(|(sku, quantity)| (sku, quantity.into()))
+        .collect()
+}
+
+/// Somebody placed an order, and nobody leads it.
+pub(crate) async fn placed(
     order: OrderPlaced,
     mut tx: Tx,
 ) -> Result<(Option<StockReserved>, Option<StockRejected>)> {
-    let lines = lines(&order.items);
-    let order_id = order.order_id;
+    let put_aside = put_aside(order.order_id, &lines(&order.items), &mut tx).await?;
+    Ok((put_aside.reserved, put_aside.rejected))
+}
+
+/// The checkout wants what an order needs.
+pub(crate) async fn reserve(
+    command: ReserveStock,
+    mut tx: Tx,
+) -> Result<(
+    StepReply<()>,
+    Option<With<StockReserved>>,
+    Option<With<StockRejected>>,
+)> {
+    let PutAside {
+        reply,
+        reserved,
+        rejected,
+    } = put_aside(command.order_id, &wanted(command.items), &mut tx).await?;
+    Ok((
+        reply,
+        reserved.map(led_by_checkout),
+        rejected.map(led_by_checkout),
+    ))
+}
+
+/// What came of putting aside what an order needs.
+struct PutAside {
+    /// For whoever asked.
+    reply: StepReply<()>,
+    /// For everybody; neither if it was said before.
+    reserved: Option<StockReserved>,
+    rejected: Option<StockRejected>,
+}
+
+/// All or nothing. A foreign order may name no items: then there is nothing to put aside.
+async fn put_aside(order_id: String, lines: &Lines, tx: &mut Tx) -> Result<PutAside> {
     // The stock comes last: on PostgreSQL everybody who wants the same product waits for whoever
     // has just taken some, until that is committed.
-    let reserve = reservation(&order_id, &lines, "RESERVED")?;
+    let reserve = reservation(&order_id, lines, "RESERVED")?;
     if tx.execute(reserve).await? == 0 {
-        // It is cancelled, or was answered so long ago that it is not known as a duplicate.
-        return Ok((None, None));
+        return answered_before(&order_id, tx).await;
     }
     let (mut taken, mut short) = (Vec::new(), Vec::new());
-    for line in &lines {
+    for line in lines {
         match tx.execute(take(line)).await? {
             0 => short.push(&**line.0),
             _ => taken.push(line),
         }
     }
     if short.is_empty() {
-        return Ok((Some(StockReserved { order_id }), None));
+        return Ok(PutAside {
+            reply: StepReply::Done(()),
+            reserved: Some(StockReserved { order_id }),
+            rejected: None,
+        });
     }
     for line in taken {
         tx.execute(put_back(line)).await?;
@@ -66,7 +116,31 @@ pub(crate) async fn reserve(
     let reject = sql("update reservation set status = 'REJECTED' where order_id = $1");
     tx.execute(reject.bind(&order_id)).await?;
     let reason = reason(&short);
-    Ok((None, Some(StockRejected { order_id, reason })))
+    Ok(PutAside {
+        reply: StepReply::refused(&*reason),
+        reserved: None,
+        rejected: Some(StockRejected { order_id, reason }),
+    })
+}
+
+/// It is cancelled, or was answered by the other door, or so long ago that it is not known as a
+/// duplicate.
+async fn answered_before(order_id: &str, tx: &mut Tx) -> Result<PutAside> {
+    let query = sql("select status from reservation where order_id = $1");
+    let status: Option<String> = match tx.first(query.bind(order_id)).await? {
+        Some(row) => row.get(0)?,
+        None => None,
+    };
+    let reply = match status.as_deref() {
+        Some("RESERVED" | "SHIPPED") => StepReply::Done(()),
+        Some("REJECTED") => StepReply::refused("not everything is in stock"),
+        _ => StepReply::refused("the order was cancelled before"),
+    };
+    Ok(PutAside {
+        reply,
+        reserved: None,
+        rejected: None,
+    })
 }
 
 /// Names the first few: an order may have thousands of products, and a message has a limit.
@@ -83,11 +157,24 @@ fn reason(short: &[&str]) -> String {
     reason
 }
 
+/// An order is confirmed. If the checkout leads it, that says when it is to be sent.
+pub(crate) async fn confirmed(order: OrderConfirmed, metadata: Metadata, tx: Tx) -> Result<()> {
+    match is_led_by_checkout(&metadata) {
+        true => Ok(()),
+        false => send_off(&order.order_id, tx).await,
+    }
+}
+
+/// The checkout has the goods of an order sent.
+pub(crate) async fn ship(command: ShipStock, tx: Tx) -> Result<()> {
+    send_off(&command.order_id, tx).await
+}
+
 /// What is paid for leaves the house. Nothing happens if the reservation has ended before.
-pub(crate) async fn ship(order: OrderConfirmed, mut tx: Tx) -> Result<()> {
+async fn send_off(order_id: &str, mut tx: Tx) -> Result<()> {
     let end = sql("update reservation set status = 'SHIPPED'
          where order_id = $1 and status = 'RESERVED' returning items");
-    let Some(row) = tx.first(end.bind(&order.order_id)).await? else {
+    let Some(row) = tx.first(end.bind(order_id)).await? else {
         return Ok(());
     };
     for line in &reserved(&row)? {
@@ -96,9 +183,18 @@ pub(crate) async fn ship(order: OrderConfirmed, mut tx: Tx) -> Result<()> {
     Ok(())
 }
 
+/// An order is cancelled, whoever led it.
+pub(crate) async fn cancelled(order: OrderCancelled, tx: Tx) -> Result<Option<StockReleased>> {
+    give_back(order.order_id, tx).await
+}
+
+/// The checkout does not want the goods of an order any more.
+pub(crate) async fn release(command: ReleaseStock, tx: Tx) -> Result<Option<StockReleased>> {
+    give_back(command.order_id, tx).await
+}
+
 /// Puts back what is reserved, or sees to it that nothing will be.
-pub(crate) async fn release(order: OrderCancelled, mut tx: Tx) -> Result<Option<StockReleased>> {
-    let order_id = order.order_id;
+async fn give_back(order_id: String, mut tx: Tx) -> Result<Option<StockReleased>> {
     let end = sql(
         "insert into reservation (order_id, items, status) values ($1, '{}', 'CANCELLED')
          on conflict (order_id) do update set status = 'RELEASED'

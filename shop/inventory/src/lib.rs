@@ -7,9 +7,9 @@
 mod handlers;
 mod http;
 
-use shop_contracts::CATALOGUE;
+use shop_contracts::{CATALOGUE, CheckoutStyle};
 use shop_kit::{Database, Service, StoreError, Tx, sql};
-use tidings::{Router, Topology, event_map::EventMap};
+use tidings::{HandlerOptions, Router, Topology, event_map::EventMap};
 
 const MIGRATIONS: &[&str] = &["create table stock (
         sku text primary key,
@@ -28,10 +28,12 @@ const MIGRATIONS: &[&str] = &["create table stock (
 /// # Errors
 ///
 /// When its database cannot be opened.
-pub async fn service(database: &Database) -> Result<Service, StoreError> {
+pub async fn service(database: &Database, style: CheckoutStyle) -> Result<Service, StoreError> {
     let db = database.open("inventory", MIGRATIONS).await?;
     db.write(first_stock).await?;
-    let messages = messages().transactional(db.store()).with_state(db.clone());
+    let messages = messages(style)
+        .transactional(db.store())
+        .with_state(db.clone());
     Ok(Service {
         name: "inventory",
         http: http::routes(db.clone()),
@@ -52,9 +54,17 @@ async fn first_stock(mut tx: Tx) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The shape of the consumer: what it handles and how it retries.
-fn messages() -> Router {
+/// The shape of the consumer: what it handles and how it retries. In orchestration it works off what
+/// was placed before, and of what is placed from then on the checkout tells it.
+fn messages(style: CheckoutStyle) -> Router {
+    let placed = match style {
+        CheckoutStyle::Choreography => HandlerOptions::new(),
+        CheckoutStyle::Orchestration => HandlerOptions::new().unsubscribed(),
+    };
     Router::new("inventory")
+        .on_with(handlers::placed, placed)
+        .on(handlers::confirmed)
+        .on(handlers::cancelled)
         .on(handlers::reserve)
         .on(handlers::ship)
         .on(handlers::release)
@@ -64,13 +74,13 @@ fn messages() -> Router {
 /// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
 /// starts the shop declares them before the first order, so that messages wait there for a service
 /// that has never run.
-pub fn topology() -> Topology {
-    messages().topology().without_delays()
+pub fn topology(style: CheckoutStyle) -> Topology {
+    messages(style).topology().without_delays()
 }
 
 /// What it handles and sends, from the types of its handlers.
-pub fn event_map() -> EventMap {
-    EventMap::of([&messages()])
+pub fn event_map(style: CheckoutStyle) -> EventMap {
+    EventMap::of([&messages(style)])
 }
 
 #[cfg(test)]
@@ -81,9 +91,11 @@ mod tests {
     async fn what_is_declared_beforehand_is_what_the_service_declares() {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::Sqlite(folder.path().into());
-        let service = service(&database);
-        let served = service.await.unwrap().messages.unwrap().topology();
-        assert_eq!(topology(), served);
-        assert!(!served.queues.is_empty());
+        for style in [CheckoutStyle::Choreography, CheckoutStyle::Orchestration] {
+            let service = service(&database, style);
+            let served = service.await.unwrap().messages.unwrap().topology();
+            assert_eq!(topology(style), served);
+            assert!(!served.queues.is_empty());
+        }
     }
 }

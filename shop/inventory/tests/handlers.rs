@@ -1,10 +1,12 @@
 //! What inventory does when something happens, in a world in the process.
 
 use shop_contracts::{
-    Money, OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, OrderStatus, StockRejected,
-    StockReleased, StockReserved,
+    CheckoutStyle, LED_BY, Money, OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced,
+    OrderStatus, StockRejected, StockReleased, StockReserved,
+    commands::{ReleaseStock, ReserveStock, ShipStock},
 };
 use shop_kit::{Database, Db, sql};
+use tidings::Outgoing;
 use tidings_testing::{CrashPoint, TestWorld};
 
 /// There are three.
@@ -13,11 +15,16 @@ const SCARCE: &str = "TELESCOPE-BRASS";
 async fn run(world: &TestWorld) -> (Db, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let database = Database::Sqlite(folder.path().into());
-    let db = shop_inventory::service(&database).await.unwrap().db;
+    let db = shop_inventory::service(&database, CheckoutStyle::default())
+        .await
+        .unwrap()
+        .db;
     let make = move || {
         let database = database.clone();
         async move {
-            let service = shop_inventory::service(&database).await.unwrap();
+            let service = shop_inventory::service(&database, CheckoutStyle::default())
+                .await
+                .unwrap();
             service.messages.unwrap()
         }
     };
@@ -116,4 +123,63 @@ async fn nothing_is_put_aside_for_an_order_that_was_cancelled_before(world: Test
     world.publish(&order("o-1", 2));
     world.quiet().await;
     assert_eq!((stock(&db).await, world.sent().len()), ([3, 0, 0], 0));
+}
+
+/// The same order by an event and by a command, in either order, and its end by either: the second door finds
+/// what the first one did.
+#[tidings::test]
+async fn an_order_that_comes_through_both_doors_is_handled_once(world: TestWorld) {
+    let (db, _folder) = run(&world).await;
+    let items = || [("MUG-ENAMEL".to_owned(), 1), (SCARCE.to_owned(), 1)].into();
+    let reserve = |order_id: &str| ReserveStock {
+        order_id: order_id.into(),
+        items: items(),
+    };
+    world.publish(&order("o-1", 1));
+    world.quiet().await;
+    world.publish(&reserve("o-1"));
+    world.quiet().await;
+    world.publish(&reserve("o-2"));
+    world.quiet().await;
+    world.publish(&order("o-2", 1));
+    world.quiet().await;
+    assert_eq!(stock(&db).await, [1, 2, 0]);
+    assert_eq!(world.published::<StockReserved>().len(), 2);
+
+    let release = ReleaseStock {
+        order_id: "o-1".into(),
+    };
+    world.publish(&release);
+    world.quiet().await;
+    world.publish(&cancelled());
+    world.publish(&order("o-1", 1));
+    world.quiet().await;
+    assert_eq!(stock(&db).await, [2, 1, 0]);
+    assert_eq!(world.published::<StockReleased>().len(), 1);
+}
+
+#[tidings::test]
+async fn what_the_checkout_confirms_is_sent_when_it_says_so(world: TestWorld) {
+    let (db, _folder) = run(&world).await;
+    world.publish(&order("o-1", 2));
+    world.quiet().await;
+    let mut confirmed = Outgoing::new(&OrderConfirmed {
+        order_id: "o-1".into(),
+        amount: Money::from_cents(9999),
+        customer_id: None,
+        email: None,
+    })
+    .unwrap();
+    let led = (LED_BY.into(), "checkout".into());
+    confirmed.envelope.headers.push(led);
+    world.publish_raw(confirmed);
+    world.quiet().await;
+    assert_eq!(stock(&db).await, [1, 2, 0]);
+    let ship = ShipStock {
+        order_id: "o-1".into(),
+    };
+    world.publish(&ship);
+    world.publish(&ship);
+    world.quiet().await;
+    assert_eq!(stock(&db).await, [1, 0, 2]);
 }

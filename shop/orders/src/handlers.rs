@@ -1,12 +1,18 @@
-//! What orders does when something happens.
+//! What orders does when something happens or the checkout says so.
+//!
+//! An order that nobody leads is decided by the answers of payment and inventory. An answer that was given
+//! to the checkout is noted, and decides nothing: the checkout says how the order ends.
 
 use jiff::Timestamp;
 use shop_contracts::{
-    EmailSent, OrderCancelled, OrderConfirmed, OrderPlaced, PaymentAuthorized, PaymentDeclined,
-    PaymentRefunded, PointsAwarded, ShipmentBooked, StockRejected, StockReleased, StockReserved,
+    EmailSent, Money, OrderCancelled, OrderConfirmed, OrderPlaced, OrderStatus, PaymentAuthorized,
+    PaymentDeclined, PaymentRefunded, PointsAwarded, ShipmentBooked, StockRejected, StockReleased,
+    StockReserved,
+    commands::{CancelOrder, ConfirmOrder},
+    is_led_by_checkout, led_by_checkout,
 };
 use shop_kit::Tx;
-use tidings::{Permanent, prelude::*};
+use tidings::{Error, Permanent, StepReply, With, prelude::*};
 
 use crate::orders::{self, Answer, Decision, Known};
 
@@ -74,7 +80,9 @@ async fn answered(
 ) -> Result<Decided> {
     check_id(&order_id)?;
     let at = time(metadata);
-    let row = tx.first(orders::answered(&order_id, answer, at)).await?;
+    let is_led = is_led_by_checkout(metadata);
+    let answered = orders::answered(&order_id, answer, is_led, at);
+    let row = tx.first(answered).await?;
     match row.map(|row| Known::from_row(&row)).transpose()? {
         Some(order) if !order.has_ended() => decide(order_id, order, &mut tx).await,
         // The order has ended, or the same service has answered before: this decides nothing.
@@ -128,6 +136,61 @@ async fn decide(order_id: String, known: Known, tx: &mut Tx) -> Result<Decided> 
             )
         }
     })
+}
+
+/// The checkout confirms an order. It is refused if the order was cancelled meanwhile: at its deadline.
+pub(crate) async fn confirm(
+    command: ConfirmOrder,
+    mut tx: Tx,
+) -> Result<(StepReply<()>, Option<With<OrderConfirmed>>)> {
+    let order_id = command.order_id;
+    if let Some(row) = tx.first(orders::confirmed(&order_id)).await? {
+        let confirmed = OrderConfirmed {
+            amount: Money::from_cents(row.get(0)?),
+            customer_id: row.get(1)?,
+            email: row.get(2)?,
+            order_id,
+        };
+        return Ok((StepReply::Done(()), Some(led_by_checkout(confirmed))));
+    }
+    let (status, reason) = ended(&order_id, &mut tx).await?;
+    let reply = match status == OrderStatus::Confirmed.as_str() {
+        true => StepReply::Done(()),
+        false => StepReply::refused(reason.unwrap_or_else(|| "the order is cancelled".to_owned())),
+    };
+    Ok((reply, None))
+}
+
+/// The checkout cancels an order, after everything that was done for it is undone.
+pub(crate) async fn cancel(command: CancelOrder, mut tx: Tx) -> Result<Option<OrderCancelled>> {
+    let order_id = command.order_id;
+    let cancelled = orders::cancelled(&order_id, &command.reason);
+    let Some(row) = tx.first(cancelled).await? else {
+        ended(&order_id, &mut tx).await?;
+        return Ok(None);
+    };
+    Ok(Some(OrderCancelled {
+        reason: row.get(0)?,
+        email: row.get(1)?,
+        order_id,
+    }))
+}
+
+/// How an order ended, with the reason if it is cancelled.
+///
+/// # Errors
+///
+/// When it has not ended, because orders has not heard of it: then the checkout was faster, and the
+/// order comes.
+async fn ended(order_id: &str, tx: &mut Tx) -> Result<(String, Option<String>)> {
+    let known = tx.first(orders::status(order_id)).await?;
+    let known = known.map(|row| Ok::<_, Error>((row.get::<String>(0)?, row.get(1)?)));
+    match known.transpose()? {
+        Some((status, reason)) if status != OrderStatus::Created.as_str() => Ok((status, reason)),
+        _ => Err(Error::msg(format_args!(
+            "the checkout ends the order `{order_id}`, which orders has not heard of yet"
+        ))),
+    }
 }
 
 /// Events that only the timeline shows.

@@ -16,7 +16,7 @@ use axum::{
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
-use shop_contracts::{Money, OrderPlaced, OrderStatus};
+use shop_contracts::{CheckoutStyle, Money, OrderPlaced, OrderStatus};
 use shop_kit::{Db, FieldError, JsonBody, Problem, QueryOf, Row, StoreError, idempotency_key};
 use tidings::{Producer, WorkError};
 use tokio::time::timeout;
@@ -40,9 +40,15 @@ pub(crate) struct Orders {
     pub(crate) streams: live::Streams,
     producer: Producer,
     deadline: OrderDeadline,
+    style: CheckoutStyle,
 }
 
-pub(crate) fn routes(db: Db, producer: Producer, deadline: OrderDeadline) -> Router {
+pub(crate) fn routes(
+    db: Db,
+    producer: Producer,
+    deadline: OrderDeadline,
+    style: CheckoutStyle,
+) -> Router {
     let streams = live::Streams::default();
     Router::new()
         .route("/orders", post(place).get(list))
@@ -53,6 +59,7 @@ pub(crate) fn routes(db: Db, producer: Producer, deadline: OrderDeadline) -> Rou
             streams,
             producer,
             deadline,
+            style,
         })
 }
 
@@ -269,7 +276,7 @@ async fn stuck(orders: &Orders, limit: u32, page: &Page) -> Result<Response, Pro
         ));
     }
     let after = page.after.as_deref();
-    let found = stuck::list(&orders.db, orders.deadline, limit + 1, after).await?;
+    let found = stuck::list(&orders.db, orders.deadline, orders.style, limit + 1, after).await?;
     Ok(one_page(found, limit, |last| {
         format!(
             "status=stuck&limit={limit}&after={}",

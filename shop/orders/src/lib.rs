@@ -6,6 +6,9 @@
 //! order that has ended never changes again: later answers are only noted, and whoever gave them
 //! undoes what they did when they hear of the cancellation (decision 0014).
 //!
+//! An order that the service checkout leads is ended as that says ([`CheckoutStyle`]); its deadline is kept
+//! here all the same.
+//!
 //! An order that a foreign program published is adopted: then it can be asked for like any other.
 
 mod deadline;
@@ -19,9 +22,9 @@ mod stuck;
 #[cfg(test)]
 mod tests;
 
-use shop_contracts::{OrderCancelled, OrderPlaced};
+use shop_contracts::{CheckoutStyle, OrderCancelled, OrderPlaced};
 use shop_kit::{Database, Service, StoreError};
-use tidings::{Producer, Router, Topology, event_map::EventMap};
+use tidings::{HandlerOptions, Producer, Router, Topology, event_map::EventMap};
 
 pub use deadline::OrderDeadline;
 pub use overdue::Overdue;
@@ -33,7 +36,7 @@ const NAME: &str = "orders";
 ///
 /// Of an order that was answered but not placed (yet), only the answers are known, and when the
 /// first came. Steps are only ever added.
-pub const MIGRATIONS: &[&str] = &[TABLES, NUMBERS, OPEN_ORDERS, HISTORY];
+pub const MIGRATIONS: &[&str] = &[TABLES, NUMBERS, OPEN_ORDERS, HISTORY, LED];
 
 const TABLES: &str = "create table orders (
         order_id text primary key,
@@ -82,6 +85,9 @@ const HISTORY: &str = "alter table orders add column history text not null defau
     delete from happening where number = 0
         or order_id in (select order_id from orders where status = 'CREATED')";
 
+/// The checkout has had something done for the order, and decides on it.
+const LED: &str = "alter table orders add column led bigint not null default 0";
+
 /// Opens the orders' database and makes the service, and the task that keeps the deadline, which
 /// has to run beside it.
 ///
@@ -91,6 +97,7 @@ const HISTORY: &str = "alter table orders add column history text not null defau
 pub async fn service(
     database: &Database,
     deadline: OrderDeadline,
+    style: CheckoutStyle,
 ) -> Result<(Service, Overdue), StoreError> {
     let db = database.open(NAME, MIGRATIONS).await?;
     let messages = messages().transactional(db.store()).with_state(db.clone());
@@ -102,15 +109,20 @@ pub async fn service(
     };
     let service = Service {
         name: NAME,
-        http: http::routes(db.clone(), producer, deadline),
+        http: http::routes(db.clone(), producer, deadline, style),
         messages: Some(messages),
         db: Some(db),
     };
     Ok((service, overdue))
 }
 
+/// The checkout may end an order before orders has heard of it, when orders has much to work off. It
+/// waits for that for a day, at delays of ten seconds.
+const END_ATTEMPTS_MAX: u32 = 10_000;
+
 /// The shape of the consumer: what it handles, publishes, and how it retries.
 fn messages() -> Router {
+    let patient = HandlerOptions::new().retry(shop_kit::retry().attempts(END_ATTEMPTS_MAX));
     Router::new(NAME)
         .on(handlers::adopt)
         .on(handlers::payment_authorized)
@@ -122,6 +134,8 @@ fn messages() -> Router {
         .on(handlers::shipment_booked)
         .on(handlers::email_sent)
         .on(handlers::points_awarded)
+        .on_with(handlers::confirm, patient.clone())
+        .on_with(handlers::cancel, patient)
         .publishes::<OrderPlaced>() // Over HTTP.
         .publishes::<OrderCancelled>() // At the deadline.
         .retry(shop_kit::retry())

@@ -8,6 +8,8 @@ use shop_kit::{Db, Problem, Row, Statement, StoreError, sql};
 /// Who answers whether there is the money, and whether there are the goods.
 pub(crate) const PAYMENT: &str = "payment";
 pub(crate) const INVENTORY: &str = "inventory";
+/// Who decides, if the order is led.
+pub(crate) const CHECKOUT: &str = "checkout";
 
 /// The longest reason of a refusal that is kept; what a service says at greater length is cut, so
 /// that `OrderCancelled` is never too large to be published.
@@ -49,6 +51,8 @@ pub(crate) struct Known {
     pub(crate) email: Option<String>,
     answers: Answers,
     reason: Option<String>,
+    /// The checkout has had something done for it: that decides.
+    is_led: bool,
 }
 
 /// How an order ends.
@@ -62,7 +66,7 @@ const ACCEPTED: &str = "ACCEPTED";
 const REFUSED: &str = "REFUSED";
 
 impl Known {
-    /// From a row of `status, amount, customer_id, email, payment, stock, reason`.
+    /// From a row of `status, amount, customer_id, email, payment, stock, reason, led`.
     pub(crate) fn from_row(row: &Row) -> Result<Self, StoreError> {
         Ok(Self {
             status: row.get(0)?,
@@ -74,6 +78,7 @@ impl Known {
                 stock: row.get(5)?,
             },
             reason: row.get(6)?,
+            is_led: row.get::<i64>(7)? != 0,
         })
     }
 
@@ -83,9 +88,9 @@ impl Known {
     }
 
     /// The first refusal decides; otherwise both have to accept. None as long as that is open, if
-    /// the order itself has not been heard of, or if it was decided before.
+    /// the order itself has not been heard of, if it was decided before, or if the checkout decides.
     pub(crate) fn decision(&self) -> Option<Decision> {
-        if self.has_ended() {
+        if self.has_ended() || self.is_led {
             return None;
         }
         let amount = self.amount?;
@@ -160,7 +165,7 @@ pub(crate) fn adopt(order: &OrderPlaced) -> Statement {
          set amount = excluded.amount, customer_id = excluded.customer_id,
              email = excluded.email, placed_at = coalesce(orders.placed_at, excluded.placed_at)
          where orders.amount is null
-         returning status, amount, customer_id, email, payment, stock, reason",
+         returning status, amount, customer_id, email, payment, stock, reason, led",
     )
     .bind(&order.order_id)
     .bind(order.amount.cents())
@@ -170,15 +175,17 @@ pub(crate) fn adopt(order: &OrderPlaced) -> Statement {
 }
 
 /// Takes an answer, also to an order that is not known yet, unless the same service has answered
-/// before. Of an order that has ended it keeps nothing but that there was one.
-pub(crate) fn answered(order_id: &str, answer: &Answer, at: Timestamp) -> Statement {
+/// before. Of an order that has ended it keeps nothing but that there was one. An answer to the checkout
+/// says that the order is led.
+pub(crate) fn answered(order_id: &str, answer: &Answer, is_led: bool, at: Timestamp) -> Statement {
     let (statement, refused) = match answer {
         Answer::Payment { refused } => (
             sql(
-                "insert into orders (order_id, status, payment, reason, placed_at, history)
-                 values ($1, 'CREATED', $2, $3, $4, $5)
+                "insert into orders (order_id, status, payment, reason, placed_at, history, led)
+                 values ($1, 'CREATED', $2, $3, $4, $5, $6)
                  on conflict (order_id) do update
                  set payment = excluded.payment,
+                     led = case excluded.led when 1 then 1 else orders.led end,
                      reason = case orders.status
                          when 'CREATED' then coalesce(orders.reason, excluded.reason)
                          else orders.reason
@@ -188,16 +195,17 @@ pub(crate) fn answered(order_id: &str, answer: &Answer, at: Timestamp) -> Statem
                          else orders.history
                      end
                  where orders.payment is null
-                 returning status, amount, customer_id, email, payment, stock, reason",
+                 returning status, amount, customer_id, email, payment, stock, reason, led",
             ),
             refused,
         ),
         Answer::Stock { refused } => (
             sql(
-                "insert into orders (order_id, status, stock, reason, placed_at, history)
-                 values ($1, 'CREATED', $2, $3, $4, $5)
+                "insert into orders (order_id, status, stock, reason, placed_at, history, led)
+                 values ($1, 'CREATED', $2, $3, $4, $5, $6)
                  on conflict (order_id) do update
                  set stock = excluded.stock,
+                     led = case excluded.led when 1 then 1 else orders.led end,
                      reason = case orders.status
                          when 'CREATED' then coalesce(orders.reason, excluded.reason)
                          else orders.reason
@@ -207,7 +215,7 @@ pub(crate) fn answered(order_id: &str, answer: &Answer, at: Timestamp) -> Statem
                          else orders.history
                      end
                  where orders.stock is null
-                 returning status, amount, customer_id, email, payment, stock, reason",
+                 returning status, amount, customer_id, email, payment, stock, reason, led",
             ),
             refused,
         ),
@@ -219,6 +227,7 @@ pub(crate) fn answered(order_id: &str, answer: &Answer, at: Timestamp) -> Statem
         .bind(refused.as_deref().map(plain))
         .bind(Timestamp::now().as_microsecond())
         .bind(entry(answer.event(), at))
+        .bind(i64::from(is_led))
 }
 
 /// A reason as it is kept: without control characters, and not longer than anybody reads.
@@ -241,6 +250,51 @@ pub(crate) fn decided(order_id: &str, decision: &Decision) -> Statement {
     .bind(order_id)
     .bind(decision.status().as_str())
     .bind(entry(decision.event(), Timestamp::now()))
+}
+
+/// Confirms an order that is undecided, as the checkout says; gives `amount, customer_id, email`. That both
+/// have accepted is in what it says, so it stands in the history before the end, even if their own events
+/// are heard of later.
+pub(crate) fn confirmed(order_id: &str) -> Statement {
+    let now = Timestamp::now();
+    let [reserved, paid] = [
+        Answer::Stock { refused: None },
+        Answer::Payment { refused: None },
+    ];
+    let decision = Decision::Confirm {
+        amount: Money::ZERO,
+    };
+    sql("update orders
+         set status = 'CONFIRMED', led = 1,
+             stock = coalesce(stock, 'ACCEPTED'), payment = coalesce(payment, 'ACCEPTED'),
+             history = history || case when stock is null then $2 else '' end
+                 || case when payment is null then $3 else '' end || $4
+         where order_id = $1 and status = 'CREATED' and amount is not null
+         returning amount, customer_id, email")
+    .bind(order_id)
+    .bind(entry(reserved.event(), now))
+    .bind(entry(paid.event(), now))
+    .bind(entry(decision.event(), now))
+}
+
+/// Cancels an order that is undecided, as the checkout says; gives `reason, email`. What refused it may
+/// have said why before.
+pub(crate) fn cancelled(order_id: &str, reason: &str) -> Statement {
+    let decision = Decision::Cancel {
+        reason: String::new(),
+    };
+    sql("update orders
+         set status = 'CANCELLED', led = 1, reason = coalesce(reason, $2), history = history || $3
+         where order_id = $1 and status = 'CREATED' and amount is not null
+         returning reason, email")
+    .bind(order_id)
+    .bind(plain(reason))
+    .bind(entry(decision.event(), Timestamp::now()))
+}
+
+/// The status of an order, and its reason.
+pub(crate) fn status(order_id: &str) -> Statement {
+    sql("select status, reason from orders where order_id = $1").bind(order_id)
 }
 
 /// An event as it stands in the history of an order.
@@ -410,9 +464,13 @@ mod tests {
                 stock: stock.map(Into::into),
             },
             reason: Some("no money".into()),
+            is_led: false,
         };
         let status = known.decision().map(|decision| decision.status().as_str());
         assert_eq!(status, expected, "{payment:?} {stock:?} {placed}");
+        known.is_led = true;
+        assert_eq!(known.decision(), None, "led {payment:?} {stock:?}");
+        known.is_led = false;
         for ended in ["CONFIRMED", "CANCELLED"] {
             known.status = ended.into();
             assert_eq!(known.decision(), None, "{ended} {payment:?} {stock:?}");

@@ -161,7 +161,8 @@ fn cancel(order_id: &str, deadline: OrderDeadline) -> Statement {
                  when amount is null then $2
                  when payment is null and stock is null then $3
                  when payment is null then $4
-                 else $5
+                 when stock is null then $5
+                 else $7
              end
          where order_id = $1 and status = 'CREATED'
          returning email, reason")
@@ -171,6 +172,7 @@ fn cancel(order_id: &str, deadline: OrderDeadline) -> Statement {
     .bind(silent("payment"))
     .bind(silent("inventory"))
     .bind(orders::entry("OrderCancelled", Timestamp::now()))
+    .bind(format!("the checkout did not decide within {deadline}"))
 }
 
 /// Why a look failed.

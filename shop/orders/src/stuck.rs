@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use shop_contracts::CheckoutStyle;
 use shop_kit::{Db, Row, Statement, StoreError, sql};
 
 use crate::{
@@ -26,7 +27,8 @@ const STUCK_COUNT_MAX: u32 = 10_000;
 pub(crate) struct Stuck {
     pub(crate) order_id: String,
     placed_at: Timestamp,
-    /// The services whose answers are missing, separated by commas.
+    /// The services whose answers are missing, separated by commas; if an order is led, the one that is
+    /// asked now.
     waits_for: String,
     reason: String,
 }
@@ -57,12 +59,14 @@ pub(crate) async fn count(
 pub(crate) async fn list(
     db: &Db,
     deadline: OrderDeadline,
+    style: CheckoutStyle,
     limit: u32,
     after: Option<&str>,
 ) -> Result<Vec<Stuck>, StoreError> {
     let now = Timestamp::now();
     let rows = db.read(query(cutoff(deadline, now), limit, after)).await?;
-    rows.iter().map(|row| stuck(row, deadline, now)).collect()
+    let stuck = rows.iter().map(|row| stuck(row, deadline, style, now));
+    stuck.collect()
 }
 
 /// Those from `$1` or before, at most `$2`.
@@ -88,21 +92,63 @@ fn query(cutoff: Timestamp, limit: u32, after: Option<&str>) -> Statement {
     }
 }
 
-fn stuck(row: &Row, deadline: OrderDeadline, now: Timestamp) -> Result<Stuck, StoreError> {
+fn stuck(
+    row: &Row,
+    deadline: OrderDeadline,
+    style: CheckoutStyle,
+    now: Timestamp,
+) -> Result<Stuck, StoreError> {
     let placed_at = shop_kit::timestamp(row.get(1)?)?;
     let is_placed = row.get::<Option<i64>>(2)?.is_some();
     let answers = Answers {
         payment: row.get(3)?,
         stock: row.get(4)?,
     };
-    let waits_for = waits_for(is_placed, &answers);
+    let order_id: String = row.get(0)?;
     let is_over = placed_at <= deadline.cutoff(now);
+    let over = match is_over {
+        true => format!("; its deadline of {deadline} is over, it is being cancelled"),
+        false => String::new(),
+    };
+    let mut waits_for = waits_for(is_placed, &answers);
+    let reason = match style {
+        // Both have answered: only the checkout leaves it at that.
+        CheckoutStyle::Choreography if !waits_for.is_empty() => reason(&waits_for, placed_at),
+        _ if !is_placed => reason(&waits_for, placed_at),
+        _ => {
+            let who = led_waits_for(&answers);
+            waits_for = vec![who];
+            led_reason(&order_id, who, placed_at)
+        }
+    };
     Ok(Stuck {
-        order_id: row.get(0)?,
+        order_id,
         placed_at,
         waits_for: waits_for.join(","),
-        reason: reason(&waits_for, placed_at, is_over.then_some(deadline)),
+        reason: reason + &over,
     })
+}
+
+/// The checkout asks one after the other, and then decides.
+fn led_waits_for(answers: &Answers) -> &'static str {
+    match (&answers.stock, &answers.payment) {
+        (None, _) => orders::INVENTORY,
+        (_, None) => orders::PAYMENT,
+        _ => orders::CHECKOUT,
+    }
+}
+
+fn led_reason(order_id: &str, who: &str, since: Timestamp) -> String {
+    let (what, queue) = match who {
+        orders::INVENTORY => ("answered the checkout", "inventory.reserve-stock.v1"),
+        orders::PAYMENT => ("answered the checkout", "payment.charge-card.v1"),
+        _ => ("decided", "checkout.tidings.step-answer.v1"),
+    };
+    format!(
+        "since {since:.0} {who} has not {what}; look whether the services run, at the saga \
+         `checkout/{order_id}`, and at the queues `checkout.order-placed.v1` and `{queue}` and their \
+         dead letters (`.dead`)"
+    )
 }
 
 /// An order that was answered but never heard of itself waits for whoever placed it.
@@ -118,7 +164,7 @@ fn waits_for(is_placed: bool, answers: &Answers) -> Vec<&'static str> {
     missing.map(|(service, _)| service).collect()
 }
 
-fn reason(waits_for: &[&str], since: Timestamp, over: Option<OrderDeadline>) -> String {
+fn reason(waits_for: &[&str], since: Timestamp) -> String {
     let who = waits_for.join(" and ");
     let (have, said) = match waits_for {
         ["orders"] => ("has", "heard of the order itself, only of answers to it"),
@@ -129,13 +175,9 @@ fn reason(waits_for: &[&str], since: Timestamp, over: Option<OrderDeadline>) -> 
         .iter()
         .map(|service| format!("`{service}.order-placed.v1`"));
     let queues = queues.collect::<Vec<_>>().join(" and ");
-    let over = match over {
-        Some(deadline) => format!("; its deadline of {deadline} is over, it is being cancelled"),
-        None => String::new(),
-    };
     format!(
         "since {since:.0} {who} {have} not {said}; look whether the service runs, and at the queue \
-         {queues} and its dead letters (`.dead`){over}"
+         {queues} and its dead letters (`.dead`)"
     )
 }
 
@@ -151,29 +193,39 @@ mod tests {
                 stock: stock.map(Into::into),
             };
             assert_eq!(waits_for(is_placed, &answers).join(","), expected);
+            let led = match (stock, payment) {
+                (None, _) => "inventory",
+                (Some(_), None) => "payment",
+                (Some(_), Some(_)) => "checkout",
+            };
+            assert_eq!(led_waits_for(&answers), led);
         };
         check(true, None, None, "payment,inventory");
         check(true, Some("ACCEPTED"), None, "inventory");
         check(true, None, Some("ACCEPTED"), "payment");
         check(false, Some("ACCEPTED"), None, "orders");
+        check(true, Some("ACCEPTED"), Some("ACCEPTED"), "");
     }
 
     #[test]
     fn the_reason_says_since_when_and_where_to_look() {
         let since = "2026-11-23T12:00:00.25Z".parse().unwrap();
         assert_eq!(
-            reason(&["payment"], since, None),
+            reason(&["payment"], since),
             "since 2026-11-23T12:00:00Z payment has not answered; look whether the service runs, \
              and at the queue `payment.order-placed.v1` and its dead letters (`.dead`)"
         );
-        let both = reason(&["payment", "inventory"], since, "24h".parse().ok());
+        let both = reason(&["payment", "inventory"], since);
         assert!(
             both.contains("payment and inventory have not answered"),
             "{both}"
         );
+        let led = led_reason("o-1", "payment", since);
         assert!(
-            both.ends_with("its deadline of 24h is over, it is being cancelled"),
-            "{both}"
+            led.starts_with("since 2026-11-23T12:00:00Z payment has not answered the checkout")
+                && led.contains("`checkout/o-1`")
+                && led.contains("`payment.charge-card.v1`"),
+            "{led}"
         );
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shop_contracts::{Money, OrderPlaced, OrderStatus};
+use shop_contracts::{CheckoutStyle, Money, OrderPlaced, OrderStatus};
 use shop_kit::{Database, Db, Statement, sql};
 use tidings::Producer;
 
@@ -51,7 +51,8 @@ impl Fixture {
 
     async fn answer(&self, order_id: &str, answer: Answer) {
         let at = Timestamp::now();
-        self.write(orders::answered(order_id, &answer, at)).await;
+        self.write(orders::answered(order_id, &answer, false, at))
+            .await;
     }
 
     /// The status and the reason, also of an order that was never placed.
@@ -254,7 +255,14 @@ async fn stuck_orders_are_those_that_wait_for_long_oldest_first() {
     shop.write(orders::decided("ended", &CONFIRM)).await;
 
     let list = async |limit, after: Option<&str>| {
-        let page = stuck::list(&shop.db, deadline, limit, after).await.unwrap();
+        let page = stuck::list(
+            &shop.db,
+            deadline,
+            CheckoutStyle::Choreography,
+            limit,
+            after,
+        );
+        let page = page.await.unwrap();
         serde_json::to_value(page)
             .unwrap()
             .as_array()

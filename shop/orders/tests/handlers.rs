@@ -1,10 +1,12 @@
 //! What orders decides when the others answer, in a world in the process.
 
 use shop_contracts::{
-    EmailSent, Money, OrderCancelled, OrderConfirmed, OrderPlaced, OrderStatus, PaymentAuthorized,
-    PaymentDeclined, StockRejected, StockReserved,
+    CheckoutStyle, EmailSent, LED_BY, Money, OrderCancelled, OrderConfirmed, OrderPlaced,
+    OrderStatus, PaymentAuthorized, PaymentDeclined, StockRejected, StockReserved,
+    commands::{CancelOrder, ConfirmOrder},
 };
 use shop_kit::{Database, Db, sql};
+use tidings::{Event, Outgoing};
 use tidings_testing::TestWorld;
 
 struct Orders {
@@ -16,9 +18,13 @@ struct Orders {
 async fn run(world: &TestWorld) -> Orders {
     let folder = tempfile::tempdir().unwrap();
     let database = Database::Sqlite(folder.path().into());
-    let (service, _overdue) = shop_orders::service(&database, "24h".parse().unwrap())
-        .await
-        .unwrap();
+    let (service, _overdue) = shop_orders::service(
+        &database,
+        "24h".parse().unwrap(),
+        CheckoutStyle::Choreography,
+    )
+    .await
+    .unwrap();
     world.run(service.messages.unwrap()).await;
     Orders {
         http: service.http,
@@ -156,4 +162,121 @@ async fn an_answer_to_an_order_that_has_ended_stands_where_it_was_heard(world: T
         "PaymentAuthorized",
     ];
     assert_eq!(orders.timeline().await, heard);
+}
+
+/// Tells that this answer was given to the checkout.
+fn tell_led<E: Event>(world: &TestWorld, answer: &E) {
+    let mut answer = Outgoing::new(answer).unwrap();
+    answer
+        .envelope
+        .headers
+        .push((LED_BY.into(), "checkout".into()));
+    world.publish_raw(answer);
+}
+
+#[tidings::test]
+async fn an_order_that_is_led_is_ended_by_the_checkout_alone(world: TestWorld) {
+    let orders = run(&world).await;
+    let order_id = || "o-1".to_owned();
+    tell_led(
+        &world,
+        &StockReserved {
+            order_id: order_id(),
+        },
+    );
+    world.quiet().await;
+    // Also when the other answer was given to nobody.
+    tell(&world, &[Placed, Authorized]).await;
+    assert_eq!(decided(&world), (0, vec![]));
+    world.publish(&ConfirmOrder {
+        order_id: order_id(),
+    });
+    world.quiet().await;
+    assert_eq!(decided(&world), (1, vec![]));
+    let confirmed = world.sent();
+    let confirmed = confirmed
+        .iter()
+        .find(|it| it.envelope.name == "order-confirmed.v1");
+    assert_eq!(confirmed.unwrap().envelope.header(LED_BY), Some("checkout"));
+    let ends = [
+        "OrderPlaced",
+        "StockReserved",
+        "PaymentAuthorized",
+        "OrderConfirmed",
+    ];
+    assert_eq!(orders.timeline().await, ends);
+    let cancel = CancelOrder {
+        order_id: order_id(),
+        reason: "too late".into(),
+    };
+    world.publish(&cancel);
+    world.quiet().await;
+    assert_eq!(decided(&world), (1, vec![]));
+}
+
+/// The checkout may be faster than what it was told.
+#[tidings::test]
+async fn the_checkout_may_end_an_order_before_orders_hears_of_it_and_of_the_answers(
+    world: TestWorld,
+) {
+    let orders = run(&world).await;
+    let order_id = || "o-1".to_owned();
+    world.publish(&ConfirmOrder {
+        order_id: order_id(),
+    });
+    world.quiet().await;
+    assert_eq!(decided(&world), (0, vec![]));
+    tell(&world, &[Placed]).await;
+    world.advance(std::time::Duration::from_secs(60)).await;
+    assert_eq!(decided(&world), (1, vec![]));
+    let amount = Money::from_cents(9999);
+    tell_led(
+        &world,
+        &PaymentAuthorized {
+            order_id: order_id(),
+            amount,
+        },
+    );
+    tell_led(
+        &world,
+        &StockReserved {
+            order_id: order_id(),
+        },
+    );
+    world.quiet().await;
+    let ends = [
+        "OrderPlaced",
+        "StockReserved",
+        "PaymentAuthorized",
+        "OrderConfirmed",
+    ];
+    assert_eq!(orders.timeline().await, ends);
+}
+
+#[tidings::test]
+async fn the_checkout_cancels_with_the_reason_of_who_refused(world: TestWorld) {
+    let _orders = run(&world).await;
+    let order_id = || "o-1".to_owned();
+    tell(&world, &[Placed]).await;
+    let reason = "no mugs".to_owned();
+    tell_led(
+        &world,
+        &StockRejected {
+            order_id: order_id(),
+            reason: reason.clone(),
+        },
+    );
+    world.quiet().await;
+    assert_eq!(decided(&world), (0, vec![]));
+    let cancel = CancelOrder {
+        order_id: order_id(),
+        reason: reason.clone(),
+    };
+    world.publish(&cancel);
+    world.quiet().await;
+    world.publish(&ConfirmOrder {
+        order_id: order_id(),
+    });
+    world.quiet().await;
+    assert_eq!(decided(&world), (0, vec![reason]));
 }

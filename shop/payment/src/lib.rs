@@ -1,7 +1,7 @@
 //! Payment: takes the money for every order that is placed, once, and gives it back when the order
 //! is cancelled, in whichever order the two become known.
 //!
-//! It knows orders only by their events and the bank only by HTTP. A declined card is an answer;
+//! It knows orders only by events and commands of others, and the bank only by HTTP. A declined card is an answer;
 //! only a failure to get an answer is an error, and is tried again until the bank has given one.
 
 mod bank;
@@ -11,8 +11,9 @@ mod record;
 
 use std::time::Duration;
 
+use shop_contracts::CheckoutStyle;
 use shop_kit::{BaseUrl, Database, Service, StoreError};
-use tidings::{Retry, Router, Topology, event_map::EventMap};
+use tidings::{HandlerOptions, Retry, Router, Topology, event_map::EventMap};
 
 const MIGRATIONS: &[&str] = &["create table payment (
         order_id text primary key,
@@ -30,9 +31,13 @@ const ATTEMPTS_MAX: u32 = 120_000;
 /// # Errors
 ///
 /// When its database cannot be opened.
-pub async fn service(database: &Database, bank: BaseUrl) -> Result<Service, StoreError> {
+pub async fn service(
+    database: &Database,
+    bank: BaseUrl,
+    style: CheckoutStyle,
+) -> Result<Service, StoreError> {
     let db = database.open("payment", MIGRATIONS).await?;
-    let messages = messages()
+    let messages = messages(style)
         .transactional(db.store())
         .with_state(bank::Bank::new(bank))
         .with_state(db.clone());
@@ -44,28 +49,36 @@ pub async fn service(database: &Database, bank: BaseUrl) -> Result<Service, Stor
     })
 }
 
-/// The shape of the consumer: what it handles and how it retries.
-fn messages() -> Router {
+/// The shape of the consumer: what it handles and how it retries. In orchestration it works off what
+/// was placed before, and of what is placed from then on the checkout tells it.
+fn messages(style: CheckoutStyle) -> Router {
     let retry = Retry::exponential(Duration::from_millis(200))
         .delay_max(Duration::from_secs(10))
         .attempts(ATTEMPTS_MAX);
+    let placed = match style {
+        CheckoutStyle::Choreography => HandlerOptions::new(),
+        CheckoutStyle::Orchestration => HandlerOptions::new().unsubscribed(),
+    };
     Router::new("payment")
-        .on(handlers::settle)
+        .on_with(handlers::placed, placed)
+        .on(handlers::cancelled)
+        .on(handlers::charge)
         .on(handlers::cancel)
         .on(handlers::refund)
+        .on(handlers::refund_late)
         .retry(retry)
 }
 
 /// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
 /// starts the shop declares them before the first order, so that messages wait there for a service
 /// that has never run.
-pub fn topology() -> Topology {
-    messages().topology().without_delays()
+pub fn topology(style: CheckoutStyle) -> Topology {
+    messages(style).topology().without_delays()
 }
 
 /// What it handles and sends, from the types of its handlers.
-pub fn event_map() -> EventMap {
-    EventMap::of([&messages()])
+pub fn event_map(style: CheckoutStyle) -> EventMap {
+    EventMap::of([&messages(style)])
 }
 
 #[cfg(test)]
@@ -76,9 +89,11 @@ mod tests {
     async fn what_is_declared_beforehand_is_what_the_service_declares() {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::Sqlite(folder.path().into());
-        let service = service(&database, "http://127.0.0.1:1".parse().unwrap());
-        let served = service.await.unwrap().messages.unwrap().topology();
-        assert_eq!(topology(), served);
-        assert!(!served.queues.is_empty());
+        for style in [CheckoutStyle::Choreography, CheckoutStyle::Orchestration] {
+            let service = service(&database, "http://127.0.0.1:1".parse().unwrap(), style);
+            let served = service.await.unwrap().messages.unwrap().topology();
+            assert_eq!(topology(style), served);
+            assert!(!served.queues.is_empty());
+        }
     }
 }

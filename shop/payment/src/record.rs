@@ -6,6 +6,9 @@
 //! the row (or makes it), so that of two transactions at the same time, on PostgreSQL too, the
 //! later one sees what the earlier one did.
 //!
+//! (An order that the checkout leads is told by `ChargeCard`, and its end by `CancelCharge` or
+//! `RefundCard`, to the same effect.)
+//!
 //! | the row says | `OrderPlaced` | `OrderCancelled` |
 //! | --- | --- | --- |
 //! | nothing, or `PENDING` | charges; then `AUTHORIZED` or `DECLINED` | `CANCELLED`, and asks the bank for a refund |
@@ -20,7 +23,7 @@
 
 use std::str::FromStr;
 
-use shop_contracts::{Money, OrderPlaced};
+use shop_contracts::{Money, commands::ChargeCard};
 use shop_kit::{Db, Statement, StoreError, Tx, sql};
 
 /// How far the payment of an order has come.
@@ -80,22 +83,22 @@ pub(crate) async fn status(db: &Db, order_id: &str) -> Result<Option<Status>, St
 
 /// Counts an attempt that got no answer, in a transaction of its own because the handler's is
 /// undone.
-pub(crate) async fn count_attempt(db: &Db, order: &OrderPlaced) -> Result<(), StoreError> {
-    db.execute(attempt(order, Status::Pending)).await?;
+pub(crate) async fn count_attempt(db: &Db, charge: &ChargeCard) -> Result<(), StoreError> {
+    db.execute(attempt(charge, Status::Pending)).await?;
     Ok(())
 }
 
 /// Records what the bank answered, unless the row is settled; says how the row stands.
 pub(crate) async fn settle(
     tx: &mut Tx,
-    order: &OrderPlaced,
+    charge: &ChargeCard,
     answered: Status,
 ) -> Result<Status, StoreError> {
-    one_status(tx.first(attempt(order, answered)).await?)
+    one_status(tx.first(attempt(charge, answered)).await?)
 }
 
 /// An order that was cancelled before payment heard of it gets its amount now.
-fn attempt(order: &OrderPlaced, status: Status) -> Statement {
+fn attempt(charge: &ChargeCard, status: Status) -> Statement {
     sql(
         "insert into payment (order_id, amount, status, attempts) values ($1, $2, $3, 1)
          on conflict (order_id) do update set
@@ -106,8 +109,8 @@ fn attempt(order: &OrderPlaced, status: Status) -> Statement {
                  then excluded.status else payment.status end
          returning status",
     )
-    .bind(&order.order_id)
-    .bind(order.amount.cents())
+    .bind(&charge.order_id)
+    .bind(charge.amount.cents())
     .bind(status.as_str())
 }
 
@@ -128,10 +131,10 @@ pub(crate) async fn fence(db: &Db, order_id: &str) -> Result<Status, StoreError>
 }
 
 /// Notes the amount of an order that was cancelled before payment heard of it.
-pub(crate) fn amount(order: &OrderPlaced) -> Statement {
+pub(crate) fn amount(charge: &ChargeCard) -> Statement {
     sql("update payment set amount = $2 where order_id = $1 and status = 'CANCELLED'")
-        .bind(&order.order_id)
-        .bind(order.amount.cents())
+        .bind(&charge.order_id)
+        .bind(charge.amount.cents())
 }
 
 /// Notes that the money went back, and says how much; `None` if that was noted before. What the

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use gate::{Call::Charge, Gate, Rule};
 use shop_contracts::{
-    Money, OrderCancelled, OrderPlaced, OrderStatus, PaymentAuthorized, PaymentDeclined,
+    CheckoutStyle, Money, OrderCancelled, OrderPlaced, OrderStatus, PaymentAuthorized,
+    PaymentDeclined,
 };
 use shop_kit::{BaseUrl, Database};
 use tidings_testing::TestWorld;
@@ -19,7 +20,9 @@ async fn run(world: &TestWorld) -> (Gate, tempfile::TempDir) {
     let bank = shop_bank::service(&database).await.unwrap();
     let gate = Gate::serve(bank.http).await;
     let url = BaseUrl::of_address(gate.address()).unwrap();
-    let payment = shop_payment::service(&database, url).await.unwrap();
+    let payment = shop_payment::service(&database, url, CheckoutStyle::default())
+        .await
+        .unwrap();
     world.run(payment.messages.unwrap()).await;
     (gate, folder)
 }

@@ -1,13 +1,17 @@
-//! Shipping: books a parcel for every confirmed order, once.
+//! Shipping: books a parcel for every confirmed order, once, whoever tells it to.
 
 use axum::{
     Json,
     extract::{Path, State as HttpState},
     routing::get,
 };
-use shop_contracts::{OrderConfirmed, ShipmentBooked};
+use shop_contracts::{
+    OrderConfirmed, ShipmentBooked,
+    commands::{BookParcel, ParcelBooked},
+    is_led_by_checkout,
+};
 use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
-use tidings::{Topology, event_map::EventMap, prelude::*};
+use tidings::{StepReply, Topology, event_map::EventMap, prelude::*};
 use uuid::Uuid;
 
 const MIGRATIONS: &[&str] = &["create table shipment (
@@ -37,7 +41,10 @@ pub async fn service(database: &Database) -> Result<Service, StoreError> {
 
 /// The shape of the consumer: what it handles and how it retries.
 fn messages() -> Router {
-    Router::new("shipping").on(book).retry(shop_kit::retry())
+    Router::new("shipping")
+        .on(confirmed)
+        .on(book)
+        .retry(shop_kit::retry())
 }
 
 /// The queues and delays it needs on the broker, exactly as the service declares them. Whoever
@@ -52,18 +59,45 @@ pub fn event_map() -> EventMap {
     EventMap::of([&messages()])
 }
 
-async fn book(order: OrderConfirmed, mut tx: Tx) -> Result<ShipmentBooked> {
+/// An order is confirmed. If the checkout leads it, that says when its parcel is booked.
+async fn confirmed(
+    order: OrderConfirmed,
+    metadata: Metadata,
+    tx: Tx,
+) -> Result<Option<ShipmentBooked>> {
+    match is_led_by_checkout(&metadata) {
+        true => Ok(None),
+        false => Ok(parcel(order.order_id, tx).await?.1),
+    }
+}
+
+/// The checkout wants a parcel for an order.
+async fn book(
+    command: BookParcel,
+    tx: Tx,
+) -> Result<(StepReply<ParcelBooked>, Option<ShipmentBooked>)> {
+    let (tracking, booked) = parcel(command.order_id, tx).await?;
+    Ok((StepReply::Done(ParcelBooked { tracking }), booked))
+}
+
+/// The number of an order's parcel, and that it was booked, if it was now.
+async fn parcel(order_id: String, mut tx: Tx) -> Result<(String, Option<ShipmentBooked>)> {
     let insert = sql(
         "insert into shipment (order_id, tracking, status) values ($1, $2, 'BOOKED')
          on conflict (order_id) do nothing",
     );
     let tracking = format!("TRK-{:016X}", Uuid::new_v4().as_u64_pair().1);
-    tx.execute(insert.bind(&order.order_id).bind(&tracking))
-        .await?;
-    Ok(ShipmentBooked {
-        order_id: order.order_id,
-        tracking,
-    })
+    if tx.execute(insert.bind(&order_id).bind(&tracking)).await? > 0 {
+        let booked = ShipmentBooked {
+            order_id,
+            tracking: tracking.clone(),
+        };
+        return Ok((tracking, Some(booked)));
+    }
+    let query = sql("select tracking from shipment where order_id = $1").bind(&order_id);
+    let row = tx.first(query).await?;
+    let row = row.ok_or_else(|| StoreError::new("a parcel is booked, and not to be found"))?;
+    Ok((row.get(0)?, None))
 }
 
 #[derive(Serialize)]
@@ -119,6 +153,40 @@ mod tests {
         world.advance(std::time::Duration::from_secs(60)).await;
         assert!(world.sent().len() > 1, "published again after the crash");
         assert_eq!(world.published::<ShipmentBooked>().len(), 1);
+    }
+
+    #[tidings::test]
+    async fn an_order_that_comes_through_both_doors_has_one_parcel(world: TestWorld) {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(&Database::Sqlite(folder.path().into()));
+        let service = service.await.unwrap();
+        world.run(service.messages.unwrap()).await;
+        let confirmed = OrderConfirmed {
+            order_id: "o-1".into(),
+            amount: shop_contracts::Money::from_cents(100),
+            customer_id: None,
+            email: None,
+        };
+        let mut led = tidings::Outgoing::new(&confirmed).unwrap();
+        let header = (shop_contracts::LED_BY.into(), "checkout".into());
+        led.envelope.headers.push(header);
+        led.envelope.id = Some("led".into());
+        world.publish_raw(led);
+        world.quiet().await;
+        assert_eq!(world.published::<ShipmentBooked>(), []);
+        let order_id = "o-1".to_owned();
+        world.publish(&BookParcel { order_id });
+        world.quiet().await;
+        let booked = world.published::<ShipmentBooked>();
+        assert_eq!(booked.len(), 1);
+        let mut other = confirmed.clone();
+        other.order_id = "o-2".into();
+        world.publish(&other);
+        world.quiet().await;
+        let order_id = "o-2".to_owned();
+        world.publish(&BookParcel { order_id });
+        world.quiet().await;
+        assert_eq!(world.published::<ShipmentBooked>().len(), 2);
     }
 
     #[tokio::test]

@@ -103,6 +103,11 @@ impl OneService {
         &self.running().db
     }
 
+    /// A connection to its broker, for services beside it.
+    pub fn connect(&self) -> MemoryTransport {
+        self.broker.connect()
+    }
+
     /// Publishes a message of somebody else.
     pub async fn publish(&self, message: Outgoing) {
         for outcome in self.broker.publish(vec![message]).await {

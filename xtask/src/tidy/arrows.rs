@@ -54,6 +54,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("shop-bank", SERVICE),
+    ("shop-checkout", SERVICE),
     ("shop-inventory", SERVICE),
     ("shop-loyalty", SERVICE),
     ("shop-notification", SERVICE),
@@ -65,6 +66,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "shop",
         &[
             "shop-bank",
+            "shop-checkout",
             "shop-contracts",
             "shop-inventory",
             "shop-kit",

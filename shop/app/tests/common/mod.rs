@@ -26,6 +26,52 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Who leads an order: `--checkout`. Most of what is promised holds for both styles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    Choreography,
+    Orchestration,
+}
+
+impl Style {
+    /// The flags of a process of a shop in this style.
+    pub fn flags<'a>(self, more: &[&'a str]) -> Vec<&'a str> {
+        let name = match self {
+            Self::Choreography => "choreography",
+            Self::Orchestration => "orchestration",
+        };
+        [&["--checkout", name], more].concat()
+    }
+
+    /// One of the two.
+    pub fn pick<T>(self, choreography: T, orchestration: T) -> T {
+        match self {
+            Self::Choreography => choreography,
+            Self::Orchestration => orchestration,
+        }
+    }
+}
+
+/// Makes functions that take a [`Style`] tests, one for each style.
+#[macro_export]
+macro_rules! in_both_styles {
+    ($($test:ident)*) => {
+        mod choreography {$(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test($crate::common::Style::Choreography).await;
+            }
+        )*}
+
+        mod orchestration {$(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test($crate::common::Style::Orchestration).await;
+            }
+        )*}
+    };
+}
+
 /// A running shop, or some of its services. Dropping it kills it.
 pub struct Shop {
     pub process: Process,

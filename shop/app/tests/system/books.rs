@@ -117,37 +117,18 @@ fn end_of(world: &World, order: &Placed) -> Value {
 
 /// No consumer of the shop gave up on anything.
 pub(crate) fn no_dead_letters(world: &World) {
-    for (consumer, messages) in CONSUMERS {
-        for message in messages {
-            let queue = format!("{consumer}.{message}.v1.dead");
-            assert_eq!(world.depth(&queue), Some(0), "messages in `{queue}`");
-        }
+    let style = world.style();
+    let topologies = [
+        shop_orders::topology(),
+        shop_payment::topology(style),
+        shop_inventory::topology(style),
+        shop_shipping::topology(),
+        shop_notification::topology(),
+        shop_loyalty::topology(),
+        shop_checkout::topology(style),
+    ];
+    for queue in topologies.iter().flat_map(|topology| &topology.queues) {
+        let dead = format!("{}.dead", queue.name);
+        assert_eq!(world.depth(&dead), Some(0), "messages in `{dead}`");
     }
 }
-
-/// Who handles what.
-const CONSUMERS: [(&str, &[&str]); 6] = [
-    (
-        "orders",
-        &[
-            "order-placed",
-            "payment-authorized",
-            "payment-declined",
-            "payment-refunded",
-            "stock-reserved",
-            "stock-rejected",
-            "stock-released",
-            "shipment-booked",
-            "email-sent",
-            "points-awarded",
-        ],
-    ),
-    ("payment", &["order-placed", "order-cancelled"]),
-    (
-        "inventory",
-        &["order-placed", "order-confirmed", "order-cancelled"],
-    ),
-    ("shipping", &["order-confirmed"]),
-    ("notification", &["order-confirmed", "order-cancelled"]),
-    ("loyalty", &["order-confirmed"]),
-];

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::books::{self, Placed};
 use crate::http;
 use crate::random::Random;
-use crate::world::{BrokerKind, DatabaseKind, SERVICES, World, order};
+use crate::world::{BrokerKind, CHECKOUT, DatabaseKind, ORCHESTRATION, SERVICES, World, order};
 
 const ORDERS: usize = 500;
 
@@ -55,6 +55,36 @@ fn killing_everything_loses_nothing_on_rabbitmq_and_postgresql() {
             of_each_process: 3,
             of_the_broker: 1,
             of_the_database: 2,
+        },
+    );
+}
+
+#[test]
+fn killing_everything_loses_no_order_that_is_led_on_the_broker_in_the_box_and_sqlite() {
+    let world = World::with_flags(BrokerKind::Embedded, DatabaseKind::Sqlite, &ORCHESTRATION);
+    let world = world.with_services(SERVICES.into_iter().chain([CHECKOUT]));
+    kill_everything(
+        world,
+        Kills {
+            of_each_process: 3,
+            of_the_broker: 3,
+            of_the_database: 0,
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs RabbitMQ and PostgreSQL"]
+fn killing_everything_loses_no_order_that_is_led_on_rabbitmq_and_postgresql() {
+    let world = World::with_flags(BrokerKind::RabbitMq, DatabaseKind::Postgres, &ORCHESTRATION);
+    // Two of checkout: their sagas share a database.
+    let world = world.with_services(SERVICES.into_iter().chain([CHECKOUT, CHECKOUT]));
+    kill_everything(
+        world,
+        Kills {
+            of_each_process: 2,
+            of_the_broker: 1,
+            of_the_database: 1,
         },
     );
 }

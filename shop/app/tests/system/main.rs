@@ -19,7 +19,7 @@ mod smtp;
 mod surroundings;
 mod world;
 
-use world::{BrokerKind, DatabaseKind, SERVICES, World};
+use world::{BrokerKind, CHECKOUT, DatabaseKind, ORCHESTRATION, SERVICES, World};
 
 #[test]
 fn on_the_broker_in_the_box_and_sqlite() {
@@ -40,6 +40,17 @@ fn on_rabbitmq_and_postgresql_with_two_copies_of_some() {
     orders::reach_their_end(&world);
     decoupling::a_service_may_be_down(&mut world, "payment");
     decoupling::the_broker_may_be_down(&mut world);
+    books::balance(&world);
+}
+
+#[test]
+fn led_by_the_checkout_on_the_broker_in_the_box_and_sqlite() {
+    let world = World::with_flags(BrokerKind::Embedded, DatabaseKind::Sqlite, &ORCHESTRATION);
+    let mut world = world.with_services(SERVICES.into_iter().chain([CHECKOUT]));
+    orders::reach_their_end(&world);
+    decoupling::a_service_may_be_down(&mut world, "payment");
+    decoupling::a_service_may_be_down(&mut world, CHECKOUT);
+    decoupling::the_bank_may_be_down(&world);
     books::balance(&world);
 }
 

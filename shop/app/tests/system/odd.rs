@@ -17,13 +17,13 @@ use crate::books;
 use crate::odd_order::{Odd, odd_order};
 use crate::orders::ledger;
 use crate::random::Random;
-use crate::world::{BrokerKind, DatabaseKind, World, good_order};
+use crate::world::{BrokerKind, DatabaseKind, ORCHESTRATION, World, good_order};
 
 /// To work everything off, on a machine that is busy.
 const DONE_MAX: Duration = Duration::from_secs(240);
 
 /// All that handle messages, in one process, so that a test can stop them together.
-const ALL: &str = "orders,payment,inventory,shipping,notification,loyalty";
+const ALL: &str = "orders,payment,inventory,shipping,notification,loyalty,checkout";
 
 /// An order that only one of its readers got (its copies may expire) ends by its deadline.
 const DEADLINE: [&str; 2] = ["--order-deadline", "20s"];
@@ -31,6 +31,13 @@ const DEADLINE: [&str; 2] = ["--order-deadline", "20s"];
 #[test]
 fn odd_orders_harm_nobody_on_the_broker_in_the_box_and_sqlite() {
     let world = World::with_flags(BrokerKind::Embedded, DatabaseKind::Sqlite, &DEADLINE);
+    harm_nobody(world, 1000);
+}
+
+#[test]
+fn odd_orders_harm_nobody_whom_the_checkout_tells_what_to_do() {
+    let flags = [&DEADLINE[..], &ORCHESTRATION].concat();
+    let world = World::with_flags(BrokerKind::Embedded, DatabaseKind::Sqlite, &flags);
     harm_nobody(world, 1000);
 }
 
@@ -156,13 +163,15 @@ fn settle(world: &mut World, shop: usize) {
 
 /// A queue in which a message waits for a handler or for its next attempt.
 fn waiting(world: &World) -> Option<(String, u32)> {
+    let style = world.style();
     let topologies = [
         shop_orders::topology(),
-        shop_payment::topology(),
-        shop_inventory::topology(),
+        shop_payment::topology(style),
+        shop_inventory::topology(style),
         shop_shipping::topology(),
         shop_notification::topology(),
         shop_loyalty::topology(),
+        shop_checkout::topology(style),
     ];
     let queues = topologies.into_iter().flat_map(|topology| topology.queues);
     let names = queues.flat_map(|queue| {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use shop_contracts::CheckoutStyle;
 use tempfile::TempDir;
 use tidings_testing::servers::{Postgres, Process, RabbitMq, free_port, wait_until};
 
@@ -46,6 +47,12 @@ pub(crate) const SERVICES: [&str; 6] = [
     "notification",
     "loyalty",
 ];
+
+/// What a shop needs whose orders are led, beside [`SERVICES`].
+pub(crate) const CHECKOUT: &str = "checkout";
+
+/// The flags of every process of a shop whose orders are led.
+pub(crate) const ORCHESTRATION: [&str; 2] = ["--checkout", "orchestration"];
 
 /// A running shop.
 pub(crate) struct World {
@@ -145,6 +152,15 @@ impl World {
         instance.args.extend(self.flags.iter().cloned());
         self.instances.push(instance);
         number
+    }
+
+    /// Who leads its orders.
+    pub(crate) fn style(&self) -> CheckoutStyle {
+        let is_led = self.flags.iter().any(|flag| flag == "orchestration");
+        match is_led {
+            true => CheckoutStyle::Orchestration,
+            false => CheckoutStyle::Choreography,
+        }
     }
 
     /// How many processes of the shop there are, running or not, without the broker.

@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each test uses its part of it")]
 
 use serde::{Deserialize, Serialize};
-use shop_contracts::{Money, OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, OrderStatus};
+use shop_contracts::{
+    CheckoutStyle, Money, OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced, OrderStatus,
+};
 use shop_kit::{Database, sql};
 use shop_testing::OneService;
 use tidings::{Message, Outgoing};
@@ -32,9 +34,18 @@ impl World {
     pub(crate) async fn new(database: Database) -> Self {
         let make = move || {
             let database = database.clone();
-            Box::pin(async move { shop_inventory::service(&database).await.unwrap() }) as _
+            Box::pin(async move {
+                shop_inventory::service(&database, CheckoutStyle::default())
+                    .await
+                    .unwrap()
+            }) as _
         };
-        let service = OneService::run(shop_inventory::topology(), &TOPICS, make).await;
+        let service = OneService::run(
+            shop_inventory::topology(CheckoutStyle::default()),
+            &TOPICS,
+            make,
+        )
+        .await;
         Self { service }
     }
 

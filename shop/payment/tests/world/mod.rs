@@ -3,9 +3,10 @@
 #![allow(dead_code, reason = "each test uses its part of it")]
 
 pub(crate) mod gate;
+mod saga;
 
 use serde::Deserialize;
-use shop_contracts::{Money, OrderCancelled, OrderPlaced, OrderStatus};
+use shop_contracts::{CheckoutStyle, Money, OrderCancelled, OrderPlaced, OrderStatus};
 use shop_kit::{BaseUrl, Database, Service};
 use shop_testing::{OneService, get};
 use tidings::{Envelope, Message, Outgoing};
@@ -24,23 +25,35 @@ pub(crate) struct World {
     pub(crate) gate: Gate,
     bank: Service,
     pub(crate) service: OneService,
+    style: CheckoutStyle,
 }
 
 impl World {
-    /// Everything new, and payment running.
+    /// Everything new, and payment running; nobody leads.
     pub(crate) async fn new(database: Database) -> Self {
+        Self::in_style(database, CheckoutStyle::Choreography).await
+    }
+
+    /// The same; in orchestration with a saga that wants the money of each order that is placed, and gives
+    /// up when it is told to.
+    pub(crate) async fn in_style(database: Database, style: CheckoutStyle) -> Self {
         let bank = shop_bank::service(&database).await.unwrap();
         let gate = Gate::serve(bank.http.clone()).await;
         let url = BaseUrl::of_address(gate.address()).unwrap();
         let make = move || {
             let (database, url) = (database.clone(), url.clone());
-            Box::pin(async move { shop_payment::service(&database, url).await.unwrap() }) as _
+            Box::pin(async move { shop_payment::service(&database, url, style).await.unwrap() })
+                as _
         };
-        let service = OneService::run(shop_payment::topology(), &TOPICS, make).await;
+        let service = OneService::run(shop_payment::topology(style), &TOPICS, make).await;
+        if style == CheckoutStyle::Orchestration {
+            saga::start(service.connect()).await;
+        }
         Self {
             gate,
             bank,
             service,
+            style,
         }
     }
 
@@ -58,7 +71,13 @@ impl World {
         self.service.publish(Outgoing::new(&order).unwrap()).await;
     }
 
+    /// The order is cancelled; if it is led, its saga gives up.
     pub(crate) async fn cancel(&self, order_id: &str) {
+        if self.style == CheckoutStyle::Orchestration {
+            let order_id = order_id.to_owned();
+            let given_up = Outgoing::new(&saga::GaveUp { order_id }).unwrap();
+            return self.service.publish(given_up).await;
+        }
         let cancelled = OrderCancelled {
             order_id: order_id.to_owned(),
             reason: "it took too long".to_owned(),
