@@ -85,6 +85,7 @@ async fn take(
     };
     let cancel = CancelCharge {
         order_id: order_id.clone(),
+        amount: order.amount,
     };
     saga.step("charge-card", ChargeCard::from(order.clone()))
         .cancel(cancel)

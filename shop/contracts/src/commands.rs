@@ -68,6 +68,8 @@ pub struct CardCharged {
 pub struct CancelCharge {
     /// The order.
     pub order_id: String,
+    /// How much was asked for.
+    pub amount: Money,
 }
 
 /// The money that was taken for the order goes back.

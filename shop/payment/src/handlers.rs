@@ -121,7 +121,7 @@ async fn settle(charge: ChargeCard, bank: &Bank, db: &Db, tx: &mut Tx) -> Result
         Some(Status::Cancelled) => {
             // A charge may have been under way when its process died.
             let refund = bank.refund(&charge.order_id).await?;
-            tx.execute(record::amount(&charge)).await?;
+            tx.execute(record::amount(&charge.order_id, amount)).await?;
             let refunded = note(charge.order_id, refund, tx).await?;
             return Ok(Settled::cancelled(refunded));
         }
@@ -185,7 +185,7 @@ pub(crate) async fn cancelled(
     State(db): State<Db>,
     mut tx: Tx,
 ) -> Result<Option<PaymentRefunded>> {
-    give_back(order.order_id, &bank, &db, &mut tx).await
+    give_back(order.order_id, None, &bank, &db, &mut tx).await
 }
 
 /// A charge that is under way when it is cancelled has ended by then, well or not: it may not take
@@ -205,7 +205,8 @@ pub(crate) async fn cancel(
 ) -> Result<(Option<PaymentRefunded>, With<RefundPayment>)> {
     let order_id = command.order_id.clone();
     let once_more = RefundPayment { order_id }.after(CHARGE_ENDS);
-    let refunded = give_back(command.order_id, &bank, &db, &mut tx).await?;
+    let amount = Some(command.amount);
+    let refunded = give_back(command.order_id, amount, &bank, &db, &mut tx).await?;
     Ok((refunded, once_more))
 }
 
@@ -216,12 +217,14 @@ pub(crate) async fn refund(
     State(db): State<Db>,
     mut tx: Tx,
 ) -> Result<Option<PaymentRefunded>> {
-    give_back(command.order_id, &bank, &db, &mut tx).await
+    give_back(command.order_id, None, &bank, &db, &mut tx).await
 }
 
-/// The fence is committed first, and for good: see [`record::fence`].
+/// The fence is committed first, and for good: see [`record::fence`]. `amount` is what was asked for, if
+/// that is known here.
 async fn give_back(
     order_id: String,
+    amount: Option<Money>,
     bank: &Bank,
     db: &Db,
     tx: &mut Tx,
@@ -237,6 +240,9 @@ async fn give_back(
              back; compare its ledger with the payment"
         );
         return Err(Permanent::new(contradiction).into());
+    }
+    if let Some(amount) = amount {
+        tx.execute(record::amount(&order_id, amount)).await?;
     }
     note(order_id, refund, tx).await
 }

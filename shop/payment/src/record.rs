@@ -131,10 +131,10 @@ pub(crate) async fn fence(db: &Db, order_id: &str) -> Result<Status, StoreError>
 }
 
 /// Notes the amount of an order that was cancelled before payment heard of it.
-pub(crate) fn amount(charge: &ChargeCard) -> Statement {
+pub(crate) fn amount(order_id: &str, amount: Money) -> Statement {
     sql("update payment set amount = $2 where order_id = $1 and status = 'CANCELLED'")
-        .bind(&charge.order_id)
-        .bind(charge.amount.cents())
+        .bind(order_id)
+        .bind(amount.cents())
 }
 
 /// Notes that the money went back, and says how much; `None` if that was noted before. What the

@@ -243,18 +243,17 @@ async fn run(number: usize, story: &Story, database: &Database, style: CheckoutS
     assert_eq!(world.service.dead_letters().len(), refused, "{name}");
     let start = Instant::now();
     loop {
-        let (status, amount) = world.payment(&order).await.unwrap();
+        let (status, amount) = world.payment(&order).await.unwrap_or_default();
         let (ledger, said) = (world.ledger(&order).await, world.service.said_of(&order));
         let is_end = |end: &End| status == end.status && ledger == end.ledger && said == end.said;
-        if ends.iter().any(is_end) {
-            assert_eq!(amount, "99.99", "{name}");
+        if ends.iter().any(is_end) && amount == "99.99" {
             break;
         }
         // What is led goes on when the saga has its answers; and the money of a charge that was
         // cancelled in the middle is asked back once more after a while.
         assert!(
             style == CheckoutStyle::Orchestration && start.elapsed() < SOON,
-            "{name}: {status} {ledger:?} {said:?}, not one of {ends:#?}"
+            "{name}: {status} {amount} {ledger:?} {said:?}, not one of {ends:#?}"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -158,8 +158,8 @@ mod tests {
     #[tidings::test]
     async fn an_order_that_comes_through_both_doors_has_one_parcel(world: TestWorld) {
         let folder = tempfile::tempdir().unwrap();
-        let service = service(&Database::Sqlite(folder.path().into()));
-        let service = service.await.unwrap();
+        let database = Database::Sqlite(folder.path().into());
+        let service = service(&database).await.unwrap();
         world.run(service.messages.unwrap()).await;
         let confirmed = OrderConfirmed {
             order_id: "o-1".into(),

@@ -75,7 +75,7 @@ impl World {
     pub(crate) async fn cancel(&self, order_id: &str) {
         if self.style == CheckoutStyle::Orchestration {
             let order_id = order_id.to_owned();
-            let given_up = Outgoing::new(&saga::GaveUp { order_id }).unwrap();
+            let given_up = Outgoing::new(&saga::OrderAbandoned { order_id }).unwrap();
             return self.service.publish(given_up).await;
         }
         let cancelled = OrderCancelled {

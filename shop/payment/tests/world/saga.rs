@@ -14,7 +14,7 @@ use tidings_memory::{MemoryStore, MemoryTransport};
 #[derive(Serialize, Deserialize, Event)]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
-pub(crate) struct GaveUp {
+pub(crate) struct OrderAbandoned {
     pub(crate) order_id: String,
 }
 
@@ -25,13 +25,14 @@ async fn lead(order: OrderPlaced, saga: Saga) -> Result<(), ()> {
         },
         CancelCharge {
             order_id: order.order_id.clone(),
+            amount: order.amount,
         },
     );
     let charge = saga
         .step("charge-card", ChargeCard::from(order))
         .cancel(cancel)
         .undo(move |_| refund.clone());
-    let given_up = pin!(saga.signal::<GaveUp>("gave-up"));
+    let given_up = pin!(saga.signal::<OrderAbandoned>("gave-up"));
     if let Either::Left((charged, given_up)) = select(charge, given_up).await {
         charged.map_err(drop)?;
         given_up.await;
@@ -44,7 +45,7 @@ pub(crate) async fn start(connection: MemoryTransport) {
     let sagas = Sagas::new("test", |order: &OrderPlaced| order.order_id.clone());
     let router = Router::new("test")
         .saga(sagas.version(1, lead))
-        .saga_signal("test", "gave-up", |it: &GaveUp| it.order_id.clone())
+        .saga_signal("test", "gave-up", |it: &OrderAbandoned| it.order_id.clone())
         .retry(Retry::exponential(Duration::from_millis(20)).attempts(1000))
         .transactional(MemoryStore::new());
     let serve = serve(connection, router);
