@@ -65,6 +65,11 @@ behaviours! {
 }
 
 behaviours! {
+    of crate::behaviour::looking, on url();
+    a_look_says_how_full_queues_are_and_changes_nothing
+}
+
+behaviours! {
     of crate::behaviour::delays, on url();
     all_consumers_wait_on_one_ladder_and_keep_their_order
     a_retry_whose_queue_was_deleted_is_kept_and_holds_up_nobody

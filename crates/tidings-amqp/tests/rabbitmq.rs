@@ -43,6 +43,12 @@ behaviours! {
 }
 
 behaviours! {
+    of crate::behaviour::looking, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    a_look_says_how_full_queues_are_and_changes_nothing
+}
+
+behaviours! {
     of crate::behaviour::delays, on async { rabbitmq_url() };
     #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
     all_consumers_wait_on_one_ladder_and_keep_their_order

@@ -220,3 +220,88 @@ async fn a_database_that_takes_one_snapshot_by_default_keeps_the_order_of_keys_t
     let ended = server::commit(&store, handled).await;
     assert_eq!(ended, Committed::Done);
 }
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: run `cargo xtask test`"]
+async fn who_operates_a_schema_makes_none_and_only_reads_if_told_so() {
+    let url = server::url();
+    let schema = server::fresh_schema();
+    let options = PostgresOptions::new(&url, &*schema);
+    let refused = async |expected: &str| {
+        for options in [options.clone().existing(), options.clone().read_only()] {
+            let error = options
+                .connect()
+                .await
+                .map(drop)
+                .expect_err("it must not connect");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    };
+    let listed = async || {
+        let schemas = PostgresStore::schemas(&url).await.expect("schemas");
+        schemas.contains(&schema)
+    };
+    refused("no service keeps its data there").await;
+    assert!(!listed().await, "it was made");
+
+    let store = server::open(&schema).await;
+    assert!(listed().await);
+    store.migrate(&[ONE]).await.expect("a table");
+    let insert = async |store: &PostgresStore| {
+        let client = store.client().await.expect("a connection");
+        client.execute("insert into a values (1)", &[]).await
+    };
+    let reader = options
+        .clone()
+        .read_only()
+        .connect()
+        .await
+        .expect("it is there");
+    let error = insert(&reader).await.expect_err("it must not write");
+    assert!(format!("{error:?}").contains("read-only"), "{error:?}");
+    let commit = Commit {
+        outbox: vec![server::message("topic", "1", None)],
+        ..Commit::default()
+    };
+    assert!(reader.commit(commit).await.is_err(), "the toolkit neither");
+    let operator = options
+        .clone()
+        .existing()
+        .connect()
+        .await
+        .expect("it is there");
+    insert(&operator).await.expect("who may write writes");
+    let client = store.client().await.expect("a connection");
+    for (sql, expected) in [
+        (
+            "insert into tidings_migration values ('tidings', '9999')",
+            "a newer version",
+        ),
+        (
+            "delete from tidings_migration where name > '0001'",
+            "an older version",
+        ),
+    ] {
+        client.batch_execute(sql).await.expect("another version");
+        refused(expected).await;
+    }
+}
+
+#[tokio::test]
+async fn an_operator_does_not_wait_for_a_database() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    let url = format!("postgres://a@{}/a", port.expect("a free port"));
+    let options = PostgresOptions::new(&url, "a").read_only();
+    let connected = timeout(Duration::from_secs(5), options.connect()).await;
+    assert!(connected.expect("an answer at once").is_err());
+    let schemas = timeout(Duration::from_secs(5), PostgresStore::schemas(&url)).await;
+    let error = schemas
+        .expect("an answer at once")
+        .expect_err("nobody is there");
+    assert!(
+        error
+            .to_string()
+            .contains("connect to PostgreSQL at 127.0.0.1"),
+        "{error}"
+    );
+}

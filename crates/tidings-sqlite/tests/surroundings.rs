@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tidings_core::{Commit, Store};
-use tidings_sqlite::{SqliteStore, rusqlite::Connection};
+use tidings_sqlite::{SqliteOptions, SqliteStore, rusqlite::Connection};
 
 const ONE: &[(&str, &str)] = &[("0001", "create table a (x)")];
 const TWO: &[(&str, &str)] = &[
@@ -147,4 +147,72 @@ async fn a_database_that_another_program_keeps_locked_is_unavailable_until_it_is
     });
     let error = violated.await.expect_err("it is there already");
     assert!(!error.is_unavailable() && !error.is_conflict(), "{error}");
+}
+
+#[tokio::test]
+async fn who_operates_a_database_makes_none_and_brings_none_up_to_date() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let refused = async |name: &str, expected: &str| {
+        let options = SqliteOptions::new(at(name));
+        for options in [options.clone().existing(), options.read_only()] {
+            let error = options
+                .open()
+                .await
+                .map(drop)
+                .expect_err("it must not open");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    };
+    refused("none.db", "open").await;
+    assert!(!at("none.db").exists());
+    Connection::open(at("other.db"))
+        .and_then(|other| other.execute_batch("create table a (x)"))
+        .expect("a database of somebody else");
+    refused("other.db", "none of the toolkit's tables").await;
+
+    drop(SqliteStore::open(at("a.db")).await.expect("a database"));
+    for (sql, expected) in [
+        (
+            "insert into tidings_migration values ('tidings', '9999', 0)",
+            "a newer version",
+        ),
+        (
+            "delete from tidings_migration where name > '0001'",
+            "an older version",
+        ),
+    ] {
+        Connection::open(at("a.db"))
+            .and_then(|it| it.execute_batch(sql))
+            .expect("another version");
+        refused("a.db", expected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_only_reads_sees_what_is_committed_and_writes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.db");
+    let store = SqliteStore::open(&path).await.expect("a new database");
+    let reader = SqliteOptions::new(&path).read_only().open().await;
+    let reader = reader.expect("it is there");
+    store.migrate(ONE).await.expect("a table");
+    let insert = "insert into a values (1)";
+    let written = store.write(move |it| it.execute(insert, ())).await;
+    written.expect("it is written");
+    let count = reader.read(|it| it.query_row("select count(*) from a", (), |row| row.get(0)));
+    let count: u32 = count.await.expect("it is read");
+    assert_eq!(count, 1);
+    for write in [reader.write(move |it| it.execute(insert, ())).await, {
+        reader.read(move |it| it.execute(insert, ())).await
+    }] {
+        let error = write.expect_err("it must not write");
+        assert!(error.to_string().contains("cannot be written"), "{error}");
+    }
+    let existing = SqliteOptions::new(&path).existing().open().await;
+    let written = existing
+        .expect("it is there")
+        .write(move |it| it.execute(insert, ()))
+        .await;
+    written.expect("who may write writes");
 }
