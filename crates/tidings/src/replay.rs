@@ -6,12 +6,12 @@
 //! consumer takes into the consumer's own queue, as they were (id, key, time, headers), with the
 //! header [`REPLAY_HEADER`]. Nobody else gets them.
 //!
-//! It ends where the log ended when it began; what was sent later reached the queue by itself, if the
-//! queue was there. So declare the queue first, by starting the service once, and then replay. What is
-//! sent twice takes effect once: the consumer's inbox knows messages by their ids.
+//! A run ends where the log ended when it began; what was sent later reached the queue by itself, if
+//! the queue was there. So declare the queue first, by starting the service once, and then replay.
+//! What is sent twice takes effect once: the consumer's inbox knows messages by their ids.
 //!
-//! How far it is, is a record: a replay that is killed goes on from there. Some of the last second
-//! is sent again then.
+//! How far it is, is a record: a replay that is killed goes on from there when it is run again. Some
+//! of the last second is sent again then.
 
 mod error;
 mod job;
@@ -52,11 +52,12 @@ impl Router {
     /// again to a consumer that is added later ([`replay`](crate::replay)). By default none are.
     ///
     /// It costs one more row for each event, in the same transaction. Old ones are dropped by whole
-    /// segments. It holds for all that is committed through the router's store in this process, by
-    /// handlers, [`Producer`](crate::Producer)s and schedules alike, from when
-    /// [`serve`](crate::serve) was called.
+    /// segments while the router is served. It holds for all that is committed through the router's
+    /// store in this process, by handlers, [`Producer`](crate::Producer)s and schedules alike, from
+    /// when the router has both this and its store: say it before the first event is published.
     pub fn keep_events(mut self, retention: Duration) -> Self {
         self.limits.keep_events = Some(retention);
+        self.keep();
         self
     }
 
@@ -193,10 +194,10 @@ impl Replay {
         if self.group.is_some() && self.events.is_empty() {
             return Err(ReplayError::no_events(&self.queue));
         }
-        let (job, is_resumed) = match Job::unfinished(store, &self).await? {
+        let until = log.horizon().await?;
+        let (job, is_resumed) = match Job::unfinished(store, &self, until).await? {
             Ok(job) => (job, true),
             Err(expected) => {
-                let until = log.horizon().await?;
                 let dropped = log.read(until, until, 0).await?.dropped_until;
                 let after = self.first(log, until, dropped).await?;
                 let begun = Job::begin(store, &self, expected, after, until, dropped).await?;
@@ -308,8 +309,27 @@ struct Run<'a> {
     trouble: Throttle,
 }
 
-/// A message to send, and the position of its event.
-type Positioned = (i64, Outgoing);
+/// A message to send.
+struct Item {
+    position: i64,
+    message: Outgoing,
+    /// What lies in the log between the item before it and this one.
+    before: Passed,
+}
+
+/// Events that are not sent.
+#[derive(Default)]
+struct Passed {
+    over: u64,
+    unreadable: u64,
+}
+
+impl Passed {
+    fn count_in(&self, progress: &mut Progress) {
+        progress.passed_over += self.over;
+        progress.not_sent += self.unreadable;
+    }
+}
 
 impl Run<'_> {
     /// Sends the next page. False if there is none.
@@ -323,55 +343,62 @@ impl Run<'_> {
         let Some(last) = page.entries.last().map(|entry| entry.position) else {
             return Ok(false);
         };
-        let messages = self.sort_out(&page.entries);
+        let (items, after_them) = self.sort_out(&page.entries);
         let batch = (self.replay.rate.get() / 10).clamp(BATCH_COUNT.0, BATCH_COUNT.1);
-        for batch in messages.chunks(batch as usize) {
+        for batch in items.chunks(batch as usize) {
             self.send(batch, progress).await?;
             progress(&self.job.progress);
             self.save(false).await?;
         }
+        after_them.count_in(&mut self.job.progress);
         self.job.progress.position = last;
         progress(&self.job.progress);
         self.save(false).await?;
         Ok(true)
     }
 
-    /// The messages of a page for the consumer.
-    fn sort_out(&mut self, entries: &[LogEntry]) -> Vec<Positioned> {
-        let mut messages = Vec::new();
-        let progress = &mut self.job.progress;
+    /// The messages of a page for the consumer, and what lies behind the last of them.
+    fn sort_out(&self, entries: &[LogEntry]) -> (Vec<Item>, Passed) {
+        let mut items = Vec::new();
+        let mut passed = Passed::default();
         for entry in entries {
-            match &entry.message {
-                Ok(event) => match self.replay.message(&progress.id, entry, event) {
-                    Some(message) => messages.push((entry.position, message)),
-                    None => progress.passed_over += 1,
-                },
+            let position = entry.position;
+            let event = match &entry.message {
+                Ok(event) => event,
                 Err(why) => {
-                    progress.not_sent += 1;
-                    let position = entry.position;
                     error!(position, "an event in the log cannot be read: {why}");
+                    passed.unreadable += 1;
+                    continue;
                 }
+            };
+            match self.replay.message(&self.job.progress.id, entry, event) {
+                Some(message) => items.push(Item {
+                    position,
+                    message,
+                    before: std::mem::take(&mut passed),
+                }),
+                None => passed.over += 1,
             }
         }
-        messages
+        (items, passed)
     }
 
     /// Sends a batch, as soon as the rate allows it; as often as it takes. What comes after the first
     /// message that was not taken is sent again with it, so that no key's order suffers.
     async fn send(
         &mut self,
-        batch: &[Positioned],
+        batch: &[Item],
         progress: &mut (impl FnMut(&Progress) + Send),
     ) -> Result<(), ReplayError> {
         let mut left = batch;
         let mut pause = TRY_AGAIN.0;
         while !left.is_empty() {
             self.wait_for_rate(left.len()).await;
-            let messages = left.iter().map(|(_, message)| message.clone()).collect();
+            let messages = left.iter().map(|item| item.message.clone()).collect();
             let outcomes = self.transport.publish(messages).await;
             let mut trouble = None;
             for outcome in outcomes.into_iter().take(left.len()) {
-                let Some(((position, message), rest)) = left.split_first() else {
+                let Some((item, rest)) = left.split_first() else {
                     break;
                 };
                 match outcome {
@@ -381,11 +408,12 @@ impl Run<'_> {
                     }
                     Err(error) if error.kind() == PublishErrorKind::Invalid => {
                         self.job.progress.not_sent += 1;
+                        let position = item.position;
                         error!(position, "an event can never be sent as it is: {error}");
                     }
                     Err(error) if error.kind() == PublishErrorKind::Unroutable => {
                         self.save(true).await?;
-                        let queue = message.destination.name();
+                        let queue = item.message.destination.name();
                         return Err(ReplayError::no_queue(queue, self.replay.group.is_some()));
                     }
                     Err(error) => {
@@ -393,7 +421,8 @@ impl Run<'_> {
                         break;
                     }
                 }
-                self.job.progress.position = *position;
+                item.before.count_in(&mut self.job.progress);
+                self.job.progress.position = item.position;
                 left = rest;
             }
             self.job.progress.trouble = trouble;

@@ -381,6 +381,7 @@ impl Router {
     /// once for a message, and what it sends is published before the acknowledgement.
     pub fn transactional(mut self, store: impl Into<Arc<dyn Store>>) -> Self {
         self.store = Some(store.into());
+        self.keep();
         self
     }
 

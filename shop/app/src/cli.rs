@@ -1,13 +1,13 @@
 //! The command line. Every flag has an environment variable; the flag wins.
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
     Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::FalseyValueParser,
     error::ErrorKind,
 };
 use shop_contracts::CheckoutStyle;
-use shop_kit::{BaseUrl, Database};
+use shop_kit::{BaseUrl, Database, Time};
 use shop_orders::OrderDeadline;
 use tracing_subscriber::EnvFilter;
 
@@ -160,6 +160,12 @@ pub(crate) struct Options {
     )]
     pub(crate) order_deadline: OrderDeadline,
 
+    /// How long each service keeps the events that it has sent, as `15m`, `24h` or `30d`, so that they
+    /// can be sent again to a service that is added later (`tidings events replay`). Default: none
+    /// are kept. Use the same in every process.
+    #[arg(long, global = true, value_name = "TIME", env = "TIDINGS_KEEP_EVENTS")]
+    pub(crate) keep_events: Option<Retention>,
+
     /// Where the services of this process answer HTTP; port 0 picks a free one and prints it.
     #[arg(
         long,
@@ -230,6 +236,21 @@ pub(crate) struct Options {
         default_value = "text"
     )]
     pub(crate) log_format: LogFormat,
+}
+
+/// How long events are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Retention(pub(crate) Duration);
+
+impl FromStr for Retention {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<Time>()?.duration() {
+            Duration::ZERO => Err(format!("`{text}` keeps nothing; leave the flag out")),
+            retention => Ok(Self(retention)),
+        }
+    }
 }
 
 /// Where the broker is.
@@ -346,6 +367,8 @@ mod tests {
         check("--without all", "leaves no service");
         check("--order-deadline 0s", "cancel every order at once");
         check("--order-deadline soon", "`90s`, `15m`, `24h` or `2d`");
+        check("--keep-events 0d", "keeps nothing");
+        check("--keep-events long", "`90s`, `15m`, `24h` or `2d`");
         check("--api paiment=http://x", "`paiment` is not a service");
         check("--bank https://bank", "TLS proxy");
         check("--checkout ballet", "`choreography` and `orchestration`");

@@ -185,6 +185,7 @@ async fn open_services(
         api: &options.api,
         order_deadline: options.order_deadline,
         checkout: options.checkout,
+        keep_events: options.keep_events.map(|retention| retention.0),
     };
     services::open(names, &around).await
 }

@@ -1,6 +1,6 @@
 //! The services there are, and how each is made.
 
-use std::{collections::HashSet, fmt, str::FromStr};
+use std::{collections::HashSet, fmt, str::FromStr, time::Duration};
 
 use anyhow::Context;
 use shop_contracts::CheckoutStyle;
@@ -249,6 +249,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) api: &'a [Api],
     pub(crate) order_deadline: OrderDeadline,
     pub(crate) checkout: CheckoutStyle,
+    pub(crate) keep_events: Option<Duration>,
 }
 
 /// The services that run here, and what runs beside them.
@@ -266,7 +267,12 @@ pub(crate) async fn open(names: &Names, around: &Surroundings<'_>) -> anyhow::Re
     };
     for name in names.iter() {
         let service = one(name, names, around, &mut opened.overdue).await;
-        let service = service.with_context(|| format!("`{name}` cannot start"))?;
+        let mut service = service.with_context(|| format!("`{name}` cannot start"))?;
+        if let Some(retention) = around.keep_events {
+            // Before it answers HTTP, so that the first order is kept too.
+            let messages = service.messages.take();
+            service.messages = messages.map(|router| router.keep_events(retention));
+        }
         opened.services.push(service);
     }
     Ok(opened)

@@ -12,6 +12,7 @@ mod problem;
 mod service;
 mod sql;
 mod text;
+mod time;
 
 pub use client::{BaseUrl, HttpClient, HttpError};
 pub use database::{Database, Db, Tx};
@@ -21,3 +22,4 @@ pub use service::{Service, idempotency_key, retry, timestamp};
 pub use sql::{FromValue, Row, Statement, Value, sql};
 pub use text::one_line;
 pub use tidings_core::StoreError;
+pub use time::Time;

@@ -3,32 +3,21 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-
-/// The longest deadline. An order that nobody decides for ten years is a mistake in the flag.
-const DEADLINE_MAX: Duration = Duration::from_secs(3650 * DAY_SECONDS);
-
-const DAY_SECONDS: u64 = 24 * 60 * 60;
-
-/// The units there are, and their seconds.
-const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', DAY_SECONDS)];
+use shop_kit::Time;
 
 /// How long an order may be undecided before it is cancelled. It is shown as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OrderDeadline {
-    count: u64,
-    unit: char,
-    after: Duration,
-}
+pub struct OrderDeadline(Time);
 
 impl OrderDeadline {
     /// The time an order has from when it was placed.
     pub fn after(&self) -> Duration {
-        self.after
+        self.0.duration()
     }
 
     /// Orders that were placed at this time or before are over their deadline `now`.
     pub(crate) fn cutoff(&self, now: Timestamp) -> Timestamp {
-        earlier(now, self.after)
+        earlier(now, self.after())
     }
 }
 
@@ -43,36 +32,19 @@ impl FromStr for OrderDeadline {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unknown = || {
-            format!(
-                "`{text}` is not a time; write a whole number and a unit: `90s`, `15m`, `24h` or \
-                 `2d`"
-            )
-        };
-        let unit = text.chars().next_back().ok_or_else(unknown)?;
-        let known = UNITS.into_iter().find(|(name, _)| *name == unit);
-        let (_, seconds) = known.ok_or_else(unknown)?;
-        let count = &text[..text.len() - unit.len_utf8()];
-        if count.is_empty() || !count.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(unknown());
-        }
-        let after = count.parse::<u64>().ok().and_then(|count| {
-            let after = Duration::from_secs(count.checked_mul(seconds)?);
-            (after <= DEADLINE_MAX).then_some((count, after))
-        });
-        match after {
-            None => Err(format!("`{text}` is too long; the longest time is `3650d`")),
-            Some((0, _)) => Err(format!(
+        let time: Time = text.parse()?;
+        match time.duration() {
+            Duration::ZERO => Err(format!(
                 "`{text}` would cancel every order at once; the shortest time is `1s`"
             )),
-            Some((count, after)) => Ok(Self { count, unit, after }),
+            _ => Ok(Self(time)),
         }
     }
 }
 
 impl fmt::Display for OrderDeadline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.count, self.unit)
+        self.0.fmt(f)
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Progress {
     pub start: Start,
     /// The position up to which everything is sent.
     pub position: i64,
-    /// The position at which it ends: where the log ended when it began.
+    /// The position at which it ends: where the log ended when it was run last.
     pub until: i64,
     /// How many events were sent and confirmed. An event that was sent twice counts twice.
     pub sent: u64,
@@ -92,6 +92,7 @@ impl Job {
     pub(super) async fn unfinished(
         store: &dyn Store,
         replay: &Replay,
+        until: i64,
     ) -> Result<Result<Self, Expected>, ReplayError> {
         let Some(record) = record_of(store, &replay.queue).await? else {
             return Ok(Err(Expected::Nothing));
@@ -112,7 +113,8 @@ impl Job {
             ));
         }
         let mut job = Self {
-            progress,
+            // The queue may not have been there until now.
+            progress: Progress { until, ..progress },
             version: record.version,
         };
         job.save(store).await?; // Whoever runs it now stops.

@@ -14,6 +14,7 @@ mod odd_order;
 mod orders;
 mod queues;
 mod random;
+mod replay;
 mod scaling;
 mod smtp;
 mod surroundings;
@@ -79,6 +80,28 @@ fn foreign_programs_take_part_on_rabbitmq() {
 fn a_service_that_comes_late_can_be_told_what_it_missed() {
     let mut world = without_loyalty();
     foreign::a_replay_brings_a_newcomer_up_to_date(&mut world);
+}
+
+#[test]
+fn a_service_that_is_added_works_off_the_past() {
+    let mut world = keeping_without_loyalty(BrokerKind::Embedded, DatabaseKind::Sqlite);
+    replay::a_newcomer_works_off_the_past(&mut world);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ and PostgreSQL"]
+fn a_service_that_is_added_works_off_the_past_on_rabbitmq_and_postgresql() {
+    let mut world = keeping_without_loyalty(BrokerKind::RabbitMq, DatabaseKind::Postgres);
+    replay::a_newcomer_works_off_the_past(&mut world);
+}
+
+/// A shop that does without loyalty, and keeps what it says.
+fn keeping_without_loyalty(broker: BrokerKind, database: DatabaseKind) -> World {
+    let flags = ["--without", "loyalty", "--keep-events", "30d"];
+    let services = SERVICES.into_iter().filter(|service| *service != "loyalty");
+    let mut world = World::with_flags(broker, database, &flags).with_services(services);
+    world.flags.drain(..2);
+    world
 }
 
 /// A shop that does without loyalty for good, until somebody changes their mind: only then may it

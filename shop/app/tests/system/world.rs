@@ -176,6 +176,17 @@ impl World {
             .collect()
     }
 
+    /// The folder with the data of a process.
+    pub(crate) fn data(&self, number: usize) -> PathBuf {
+        let services = &self.instances[number].services;
+        self.folder.path().join(format!("{number}-{services}"))
+    }
+
+    /// Where the database server answers, when there is one.
+    pub(crate) fn postgres_url(&self) -> Option<String> {
+        self.postgres.as_ref().map(Postgres::url)
+    }
+
     /// Where a process answers HTTP.
     pub(crate) fn port(&self, number: usize) -> u16 {
         self.instances[number].port
