@@ -1,8 +1,8 @@
-//! `tidings events`: what services say to each other.
+//! `tidings events`: what services say to each other, and have said.
 
 use crate::frame::{Ended, Frame};
 
-/// What services say to each other.
+/// What services say to each other, and have said.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -11,6 +11,8 @@ pub(crate) struct Args {
 
 verbs! { Events:
     map => Map,
+    replay => Replay,
+    replays => Replays,
 }
 
 impl Args {

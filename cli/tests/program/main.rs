@@ -4,6 +4,7 @@
 mod doctor;
 mod events_map;
 mod explain;
+mod replay;
 mod run;
 mod sagas;
 mod surroundings;
