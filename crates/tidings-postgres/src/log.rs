@@ -148,7 +148,7 @@ fn entry(row: &Row, attempted: &str) -> Result<LogEntry, StoreError> {
 }
 
 /// The last position of a segment, if that event is older than `$1` seconds.
-fn newest_if_old(segment: i16) -> String {
+pub(crate) fn newest_if_old(segment: i16) -> String {
     format!(
         "select position from (
              select position, written from tidings_log_{segment} order by position desc limit 1

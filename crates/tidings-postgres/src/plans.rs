@@ -5,7 +5,7 @@ use serde_json::Value;
 use tidings_core::{BoxError, Store};
 use tokio_postgres::types::{FromSql, Type};
 
-use crate::{PostgresStore, connection::Pool, deferred, inbox, outbox, records};
+use crate::{PostgresStore, connection::Pool, deferred, inbox, log, outbox, records};
 
 /// Rows that are in the way.
 const ROWS: i64 = 100_000;
@@ -29,7 +29,7 @@ async fn fill(pool: &Pool, sql: &str) {
 }
 
 async fn analyze(pool: &Pool) {
-    let tables = "analyze tidings_inbox, tidings_outbox, tidings_record";
+    let tables = "analyze tidings_inbox, tidings_outbox, tidings_record, tidings_log";
     fill(pool, tables).await;
 }
 
@@ -353,4 +353,25 @@ async fn taking_due_records_does_not_read_those_that_are_not() {
         &["tidings_record_due", "tidings_record_pkey"],
     )
     .await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn a_page_of_the_log_reads_no_other() {
+    let store = store().await;
+    let pool = &store.0.pool;
+    // Three segments, one behind the other.
+    let fill_log = format!(
+        "insert into tidings_log (segment, position, written, message, body)
+         select n * 3 / {ROWS}, n, now(), '{{}}', ''
+         from generate_series(0, {ROWS} - 1) as n"
+    );
+    fill(pool, &fill_log).await;
+    for after in [0, ROWS / 3 - 10, ROWS - 10] {
+        let values = format!("{after}, {}, 100", i64::MAX);
+        check(pool, log::READ, &values, &[]).await;
+    }
+    let newest = log::newest_if_old(0);
+    let index = ["tidings_log_0_position_idx"];
+    check_that_reads(20.0, pool, &newest, "3600.0", &index).await;
 }

@@ -2,7 +2,7 @@
 //!
 //! SQLite gives the pages of a table back one by one when it is dropped, so what that costs grows
 //! with the table. Therefore a segment ends at [`SEGMENT_BYTES_MAX`]: dropping one holds up other
-//! writes for so long and no longer, however much is dropped in all.
+//! writes for about a tenth of a second, and then they have their turn, however much is dropped in all.
 //!
 //! Positions are those of the outbox. One transaction writes at a time, so whatever is committed
 //! later has greater ones, and a reader can miss nothing.
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Result};
 use tidings_core::{BoxFuture, Log, LogEntry, LogPage, SEGMENTS_PER_RETENTION, StoreError};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     SqliteStore,
@@ -20,6 +21,9 @@ use crate::{
 
 /// How many bytes of events a segment holds before the next one begins.
 const SEGMENT_BYTES_MAX: i64 = 16 * 1024 * 1024;
+
+/// How much longer than dropping a segment took is left to others before the next one.
+const PAUSE: u32 = 3;
 
 /// A commit's way into the log.
 pub(crate) struct Appender<'a> {
@@ -124,9 +128,13 @@ impl Log for SqliteStore {
     fn drop_older(&self, age: Duration) -> BoxFuture<'_, std::result::Result<u64, StoreError>> {
         Box::pin(async move {
             let mut dropped = 0;
-            // Each in a transaction of its own, so that others can write in between.
-            while self.write(move |it| drop_oldest(it, age)).await? {
+            loop {
+                let began = Instant::now();
+                if !self.write(move |it| drop_oldest(it, age)).await? {
+                    break;
+                }
                 dropped += 1;
+                sleep(began.elapsed() * PAUSE).await;
             }
             self.write(move |it| divide(it, age)).await?;
             Ok(dropped)
