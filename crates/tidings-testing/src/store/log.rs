@@ -5,7 +5,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tidings_core::{
     Commit, InboxEntry, Log, LogEntry, LogPage, Outgoing, Store, TransactionSlot, Work,
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::{Damage, Subject, support::*};
 
@@ -236,9 +239,10 @@ pub(super) async fn events_that_are_old_are_dropped_and_young_ones_stay(
         dropped.expect("old events can be dropped")
     };
     assert_eq!(drop_older().await, 0, "there is nothing");
-    let mut last = 0;
+    let (mut last, mut sent, mut gap_max) = (0, Vec::new(), Duration::ZERO);
     // Far more rounds than there are segments at a time.
     for round in 0..40 {
+        sent.push(Instant::now());
         done(&store, outbox(&[&round.to_string(), "same round"])).await;
         drop_older().await;
         let entries = kept(&store).await;
@@ -248,12 +252,18 @@ pub(super) async fn events_that_are_old_are_dropped_and_young_ones_stay(
             .expect("whole rounds are dropped");
         let rounds = (entries.len() / 2, round - first + 1);
         assert_eq!(rounds.0, rounds.1, "from the oldest on nothing is missing");
+        if first > 0 {
+            let dropped = sent[first - 1].elapsed();
+            assert!(dropped + CLOCK >= age, "dropped after {dropped:?}");
+        }
+        // A part of the retention more, as often as it was looked.
+        let oldest = sent[first].elapsed();
+        assert!(oldest <= age * 3 / 2 + gap_max * 4, "kept for {oldest:?}");
         sleep(Duration::from_millis(50)).await;
+        gap_max = gap_max.max(sent[round].elapsed());
     }
     let page = read(&store, i64::MIN, i64::MAX, 10_000).await;
     let first = page.entries[0].position;
-    assert!(page.entries.len() < 60, "{} are left", page.entries.len());
-    assert!(page.entries.len() > 20, "{} are left", page.entries.len());
     assert!(page.dropped_until > 0 && page.dropped_until < first);
 
     sleep(age + Duration::from_millis(100)).await;
