@@ -64,6 +64,26 @@ impl Router {
         route.options.or(&self.defaults).after_dead_letter == Some(AfterDeadLetter::Park)
     }
 
+    /// Panics if a handler asks for order that it cannot have.
+    #[track_caller]
+    pub(crate) fn check_order(&self, route: &Route) {
+        if self.group_of(route).is_none() {
+            return;
+        }
+        let (handler, location, consumer) = (route.handler, route.location, &self.consumer);
+        assert!(
+            self.store.is_some(),
+            "the handler `{handler}` at {location} of the router `{consumer}` asks for order, but the \
+             router has no store, in which messages wait behind an earlier one of their key; add \
+             `.transactional(store)`"
+        );
+        assert!(
+            !self.is_unsubscribed(route),
+            "the handler `{handler}` at {location} of the router `{consumer}` asks for order and is \
+             unsubscribed; an ordered group cannot leave its topics: take one of the two away"
+        );
+    }
+
     pub(crate) fn is_unsubscribed(&self, route: &Route) -> bool {
         route.options.or(&self.defaults).is_unsubscribed
     }

@@ -85,8 +85,8 @@ pub(crate) struct Route {
     pub(crate) options: HandlerOptions,
     /// Those of the router it was added to, if that was merged into another one.
     layers: Option<Arc<[LayerFn]>>,
-    handler: &'static str,
-    location: &'static Location<'static>,
+    pub(crate) handler: &'static str,
+    pub(crate) location: &'static Location<'static>,
     /// What it sends, from its type and as declared.
     pub(crate) sends: Vec<Sends>,
     /// Of the saga that its message starts.
@@ -563,23 +563,7 @@ impl Router {
             self.consumer
         );
         for route in &self.routes {
-            assert!(
-                self.store.is_some() || self.group_of(route).is_none(),
-                "the handler `{}` at {} of the router `{}` asks for order, but the router has no \
-                 store, in which messages wait behind an earlier one of their key; add \
-                 `.transactional(store)`",
-                route.handler,
-                route.location,
-                self.consumer
-            );
-            assert!(
-                !self.is_unsubscribed(route) || self.group_of(route).is_none(),
-                "the handler `{}` at {} of the router `{}` asks for order and is unsubscribed; an \
-                 ordered group cannot leave its topics: take one of the two away",
-                route.handler,
-                route.location,
-                self.consumer
-            );
+            self.check_order(route);
         }
         let provided = Provided::new(&self.states, self.store.as_ref());
         for route in &self.routes {
