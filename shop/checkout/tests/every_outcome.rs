@@ -2,6 +2,8 @@
 //! answers, every refusal, every answer that comes twice, and the cancellation of the order at any moment.
 //! Each ending must be legal: all done, or all undone.
 
+use std::panic::catch_unwind;
+
 use shop_contracts::{
     Money, OrderCancelled, OrderItem, OrderPlaced, OrderStatus,
     commands::{CardCharged, ParcelBooked},
@@ -31,7 +33,7 @@ fn line(sku: &str, quantity: u32) -> OrderItem {
     }
 }
 
-fn explore(order: &OrderPlaced) -> Explored {
+fn explore(order: &OrderPlaced, never_refused: &[&str]) -> Explored {
     let cancelled = OrderCancelled {
         order_id: order.order_id.clone(),
         reason: "payment did not answer within 24h".into(),
@@ -56,14 +58,17 @@ fn explore(order: &OrderPlaced) -> Explored {
         })
     })
     .signal("order-cancelled", cancelled)
-    // These come after the pivot, and the services never refuse them.
-    .never_refused(&["ship-stock", "book-parcel"])
+    .never_refused(never_refused)
     .run()
 }
 
+/// What comes after the pivot: the services never refuse it.
+const AFTER: [&str; 2] = ["ship-stock", "book-parcel"];
+
 #[test]
 fn every_order_ends_done_or_undone_whatever_happens() {
-    let explored = explore(&order(vec![line("MUG-ENAMEL", 1), line("MUG-ENAMEL", 2)]));
+    let order = order(vec![line("MUG-ENAMEL", 1), line("MUG-ENAMEL", 2)]);
+    let explored = explore(&order, &AFTER);
     println!("{explored:?}");
     assert!(explored.states > 1_000, "{explored:?}");
     let all = [
@@ -79,6 +84,20 @@ fn every_order_ends_done_or_undone_whatever_happens() {
         ("completed", all.map(Box::from).to_vec()),
     ];
     assert_eq!(explored.in_effect, legal.into());
+}
+
+/// If they did refuse, a confirmed order would not be undone: an operator would have to look.
+#[test]
+fn a_confirmed_order_is_never_undone() {
+    for refuses in AFTER {
+        let others = AFTER.into_iter().filter(|step| *step != refuses);
+        let others: Vec<_> = others.collect();
+        let explored = catch_unwind(|| explore(&order(vec![line("MUG-ENAMEL", 1)]), &others));
+        let why = explored.expect_err(refuses);
+        let why = why.downcast_ref::<String>().expect("a text");
+        let expected = "its function failed after `confirm-order`, which cannot be undone";
+        assert!(why.contains(expected), "{refuses}: {why}");
+    }
 }
 
 /// A stranger's order: it is cancelled without asking anybody, and fits into a journal.
