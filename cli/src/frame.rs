@@ -4,6 +4,7 @@ use std::{fmt, io::IsTerminal as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::SignedDuration;
 use tidings::Store;
 use tidings_amqp::{Amqp, QueueDepth};
 use tokio::time::timeout;
@@ -77,6 +78,18 @@ pub(crate) enum Ended {
     Done,
     /// A problem was found, and told: exit code 1.
     Problem,
+}
+
+/// A length of time on the command line: `90s`, `15m`, `2h`, `3d`.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    let wrong =
+        || format!("`{text}` is not a length of time; write it as `90s`, `15m`, `2h` or `3d`");
+    if let Some(days) = text.strip_suffix('d') {
+        let days: u32 = days.trim().parse().map_err(|_| wrong())?;
+        return Ok(Duration::from_secs(u64::from(days) * 86_400));
+    }
+    let time: SignedDuration = text.parse().map_err(|_| wrong())?;
+    Duration::try_from(time).map_err(|_| wrong())
 }
 
 /// An error of the toolkit, which is no [`std::error::Error`] of its own.
@@ -305,6 +318,24 @@ impl Frame {
         match style {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        let check = |text: &str, seconds: Option<u64>| {
+            assert_eq!(time(text).ok(), seconds.map(Duration::from_secs), "{text}");
+        };
+        check("90s", Some(90));
+        check("1h 5m", Some(3900));
+        check("2d", Some(172_800));
+        for wrong in ["", "5", "-5s", "soon", "d", "-1d"] {
+            check(wrong, None);
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::{Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
-use tidings::{Attempt, Claim, InboxQuery, InboxRow, InboxState, MessageId, Store};
+use tidings::{Ask, Attempt, Claim, InboxQuery, InboxRow, InboxState, MessageId, Store};
 
 use crate::{
     frame::{Database, Ended, Frame},
@@ -313,7 +313,7 @@ async fn list(
                 state: Some(state.of_store()),
                 ..InboxQuery::default()
             };
-            for row in read(&*database.store, query, limit + 1).await? {
+            for row in read(&*database.store, query, limit.saturating_add(1)).await? {
                 let number = row.number;
                 found.push((number, Listed::new(&database.service, state, row)));
             }
@@ -471,19 +471,19 @@ async fn deferred_of(database: &Database, consumer: &str) -> anyhow::Result<Vec<
 
 async fn cancel(frame: &Frame, consumer: String, ids: Vec<String>) -> anyhow::Result<Ended> {
     let database = frame.only(Access::Change).await?;
+    let claims = claims(&consumer, ids.iter());
     // A dead one is discarded with its dead letter, which is in the broker.
-    let query = InboxQuery {
-        consumer: Some((&*consumer).into()),
-        state: Some(InboxState::Dead),
-        ..InboxQuery::default()
+    let ask = |claim: &Claim| Ask {
+        claim: claim.clone(),
+        order: None,
     };
-    let dead = read(&*database.store, query, COUNT_MAX as usize).await?;
-    let is_dead = |id: &&String| dead.iter().any(|it| it.claim.message.as_str() == **id);
-    if let Some(id) = ids.iter().find(is_dead) {
+    let asked: Vec<Ask> = claims.iter().map(ask).collect();
+    let seen = database.store.look(&asked).await?;
+    let dead = seen.iter().position(|it| it.state == Some(InboxState::Dead));
+    if let Some(id) = dead.map(|at| &ids[at]) {
         bail!("`{id}` is dead and does not wait; its dead letter is in the queue `{consumer}.dead`");
     }
-    let count = database.store.deferred();
-    let count = count.discard(&claims(&consumer, ids.iter())).await?;
+    let count = database.store.deferred().discard(&claims).await?;
     changed(frame, database, (consumer, count, "cancelled"), ids.len())
 }
 

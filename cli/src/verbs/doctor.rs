@@ -1,6 +1,8 @@
 //! `tidings doctor`: what is wrong, and what to do about it.
 
-use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
+
+use jiff::Timestamp;
 use serde::Serialize;
 use tidings::{dead_letter_queue, ordered_groups, paused};
 
@@ -11,7 +13,7 @@ use super::{
 };
 use crate::{
     code::Code,
-    frame::{Database, Ended, Frame, Usage, toolkit},
+    frame::{Database, Ended, Frame, Usage, time, toolkit},
     out::{Cell, Page, Report, brief, from_now, one_line},
     places::Access,
 };
@@ -35,8 +37,8 @@ const WAITING_MANY: u64 = COUNT_MAX / 2;
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The age from which an unsent message counts as not being sent
-    #[arg(long, value_name = "TIME", default_value = "30s")]
-    unsent: SignedDuration,
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "30s")]
+    unsent: Duration,
 }
 
 const EXAMPLES: &str = "\
@@ -164,7 +166,7 @@ struct Queue {
 }
 
 impl Looked {
-    async fn at_databases(&mut self, frame: &Frame, unsent: SignedDuration) -> anyhow::Result<()> {
+    async fn at_databases(&mut self, frame: &Frame, unsent: Duration) -> anyhow::Result<()> {
         let todo = || "see that it runs, and that `--database` names what the service uses".to_owned();
         let located = match frame.located().await {
             Ok(located) => located,
@@ -200,7 +202,7 @@ impl Looked {
     async fn at_database(
         &mut self,
         database: &Database,
-        unsent: SignedDuration,
+        unsent: Duration,
     ) -> anyhow::Result<()> {
         let service = &*database.service;
         self.at_outbox(database, unsent).await?;
@@ -241,11 +243,11 @@ impl Looked {
     async fn at_outbox(
         &mut self,
         database: &Database,
-        unsent: SignedDuration,
+        unsent: Duration,
     ) -> anyhow::Result<()> {
         let service = &*database.service;
         let stats = database.store.outbox().stats().await?;
-        if stats.ready > 0 && stats.oldest_ready_age >= unsent.unsigned_abs() {
+        if stats.ready > 0 && stats.oldest_ready_age >= unsent {
             let (count, age) = (stats.ready, brief(stats.oldest_ready_age));
             self.findings.push(Finding::new(
                 Code::OutboxOld,

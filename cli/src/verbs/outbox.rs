@@ -244,7 +244,7 @@ async fn list(frame: &Frame, state: Option<State>, limit: usize) -> anyhow::Resu
     let states: Vec<State> = states.collect();
     let all = frame.each(Access::Look, async |database| {
         for &state in &states {
-            rows.extend(read(&*database.store, state, limit + 1).await?.into_iter().map(
+            rows.extend(read(&*database.store, state, limit.saturating_add(1)).await?.into_iter().map(
                 |row| Row::new(&database.service, state, row),
             ));
         }

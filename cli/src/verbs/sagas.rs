@@ -3,9 +3,11 @@
 mod journal;
 mod operate;
 
+use std::time::Duration;
+
 use anyhow::bail;
 use clap::{Subcommand, ValueEnum};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tidings::{
@@ -14,7 +16,7 @@ use tidings::{
 };
 
 use crate::{
-    frame::{Database, Ended, Frame, Usage, toolkit},
+    frame::{Database, Ended, Frame, Usage, time, toolkit},
     out::{Cell, Page, Report, from_now, one_line},
     places::Access,
 };
@@ -107,8 +109,8 @@ struct List {
     #[arg(long)]
     all: bool,
     /// Only those to which nothing has happened for so long, `15m`, `2h`
-    #[arg(long, value_name = "TIME")]
-    older_than: Option<SignedDuration>,
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    older_than: Option<Duration>,
     /// How many at most
     #[arg(long, value_name = "COUNT", default_value_t = 50)]
     limit: usize,
@@ -248,7 +250,6 @@ async fn list(frame: &Frame, args: &List) -> anyhow::Result<Ended> {
         (_, None, true) => vec![None],
         (_, None, false) => State::OPEN.into_iter().map(Some).collect(),
     };
-    let older_than = args.older_than.map(SignedDuration::unsigned_abs);
     let mut lines = Vec::new();
     let all = frame.each(Access::Look, async |database| {
         let store = &*database.store;
@@ -258,10 +259,10 @@ async fn list(frame: &Frame, args: &List) -> anyhow::Result<Ended> {
             for state in &states {
                 let query = Query {
                     state: state.map(|it| it.label().into()),
-                    older_than,
+                    older_than: args.older_than,
                     ..Query::default()
                 };
-                let found = read(store, saga, query, args.limit + 1).await?;
+                let found = read(store, saga, query, args.limit.saturating_add(1)).await?;
                 for summary in found {
                     lines.push(line(database, saga, summary).await?);
                 }

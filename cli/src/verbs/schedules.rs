@@ -16,6 +16,9 @@ use crate::{
     places::Access,
 };
 
+/// How many of a service are looked at for those that are due soonest.
+const SCHEDULES_MAX: usize = 100_000;
+
 /// How many are read at once.
 const PER_READ: usize = 500;
 
@@ -149,11 +152,15 @@ impl Report for Schedules {
 async fn list(frame: &Frame, limit: usize) -> anyhow::Result<Ended> {
     let mut found: Vec<Entry> = Vec::new();
     let mut more = false;
+    let bar = frame.progress(0, "reading schedules");
     let all = frame.each(Access::Look, async |database| {
-        let mut after = None;
+        let (mut after, mut seen) = (None, 0);
         loop {
             let page = schedules::list(&*database.store, after, PER_READ).await?;
             let is_last = page.len() < PER_READ;
+            seen += page.len();
+            bar.inc_length(page.len() as u64);
+            bar.inc(page.len() as u64);
             after = page.last().map(|it| (it.scheduled, it.name.clone()));
             found.extend(page.into_iter().map(|it| Entry::new(&database.service, it)));
             // Only the soonest are kept while all are read.
@@ -163,9 +170,19 @@ async fn list(frame: &Frame, limit: usize) -> anyhow::Result<Ended> {
             if is_last {
                 return Ok(());
             }
+            if seen >= SCHEDULES_MAX {
+                more = true;
+                frame.out.note(&format!(
+                    "`{}` has more than {SCHEDULES_MAX} schedules; those that were scheduled last are \
+                     not looked at",
+                    database.service
+                ));
+                return Ok(());
+            }
         }
     });
     all.await?;
+    bar.finish_and_clear();
     frame.out.show(&Schedules {
         schedules: found,
         more,

@@ -66,6 +66,8 @@ async fn a_healthy_system_and_a_sick_one(stack: Stack, version: &str) {
     let findings = sick["findings"].as_array().unwrap();
     let find = |code: &str| findings.iter().find(|it| it["code"] == code).unwrap();
     let saga = find("TDG-9006");
+    let members = ["code", "service", "todo", "what"];
+    assert!(members.iter().all(|it| saga[it].is_string()), "{saga}");
     assert_eq!(saga["service"], "checkout");
     assert!(
         saga["what"]

@@ -23,6 +23,20 @@ async fn a_stuck_saga_is_found_explained_and_ended(stack: Stack) {
         .until(&stuck, |json| json["sagas"].as_array().unwrap().len() == 1)
         .await;
     let saga = &listed["sagas"][0];
+    let mut keys: Vec<&String> = saga.as_object().unwrap().keys().collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "changed",
+            "key",
+            "reason",
+            "saga",
+            "service",
+            "state",
+            "stuckSince"
+        ]
+    );
     assert_eq!(saga["service"], "checkout");
     assert_eq!(
         (&saga["saga"], &saga["key"]),

@@ -146,6 +146,16 @@ async fn schedules(world: &World) {
         .ends(0)
         .json();
     let schedule = &listed["schedules"][0];
+    let expected = [
+        "destination",
+        "due",
+        "key",
+        "message",
+        "name",
+        "scheduled",
+        "service",
+    ];
+    assert_eq!(keys(schedule), expected);
     assert_eq!(schedule["name"], "expire/o-1");
     assert_eq!(schedule["message"], "order-expired.v1");
     assert_eq!(schedule["destination"], "topic:order-expired.v1");
@@ -196,6 +206,10 @@ async fn deferred(world: &World) {
         counted["consumers"],
         json!([{"service": "payment", "consumer": consumer, "waiting": 1, "dead": 0}])
     );
+    let expected = [
+        "consumer", "due", "failures", "id", "leased", "name", "reason", "service", "state",
+    ];
+    assert_eq!(keys(message), expected);
     let id = message["id"].as_str().unwrap();
     let of_payment = ["--service", "payment"];
     let show = [&["deferred", "show", consumer, id][..], &of_payment].concat();
@@ -235,6 +249,26 @@ async fn deferred(world: &World) {
         .await
         .ends(0)
         .tells("nothing waits");
+
+    // What is dead does not wait; its dead letter is elsewhere.
+    world.place("o-7", "broken").await;
+    let is_dead = |json: &Value| json["messages"][0]["state"] == "dead";
+    let dead = ["deferred", "list", "--state", "dead", "--json"];
+    let dead = world.until(&dead, is_dead).await;
+    let id = dead["messages"][0]["id"].as_str().unwrap();
+    let cancel = [&["deferred", "cancel", consumer, id][..], &of_payment].concat();
+    let refused = world.tidings(&cancel).await;
+    refused
+        .ends(1)
+        .says("is dead")
+        .says("payment.charge-card.v1.dead");
+    let release = [&["deferred", "release", consumer, id][..], &of_payment].concat();
+    world
+        .tidings(&release)
+        .await
+        .ends(1)
+        .tells("released 0")
+        .says("left alone");
 }
 
 async fn consumers(world: &World) {
@@ -249,6 +283,15 @@ async fn consumers(world: &World) {
     };
     let listed = world.tidings_and_broker(&list).await.ends(0).json();
     let charge = find(&listed, consumer);
+    let expected = [
+        "backlog",
+        "consumer",
+        "dead",
+        "receivers",
+        "service",
+        "waiting",
+    ];
+    assert_eq!(keys(&charge), expected);
     assert_eq!(
         (&charge["receivers"], &charge["backlog"]),
         (&json!(1), &json!(0))

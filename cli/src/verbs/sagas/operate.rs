@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use jiff::SignedDuration;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tidings::{
@@ -15,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{Which, find};
 use crate::{
     code::Code,
-    frame::{Ended, Frame, Usage, toolkit},
+    frame::{Ended, Frame, Usage, time, toolkit},
     out::{Page, Report, one_line},
     places::Access,
 };
@@ -33,8 +32,8 @@ pub(crate) struct Reason {
     #[arg(long, value_name = "TEXT")]
     why: String,
     /// How long to wait until the service has carried it out
-    #[arg(long, value_name = "TIME", default_value = "10s")]
-    wait: SignedDuration,
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "10s")]
+    wait: Duration,
 }
 
 /// The answer of a step, by hand.
@@ -129,7 +128,7 @@ pub(super) async fn run(
     let store = &*database.store;
     let Which { saga, key } = which;
     let asked = sagas::operate(store, saga, key, &operation).await;
-    let wait = reason.wait.unsigned_abs();
+    let wait = reason.wait;
     let carried_out = wait_for(store, &asked.map_err(toolkit)?, wait).await?;
     let after = sagas::journal(store, saga, key).await.map_err(toolkit)?;
     let after = after.context("the saga is not there any more")?;
