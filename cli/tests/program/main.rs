@@ -1,6 +1,7 @@
 //! The program `tidings`, run as an operator runs it: on real databases, on a real broker, beside
 //! services that run or do not run.
 
+mod dead_letters;
 mod doctor;
 mod events_map;
 mod explain;

@@ -301,8 +301,13 @@ impl Handling {
         let envelope = message.incoming.map(|incoming| &*incoming.envelope);
         // An ordered group has its dead letters beside its own name.
         let queue = self.group.as_ref().unwrap_or(&self.queue);
-        let letter = envelope
-            .map(|envelope| dead_letter(envelope, queue, message.failures, &message.history));
+        let letter = envelope.map(|envelope| {
+            let mut letter = dead_letter(envelope, queue, message.failures, &message.history);
+            // What a foreign program sent without one is known by its identity, to operators too.
+            let id = &mut letter.envelope.id;
+            id.get_or_insert_with(|| message.claim.message.clone());
+            letter
+        });
         let told =
             envelope.and_then(|envelope| steps::dead(envelope, &message.claim.message, reason));
         let fate = Fate::Dead {

@@ -1,0 +1,150 @@
+//! `edit` and `discard`.
+
+use std::{io::Read as _, path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use tidings::dead_letters::{BODY_BYTES_MAX, DeadLetters};
+use tidings_amqp::Amqp;
+
+use super::{Who, select::Select};
+use crate::{
+    frame::{Ended, Frame},
+    out::{Page, Report},
+    places::Access,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Edit {
+    /// The consumer
+    consumer: String,
+    /// The letter's id
+    id: String,
+    /// The file with the new body; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    body: PathBuf,
+    #[command(flatten)]
+    who: Who,
+}
+
+#[derive(Debug, Serialize)]
+struct Edited {
+    consumer: String,
+    id: String,
+    followers: usize,
+}
+
+impl Report for Edited {
+    fn tell(&self, page: &mut Page) {
+        let (id, consumer) = (&self.id, &self.consumer);
+        page.line(format!("edited {id} of {consumer}; it is behind the others now"));
+        if self.followers > 0 {
+            let followers = self.followers;
+            page.line(format!("{followers} later letters of its key are behind it again"));
+        }
+    }
+}
+
+impl Edit {
+    pub(super) async fn run(self, frame: &Frame, broker: &Arc<Amqp>) -> anyhow::Result<Ended> {
+        let body = self.read_body()?;
+        let letters = DeadLetters::new(Arc::clone(broker), &self.consumer);
+        let edited = letters.edit(&self.id, body, &self.who.audit()).await?;
+        frame.out.show(&Edited {
+            consumer: self.consumer,
+            id: self.id,
+            followers: edited.followers,
+        })?;
+        Ok(Ended::Done)
+    }
+
+    fn read_body(&self) -> anyhow::Result<Vec<u8>> {
+        // One byte more than is possible, so that a larger one is refused and not cut.
+        let bytes_max = BODY_BYTES_MAX as u64 + 1;
+        let mut body = Vec::new();
+        let read = match self.body.as_os_str() == "-" {
+            true => std::io::stdin().take(bytes_max).read_to_end(&mut body),
+            false => std::fs::File::open(&self.body)
+                .and_then(|file| file.take(bytes_max).read_to_end(&mut body)),
+        };
+        read.with_context(|| format!("the new body cannot be read from {}", self.body.display()))?;
+        Ok(body)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Discard {
+    /// The consumer
+    consumer: String,
+    #[command(flatten)]
+    select: Select,
+    /// All its letters
+    #[arg(long, help_heading = "Which letters")]
+    all: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+#[derive(Debug, Serialize)]
+struct Discarded {
+    consumer: String,
+    count: u64,
+    released: u64,
+}
+
+impl Report for Discarded {
+    fn tell(&self, page: &mut Page) {
+        let Self {
+            consumer,
+            count,
+            released,
+        } = self;
+        page.line(format!("discarded {count} letters of {consumer}; they are in the record"));
+        if *released > 0 {
+            page.line(format!("behind {released} of them, messages of their keys go on"));
+        }
+    }
+}
+
+impl Discard {
+    pub(super) async fn run(self, frame: &Frame, broker: &Arc<Amqp>) -> anyhow::Result<Ended> {
+        let selection = self.select.selection_or_all(self.all)?;
+        let mut letters = DeadLetters::new(Arc::clone(broker), &self.consumer);
+        let is_ordered = self.consumer.ends_with(".ordered");
+        match self.store(frame).await? {
+            Some(store) => letters = letters.store(store),
+            None if is_ordered => frame.out.note(
+                "without the consumer's database (`--database`), messages that are parked behind \
+                 these letters stay parked",
+            ),
+            None => {}
+        }
+        let bar = frame.progress(letters.count().await?, "discarding");
+        let audit = self.who.audit();
+        let discarded = letters.discard(&selection, &audit, |_| bar.inc(1)).await;
+        bar.finish_and_clear();
+        let discarded = discarded?;
+        frame.out.show(&Discarded {
+            consumer: self.consumer,
+            count: discarded.count,
+            released: discarded.released,
+        })?;
+        Ok(match discarded.count {
+            0 => Ended::Problem,
+            _ => Ended::Done,
+        })
+    }
+
+    /// The database of the consumer's service, if the command line says where it is.
+    async fn store(&self, frame: &Frame) -> anyhow::Result<Option<Arc<dyn tidings::Store>>> {
+        if !frame.has_database() {
+            return Ok(None);
+        }
+        let service = self.consumer.split('.').next().unwrap_or_default();
+        let located = frame.located().await?;
+        match located.into_iter().find(|it| it.service == service) {
+            Some(located) => Ok(Some(located.open(Access::Change).await?.store)),
+            None => Ok(None),
+        }
+    }
+}
