@@ -11,6 +11,7 @@
 //! bench floors      handler, inbox and relay beside the bare statements through the raw driver
 //! bench aged        the same on tables that have been in use for long
 //! bench handler     a handler without a store beside the raw client
+//! bench sagas       steps of sagas beside the bare statements, and a mountain of timers
 //! ```
 
 mod aged;
@@ -27,6 +28,7 @@ mod orders;
 mod peers;
 mod perftest;
 mod report;
+mod sagas;
 
 use clap::{Parser, Subcommand};
 
@@ -56,6 +58,8 @@ enum Command {
     Aged(aged::Options),
     /// A handler without a store beside the raw client.
     Handler(handler::Options),
+    /// Steps of sagas beside the bare statements, and a mountain of timers.
+    Sagas(sagas::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -66,5 +70,6 @@ fn main() -> anyhow::Result<()> {
         Command::Floors(options) => floors::run(&options),
         Command::Aged(options) => aged::run(&options),
         Command::Handler(options) => handler::run(&options),
+        Command::Sagas(options) => sagas::run(&options),
     }
 }

@@ -477,6 +477,7 @@ impl<'a> Taking<'a> {
             }
             Err(_) => has_timed_out,
         };
+        self.is_mismatch |= passed.as_ref().is_ok_and(|passed| !passed.asks_for(&step));
         let undo = passed.and_then(|passed| passed.undo_of(&step, &reply));
         let (undo, trouble) = match undo {
             Ok(undo) => (undo, None),

@@ -135,8 +135,8 @@ pub mod sagas {
         },
     };
     pub use tidings_saga::{
-        Action, Answer, Definition, Entry, Explored, Explorer, Journal, Parent, Part, SagaState,
-        Start, StartCheck, StepId, Turn, Undo, What,
+        ANSWER_NAME, Action, Answer, Arrival, CALL_OFF_NAME, Definition, Entry, Explored, Explorer,
+        Journal, Parent, Part, STEP_HEADER, SagaState, Start, StartCheck, StepId, Turn, Undo, What,
     };
 }
 

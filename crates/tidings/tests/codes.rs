@@ -1,25 +1,20 @@
-//! Each code of an operation on dead letters has a page in `docs/errors` and a row in its table, and
-//! each such page a code.
+//! Each code of an operation on dead letters, and of an error about sagas, has a page in `docs/errors` and a
+//! row in its table, and each such page a code.
 
 use std::{collections::BTreeSet, fs};
 
 use tidings::dead_letters::Code;
 use tidings_testing::foreign::workspace;
 
-/// The codes of dead letters: others have other thousands.
-const OURS: &str = "TDG-2";
-
-#[test]
-fn each_code_of_dead_letters_has_a_page_and_each_page_a_code() {
+/// Pages with codes of this thousand.
+fn check(thousand: &str, codes: BTreeSet<String>) {
     let folder = workspace().join("docs/errors");
-    let codes: BTreeSet<String> = Code::ALL.iter().map(ToString::to_string).collect();
-    assert_eq!(codes.len(), Code::ALL.len(), "no code means two things");
     let pages = fs::read_dir(&folder)
         .expect("the folder")
         .filter_map(|page| {
             let name = page.expect("a page").file_name();
             let code = name.to_str()?.strip_suffix(".md")?;
-            code.starts_with(OURS).then(|| code.to_owned())
+            code.starts_with(thousand).then(|| code.to_owned())
         });
     assert_eq!(pages.collect::<BTreeSet<_>>(), codes);
 
@@ -34,4 +29,19 @@ fn each_code_of_dead_letters_has_a_page_and_each_page_a_code() {
         let row = format!("| [{code}]({code}.md) |");
         assert!(table.contains(&row), "{code}");
     }
+}
+
+#[test]
+fn each_code_of_dead_letters_has_a_page_and_each_page_a_code() {
+    let codes: BTreeSet<String> = Code::ALL.iter().map(ToString::to_string).collect();
+    assert_eq!(codes.len(), Code::ALL.len(), "no code means two things");
+    check("TDG-2", codes);
+}
+
+#[test]
+fn each_code_of_sagas_has_a_page_and_each_page_a_code() {
+    let source = workspace().join("crates/tidings/src/saga/check.rs");
+    let source = fs::read_to_string(source).expect("the source");
+    assert!(source.contains("TDG-3001"), "it is used");
+    check("TDG-3", ["TDG-3001".to_owned()].into());
 }

@@ -170,6 +170,11 @@ impl Taking<'_> {
 }
 
 impl Pass {
+    /// The function asked for this step.
+    pub(super) fn asks_for(&self, step: &str) -> bool {
+        self.run.asked.iter().any(|asked| *asked.name == *step)
+    }
+
     /// The command that undoes a step with this reply, if it is undone at all.
     pub(super) fn undo_of(&self, step: &str, reply: &RawValue) -> Result<Option<Outgoing>, String> {
         let Some(asked) = self.run.asked.iter().find(|asked| *asked.name == *step) else {
