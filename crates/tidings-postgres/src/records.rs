@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tidings_core::{
     BoxFuture, Expected, Lease, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records,
     StoreError,
@@ -227,11 +228,14 @@ pub(crate) async fn write(
 ) -> Result<(), StoreError> {
     let mut changes: Vec<&RecordChange> = changes.iter().collect();
     changes.sort_unstable_by(|one, other| one.id.cmp(&other.id));
-    for change in changes {
-        let as_expected = match &change.value {
-            Some(value) => put(connection, change, value).await,
-            None => delete(connection, change).await,
-        };
+    // The first alone, so that the statement is prepared; the others are sent at once.
+    let (first, others) = changes.split_at(changes.len().min(1));
+    let mut outcomes = Vec::with_capacity(changes.len());
+    for changes in [first, others] {
+        let writing = changes.iter().map(|change| write_one(connection, change));
+        outcomes.extend(join_all(writing).await);
+    }
+    for (change, as_expected) in changes.into_iter().zip(outcomes) {
         let RecordId { kind, id } = &change.id;
         if !as_expected.map_err(|error| explain("write a record", error))? {
             return Err(StoreError::conflict(format!(
@@ -241,6 +245,14 @@ pub(crate) async fn write(
         }
     }
     Ok(())
+}
+
+/// False if the record is not as expected.
+async fn write_one(connection: &Connection, change: &RecordChange) -> Result<bool, Error> {
+    match &change.value {
+        Some(value) => put(connection, change, value).await,
+        None => delete(connection, change).await,
+    }
 }
 
 /// What must be there, as two columns.

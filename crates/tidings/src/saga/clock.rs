@@ -74,7 +74,8 @@ async fn keep_time(
     }
 }
 
-/// Until nothing is due; says how long to wait for more.
+/// Some of what is due; says how long to wait for more. Not all at once: after an outage there may be a
+/// mountain of one kind, and the others and operators are not to wait for it.
 async fn round(
     store: &dyn Store,
     kind: &Kind,
@@ -82,22 +83,21 @@ async fn round(
     instance: &str,
 ) -> Result<Duration, StoreError> {
     let name = kind_of(kind.definition.name());
-    loop {
-        let records = store.records();
-        let due = records
-            .take_due(&name, instance, LEASE, BATCH_COUNT_MAX)
-            .await?;
-        let is_full = due.len() == BATCH_COUNT_MAX;
-        let commits: Vec<Commit> = due
-            .into_iter()
-            .filter_map(|(lease, record)| fire(kind, sender, lease, &record))
-            .collect();
-        commit_all(store, kind, commits).await?;
-        if !is_full {
-            let next = records.next_due(&name).await?;
-            return Ok(next.map_or(POLL_EVERY, |due| due.min(POLL_EVERY)));
-        }
+    let records = store.records();
+    let due = records
+        .take_due(&name, instance, LEASE, BATCH_COUNT_MAX)
+        .await?;
+    let is_full = due.len() == BATCH_COUNT_MAX;
+    let commits: Vec<Commit> = due
+        .into_iter()
+        .filter_map(|(lease, record)| fire(kind, sender, lease, &record))
+        .collect();
+    commit_all(store, kind, commits).await?;
+    if is_full {
+        return Ok(Duration::ZERO);
     }
+    let next = records.next_due(&name).await?;
+    Ok(next.map_or(POLL_EVERY, |due| due.min(POLL_EVERY)))
 }
 
 /// All in one commit; each for itself if one of them was changed meanwhile.
