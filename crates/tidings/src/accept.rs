@@ -40,18 +40,18 @@ pub(crate) fn accept<M: Message>(
 /// asks again after a refusal; the step's fence sees to it that each is done once.
 fn message_id<M: Message>(message: &M, envelope: &Envelope) -> Result<MessageId, Permanent> {
     let is_step = envelope.header(STEP_HEADER).is_some();
-    let of_step = envelope.id.clone().filter(|_| is_step);
-    of_step
-        .or_else(|| identity_of(message))
-        .or_else(|| envelope.id.clone())
-        .ok_or_else(|| {
-            Permanent::new(format!(
-                "the message has no id, so a duplicate of it could not be told; send a \
+    let identity = match is_step {
+        true => None,
+        false => identity_of(message),
+    };
+    identity.or_else(|| envelope.id.clone()).ok_or_else(|| {
+        Permanent::new(format!(
+            "the message has no id, so a duplicate of it could not be told; send a \
                  `message_id` property or a `cloudEvents:id` header with it, or say which field \
                  identifies a `{}` with `id = \"field\"` beside its name",
-                M::NAME
-            ))
-        })
+            M::NAME
+        ))
+    })
 }
 
 /// An older message that a handler of a newer one takes as well.
