@@ -77,6 +77,8 @@ fn what(what: &What, body: impl Fn(&RawValue) -> String) -> String {
         What::Signal { signal, body: said } => {
             format!("signal         {signal}: {}", body(said))
         }
+        What::BeginsAnew => "begins anew".to_owned(),
+        What::CalledOff => "called off by the saga whose step it is".to_owned(),
         What::Patched { patch } => format!("patched        {patch}"),
         What::Failed { messages } => {
             let names = messages.iter().filter_map(|it| it.message().ok());
