@@ -76,9 +76,10 @@ impl fmt::Display for Checked {
 /// Replays every open journal of a kind dry, and tells which of them the functions do not go the way of.
 ///
 /// ```no_run
-/// # async fn check(store: &dyn tidings::Store, sagas: tidings::Sagas<OrderPlaced>) -> tidings::Result<()> {
-/// # use tidings::{prelude::*, sagas};
-/// # #[derive(Serialize, Deserialize, Event)] struct OrderPlaced { order_id: String }
+/// # use tidings::{Sagas, Store, prelude::*};
+/// # #[derive(Serialize, Deserialize, Event)]
+/// # struct OrderPlaced { order_id: String }
+/// # async fn check(store: &dyn Store, sagas: Sagas<OrderPlaced>) -> Result<()> {
 /// let checked = tidings::sagas::check(store, &sagas.define("checkout")).await?;
 /// assert!(checked.is_good(), "{checked}");
 /// # Ok(())
