@@ -256,6 +256,13 @@ async fn an_edited_letter_is_handled_as_it_is_now() {
         "it still says why it is here"
     );
 
+    let numbers = (now[0].redrives, now[1].redrives, now[2].redrives);
+    assert_eq!(
+        numbers,
+        (0, 1, 0),
+        "a consumer tries it over the letter as it was"
+    );
+
     let record = DeadLetters::record(bank.transport.connect());
     let was = all(&record, &Selection::all().consumer(QUEUE)).await;
     assert_eq!(was.len(), 1);
@@ -410,8 +417,10 @@ async fn an_edit_that_dies_anywhere_is_made_once_in_the_end() {
         let letters = DeadLetters::new(dying.clone(), QUEUE);
         let edit = dying.run(letters.edit(&id, body, &audit())).await;
         deaths += u32::from(edit.is_none());
-        if let Err(error) = again.edit(&id, body, &audit()).await {
-            assert_eq!(error.code(), Code::NoEdit, "it was made already: {error}");
+        // Where it died between the two, the letter as it was is there as well, and goes first.
+        let there = all(&again, &Selection::all().id(&id)).await;
+        if there.iter().all(|letter| letter.edits().is_empty()) {
+            again.edit(&id, body, &audit()).await.expect("it is edited");
         }
         quickly(&again, Selection::all().id(&id)).await;
         let expected = [("good".to_owned(), 0)];

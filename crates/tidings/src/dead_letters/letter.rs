@@ -110,15 +110,9 @@ impl Letter {
     /// failed yet, and with a number that the consumer has not seen.
     pub(super) fn to_send(&self, job: &str) -> Envelope {
         let mut envelope = self.envelope.clone();
-        let ours = [
-            FAILURES_HEADER,
-            REASON_HEADER,
-            QUEUE_HEADER,
-            RECORDED_HEADER,
-        ];
         envelope
             .headers
-            .retain(|(name, _)| !ours.contains(&&**name));
+            .retain(|(name, _)| **name != *RECORDED_HEADER);
         set_header(&mut envelope, HISTORY_HEADER, audit::as_json(&self.history));
         let number = self.redrives.saturating_add(1);
         set_header(&mut envelope, REDRIVE_HEADER, number.to_string());
