@@ -520,3 +520,15 @@ async fn in_real_time_quiet_waits_for_what_is_ready(world: TestWorld) {
     world.quiet().await;
     assert_eq!((charges(&store).await, world.unsent().await), (1, 0));
 }
+
+#[tidings::test]
+async fn what_recurs_follows_the_worlds_clock(world: TestWorld) {
+    let nightly = tidings::Cron::new("nightly", "0 3 * * *", "Europe/Berlin").unwrap();
+    let store = world.store();
+    let router = Router::new("payment")
+        .schedule(nightly, &ReminderSent { order: 1 })
+        .transactional(store);
+    world.run(router).await;
+    world.advance(Duration::from_secs(3 * 86_400)).await;
+    assert_eq!(world.published::<ReminderSent>().len(), 3);
+}

@@ -43,7 +43,9 @@ use tidings_saga::ANSWER_NAME;
 
 pub use check::{Finding, Severity};
 
-use crate::{Destination, Error, Message, Router, Sends, router::Route};
+use crate::{
+    Destination, Error, Message, Router, Sends, router::Route, schedule::declared::Scheduled,
+};
 
 /// The version of the map's JSON.
 const FORMAT: u32 = 1;
@@ -279,6 +281,7 @@ impl ServiceMap {
             handlers: routes.map(|route| HandlerMap::of(router, route)).collect(),
             emits: emissions(&router.published),
             sagas: router.sagas.on_map(),
+            schedules: router.schedules.iter().map(ScheduleMap::of).collect(),
             ..Self::new(&*router.consumer)
         };
         service.sort();
@@ -344,6 +347,16 @@ impl SagaMap {
             name: name.to_owned(),
             sends: emissions(sends),
             ends: emissions(ends),
+        }
+    }
+}
+
+impl ScheduleMap {
+    fn of(scheduled: &Scheduled) -> Self {
+        Self {
+            name: scheduled.cron.name().to_owned(),
+            when: scheduled.cron.when(),
+            emits: Emission::from(&scheduled.sends),
         }
     }
 }

@@ -119,6 +119,7 @@ pub use producer::{Producer, ProducerTransaction};
 pub use request::{AskError, Requester, Requests};
 pub use retry::Retry;
 pub use router::Router;
+pub use schedule::{Cron, Missed, Occurrence};
 pub use serve::{IntoRouters, Serve, ServeError, serve};
 pub use steps::StepReply;
 pub use tidings_core::*;
@@ -140,10 +141,9 @@ pub mod sagas {
     };
 }
 
-/// Looking at messages that are sent later, and cancelling them, from any program that reaches their
-/// database.
+/// Looking at messages that are sent later, and operating them.
 pub mod schedules {
-    pub use crate::schedule::{Listed, cancel, get, list};
+    pub use crate::schedule::operator::{Planned, Query, Recurs, cancel, get, list, pause, resume};
 }
 
 /// What a handler returns.

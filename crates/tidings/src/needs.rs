@@ -4,7 +4,8 @@
 use std::num::NonZeroU16;
 
 use crate::{
-    AfterDeadLetter, Destination, Event, Group, Message, Queue, Retry, Router, Sends, Topology,
+    AfterDeadLetter, Destination, Event, Group, Message, Provided, Queue, Retry, Router, Sends,
+    Topology,
     router::{MESSAGES_DEFAULT, Route, batch_max_of},
 };
 
@@ -23,11 +24,45 @@ impl Router {
         self
     }
 
+    /// Panics if a handler lacks something.
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        for (newer, upcast) in &self.upcasts {
+            assert!(
+                self.routes.iter().any(|route| route.name == *newer),
+                "`{}` is upcast to `{newer}`, for which the router `{}` has no handler; add it with \
+                 `.on(handler)`",
+                upcast.name,
+                self.consumer
+            );
+        }
+        assert!(
+            self.store.is_some() || self.limits.keep_events.is_none(),
+            "the router `{}` is to keep its events, but has no store to keep them in; add \
+             `.transactional(store)`",
+            self.consumer
+        );
+        self.check_schedules();
+        for route in &self.routes {
+            self.check_order(route);
+        }
+        let provided = Provided::new(&self.states, self.store.as_ref());
+        for route in &self.routes {
+            if let Err(lack) = (route.check)(&provided) {
+                panic!(
+                    "the handler `{}` at {} of the router `{}` cannot run: {lack}",
+                    route.handler, route.location, self.consumer
+                );
+            }
+        }
+    }
+
     /// The topics and queues this service needs, as it is configured.
     pub fn topology(&self) -> Topology {
         let mut topology = Topology::new();
         let of_handlers = self.routes.iter().flat_map(|route| &route.sends);
-        for sends in self.published.iter().chain(of_handlers) {
+        let by_clock = self.schedules.iter().map(|it| &it.sends);
+        for sends in self.published.iter().chain(of_handlers).chain(by_clock) {
             // The queue of a command belongs to its target, which declares it.
             if let Some(Destination::Topic(topic)) = &sends.to {
                 topology = topology.topic(topic.clone());

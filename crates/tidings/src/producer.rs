@@ -2,11 +2,13 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use jiff::Timestamp;
 use tracing::Instrument;
 
 use crate::{
-    Command, Error, Event, IntoMessages, Message, Messages, Outgoing, ScheduleId, Store,
-    TransactionHandle, TransactionSlot, Work, WorkError, publish::Sender, retry, schedule,
+    Command, Cron, Error, Event, Expected, IntoMessages, Message, Messages, Outgoing, RecordChange,
+    ScheduleId, Store, TransactionHandle, TransactionSlot, Work, WorkError, publish::Sender, retry,
+    schedule,
 };
 
 /// Sends events and commands through the outbox, in one transaction with what else is written.
@@ -62,8 +64,22 @@ impl Producer {
         transaction.commit().await
     }
 
-    /// Cancels what was scheduled under `id`, if it has not been sent yet. Returns whether there was
-    /// something to cancel.
+    /// Sends `message` again and again, as `cron` says, whether or not this program goes on running: any
+    /// instance of the service that has the same store sends it, until it is
+    /// [cancelled](Self::cancel) under the schedule's name. What is scheduled under that name is replaced.
+    /// For what the program itself always does there is [`Router::schedule`](crate::Router::schedule).
+    ///
+    /// # Errors
+    ///
+    /// When the message is too large, or the database does not commit.
+    pub async fn schedule<M: Message>(&self, cron: Cron, message: &M) -> Result<(), Error> {
+        let mut transaction = self.transaction();
+        transaction.schedule(cron, message)?;
+        transaction.commit().await
+    }
+
+    /// Cancels what was scheduled under `id`, once or recurring, if it has not been sent yet. Returns
+    /// whether there was something to cancel.
     ///
     /// # Errors
     ///
@@ -155,6 +171,23 @@ impl ProducerTransaction {
         self.messages.now.extend(said.now);
         self.messages.later.extend(said.later);
         self.messages.cancelled.extend(said.cancelled);
+        Ok(())
+    }
+
+    /// As [`Producer::schedule`], if the transaction commits.
+    ///
+    /// # Errors
+    ///
+    /// When the message is too large.
+    pub fn schedule<M: Message>(&mut self, cron: Cron, message: &M) -> Result<(), Error> {
+        let message = Outgoing::new(message)?;
+        let now = Timestamp::now();
+        let recurring = schedule::recurring(cron, message, &self.sender, false, now)?;
+        self.messages.records.push(RecordChange {
+            id: recurring.record_id(),
+            expected: Expected::Anything,
+            value: Some(recurring.value()),
+        });
         Ok(())
     }
 

@@ -20,6 +20,7 @@ use crate::{
     handler::{Effects, Surroundings},
     publish::OnSend,
     saga::Registry,
+    schedule::declared::Scheduled,
 };
 
 /// The handlers of one consumer, and how they are run.
@@ -58,8 +59,9 @@ pub struct Router {
     /// What is sent from outside of handlers.
     pub(crate) published: Vec<Sends>,
     pub(crate) sagas: Registry,
+    pub(crate) schedules: Vec<Scheduled>,
     /// With the name of the newer message.
-    upcasts: Vec<(&'static str, Upcast)>,
+    pub(crate) upcasts: Vec<(&'static str, Upcast)>,
 }
 
 type LayerFn = Box<dyn Fn(HandlerService) -> HandlerService + Send + Sync>;
@@ -91,7 +93,7 @@ pub(crate) struct Route {
     pub(crate) sends: Vec<Sends>,
     /// Of the saga that its message starts.
     pub(crate) saga: Option<Box<str>>,
-    check: fn(&Provided<'_>) -> Result<(), String>,
+    pub(crate) check: fn(&Provided<'_>) -> Result<(), String>,
     attempt: Box<AttemptFn>,
     pub(crate) takes_batches: bool,
 }
@@ -138,6 +140,7 @@ impl Router {
             layers: Vec::new(),
             published: Vec::new(),
             sagas: Registry::default(),
+            schedules: Vec::new(),
             upcasts: Vec::new(),
         }
     }
@@ -315,6 +318,7 @@ impl Router {
             (None, Some(other)) => self.store = Some(other),
             (_, None) => {}
         }
+        self.take_schedules(other.schedules);
         self.published.extend(other.published);
         self.upcasts.extend(other.upcasts);
         self.on_send.extend(other.on_send);
@@ -542,38 +546,6 @@ impl Router {
     pub fn lease(mut self, lease: Duration) -> Self {
         self.limits.lease = lease.max(Duration::from_millis(100));
         self
-    }
-
-    /// Panics if a handler lacks something.
-    #[track_caller]
-    pub(crate) fn check(&self) {
-        for (newer, upcast) in &self.upcasts {
-            assert!(
-                self.routes.iter().any(|route| route.name == *newer),
-                "`{}` is upcast to `{newer}`, for which the router `{}` has no handler; add it with \
-                 `.on(handler)`",
-                upcast.name,
-                self.consumer
-            );
-        }
-        assert!(
-            self.store.is_some() || self.limits.keep_events.is_none(),
-            "the router `{}` is to keep its events, but has no store to keep them in; add \
-             `.transactional(store)`",
-            self.consumer
-        );
-        for route in &self.routes {
-            self.check_order(route);
-        }
-        let provided = Provided::new(&self.states, self.store.as_ref());
-        for route in &self.routes {
-            if let Err(lack) = (route.check)(&provided) {
-                panic!(
-                    "the handler `{}` at {} of the router `{}` cannot run: {lack}",
-                    route.handler, route.location, self.consumer
-                );
-            }
-        }
     }
 
     /// The service that makes one attempt at a message of a route's queue, with its layers.

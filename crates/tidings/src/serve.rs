@@ -35,7 +35,9 @@ use crate::{
     publish::Sender,
     relay::Relay,
     router::prefetch,
-    saga, schedule, steps, telemetry, upkeep,
+    saga,
+    schedule::{Declared, Scheduler, declared},
+    steps, telemetry, upkeep,
     worker::Worker,
 };
 
@@ -302,13 +304,17 @@ impl Service {
             shutdown_timeout: shutdown_timeout.max().unwrap_or_default(),
         };
         let mut relayed: Vec<Arc<dyn Store>> = Vec::new();
-        for (router, deliveries) in routers.into_iter().zip(deliveries) {
+        let declared: Vec<Vec<Declared>> =
+            routers.iter().map(|it| declared(&routers, it)).collect();
+        let declared = declared.into_iter();
+        for ((router, deliveries), declared) in routers.into_iter().zip(deliveries).zip(declared) {
             let instance = format!("{}/{}", router.consumer, Uuid::new_v4().simple());
             if let Some(store) = &router.store
                 && !relayed.iter().any(|known| Arc::ptr_eq(known, store))
             {
                 relayed.push(Arc::clone(store));
                 service.relay(store, transport, &router, &instance);
+                service.schedule(store, declared, &instance);
             }
             if let Some(store) = &router.store
                 && !router.sagas.is_empty()
@@ -359,15 +365,20 @@ impl Service {
             let dropping = upkeep::drop_old_events(Arc::clone(store), stop);
             self.keep("the log's upkeep", dropping);
         }
-        let scheduling = schedule::run(
-            Arc::clone(store),
-            instance.to_owned(),
-            self.stop_upkeep.clone(),
-        );
-        self.keep("the scheduler", scheduling);
         let stop = self.stop_upkeep.clone();
         let forgetting = steps::forget(Arc::clone(store), instance.to_owned(), stop);
         self.keep("the removal of old steps", forgetting);
+    }
+
+    /// Starts what sends by the clock.
+    fn schedule(&mut self, store: &Arc<dyn Store>, declared: Vec<Declared>, instance: &str) {
+        let scheduler = Scheduler {
+            store: Arc::clone(store),
+            instance: instance.to_owned(),
+            declared,
+        };
+        let stop = self.stop_upkeep.clone();
+        self.keep("the scheduler", scheduler.run(stop));
     }
 
     /// Starts the consumers of a router, and the worker for what waits in its store.

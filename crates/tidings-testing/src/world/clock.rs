@@ -26,6 +26,8 @@ use super::watch::Watch;
 
 /// The kind of the records of messages that are sent later.
 pub(super) const SCHEDULE: &str = "tidings.schedule";
+/// The label of those that recur.
+pub(super) const RECURRING: &str = "recurring";
 /// The kind of the record by which a database is known again.
 const MARK: &str = "tidings-testing.world";
 /// How long a beat is.

@@ -12,7 +12,7 @@ use tidings_core::{
 };
 
 use super::{
-    clock::{SCHEDULE, VirtualTime},
+    clock::{RECURRING, SCHEDULE, VirtualTime},
     watch::{CrashPoint, Life},
 };
 
@@ -28,7 +28,12 @@ impl WatchedStore {
     fn translate(time: Option<VirtualTime>, commit: &mut Commit) {
         let Some(time) = time else { return };
         for change in &mut commit.records {
+            // What recurs is planned from one occurrence to the next, not by the machine's clock.
             if *change.id.kind == *SCHEDULE
+                && change
+                    .value
+                    .as_ref()
+                    .is_none_or(|it| &*it.label != RECURRING)
                 && let Some(due) = change.value.as_mut().and_then(|value| value.due.as_mut())
             {
                 *due = time.of(*due);
