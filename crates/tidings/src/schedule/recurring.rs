@@ -475,6 +475,11 @@ mod tests {
         assert_eq!(sent[0].envelope.time, Some(at("2026-03-01T02:00:00Z")));
         assert_eq!(recurring.state.planned, at("2026-03-01T03:00:00Z"));
 
+        for missed in [Missed::Once, Missed::Skip, Missed::All] {
+            let mut recurring = made("0 * * * *", missed, "2026-03-01T00:30:00Z");
+            assert_eq!(recurring.fire(at(back)).len(), 1, "{missed:?}");
+        }
+
         // A clock that was years ahead for a moment.
         recurring.fire(at("2031-01-01T00:00:00Z"));
         assert!(recurring.is_far_ahead(at("2026-03-01T03:30:00Z")));
