@@ -23,14 +23,14 @@ use tracing::{Instrument, debug_span, error, warn};
 
 use crate::{
     Attempt, BoxError, Claim, Commit, Committed, Context, Delivery, Fate, Handled, HandlerService,
-    InboxEntry, Incoming, OrderKey, Outgoing, Over, REDRIVE_HEADER, Refusal, Retry, States, Store,
-    StoreError, Waiting,
+    InboxEntry, Incoming, OrderKey, Outgoing, Over, REDRIVE_HEADER, Refusal, Retry, Router, States,
+    Store, StoreError, Waiting,
     accept::Upcast,
     dead_letter,
     gate::{Gate, Pass, Source},
-    handler::{claim_of, panicked},
+    handler::{Effects, claim_of, panicked},
     retry::{self, Failed, Pause, Verdict, is_unstorable, reason},
-    router::Accept,
+    router::{Accept, Route},
     steps,
     throttle::Throttle,
     trace,
@@ -126,9 +126,44 @@ pub(crate) enum Outcome {
     Dead(BoxError),
 }
 
+/// What a handler of a running service is made from.
+pub(crate) struct Handles<'a> {
+    pub(crate) router: &'a Router,
+    pub(crate) route: &'a Route,
+    pub(crate) effects: &'a Arc<Effects>,
+    pub(crate) states: &'a Arc<States>,
+    pub(crate) company: &'a Arc<RwLock<()>>,
+    pub(crate) instance: &'a str,
+    pub(crate) deferred: &'a Arc<Notify>,
+}
+
 impl Handling {
-    pub(crate) fn paused_log() -> Mutex<Throttle> {
-        Mutex::new(Throttle::new(PAUSED_LOG_EVERY))
+    pub(crate) fn new(of: Handles<'_>) -> Self {
+        let Handles { router, route, .. } = of;
+        let group = router.group_of(route).map(|(name, _)| name);
+        let concurrency = router.concurrency_of(route).get().into();
+        Self {
+            queue: Arc::clone(&route.queue),
+            group: group.as_deref().map(Into::into),
+            blocks: router.blocks_after_dead_letter(route),
+            name: route.name,
+            is_subscribed: route.topic.is_some(),
+            skips_replayed: route.options.skip_replayed,
+            accept: route.accept,
+            upcasts: router.upcasts_of(route),
+            service: router.service(route, of.effects),
+            retry: router.retry_of(route),
+            states: Arc::clone(of.states),
+            store: router.store.clone(),
+            concurrency,
+            permits: Semaphore::new(concurrency),
+            company: Arc::clone(of.company),
+            instance: of.instance.into(),
+            counts: Counts::new(&route.queue),
+            gate: Gate::new(router.store.is_some()),
+            deferred: Arc::clone(of.deferred),
+            paused_log: Mutex::new(Throttle::new(PAUSED_LOG_EVERY)),
+        }
     }
 
     /// The message of a delivery. Its key is not known before it is decoded.

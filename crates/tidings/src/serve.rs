@@ -17,7 +17,7 @@ use std::{
 
 use futures_util::FutureExt;
 use tokio::{
-    sync::{Notify, RwLock, Semaphore},
+    sync::{Notify, RwLock},
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -28,9 +28,8 @@ use uuid::Uuid;
 use crate::{
     BoxError, BoxFuture, Deliveries, Router, Store, Subscription, Topology, Transport,
     consumer::Consumer,
-    gate::Gate,
     handler::{Effects, panicked},
-    handling::{Counts, Handling},
+    handling::{Handles, Handling},
     partitions::Share,
     publish::Sender,
     relay::Relay,
@@ -401,32 +400,17 @@ impl Service {
         let mut handlings: Vec<Arc<Handling>> = Vec::with_capacity(router.routes.len());
         let mut deliveries = deliveries.into_iter();
         for route in &router.routes {
-            let group = router.group_of(route).map(|(name, _)| name);
-            let concurrency: NonZeroU16 = router.concurrency_of(route);
-            let handling = Arc::new(Handling {
-                queue: Arc::clone(&route.queue),
-                group: group.as_deref().map(Into::into),
-                blocks: router.blocks_after_dead_letter(route),
-                name: route.name,
-                is_subscribed: route.topic.is_some(),
-                skips_replayed: route.options.skip_replayed,
-                accept: route.accept,
-                upcasts: router.upcasts_of(route),
-                service: router.service(route, &effects),
-                retry: router.retry_of(route),
-                states: Arc::clone(&states),
-                store: router.store.clone(),
-                concurrency: concurrency.get().into(),
-                permits: Semaphore::new(concurrency.get().into()),
-                company: Arc::clone(&self.company),
-                instance: instance.into(),
-                counts: Counts::new(&route.queue),
-                gate: Gate::new(router.store.is_some()),
-                deferred: Arc::clone(&deferred),
-                paused_log: Handling::paused_log(),
-            });
+            let handling = Arc::new(Handling::new(Handles {
+                router: &router,
+                route,
+                effects: &effects,
+                states: &states,
+                company: &self.company,
+                instance,
+                deferred: &deferred,
+            }));
             handlings.push(Arc::clone(&handling));
-            if group.is_some() {
+            if handling.group.is_some() {
                 continue;
             }
             let Some(deliveries) = deliveries.next() else {
@@ -435,7 +419,7 @@ impl Service {
             let consumer = Consumer {
                 handling,
                 transport: Arc::clone(transport),
-                prefetch: prefetch(concurrency),
+                prefetch: prefetch(router.concurrency_of(route)),
             };
             let running = consumer.run(deliveries, self.stop_handling.clone());
             self.receive(async move { Ok(running.await?) });
