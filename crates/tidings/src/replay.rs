@@ -2,7 +2,7 @@
 //! what it had.
 //!
 //! A service that keeps its events ([`Router::keep_events`]) has them in its store's
-//! [`Log`](crate::Log). A [`Replay`] reads them in order from a point and publishes those that the
+//! [`Log`]. A [`Replay`] reads them in order from a point and publishes those that the
 //! consumer takes into the consumer's own queue, as they were (id, key, time, headers), with the
 //! header [`REPLAY_HEADER`]. Nobody else gets them.
 //!

@@ -1,5 +1,5 @@
 //! The consumer: two routers over one database, one that competes and one that asks for order; and
-//! beside them the [trips](super::trips).
+//! beside them the [trips].
 //!
 //! Each handler writes an effect before it does what the nature of its message says: so an effect
 //! that should have been undone is there to be found.
