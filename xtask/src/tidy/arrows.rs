@@ -30,6 +30,15 @@ const ARROWS: &[(&str, &[&str])] = &[
         "tidings-testing",
         &["tidings", "tidings-core", "tidings-memory"],
     ),
+    (
+        "tidings-examples",
+        &[
+            "tidings",
+            "tidings-amqp",
+            "tidings-broker",
+            "tidings-sqlite",
+        ],
+    ),
     // It attacks all of them together, and nothing depends on it.
     (
         "rig",
