@@ -356,7 +356,7 @@ impl Looked {
                     Code::DeadLetters,
                     service,
                     format!("{} dead letters are in `{dead_letters}`", dead.ready),
-                    "look at their reasons, mend the cause, then redrive them".to_owned(),
+                    "`tidings dead-letters groups` shows their reasons; mend the cause, then `tidings dead-letters redrive`".to_owned(),
                 ));
             }
         }
