@@ -33,7 +33,7 @@ pub(crate) struct Args {
 }
 
 const EXAMPLES: &str = "\
-Examples (with TIDINGS_BROKER set):
+Examples:
   tidings dead-letters groups payment.order-placed.v1         what fails, and how often
   tidings dead-letters groups                                 of all consumers in TIDINGS_DATABASE
   tidings dead-letters list payment.order-placed.v1 --since 2h

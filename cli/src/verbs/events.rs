@@ -4,10 +4,17 @@ use crate::frame::{Ended, Frame};
 
 /// What services say to each other, and have said.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Events,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tidings events map shop.json billing.json
+  tidings events replay --service orders --to loyalty.order-confirmed.v1
+  tidings events replays --service orders";
 
 verbs! { Events:
     map => Map,
