@@ -48,7 +48,7 @@ As JSON:
   groups   {groups: [{consumer, name, fingerprint, pattern, count, first?, last?, example: {id, reason}}], count, leftOut}
   list     {letters: [{consumer, id, name, key?, diedAt?, failures, redrives, fingerprint, reason}], more}
   show     {consumer, id, diedAt?, failures, redrives, fingerprint, errors, history, edits, recorded?, message}
-  edit     {consumer, id, followers}
+  edit     {consumer, was, id, followers}
   discard  {consumer, count, released}
   redrive  {consumer, job, dryRun, total, sent, cameBack, keptBack, notSent, passedOver, stopped?,
             letters: [{id, outcome, reason?}], more}

@@ -164,9 +164,17 @@ async fn a_broken_order_is_found_mended_and_sent_on() {
     let edited = payment.edit(&refused, b"{").await;
     edited.ends(1).says("(TDG-2008)");
     let mended = order("o-1", json!(10)).to_string();
-    payment.edit(&refused, mended.as_bytes()).await.ends(0);
+    let edited = payment.edit(&refused, mended.as_bytes()).await;
+    let was = ["redrive", QUEUE, "--id", &id];
     let letters = payment.run(&["list", QUEUE, "--json"]).await.json();
-    let id = letters["letters"][0]["id"].as_str().unwrap().to_owned();
+    let now = letters["letters"][0]["id"].as_str().unwrap().to_owned();
+    assert_ne!(now, id, "the message has no id of its own");
+    edited
+        .ends(0)
+        .tells(&format!("from now on the letter is {now}"));
+    let none = payment.run(&was).await;
+    none.ends(1).says("none of the letters is among those");
+    let id = now;
     let shown = payment.run(&["show", QUEUE, &id, "--json"]).await.json();
     assert_eq!(
         (&shown["edits"][0]["by"], &shown["edits"][0]["why"]),

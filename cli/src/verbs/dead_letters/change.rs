@@ -30,14 +30,22 @@ pub(super) struct Edit {
 #[derive(Debug, Serialize)]
 struct Edited {
     consumer: String,
+    /// As it was.
+    was: String,
+    /// As it is now.
     id: String,
     followers: usize,
 }
 
 impl Report for Edited {
     fn tell(&self, page: &mut Page) {
-        let (id, consumer) = (&self.id, &self.consumer);
-        page.line(format!("edited {id} of {consumer}; it is behind the others now"));
+        let Self {
+            was, id, consumer, ..
+        } = self;
+        page.line(format!("edited {was} of {consumer}; it is behind the others now"));
+        if was != id {
+            page.line(format!("the message has no id of its own: from now on the letter is {id}"));
+        }
         if self.followers > 0 {
             let followers = self.followers;
             page.line(format!("{followers} later letters of its key are behind it again"));
@@ -52,7 +60,8 @@ impl Edit {
         let edited = letters.edit(&self.id, body, &self.who.audit()).await?;
         frame.out.show(&Edited {
             consumer: self.consumer,
-            id: self.id,
+            was: self.id,
+            id: edited.id.into(),
             followers: edited.followers,
         })?;
         Ok(Ended::Done)

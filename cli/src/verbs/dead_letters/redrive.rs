@@ -180,7 +180,13 @@ impl Redrive {
         if let Some(stopped) = &stopped {
             frame.out.note(stopped);
         }
-        let is_well = stopped.is_none() && done.came_back + done.not_sent + done.kept_back == 0;
+        let is_none_meant = done.total > 0 && done.passed_over == done.total;
+        if is_none_meant {
+            frame.out.note("none of the letters is among those that were selected; list what there is");
+        }
+        let is_well = stopped.is_none()
+            && !is_none_meant
+            && done.came_back + done.not_sent + done.kept_back == 0;
         frame.out.show(&Redriven {
             consumer: self.consumer,
             job: name,

@@ -42,19 +42,23 @@ pub struct Letter {
 }
 
 impl Letter {
-    pub(super) fn new(letter: DeadLetter, consumer: &str) -> Self {
-        let envelope = letter.envelope;
-        let id = match &envelope.id {
+    /// The [`id`](Self::id) of the letter with this message.
+    pub(super) fn id_of(envelope: &Envelope) -> Box<str> {
+        match &envelope.id {
             Some(id) => id.as_str().into(),
             None => format!("body:{}", body_hash(&envelope.body)).into(),
-        };
+        }
+    }
+
+    pub(super) fn new(letter: DeadLetter, consumer: &str) -> Self {
+        let envelope = letter.envelope;
         let last = letter.history.last();
         let reason = letter
             .reason
             .or(last.map(|last| last.reason.as_str().into()));
         let reason = reason.unwrap_or_default();
         Self {
-            id,
+            id: Self::id_of(&envelope),
             consumer: letter.consumer.unwrap_or_else(|| consumer.into()),
             fingerprint: Fingerprint::of(&reason),
             reason,

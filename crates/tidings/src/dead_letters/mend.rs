@@ -32,6 +32,8 @@ const BATCH: usize = 100;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Edited {
+    /// The letter's [id](Letter::id) now: another one than before if the message has none of its own.
+    pub id: Box<str>,
     /// How many later letters of its key were put behind it again, so that they stay in order.
     pub followers: usize,
 }
@@ -70,7 +72,9 @@ impl DeadLetters {
         check_body(&letter, &body)?;
         let was = vec![letter.to_record("edited", audit)];
         self.put(RECORD_QUEUE, was).await?;
-        let mut batch = vec![letter.to_edit(body, audit)];
+        let edited = letter.to_edit(body, audit);
+        let now = Letter::id_of(&edited);
+        let mut batch = vec![edited];
         batch.extend(followers.iter().map(Letter::to_put));
         self.put(&self.queue, batch).await?;
         let all = [&letter].into_iter().chain(&followers);
@@ -84,6 +88,7 @@ impl DeadLetters {
             "a dead letter was edited"
         );
         Ok(Edited {
+            id: now,
             followers: followers.len(),
         })
     }
