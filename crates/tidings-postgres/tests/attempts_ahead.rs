@@ -4,7 +4,7 @@
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use parking_lot::Mutex;
-use server::attempts::{FULL, Outcome, World, is_done, is_failed, note};
+use server::attempts::{FULL, Outcome, World, is_conflict, is_done, is_failed, note};
 use tidings_core::{
     BoxError, BoxFuture, Claim, Commit, Expected, InboxEntry, MessageId, RecordChange, RecordId,
     RecordValue, TransactionSlot, Work,
@@ -161,14 +161,13 @@ async fn a_new_statement_in_the_middle_of_a_handler_stays_when_the_one_behind_it
     });
     let outcomes = world.run_all(works.collect()).await;
     for (place, outcome) in outcomes.iter().enumerate() {
-        assert_eq!(is_done(outcome), place % 2 == 0, "{place}: {outcome:?}");
+        let is_as_expected = is_done(outcome) == (place % 2 == 0) || is_conflict(outcome);
+        assert!(is_as_expected, "{place}: {outcome:?}");
     }
-    let expected = i64::try_from(FULL).expect("few");
-    assert_eq!(
-        taken(&world).await,
-        before + expected,
-        "two of every second one"
-    );
+    let done = outcomes.iter().filter(|outcome| is_done(outcome)).count();
+    assert!(done > FULL / 4, "{outcomes:?}");
+    let expected = i64::try_from(2 * done).expect("few");
+    assert_eq!(taken(&world).await, before + expected, "two of each");
 }
 
 /// What a handler does in [`whatever_handlers_do_each_sees_what_is_in_front_of_it_and_nothing_else`].
@@ -286,10 +285,19 @@ async fn whatever_handlers_do_each_sees_what_is_in_front_of_it_and_nothing_else(
         });
         let works: Vec<Work> = works.collect();
         let outcomes: Vec<Outcome> = world.run_all(works).await;
-        let mut expected = 0;
+        let (mut expected, mut overtaken) = (0, 0);
         for ((takes, end), outcome) in plan.iter().zip(&outcomes) {
             match end {
-                End::Done | End::Records => assert!(is_done(outcome), "{end:?}: {outcome:?}"),
+                // On a machine that is so slow that a second transaction begins beside the first, one may
+                // wait too long for a row of the other: nothing of it is written, and a consumer tries
+                // it again.
+                End::Done | End::Records => {
+                    overtaken += usize::from(is_conflict(outcome));
+                    assert!(
+                        is_done(outcome) || is_conflict(outcome),
+                        "{end:?}: {outcome:?}"
+                    );
+                }
                 End::Fails | End::Panics => assert!(is_failed(outcome), "{end:?}: {outcome:?}"),
                 // Alone, it may.
                 End::Saves | End::Sleeps => {}
@@ -301,6 +309,7 @@ async fn whatever_handlers_do_each_sees_what_is_in_front_of_it_and_nothing_else(
                 expected += takes + usize::from(*end == End::Sleeps);
             }
         }
+        assert!(overtaken < FULL / 4, "{overtaken}: {outcomes:?}");
         let expected = i64::try_from(expected).expect("few");
         assert_eq!(
             taken(&world).await,
