@@ -26,6 +26,18 @@ pub(crate) struct Settings {
     latency_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     failure_rate: Option<f64>,
+    #[serde(default)]
+    refunds: Refunds,
+}
+
+/// What becomes of refunds that reach the bank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Refunds {
+    #[default]
+    Ok,
+    /// They are refused for good, so that trying again does not help: a person has to.
+    Refused,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -122,6 +134,10 @@ impl Behaviour {
 
     pub(crate) fn settings(&self) -> Settings {
         self.0.read().clone()
+    }
+
+    pub(crate) fn refunds(&self) -> Refunds {
+        self.0.read().refunds
     }
 
     /// Takes as long as this bank takes, and says what becomes of the request.

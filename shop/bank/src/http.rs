@@ -10,7 +10,7 @@ use serde::Deserialize;
 use shop_kit::{Db, JsonBody, Problem, QueryOf, idempotency_key};
 
 use crate::{
-    behaviour::{Behaviour, Fate, Settings},
+    behaviour::{Behaviour, Fate, Refunds, Settings},
     ledger::{self, Answer, Charge, Entry, Refund},
 };
 
@@ -45,8 +45,13 @@ async fn refund(
     JsonBody(refund): JsonBody<Refund>,
 ) -> Result<Json<Answer>, Problem> {
     let key = required_key(&headers)?;
-    bank.behave(async |db| ledger::refund(db, &key, &refund).await)
-        .await
+    bank.behave(async |db| match bank.behaviour.refunds() {
+        Refunds::Ok => ledger::refund(db, &key, &refund).await,
+        Refunds::Refused => Err(Problem::invalid(
+            "the refund was refused: the account is closed",
+        )),
+    })
+    .await
 }
 
 impl Bank {

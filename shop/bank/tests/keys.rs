@@ -39,6 +39,15 @@ impl Bank {
         (answer.status().as_u16(), json_of(answer).await)
     }
 
+    async fn behave(&self, settings: &Value) {
+        let request = Request::put("/bank/behaviour")
+            .header("content-type", "application/json")
+            .body(Body::from(settings.to_string()))
+            .unwrap();
+        let answer = self.0.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+
     /// The kinds of the entries about an order, with their keys.
     async fn ledger(&self, order_id: &str) -> Vec<(String, String)> {
         let path = format!("/bank/ledger?orderId={order_id}");
@@ -196,11 +205,30 @@ async fn what_the_first_version_charged_can_be_refunded(database: &Database) {
     assert_eq!(bank.ledger("o-0").await.len(), 2);
 }
 
+/// A refund that is refused leaves no trace, and goes through when the bank gives money back again.
+async fn a_bank_can_refuse_refunds(database: &Database) {
+    let bank = Bank::on(database).await;
+    let charged = (200, json!({"status": "CHARGED"}));
+    assert_eq!(bank.charge("k-8", "o-8", "tok_ok").await, charged);
+    bank.behave(&json!({"mode": "ok", "refunds": "refused"}))
+        .await;
+    let (status, refusal) = bank.refund("k-8", "o-8").await;
+    assert_eq!(status, 422, "{refusal}");
+    assert_eq!(bank.ledger("o-8").await.len(), 1);
+    // It is remembered, and charges go on.
+    let bank = Bank::on(database).await;
+    assert_eq!(bank.refund("k-8", "o-8").await.0, 422);
+    assert_eq!(bank.charge("k-8", "o-8", "tok_ok").await, charged);
+    bank.behave(&json!({"mode": "ok"})).await;
+    assert_eq!(bank.refund("k-8", "o-8").await, refunded());
+}
+
 async fn all(database: &Database) {
     of_the_first_version(database).await;
     what_the_first_version_charged_can_be_refunded(database).await;
     a_refund_comes_after_its_charge_whatever_the_clock_said(database).await;
     once_per_key(database).await;
+    a_bank_can_refuse_refunds(database).await;
     a_refund_of_nothing_makes_the_key_void(database).await;
     of_a_charge_and_a_refund_at_once_one_is_first(database).await;
     the_first_decision_about_a_key_stands(database).await;
