@@ -10,7 +10,7 @@ use serde::Deserialize;
 use shop_kit::{Db, JsonBody, Problem, QueryOf, idempotency_key};
 
 use crate::{
-    behaviour::{Behaviour, Fate, Refunds, Settings},
+    behaviour::{Behaviour, Fate, Settings},
     ledger::{self, Answer, Charge, Entry, Refund},
 };
 
@@ -45,13 +45,9 @@ async fn refund(
     JsonBody(refund): JsonBody<Refund>,
 ) -> Result<Json<Answer>, Problem> {
     let key = required_key(&headers)?;
-    bank.behave(async |db| match bank.behaviour.refunds() {
-        Refunds::Ok => ledger::refund(db, &key, &refund).await,
-        Refunds::Refused => Err(Problem::invalid(
-            "the refund was refused: the account is closed",
-        )),
-    })
-    .await
+    let refunds = bank.behaviour.refunds();
+    bank.behave(async |db| ledger::refund(db, &key, &refund, refunds).await)
+        .await
 }
 
 impl Bank {

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use shop_contracts::{CARD_FLAKY, CARD_OK, Money};
 use shop_kit::{Db, Problem, Row, Statement, StoreError, sql};
 
+use crate::behaviour::Refunds;
+
 /// How often the bank fails for `tok_flaky` before it charges.
 pub const FLAKY_FAILURES: i64 = 2;
 
@@ -90,7 +92,7 @@ pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer
         Some(_) => Some("the bank does not know this card"),
     };
     let (lock, take) = (lock(key), take(key, charge));
-    let (make_void, kept_charge) = (make_void(key), kept_charge(key));
+    let (make_void, kept_charge) = (make_void(key), kept(key, "charge"));
     let kept = db.write(move |mut tx| async move {
         let used = tx.first(lock).await?.ok_or_else(lost)?;
         let is_void = used.get::<i64>(0)? == 1;
@@ -120,7 +122,14 @@ pub(crate) async fn charge(db: &Db, key: &str, charge: &Charge) -> Result<Answer
 /// Gives back what was taken with this key, once. If nothing was, the key is void from now on.
 ///
 /// A refund that had to wait for its charge looked at the clock before it; in the ledger it comes after.
-pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer, Problem> {
+///
+/// A bank that refuses refunds keeps what it has taken and not given back yet; the rest is answered as ever.
+pub(crate) async fn refund(
+    db: &Db,
+    key: &str,
+    refund: &Refund,
+    refunds: Refunds,
+) -> Result<Answer, Problem> {
     let insert = sql(
         "insert into ledger (idempotency_key, kind, order_id, amount, at)
          select idempotency_key, 'refund', order_id, amount, case when at > $3 then at else $3 end
@@ -131,19 +140,28 @@ pub(crate) async fn refund(db: &Db, key: &str, refund: &Refund) -> Result<Answer
     .bind(key)
     .bind(&refund.order_id)
     .bind(Timestamp::now().as_microsecond());
-    let (lock, make_void, kept_charge) = (lock(key), make_void(key), kept_charge(key));
-    let charge = db.write(|mut tx| async move {
+    let (lock, make_void) = (lock(key), make_void(key));
+    let (kept_charge, kept_refund) = (kept(key, "charge"), kept(key, "refund"));
+    let entries = db.write(move |mut tx| async move {
         tx.execute(lock).await?;
-        tx.execute(insert).await?;
+        if refunds == Refunds::Ok {
+            tx.execute(insert).await?;
+        }
         tx.execute(make_void).await?;
-        tx.first(kept_charge).await
+        Ok((tx.first(kept_charge).await?, tx.first(kept_refund).await?))
     });
-    let Some(row) = charge.await? else {
+    let (charge, given_back) = entries.await?;
+    let Some(row) = charge else {
         return Ok(Answer::NOTHING_TO_REFUND);
     };
     if row.get::<String>(0)? != refund.order_id {
         return Err(Problem::key_reused(
             "this key has charged another order; refund an order with the key that charged it",
+        ));
+    }
+    if given_back.is_none() {
+        return Err(Problem::invalid(
+            "the refund is refused: the account is closed",
         ));
     }
     Ok(Answer::refunded(Money::from_cents(row.get(1)?)))
@@ -183,9 +201,10 @@ fn make_void(key: &str) -> Statement {
     .bind(key)
 }
 
-fn kept_charge(key: &str) -> Statement {
-    sql("select order_id, amount from ledger where idempotency_key = $1 and kind = 'charge'")
+fn kept(key: &str, kind: &str) -> Statement {
+    sql("select order_id, amount from ledger where idempotency_key = $1 and kind = $2")
         .bind(key)
+        .bind(kind)
 }
 
 /// The entries about an order, oldest first.

@@ -215,12 +215,18 @@ async fn a_bank_can_refuse_refunds(database: &Database) {
     let (status, refusal) = bank.refund("k-8", "o-8").await;
     assert_eq!(status, 422, "{refusal}");
     assert_eq!(bank.ledger("o-8").await.len(), 1);
+    assert_eq!(bank.refund("k-11", "o-8").await, nothing());
     // It is remembered, and charges go on.
     let bank = Bank::on(database).await;
     assert_eq!(bank.refund("k-8", "o-8").await.0, 422);
     assert_eq!(bank.charge("k-8", "o-8", "tok_ok").await, charged);
     bank.behave(&json!({"mode": "ok"})).await;
     assert_eq!(bank.refund("k-8", "o-8").await, refunded());
+    // What was given back stays given back.
+    bank.behave(&json!({"mode": "ok", "refunds": "refused"}))
+        .await;
+    assert_eq!(bank.refund("k-8", "o-8").await, refunded());
+    bank.behave(&json!({"mode": "ok"})).await;
 }
 
 async fn all(database: &Database) {
