@@ -7,7 +7,7 @@
 //! first decision about a key stands: what was declined is never charged, and what was charged is
 //! never declined, even if somebody publishes an order twice with two cards.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
 use axum::{
     body::Body,
@@ -202,6 +202,18 @@ fn header_safe(key: &str) -> String {
     safe
 }
 
+/// What a body says to a person: the `detail` of a problem (RFC 9457), or all of it.
+fn told(body: &[u8]) -> Cow<'_, str> {
+    #[derive(Deserialize)]
+    struct Problem {
+        detail: String,
+    }
+    match serde_json::from_slice(body) {
+        Ok(Problem { detail }) => detail.into(),
+        Err(_) => String::from_utf8_lossy(body),
+    }
+}
+
 /// Why the bank's decision is not known.
 ///
 /// Whether to ask again is in the sources: a [`Permanent`] among them means that it is of no use, a
@@ -226,7 +238,7 @@ pub(crate) enum BankError {
 
 impl BankError {
     fn of_status(status: StatusCode, body: &[u8]) -> Self {
-        let text = one_line(&String::from_utf8_lossy(body), BANK_TEXT_BYTES_MAX);
+        let text = one_line(&told(body), BANK_TEXT_BYTES_MAX);
         let is_later = matches!(
             status,
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS

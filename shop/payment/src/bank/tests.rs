@@ -34,6 +34,22 @@ fn the_answers_of_the_bank_are_understood() {
     assert!(read(r#"{"status":"MAYBE"}"#).is_err());
 }
 
+#[test]
+fn a_refusal_says_what_the_bank_says_to_a_person() {
+    let said = |body: &str| {
+        let refused = BankError::of_status(StatusCode::UNPROCESSABLE_ENTITY, body.as_bytes());
+        refused.source().unwrap().to_string()
+    };
+    assert_eq!(
+        said(r#"{"title": "no", "detail": "the account is\nclosed"}"#),
+        "it answered 422 Unprocessable Entity: the account is closed"
+    );
+    assert_eq!(
+        said(r#"{"error": "no"}"#),
+        r#"it answered 422 Unprocessable Entity: {"error": "no"}"#
+    );
+}
+
 /// A bank that is not there, and a breaker that opens for a long time at its first failure.
 async fn nobody() -> Bank {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
