@@ -83,6 +83,7 @@ mod extract;
 mod gate;
 mod gather;
 mod handler;
+pub mod handlers;
 mod handling;
 mod needs;
 mod options;

@@ -29,6 +29,7 @@ use crate::{
     BoxError, BoxFuture, Deliveries, Router, Store, Subscription, Topology, Transport,
     consumer::Consumer,
     handler::{Effects, panicked},
+    handlers,
     handling::{Handles, Handling},
     partitions::Share,
     publish::Sender,
@@ -177,9 +178,13 @@ impl Serve {
             () = &mut shutdown => return Ok(()),
             started = subscribe(&*transport, &routers, &topology) => started,
         };
-        let deliveries = started.map_err(|error| ServeError::new(&name, error))?;
+        let (deliveries, unwritten) = started.map_err(|error| ServeError::new(&name, error))?;
         telemetry::describe();
         let mut service = Service::start(&name, &transport, routers, deliveries);
+        for report in unwritten {
+            let stop = service.stop_upkeep.clone();
+            service.keep("the record of handlers", report.keep_writing(stop));
+        }
         ready.cancel();
         info!("service `{name}` is ready");
 
@@ -192,17 +197,23 @@ impl Serve {
     }
 }
 
-/// Checks what the engine can do and whether open sagas can go on, declares, and subscribes.
+/// What routers receive, and what they could not write down about their handlers yet.
+type Subscribed = (Vec<Vec<Deliveries>>, Vec<handlers::Report>);
+
+/// Checks what the engine can do and whether open sagas can go on, writes down the handlers, declares, and
+/// subscribes.
 async fn subscribe(
     transport: &dyn Transport,
     routers: &[Router],
     topology: &Topology,
-) -> Result<Vec<Vec<Deliveries>>, BoxError> {
+) -> Result<Subscribed, BoxError> {
     check_features(transport, topology)?;
     for router in routers {
         router.check_log()?;
         saga::check::at_start(router).await?;
     }
+    // Before it is declared: an operator may have to do that.
+    let unwritten = handlers::write_down(routers).await;
     transport.declare(topology).await?;
     let mut all = Vec::with_capacity(routers.len());
     for router in routers {
@@ -218,7 +229,7 @@ async fn subscribe(
         }
         all.push(of_router);
     }
-    Ok(all)
+    Ok((all, unwritten))
 }
 
 fn check_features(transport: &dyn Transport, topology: &Topology) -> Result<(), BoxError> {

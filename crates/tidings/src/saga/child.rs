@@ -72,6 +72,11 @@ impl Registry {
         self.0.read().values().any(|kind| kind.command.is_some())
     }
 
+    /// Whether there are sagas that this command starts.
+    pub(crate) fn is_started_by_command(&self, command: &str) -> bool {
+        self.started_by(command).is_some()
+    }
+
     fn started_by(&self, command: &str) -> Option<Kind> {
         let kinds = self.0.read();
         let mut kinds = kinds.values();
