@@ -22,6 +22,10 @@ pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// check. Default: 64 KiB.
     const BODY_BYTES_MAX: usize = 64 * 1024;
 
+    /// Whether sagas send it as a step and wait for its answer: `#[command(reply = ...)]` says so.
+    #[doc(hidden)]
+    const IS_STEP: bool = false;
+
     /// What happens when nobody listens (default: it waits in the outbox, visibly).
     const UNROUTED: Unrouted = Unrouted::Hold;
 

@@ -100,6 +100,11 @@ fn message(
     let unrouted = attributes
         .drop_unrouted
         .then(|| quote!(const UNROUTED: #tidings::Unrouted = #tidings::Unrouted::Drop;));
+    let is_step = attributes.reply.as_ref().map(|_| {
+        quote!(
+            const IS_STEP: bool = true;
+        )
+    });
     let key = text_of(attributes.key.as_ref(), "key");
     let identity = text_of(attributes.id.as_ref(), "identity");
     Ok(quote! {
@@ -107,6 +112,7 @@ fn message(
             const NAME: &'static str = #name;
             const DESTINATION: #tidings::Destination = #destination;
             #body_bytes_max
+            #is_step
             #unrouted
             #key
             #identity

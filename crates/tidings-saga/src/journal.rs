@@ -13,10 +13,11 @@ use tidings_core::{Error, Message, Outgoing};
 
 use crate::child::Parent;
 
-/// The most entries of a journal.
+/// The most entries of a journal. One that is being undone has room for as many again.
 pub const ENTRIES_MAX: usize = 256;
 
-/// The most bytes of a journal as it is stored, beside the message that started it.
+/// The most bytes of a journal as it is stored, beside the message that started it; as many again while
+/// it is undone.
 pub const BYTES_MAX: usize = 64 * 1024;
 
 /// How journals are written; a newer program writes a higher number.

@@ -229,13 +229,14 @@ impl<'a> Taking<'a> {
 
     fn end(mut self) -> Turn {
         let bytes = self.journal.write().len() - self.journal.start.body.get().len();
-        let is_full = self.journal.entries.len() > ENTRIES_MAX || bytes > BYTES_MAX;
-        if is_full
-            && matches!(
-                self.journal.state,
-                SagaState::Running | SagaState::Compensating
-            )
-        {
+        // Undoing has as much room again, or a saga whose journal is full could not be undone.
+        let room = match self.journal.state {
+            SagaState::Running => 1,
+            SagaState::Compensating => 2,
+            _ => usize::MAX,
+        };
+        let is_over = |is: usize, max: usize| is > max.saturating_mul(room);
+        if is_over(self.journal.entries.len(), ENTRIES_MAX) || is_over(bytes, BYTES_MAX) {
             self.stuck(format!(
                 "its journal is full (at most {ENTRIES_MAX} entries, and {BYTES_MAX} bytes \
                  beside the message that started it); send \

@@ -33,6 +33,7 @@ use crate::{
     batch::Gather,
     handler::{Attempts, claim_of, entry_of, refused, took_too_long},
     retry::{NotAsked, is_conflict, reason, untried},
+    steps,
     throttle::Throttle,
 };
 
@@ -89,6 +90,9 @@ where
 
     /// An attempt at one message, in a batch if that comes about.
     pub(crate) async fn attempt(self: Arc<Self>, context: Context) -> Result<Handled, BoxError> {
+        if !self.attempts.surroundings.answers_steps {
+            steps::refuse_batch(context.envelope())?;
+        }
         // What was decoded on arrival is there for the first attempt only.
         let message = context.take_decoded();
         let attempts = Arc::clone(&self.attempts);

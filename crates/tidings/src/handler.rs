@@ -262,6 +262,8 @@ pub(crate) struct Surroundings {
     pub(crate) limit: Duration,
     /// How many messages it takes at once, if it takes many.
     pub(crate) batch_max: usize,
+    /// It takes many steps of sagas at once, and answers each itself.
+    pub(crate) answers_steps: bool,
 }
 
 /// A handler with what its attempts need.
@@ -315,7 +317,7 @@ where
         let store = Arc::clone(slot.store());
         let entry = entry_of(&context);
         // Before there is a transaction, which a call to the outside would hold open. Batches have no
-        // fence: what starts sagas that are steps of others comes in batches, and a journal is one.
+        // fence: of steps they get only those that start sagas, whose journal is the fence.
         let fenced = match T::GATHER {
             None => steps::look(&store, &context).await,
             Some(_) => Ok(None),
@@ -407,8 +409,8 @@ where
     }
 }
 
-const CANNOT_REPLY: &str = "it takes a `Batch` and returns a `Reply`, but a reply answers one \
-                            message; take one message instead";
+const CANNOT_REPLY: &str = "it takes a `Batch` and returns a `Reply` or a `StepReply`, but a \
+                            reply answers one message; take one message instead";
 
 pub(crate) fn took_too_long(limit: Duration) -> BoxError {
     format!("the handler was still running after the `attempt_timeout` of {limit:?}").into()

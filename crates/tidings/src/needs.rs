@@ -7,6 +7,7 @@ use crate::{
     AfterDeadLetter, Destination, Event, Group, Message, Provided, Queue, Retry, Router, Sends,
     Topology,
     router::{MESSAGES_DEFAULT, Route, batch_max_of},
+    steps,
 };
 
 impl Router {
@@ -48,7 +49,7 @@ impl Router {
         }
         let provided = Provided::new(&self.states, self.store.as_ref());
         for route in &self.routes {
-            if let Err(lack) = (route.check)(&provided) {
+            if let Err(lack) = (route.check)(&provided).and_then(|()| route.check_steps()) {
                 panic!(
                     "the handler `{}` at {} of the router `{}` cannot run: {lack}",
                     route.handler, route.location, self.consumer
@@ -169,5 +170,15 @@ impl Router {
         }
         groups.sort_by(|one, other| one.name.cmp(&other.name));
         groups
+    }
+}
+
+impl Route {
+    /// Why it cannot carry out the steps of sagas that its message says it is.
+    fn check_steps(&self) -> Result<(), String> {
+        match self.is_step && self.takes_batches && !self.options.answers_steps {
+            true => Err(steps::no_batch(self.name)),
+            false => Ok(()),
+        }
     }
 }

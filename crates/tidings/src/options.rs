@@ -19,6 +19,8 @@ pub struct HandlerOptions {
     pub(crate) is_unsubscribed: bool,
     pub(crate) emits: Vec<Sends>,
     pub(crate) skip_replayed: bool,
+    /// It takes batches of steps, and answers each: what starts sagas that are steps of others does.
+    pub(crate) answers_steps: bool,
 }
 
 /// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
@@ -128,6 +130,14 @@ impl HandlerOptions {
             is_unsubscribed: self.is_unsubscribed || defaults.is_unsubscribed,
             emits: Vec::new(), // They stand in the route.
             skip_replayed: self.skip_replayed,
+            answers_steps: self.answers_steps,
+        }
+    }
+
+    pub(crate) fn answering_steps() -> Self {
+        Self {
+            answers_steps: true,
+            ..Self::default()
         }
     }
 }

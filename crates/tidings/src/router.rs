@@ -96,6 +96,8 @@ pub(crate) struct Route {
     pub(crate) check: fn(&Provided<'_>) -> Result<(), String>,
     attempt: Box<AttemptFn>,
     pub(crate) takes_batches: bool,
+    /// Whether its message says that it is a step of sagas.
+    pub(crate) is_step: bool,
 }
 
 /// Makes the innermost service of a handler.
@@ -247,6 +249,7 @@ impl Router {
                 HandlerService::attempt(handler.clone(), surroundings)
             }),
             takes_batches,
+            is_step: <T::Message as Message>::IS_STEP,
         });
         self
     }
@@ -558,6 +561,7 @@ impl Router {
             upcasts: self.upcasts_of(route),
             limit,
             batch_max: batch_max_of(route).get().into(),
+            answers_steps: route.options.answers_steps,
         });
         let layers = route.layers.as_deref().unwrap_or(&self.layers).iter().rev();
         layers.fold(attempt, |service, layer| layer(service))

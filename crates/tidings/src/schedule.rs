@@ -30,6 +30,10 @@ use crate::{
 /// The kind of the records.
 pub(crate) const KIND: &str = "tidings.schedule";
 
+/// The last time at which something is due, the year 9999: databases round, and what they make of the last
+/// of all times is none. What is due before the first is due: they have no years before our era.
+const DUE_MAX: Timestamp = Timestamp::constant(253_370_764_800, 0);
+
 /// The record of a message that is sent later.
 pub(crate) fn record(scheduled: Scheduled) -> RecordChange {
     let Scheduled { id, when, message } = scheduled;
@@ -55,7 +59,7 @@ pub(crate) fn record(scheduled: Scheduled) -> RecordChange {
         expected: Expected::Anything,
         value: Some(RecordValue {
             label: (&*message.envelope.name).into(),
-            due: Some(due),
+            due: Some(due.clamp(Timestamp::UNIX_EPOCH, DUE_MAX)),
             body: write_message(&message).into(),
         }),
     }

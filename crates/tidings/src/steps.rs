@@ -104,8 +104,12 @@ impl<R: Serialize + Send> IntoMessages for StepReply<R> {
             }
             Self::Refused { reason, for_now } => StepAnswer::Refused { reason, for_now },
         };
-        into.replies.push(Outgoing::new(&answer)?);
+        into.replies.push(answer.outgoing()?);
         Ok(())
+    }
+
+    fn may_reply() -> bool {
+        true
     }
 }
 
@@ -140,6 +144,20 @@ impl StepAnswer {
                 for_now,
             },
         }
+    }
+
+    /// The message. What a handler answers has a limit of which its author should read as such, and not as
+    /// that of a message that it never saw.
+    fn outgoing(&self) -> Result<Outgoing, Error> {
+        let bytes = serde_json::to_vec(self)?.len();
+        if bytes > Self::BODY_BYTES_MAX {
+            return Err(Error::from(Permanent::new(format!(
+                "the answer to the saga has {bytes} bytes, more than the {} that an answer may have; \
+                 answer with a reference to what is large (a claim check) (TDG-3011)",
+                Self::BODY_BYTES_MAX
+            ))));
+        }
+        Outgoing::new(self)
     }
 
     fn nothing() -> Self {
@@ -185,6 +203,28 @@ const DONE: &str = "done";
 const REFUSED: &str = "refused";
 const CANCELLED: &str = "cancelled";
 const UNDONE: &str = "undone";
+
+/// Why a handler of batches cannot have a message.
+pub(crate) fn no_batch(name: &str) -> String {
+    format!(
+        "it takes a `Batch`, and `{name}` is a step of sagas: each step has a fence and an answer of its \
+         own; take one message instead, or let the command start a saga with `.child_saga(...)` \
+         (TDG-3010)"
+    )
+}
+
+/// Refuses the step of a saga that came to a handler of batches, which would neither keep it once nor
+/// answer it: any command can be one, and the sender decides.
+pub(crate) fn refuse_batch(envelope: &Envelope) -> Result<(), Permanent> {
+    let header = |name| envelope.header(name).is_some();
+    match header(STEP_HEADER) && header(REPLY_TO_HEADER) {
+        true => Err(Permanent::new(format!(
+            "the handler cannot run: {}",
+            no_batch(&envelope.name)
+        ))),
+        false => Ok(()),
+    }
+}
 
 /// Looks up the fence of a command. `None`: it is no step of a saga.
 ///

@@ -40,8 +40,15 @@ fn each_code_of_dead_letters_has_a_page_and_each_page_a_code() {
 
 #[test]
 fn each_code_of_sagas_has_a_page_and_each_page_a_code() {
-    let source = workspace().join("crates/tidings/src/saga/check.rs");
-    let source = fs::read_to_string(source).expect("the source");
-    assert!(source.contains("TDG-3001"), "it is used");
-    check("TDG-3", ["TDG-3001".to_owned()].into());
+    let codes = [
+        ("TDG-3001", "saga/check.rs"),
+        ("TDG-3010", "steps.rs"),
+        ("TDG-3011", "steps.rs"),
+    ];
+    for (code, source) in codes {
+        let source = workspace().join("crates/tidings/src").join(source);
+        let source = fs::read_to_string(source).expect("the source");
+        assert!(source.contains(code), "{code} is used");
+    }
+    check("TDG-3", codes.map(|(code, _)| code.to_owned()).into());
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use support::{MoneyDeposited, StoreLetter, broker::Broker};
-use tidings::{HandlerOptions, Reply, prelude::*, serve};
+use tidings::{HandlerOptions, Reply, Saga, Sagas, StepReply, prelude::*, serve};
 use tidings_memory::MemoryStore;
 use tidings_sqlite::Tx;
 
@@ -45,6 +45,22 @@ async fn many_with_state(_: Batch<MoneyDeposited>, _: State<u32>) -> Result<()> 
 
 async fn answers_many(_: Batch<StoreLetter>) -> Result<Option<Reply<MoneyDeposited>>> {
     Ok(None)
+}
+
+#[derive(Serialize, Deserialize, Command)]
+#[command(target = "bank", reply = u64)]
+struct ChargeCard {}
+
+async fn charges(_: Batch<ChargeCard>) -> Result<()> {
+    Ok(())
+}
+
+async fn answers_charges(_: Batch<ChargeCard>) -> Result<StepReply<u64>> {
+    Ok(StepReply::Done(1))
+}
+
+async fn pay(_: ChargeCard, _: Saga) -> Result<(), ()> {
+    Ok(())
 }
 
 async fn command(_: StoreLetter) -> Result<()> {
@@ -85,7 +101,7 @@ fn panic_of(action: impl FnOnce()) -> (String, String) {
 #[test]
 fn misuse_panics_at_the_users_line_and_says_what_to_do() {
     let start = |router: Router| drop(serve(Broker::default(), router));
-    let cases: [Case; 19] = [
+    let cases: [Case; 22] = [
         (
             "`money-deposited.v1` has two handlers in the router `bank`",
             Box::new(move || start(Router::new("bank").on(plain).on(with_state))),
@@ -128,6 +144,25 @@ fn misuse_panics_at_the_users_line_and_says_what_to_do() {
         (
             "it takes a `Batch` and returns a `Reply`",
             Box::new(move || start(Router::new("archive").on(answers_many))),
+        ),
+        (
+            "it takes a `Batch`, and `charge-card.v1` is a step of sagas",
+            Box::new(move || start(Router::new("bank").on(charges))),
+        ),
+        (
+            "it takes a `Batch` and returns a `Reply` or a `StepReply`",
+            Box::new(move || start(Router::new("bank").on(answers_charges))),
+        ),
+        (
+            "let the command start a saga with `.child_saga(...)` (TDG-3010)",
+            Box::new(move || {
+                let sagas = Sagas::new("pay", |_: &ChargeCard| "k".into()).version(1, pay);
+                start(
+                    Router::new("bank")
+                        .saga(sagas)
+                        .transactional(MemoryStore::new()),
+                );
+            }),
         ),
         (
             "it takes a `State<u32>`, but the router has none",

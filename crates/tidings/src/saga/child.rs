@@ -41,11 +41,12 @@ impl Router {
         };
         let has_children = self.sagas.has_children();
         let of = Arc::clone(&kind.definition);
-        let mut router = self.with_kind(kind.clone()).on(
+        let mut router = self.with_kind(kind.clone()).on_with(
             move |commands: Batch<C>, transaction: TransactionHandle| {
                 let kind = kind.clone();
                 async move { started(&kind, commands, transaction).await }
             },
+            HandlerOptions::answering_steps(),
         );
         router.of_saga(&of);
         match has_children {
@@ -62,7 +63,7 @@ impl Router {
                 let registry = registry.clone();
                 async move { called_off(&registry, calls, transaction).await }
             },
-            HandlerOptions::new(),
+            HandlerOptions::answering_steps(),
         )
     }
 }

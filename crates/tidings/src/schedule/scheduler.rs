@@ -22,16 +22,24 @@ use crate::{
 
 /// How long a scheduler that died keeps what it took.
 const LEASE: Duration = Duration::from_secs(10);
-/// How many records it takes at a time, and how many share a commit.
+/// How many records it takes at a time.
 const BATCH_COUNT_MAX: usize = 500;
+/// How many messages share a commit, but for those that one record sends at a time.
+const MESSAGES_MAX: usize = 500;
+/// How long it computes what is sent before it commits that, and lets others have the thread.
+const COMPUTE_MAX: Duration = Duration::from_millis(50);
 /// The longest time between two looks: what another instance scheduled is found by then.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How long to leave a database alone that does not answer.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// How long a record is left alone that cannot be read.
 const UNREADABLE_PAUSE: SignedDuration = SignedDuration::from_hours(1);
-/// How long a schedule is left to others that is declared by another program.
-const FOREIGN_PAUSE: SignedDuration = SignedDuration::from_secs(10);
+/// How long a schedule is left to others that is declared by another program: while one may be there that
+/// declares it and is late by this, and when there seems to be none.
+const FOREIGN_PAUSE: SignedDuration = SignedDuration::from_secs(1);
+const FOREIGN_PAUSE_MAX: SignedDuration = SignedDuration::from_secs(10);
+/// How long after it was due there seems to be none.
+const FOREIGN_LATE: SignedDuration = SignedDuration::from_mins(1);
 /// How long a schedule may be due without being taken by a program that declares it. Then it ends.
 const FOREIGN_MAX: SignedDuration = SignedDuration::from_hours(1);
 /// How often the clock of what is declared is looked at.
@@ -87,16 +95,36 @@ impl Scheduler {
                 .take_due(KIND, &self.instance, LEASE, BATCH_COUNT_MAX)
                 .await?;
             let is_full = due.len() == BATCH_COUNT_MAX;
-            let now = Timestamp::now();
-            let fired = due.into_iter().map(|(lease, it)| self.fire(lease, it, now));
-            self.commit(fired.collect()).await?;
+            self.send(due, began).await?;
             if !is_full {
                 let next = records.next_due(KIND).await?;
                 return Ok(next.map_or(POLL_EVERY, |due| due.min(POLL_EVERY)));
             }
-            sleep(began.elapsed() / 2).await;
         }
         Ok(Duration::ZERO)
+    }
+
+    /// Sends these, with as few commits as they may share, and leaves the database to others after each. Of
+    /// what is not sent before its lease ends, another instance sends the rest.
+    async fn send(&self, due: Vec<(Lease, Record)>, mut began: Instant) -> Result<(), StoreError> {
+        let now = Timestamp::now();
+        let (mut fired, mut messages) = (Vec::new(), 0);
+        let last = due.len();
+        for (place, (lease, record)) in due.into_iter().enumerate() {
+            let next = self.fire(lease, record, now);
+            messages += next.commit.outbox.len();
+            fired.push(next);
+            let is_enough = messages >= MESSAGES_MAX || began.elapsed() >= COMPUTE_MAX;
+            if is_enough || place + 1 == last {
+                self.commit(std::mem::take(&mut fired)).await?;
+                if last == BATCH_COUNT_MAX || place + 1 < last {
+                    sleep(began.elapsed() / 2).await;
+                }
+                messages = 0;
+                began = Instant::now();
+            }
+        }
+        Ok(())
     }
 
     /// All in one commit; each for itself if one of them was changed meanwhile.
@@ -212,7 +240,11 @@ fn leave(mut recurring: Recurring, now: Timestamp) -> Sent {
     });
     let mut value = recurring.value();
     if told.is_none() {
-        value.due = now.saturating_add(FOREIGN_PAUSE).ok();
+        let pause = match now.duration_since(since) < FOREIGN_LATE {
+            true => FOREIGN_PAUSE,
+            false => FOREIGN_PAUSE_MAX,
+        };
+        value.due = now.saturating_add(pause).ok();
         value.label = RECURRING.into();
     }
     (Vec::new(), Some(value), told)
