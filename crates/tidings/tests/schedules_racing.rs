@@ -112,6 +112,20 @@ struct Meddled {
     /// How many commits changed one schedule after that, or more.
     alone: AtomicU32,
     together: AtomicU32,
+    /// The most messages of one commit.
+    messages: AtomicU32,
+}
+
+impl Meddled {
+    fn new(store: Arc<dyn Store>, meddle: Option<Meddle>) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            meddle: Mutex::new(meddle),
+            alone: AtomicU32::new(0),
+            together: AtomicU32::new(0),
+            messages: AtomicU32::new(0),
+        })
+    }
 }
 
 impl Store for Meddled {
@@ -120,6 +134,8 @@ impl Store for Meddled {
     }
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Committed, StoreError>> {
+        let messages = u32::try_from(commit.outbox.len()).expect("few");
+        self.messages.fetch_max(messages, Ordering::SeqCst);
         let schedules = commit.records.iter().filter(|it| it.id.kind == KIND.into());
         let meddle = match schedules.count() {
             0 => None,
@@ -189,33 +205,29 @@ async fn what_changes_before_the_shared_commit_spoils_no_other(store: Arc<dyn St
     overdue(&store, "daily").await;
     overdue(&store, "paused").await;
 
-    let meddled = Arc::new(Meddled {
-        store: Arc::clone(&store),
-        meddle: Mutex::new(Some(Box::new(move |store| {
-            Box::pin(async move {
-                let producer = Producer::new("tower", Arc::clone(&store));
-                let cancelled = producer.cancel(&ScheduleId::new("once-3")).await;
-                assert!(cancelled.expect("it cancels"), "it was not sent yet");
-                schedules::pause(&*store, &ScheduleId::new("paused"), "why")
-                    .await
-                    .expect("it pauses");
-                let name = ScheduleId::new("once-4");
-                let replaced = bell("once-4 anew").at(later).scheduled_as(name);
-                let mut transaction = producer.transaction();
-                transaction.say(replaced).expect("it is small");
-                transaction.commit().await.expect("it commits");
-                let name = ScheduleId::new("once-5");
-                assert!(producer.cancel(&name).await.expect("it cancels"));
-                let anew = bell("once-5 anew").at(Timestamp::UNIX_EPOCH);
-                let mut transaction = producer.transaction();
-                let anew = anew.scheduled_as(name);
-                transaction.say(anew).expect("it is small");
-                transaction.commit().await.expect("it commits");
-            })
-        }))),
-        alone: AtomicU32::new(0),
-        together: AtomicU32::new(0),
+    let meddle: Meddle = Box::new(move |store| {
+        Box::pin(async move {
+            let producer = Producer::new("tower", Arc::clone(&store));
+            let cancelled = producer.cancel(&ScheduleId::new("once-3")).await;
+            assert!(cancelled.expect("it cancels"), "it was not sent yet");
+            schedules::pause(&*store, &ScheduleId::new("paused"), "why")
+                .await
+                .expect("it pauses");
+            let name = ScheduleId::new("once-4");
+            let replaced = bell("once-4 anew").at(later).scheduled_as(name);
+            let mut transaction = producer.transaction();
+            transaction.say(replaced).expect("it is small");
+            transaction.commit().await.expect("it commits");
+            let name = ScheduleId::new("once-5");
+            assert!(producer.cancel(&name).await.expect("it cancels"));
+            let anew = bell("once-5 anew").at(Timestamp::UNIX_EPOCH);
+            let mut transaction = producer.transaction();
+            let anew = anew.scheduled_as(name);
+            transaction.say(anew).expect("it is small");
+            transaction.commit().await.expect("it commits");
+        })
     });
+    let meddled = Meddled::new(Arc::clone(&store), Some(meddle));
     let service = Running::start(&broker, plain(Arc::clone(&meddled) as _)).await;
     let began = Instant::now();
     let mut expected: BTreeMap<String, u32> = (0..20)
@@ -346,6 +358,35 @@ async fn a_pause_is_not_lost_to_a_sending(store: Arc<dyn Store>) {
     }
 }
 
+/// Sixty schedules of which a day was missed: what is sent of them does not fill one commit.
+async fn what_was_missed_of_many_schedules_is_sent_by_commits_of_a_bounded_size(
+    store: Arc<dyn Store>,
+) {
+    let broker = Broker::default();
+    let listener = listen(&broker).await;
+    let producer = Producer::new("tower", Arc::clone(&store));
+    for number in 0..60 {
+        let name = format!("often-{number}");
+        let cron = Cron::new(&*name, "*/20 * * * *", "UTC").expect("an expression");
+        let cron = cron.missed(tidings::Missed::All);
+        let made = producer.schedule(cron, &bell(&name)).await;
+        made.expect("it commits");
+        make_overdue(&*store, &name).await;
+    }
+    let meddled = Meddled::new(Arc::clone(&store), None);
+    let service = Running::start(&broker, plain(Arc::clone(&meddled) as _)).await;
+    until("all are sent", async || {
+        let sent = sent(&broker);
+        sent.len() == 60 && sent.values().all(|count| *count >= 72)
+    })
+    .await;
+    service.stop().await;
+    listener.stop().await;
+    assert!(sent(&broker).values().all(|count| *count <= 73));
+    let messages = meddled.messages.load(Ordering::SeqCst);
+    assert!((73..600).contains(&messages), "{messages} in one commit");
+}
+
 /// Schedules that become due while four instances look for them.
 async fn instances_that_fire_at_once_send_each_occurrence_once(store: Arc<dyn Store>) {
     let broker = Broker::default();
@@ -439,6 +480,7 @@ on_every_store! {
     a_cancellation_and_a_sending_agree_on_who_was_first
     a_pause_is_not_lost_to_a_sending
     instances_that_fire_at_once_send_each_occurrence_once
+    what_was_missed_of_many_schedules_is_sent_by_commits_of_a_bounded_size
     the_first_and_the_last_of_all_times_are_times
 }
 
