@@ -165,7 +165,6 @@ impl World {
         let dead = self.store.deferred().list(&query).await.expect("a list");
         dead.into_iter()
             .filter_map(|row| Some(row.history.last()?.reason.clone()))
-            .map(Into::into)
             .collect()
     }
 }
