@@ -31,6 +31,8 @@ pub(crate) enum Code {
     EventMapFile,
     /// Something may be wrong with the event map.
     EventMapFinding,
+    /// Topics cannot be watched.
+    Tail,
 }
 
 impl Code {
@@ -50,6 +52,7 @@ impl Code {
             Code::NobodyReceives => "TDG-9011",
             Code::EventMapFile => "TDG-9040",
             Code::EventMapFinding => "TDG-9041",
+            Code::Tail => "TDG-9050",
         }
     }
 

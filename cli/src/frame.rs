@@ -1,12 +1,13 @@
 //! What every verb has: the options before it, databases, a broker, and a place to print.
 
-use std::{fmt, io::IsTerminal as _, sync::Arc, time::Duration};
+use std::{fmt, io::IsTerminal as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::SignedDuration;
-use tidings::Store;
+use tidings::{Store, Transport};
 use tidings_amqp::{Amqp, QueueDepth};
+use tidings_operator::{Remote, Token};
 use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
@@ -18,7 +19,10 @@ use crate::{
 };
 
 /// How long to wait for a broker.
-const BROKER_WAIT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const BROKER_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The variable with the token of an operator endpoint.
+const TOKEN_VARIABLE: &str = "TIDINGS_OPERATOR_TOKEN";
 
 /// Options of all verbs.
 #[derive(Debug, clap::Args)]
@@ -46,7 +50,28 @@ pub(crate) struct Options {
     )]
     database: Vec<String>,
 
-    /// Only this service (repeatable); all of the databases when not given
+    /// The operator endpoint of a running service, `http://127.0.0.1:7070`, instead of its database and
+    /// its broker; repeatable
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "TIDINGS_AT",
+        help_heading = "Where"
+    )]
+    at: Vec<String>,
+
+    /// The file with the token of the operator endpoint; or the token itself in TIDINGS_OPERATOR_TOKEN
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TIDINGS_OPERATOR_TOKEN_FILE",
+        help_heading = "Where"
+    )]
+    operator_token_file: Option<PathBuf>,
+
+    /// Only this service (repeatable); all that are there when not given
     #[arg(long, global = true, value_name = "NAME", help_heading = "Where")]
     service: Vec<String>,
 
@@ -159,17 +184,28 @@ impl Frame {
     ///
     /// When it names none, or one is not there.
     pub(crate) async fn located(&self) -> anyhow::Result<Vec<Located>> {
-        if self.options.database.is_empty() {
+        if !self.has_database() {
             bail!(Usage::new(
                 "say where the databases are: `--database sqlite://folder` or \
-                 `--database postgres://…`, or set TIDINGS_DATABASE"
+                 `--database postgres://…`, or set TIDINGS_DATABASE; or where a running service has its \
+                 operator endpoint: `--at http://127.0.0.1:7070`"
             ));
         }
-        let mut located = Vec::new();
+        let mut located: Vec<Located> = Vec::new();
+        // Several instances of a service have one database: the first is enough.
+        for remote in self.remotes()? {
+            for found in Place::At(remote).services().await? {
+                if !located.iter().any(|it| it.service == found.service) {
+                    located.push(found);
+                }
+            }
+        }
+        let through_endpoints: Vec<String> = located.iter().map(|it| it.service.clone()).collect();
         for url in &self.options.database {
             // Not by clap, which would print the URL with its password.
             let place: Place = url.parse().map_err(Usage::new)?;
-            located.extend(place.services().await?);
+            let found = place.services().await?.into_iter();
+            located.extend(found.filter(|it| !through_endpoints.contains(&it.service)));
         }
         let wanted = &self.options.service;
         if wanted.is_empty() {
@@ -241,18 +277,45 @@ impl Frame {
         }
     }
 
-    /// Whether the command line names a broker.
+    /// The operator endpoints that the command line names.
+    fn remotes(&self) -> anyhow::Result<Vec<Remote>> {
+        if self.options.at.is_empty() {
+            return Ok(Vec::new());
+        }
+        let token = match (
+            &self.options.operator_token_file,
+            std::env::var(TOKEN_VARIABLE),
+        ) {
+            (Some(file), _) => Some(Token::from_file(file)?),
+            (None, Ok(token)) => Some(Token::new(&token)?),
+            (None, Err(_)) => None,
+        };
+        let remote = |url: &String| Remote::new(url, token.as_ref());
+        let remotes = self.options.at.iter().map(remote);
+        let remotes = remotes.collect::<Result<_, _>>();
+        Ok(remotes.map_err(|error| Usage::new(error.to_string()))?)
+    }
+
+    /// Whether the command line names an operator endpoint.
+    pub(crate) fn has_endpoint(&self) -> bool {
+        !self.options.at.is_empty()
+    }
+
+    /// Whether the command line names a broker, or an endpoint that reaches one.
     pub(crate) fn has_broker(&self) -> bool {
-        self.options.broker.is_some()
+        self.options.broker.is_some() || self.has_endpoint()
     }
 
-    /// Whether the command line names a database.
+    /// Whether the command line names a database, or an endpoint that reaches one.
     pub(crate) fn has_database(&self) -> bool {
-        !self.options.database.is_empty()
+        !self.options.database.is_empty() || self.has_endpoint()
     }
 
-    /// The broker's URL without user and password.
+    /// The broker's URL without user and password, or the endpoint through which it is reached.
     pub(crate) fn broker_address(&self) -> String {
+        if let (None, Some(at)) = (&self.options.broker, self.options.at.first()) {
+            return format!("through {at}");
+        }
         let url = self.options.broker.as_deref().unwrap_or_default();
         match (url.split_once("://"), url.rsplit_once('@')) {
             (Some((scheme, _)), Some((_, address))) => format!("{scheme}://{address}"),
@@ -260,12 +323,33 @@ impl Frame {
         }
     }
 
-    /// A connection with the broker, within ten seconds.
+    /// The broker, itself or through an operator endpoint, within ten seconds.
     ///
     /// # Errors
     ///
     /// When the command line names none, or it cannot be reached.
-    pub(crate) async fn broker(&self) -> anyhow::Result<Amqp> {
+    pub(crate) async fn broker(&self) -> anyhow::Result<Arc<dyn Transport>> {
+        if self.options.broker.is_some() || !self.has_endpoint() {
+            return Ok(Arc::new(self.amqp("this").await?));
+        }
+        let remote = self.remotes()?.into_iter().next();
+        let remote = remote.context("an operator endpoint was named")?;
+        let broker: Arc<dyn Transport> = Arc::new(remote.broker());
+        // Whether the endpoint answers, and then whether its service is connected.
+        remote.services().await?;
+        self.depths(&broker, &[] as &[&str]).await?;
+        Ok(broker)
+    }
+
+    /// A connection with the broker itself, within ten seconds, for `what` cannot be done otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When the command line names none, or it cannot be reached.
+    pub(crate) async fn amqp(&self, what: &str) -> anyhow::Result<Amqp> {
+        if self.options.broker.is_none() && self.has_endpoint() {
+            self.not_through_an_endpoint(what, "--broker amqp://user:password@host:port/vhost")?;
+        }
         let url = match self.options.broker.as_deref() {
             None => bail!(Usage::new(
                 "say where the broker is: `--broker amqp://user:password@host:port/vhost`, or set \
@@ -290,6 +374,20 @@ impl Frame {
         }
     }
 
+    /// Fails if the command line names an operator endpoint, with what to name instead.
+    ///
+    /// # Errors
+    ///
+    /// If so.
+    pub(crate) fn not_through_an_endpoint(&self, what: &str, instead: &str) -> anyhow::Result<()> {
+        match self.has_endpoint() {
+            false => Ok(()),
+            true => bail!(tidings_operator::Error::impossible(format!(
+                "{what} cannot be done through an operator endpoint (`--at`); use `{instead}`"
+            ))),
+        }
+    }
+
     /// How full these queues are, in their order, within ten seconds; `None` for one that is not
     /// there.
     ///
@@ -298,10 +396,11 @@ impl Frame {
     /// When the broker does not answer, or refuses the look.
     pub(crate) async fn depths(
         &self,
-        broker: &Amqp,
+        broker: &Arc<dyn Transport>,
         queues: &[impl AsRef<str>],
     ) -> anyhow::Result<Vec<Option<QueueDepth>>> {
-        match timeout(BROKER_WAIT_MAX, broker.depths(queues)).await {
+        let queues: Vec<String> = queues.iter().map(|it| it.as_ref().to_owned()).collect();
+        match timeout(BROKER_WAIT_MAX, broker.queue_depths(&queues)).await {
             Ok(depths) => depths.map_err(|error| Code::Broker.of(error)),
             Err(_) => Err(Code::Broker.of("the broker does not answer any more")),
         }

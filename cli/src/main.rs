@@ -8,6 +8,7 @@
 //! reaches the broker and prints; it knows no service.
 
 mod code;
+mod examples;
 mod frame;
 mod mask;
 mod message;
@@ -15,9 +16,9 @@ mod out;
 mod places;
 mod verbs;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use crate::{
     frame::{Ended, Frame, Options, Usage},
@@ -26,7 +27,8 @@ use crate::{
 
 /// Looks at and operates event-driven services: what waits, what is stuck, and why.
 ///
-/// It works on the databases and the broker of services, while they run.
+/// It works on the databases and the broker of services, while they run; or through the operator endpoint of
+/// a running service.
 #[derive(Debug, Parser)]
 #[command(name = "tidings", version, after_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -40,6 +42,7 @@ const EXAMPLES: &str = "\
 Examples:
   tidings doctor --database sqlite://data/db       what is wrong, and what to do about it
   tidings sagas list --stuck                       with TIDINGS_DATABASE set
+  tidings doctor --at http://127.0.0.1:7070        through the operator endpoint of a running service
   tidings explain TDG-9001                         what an error means
   tidings completions bash > /etc/bash_completion.d/tidings
 
@@ -49,8 +52,15 @@ Data go to stdout, all else to stderr. Exit code: 0 done, 1 found a problem, 2 w
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long work that blocks a thread is waited for in the end.
+const END_TIME_MAX: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    let Cli { verb, options } = Cli::parse();
+    let command = examples::spread(Cli::command());
+    let Cli { verb, options } = match Cli::from_arg_matches(&command.get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     match run(verb, options) {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Problem) => ExitCode::from(1),
@@ -72,5 +82,8 @@ fn run(verb: Verb, options: Options) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(Box::pin(verb.run(&Frame::new(options))))
+    let ended = runtime.block_on(Box::pin(verb.run(&Frame::new(options))));
+    // Not for ever: one who prints may wait for a reader that reads no more.
+    runtime.shutdown_timeout(END_TIME_MAX);
+    ended
 }

@@ -21,7 +21,7 @@ pub(crate) trait Report: Serialize {
 }
 
 /// Where reports go.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Out {
     is_json: bool,
 }
@@ -58,10 +58,38 @@ impl Out {
     ///
     /// As [`show`](Self::show).
     pub(crate) fn bytes(&self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.stream(bytes).map(drop)
+    }
+
+    /// One report of many: a document in one line, or a page.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written as JSON.
+    pub(crate) fn one_of_many(&self, report: &impl Report) -> anyhow::Result<Vec<u8>> {
+        if self.is_json {
+            let mut line = serde_json::to_vec(report)?;
+            // A body keeps its white space; in texts line breaks are escaped.
+            line.retain(|byte| !matches!(byte, b'\n' | b'\r'));
+            line.push(b'\n');
+            return Ok(line);
+        }
+        let mut page = Page::new();
+        report.tell(&mut page);
+        Ok(page.text.into_bytes())
+    }
+
+    /// Prints a part of something that goes on. False if nobody reads it any more.
+    ///
+    /// # Errors
+    ///
+    /// When stdout cannot be written.
+    #[expect(clippy::unused_self, reason = "as the other ways to print")]
+    pub(crate) fn stream(&self, bytes: &[u8]) -> anyhow::Result<bool> {
         let mut out = io::stdout().lock();
         match out.write_all(bytes).and_then(|()| out.flush()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            done => Ok(done.map(|()| true)?),
         }
     }
 
@@ -96,6 +124,16 @@ impl Page {
     /// A line of ours, with what strangers wrote in it.
     pub(crate) fn line(&mut self, text: impl AsRef<str>) {
         self.text.push_str(&plain(text.as_ref()));
+        self.text.push('\n');
+    }
+
+    /// A line of ours that ends where the terminal does.
+    pub(crate) fn fitted(&mut self, text: &str) {
+        let text = plain(&one_line(text));
+        match self.width {
+            Some(columns) => self.text.push_str(&truncate_str(&text, columns, "…")),
+            None => self.text.push_str(&text),
+        }
         self.text.push('\n');
     }
 

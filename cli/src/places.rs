@@ -1,5 +1,5 @@
 //! Where databases of services are, and opening them: one SQLite file per service in a folder, or one
-//! PostgreSQL schema per service. Nothing is made or brought up to date here: that is the services'
+//! PostgreSQL schema per service; or running services that are reached through their operator endpoint. Nothing is made or brought up to date here: that is the services'
 //! own.
 
 use std::{
@@ -10,6 +10,7 @@ use std::{
 };
 
 use tidings::{Store, StoreError};
+use tidings_operator::Remote;
 use tidings_postgres::{PostgresOptions, PostgresStore};
 use tidings_sqlite::SqliteOptions;
 
@@ -25,12 +26,14 @@ pub(crate) enum Access {
 }
 
 /// A place with databases.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Place {
     /// A SQLite file, or a folder with one per service.
     Sqlite(PathBuf),
     /// A PostgreSQL database with a schema per service.
     Postgres(String),
+    /// The operator endpoint of running services.
+    At(Remote),
 }
 
 impl FromStr for Place {
@@ -92,6 +95,14 @@ impl Place {
                 });
                 located.collect::<Vec<_>>()
             }
+            Self::At(remote) => {
+                let services = remote.services().await?.into_iter();
+                let located = services.map(|service| Located {
+                    service,
+                    place: self.clone(),
+                });
+                located.collect()
+            }
         };
         match located.is_empty() {
             true => Err(Code::Database.of(format!("there is no service's database at `{self}`"))),
@@ -105,6 +116,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
+            Self::At(remote) => f.write_str(remote.url()),
             Self::Postgres(url) => match (url.find("://"), url.rfind('@')) {
                 (Some(start), Some(at)) if start < at => write!(f, "postgres://…{}", &url[at..]),
                 _ => f.write_str(url),
@@ -144,6 +156,7 @@ impl Located {
         let opened = match &self.place {
             Place::Sqlite(path) => open_file(path, access).await,
             Place::Postgres(url) => open_schema(url, &self.service, access).await,
+            Place::At(remote) => Ok(open_remote(remote, &self.service, access)),
         };
         let (store, engine) = opened.map_err(|error| Code::Database.of(error))?;
         Ok(Database {
@@ -179,6 +192,15 @@ async fn open_schema(url: &str, schema: &str, access: Access) -> Opened {
     let version = version.try_get::<_, String>(0).unwrap_or_default();
     drop(client);
     Ok((store.into(), format!("PostgreSQL {version}")))
+}
+
+fn open_remote(remote: &Remote, service: &str, access: Access) -> (Arc<dyn Store>, String) {
+    let access = match access {
+        Access::Look => tidings_operator::Access::Look,
+        Access::Change => tidings_operator::Access::Change,
+    };
+    let store = Arc::new(remote.store(service, access));
+    (store, format!("through {}", remote.url()))
 }
 
 #[cfg(test)]

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use anyhow::bail;
 use clap::Subcommand;
 use tidings::{
-    Transport as _,
+    Transport,
     dead_letters::{Audit, DeadLetters, consumers_in},
 };
-use tidings_amqp::Amqp;
 
 use crate::{
     frame::{Ended, Frame, Usage},
@@ -72,7 +71,7 @@ enum What {
 
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
-        let broker = Arc::new(frame.broker().await?);
+        let broker = frame.broker().await?;
         let ended = match self.what {
             What::Groups(it) => it.run(frame, &broker).await,
             What::List(it) => it.run(frame, &broker).await,
@@ -107,7 +106,7 @@ impl Who {
 /// and that have some.
 async fn letters_of(
     frame: &Frame,
-    broker: &Arc<Amqp>,
+    broker: &Arc<dyn Transport>,
     consumers: &[String],
     recorded: bool,
 ) -> anyhow::Result<Vec<DeadLetters>> {

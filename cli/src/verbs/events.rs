@@ -14,12 +14,14 @@ const EXAMPLES: &str = "\
 Examples:
   tidings events map shop.json billing.json
   tidings events replay --service orders --to loyalty.order-confirmed.v1
-  tidings events replays --service orders";
+  tidings events replays --service orders                    how far replays are
+  tidings events tail --topic order_events";
 
 verbs! { Events:
     map => Map,
     replay => Replay,
     replays => Replays,
+    tail => Tail,
 }
 
 impl Args {

@@ -46,6 +46,8 @@ Examples:
   tidings sagas retry checkout o-1 --why 'the bank is back'
   tidings sagas answer checkout o-1 charge-card --done '{\"chargeId\":\"c-1\"}' --why 'seen at the bank'
   tidings sagas skip checkout o-1 charge-card --why 'refunded by hand'
+  tidings sagas compensate checkout o-1 --why 'the customer has gone'
+  tidings sagas give-up checkout o-1 --why 'settled on the phone'
 
 As JSON:
   list    {sagas: [{service, saga, key, state, changed, due?, reason?, stuckSince?}], more}

@@ -1,6 +1,7 @@
 //! The program `tidings`, run as an operator runs it: on real databases, on a real broker, beside
 //! services that run or do not run.
 
+mod at;
 mod dead_letters;
 mod doctor;
 mod events_map;
@@ -9,5 +10,6 @@ mod replay;
 mod run;
 mod sagas;
 mod surroundings;
+mod tail;
 mod waiting;
 mod world;

@@ -68,6 +68,9 @@ pub(crate) fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Com
         "TIDINGS_BROKER",
         "TIDINGS_DATABASE",
         "TIDINGS_SENSITIVE",
+        "TIDINGS_AT",
+        "TIDINGS_OPERATOR_TOKEN",
+        "TIDINGS_OPERATOR_TOKEN_FILE",
         "RUST_LOG",
     ] {
         command.env_remove(variable);

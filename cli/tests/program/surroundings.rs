@@ -31,24 +31,29 @@ fn wrong_use_ends_with_2_and_says_what_is_right() {
 
 #[test]
 fn each_verb_has_help_with_examples() {
-    let help = tidings(["--help"]);
-    help.ends(0);
-    let verbs = help
-        .out
-        .lines()
-        .skip_while(|line| *line != "Commands:")
-        .skip(1);
-    let verbs = verbs.take_while(|line| !line.is_empty());
-    let verbs: Vec<&str> = verbs
-        .filter_map(|line| line.split_whitespace().next())
-        .collect();
-    assert!(verbs.len() >= 9, "{verbs:?}");
-    for verb in verbs.into_iter().filter(|verb| *verb != "help") {
-        let help = tidings([verb, "--help"]);
-        help.ends(0)
-            .tells("Examples:")
-            .tells(&format!("tidings {verb}"));
+    let mut seen = 0;
+    let mut left = vec![Vec::<String>::new()];
+    while let Some(path) = left.pop() {
+        let args = path.iter().map(String::as_str).chain(["--help"]);
+        let help = tidings(args);
+        help.ends(0).tells("Examples:");
+        let example = format!("  tidings {}", path.join(" "));
+        let after = help.out.split("Examples:").nth(1).unwrap();
+        assert!(after.contains(example.trim_end()), "{path:?}: {help:#?}");
+        let verbs = help
+            .out
+            .lines()
+            .skip_while(|line| *line != "Commands:")
+            .skip(1);
+        let verbs = verbs.take_while(|line| !line.is_empty());
+        for verb in verbs.filter_map(|line| line.split_whitespace().next()) {
+            if verb != "help" {
+                left.push([&path[..], &[verb.to_owned()]].concat());
+            }
+        }
+        seen += 1;
     }
+    assert!(seen >= 40, "{seen} verbs at all depths");
 }
 
 #[test]

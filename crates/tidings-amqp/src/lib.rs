@@ -70,6 +70,11 @@
 //! queue has an exclusive queue `tidings.held.…`; discarded letters are kept in the durable queue
 //! `tidings.discarded`, of at most 10,000 messages.
 //!
+//! # Watching topics
+//!
+//! [`Amqp::tail`] has an exclusive queue `tidings.tail.…` that is deleted with it, bound to topics that are
+//! there.
+//!
 //! # Two connections
 //!
 //! One publishes, one (from the first subscription on) receives: a broker that stops reading from
@@ -91,6 +96,7 @@ mod parts;
 mod publisher;
 mod publishing;
 mod session;
+mod tailing;
 mod topology;
 mod unsettled;
 
@@ -113,7 +119,8 @@ use tokio_util::{
 };
 use tracing::{debug, warn};
 
-pub use looking::QueueDepth;
+pub use tailing::{Tailed, Tailing};
+pub use tidings_core::QueueDepth;
 
 use crate::{
     address::Address,
@@ -309,6 +316,13 @@ impl Transport for Amqp {
 
     fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
         Some(&self.letters)
+    }
+
+    fn queue_depths<'a>(
+        &'a self,
+        queues: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Option<QueueDepth>>, TransportError>> {
+        Box::pin(self.depths(queues))
     }
 }
 

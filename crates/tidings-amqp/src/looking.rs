@@ -2,7 +2,7 @@
 //!
 //! A look is a passive declaration: it makes and changes nothing, and takes no message.
 
-use tidings_core::TransportError;
+use tidings_core::{QueueDepth, TransportError};
 use tidings_wire::{Method, QueueDeclare, QueueDeclareOk, reply};
 
 use crate::{
@@ -10,16 +10,6 @@ use crate::{
     session::{Channel, Quiet},
     topology::{DeclareError, NAME_BYTES_MAX, checked_name},
 };
-
-/// A queue as it is seen at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct QueueDepth {
-    /// Messages that wait in it; not those that somebody has and has not acknowledged.
-    pub ready: u32,
-    /// How many receive from it.
-    pub receivers: u32,
-}
 
 impl Amqp {
     /// How full these queues are, in their order; `None` for one that is not there.
@@ -59,10 +49,7 @@ impl Amqp {
                     consumer_count,
                     ..
                 })) => {
-                    depths.push(Some(QueueDepth {
-                        ready: message_count,
-                        receivers: consumer_count,
-                    }));
+                    depths.push(Some(QueueDepth::new(message_count, consumer_count)));
                     channel = Some(open);
                 }
                 Ok(other) => {

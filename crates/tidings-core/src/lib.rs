@@ -53,8 +53,8 @@ pub use sending::{
 };
 pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError, WorkFuture};
 pub use transport::{
-    Deliveries, Features, Group, PublishError, PublishErrorKind, Queue, SLOT_COUNT, Subscription,
-    Topology, Transport, TransportError, dead_letter_queue, slot_of,
+    Deliveries, Features, Group, PublishError, PublishErrorKind, Queue, QueueDepth, SLOT_COUNT,
+    Subscription, Topology, Transport, TransportError, dead_letter_queue, slot_of,
 };
 
 /// A boxed future, as the ports return it so that they can be used as trait objects.

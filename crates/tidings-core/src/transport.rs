@@ -63,6 +63,39 @@ pub trait Transport: Send + Sync + 'static {
     fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
         None
     }
+
+    /// How full these queues are, in their order; `None` for one that is not there. For operators: a
+    /// look takes no message and changes nothing. Waits while the broker cannot be reached.
+    ///
+    /// # Errors
+    ///
+    /// When the broker refuses the look, or the engine cannot say (the default).
+    fn queue_depths<'a>(
+        &'a self,
+        queues: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Option<QueueDepth>>, TransportError>> {
+        let _ = queues;
+        let engine = self.features().engine;
+        let why = format!("{engine} cannot say how full queues are");
+        Box::pin(std::future::ready(Err(TransportError::fatal(why))))
+    }
+}
+
+/// A queue as it is seen at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueDepth {
+    /// Messages that wait in it; not those that somebody has and has not acknowledged.
+    pub ready: u32,
+    /// How many receive from it.
+    pub receivers: u32,
+}
+
+impl QueueDepth {
+    /// For transports: a queue with so many messages and receivers.
+    pub const fn new(ready: u32, receivers: u32) -> Self {
+        Self { ready, receivers }
+    }
 }
 
 /// A transport may be shared by several services of a process.
@@ -92,6 +125,13 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
         (**self).dead_letter_access()
+    }
+
+    fn queue_depths<'a>(
+        &'a self,
+        queues: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Option<QueueDepth>>, TransportError>> {
+        (**self).queue_depths(queues)
     }
 }
 

@@ -226,6 +226,26 @@ pub(crate) struct Options {
     )]
     pub(crate) api: Vec<Api>,
 
+    /// Where operators reach the services of this process, without their database and their broker:
+    /// `tidings --at http://ADDR doctor`. Off when not given. An address that is not loopback needs a token.
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDR",
+        env = "TIDINGS_OPERATOR_LISTEN"
+    )]
+    pub(crate) operator_listen: Option<SocketAddr>,
+
+    /// The file with the token that operators must have. The token itself may stand in
+    /// `TIDINGS_OPERATOR_TOKEN`; there is no flag for it, which everybody on the machine could read.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TIDINGS_OPERATOR_TOKEN_FILE"
+    )]
+    pub(crate) operator_token_file: Option<PathBuf>,
+
     /// How logs look.
     #[arg(
         long,

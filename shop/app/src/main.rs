@@ -9,6 +9,7 @@ mod broker;
 mod cli;
 mod http;
 mod map;
+mod operator;
 mod probes;
 mod run;
 mod services;

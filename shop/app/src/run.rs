@@ -25,7 +25,7 @@ use tidings::{Topology, Transport};
 use tidings_amqp::Amqp;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +33,7 @@ use crate::{
     announce,
     broker::Messaging,
     cli::Options,
-    http, probes,
+    http, operator, probes,
     services::{self, Name, Opened, Surroundings},
 };
 
@@ -50,6 +50,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let data = Data::open(&options)?;
     let messaging = Messaging::start(&options, &data.path).await?;
+    let operator = operator::bind(&options, &messaging.amqp).await?;
     let site = http::Site::default();
     let http_stop = CancellationToken::new();
     let mut http = tokio::spawn(http::serve(listener, site.clone(), http_stop.clone()));
@@ -65,6 +66,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         announce::listening("amqp", amqp);
     }
 
+    let mut operator = operator.map(|endpoint| {
+        announce::listening("operator", endpoint.address());
+        let endpoint = operator::with_services(endpoint, &opened.services);
+        tokio::spawn(endpoint.serve(http_stop.clone().cancelled_owned()))
+    });
+
     let topologies = options.without.topologies(options.checkout);
     let mut running = Running::start(opened, &messaging, topologies, &stop);
     let ready = || {
@@ -74,6 +81,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let ended = tokio::select! {
         ended = running.run(ready) => ended,
         ended = &mut http => ended.context("the HTTP server failed").flatten(),
+        ended = ended_by_itself(&mut operator) => ended.context("the operator endpoint failed"),
         why = messaging.failed() => Err(anyhow!("the broker stores nothing more: {why}")),
         () = stop.cancelled() => Ok(()),
     };
@@ -84,8 +92,19 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     if !http.is_finished() {
         let _ = http.await;
     }
+    if let Some(operator) = operator.filter(|it| !it.is_finished()) {
+        let _ = operator.await;
+    }
     let closed = messaging.close().await;
     ended.and(stopped).and(closed)
+}
+
+/// Resolves when a task ends that is to run until it is told to stop; never without a task.
+async fn ended_by_itself(task: &mut Option<JoinHandle<()>>) -> anyhow::Result<()> {
+    match task {
+        Some(task) => Ok(task.await?),
+        None => std::future::pending().await,
+    }
 }
 
 /// Cancelled by the first SIGINT or SIGTERM; a second one ends the process at once, which loses

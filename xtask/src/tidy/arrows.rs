@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tidings-amqp", &["tidings-core", "tidings-wire"]),
     ("tidings-claim-check", &["tidings-core"]),
     ("tidings-memory", &["tidings-core"]),
+    ("tidings-operator", &["tidings-core"]),
     ("tidings-postgres", &["tidings-core"]),
     ("tidings-sqlite", &["tidings-core"]),
     (
@@ -89,6 +90,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tidings-amqp",
             "tidings-broker",
             "tidings-core",
+            "tidings-operator",
             "tidings-postgres",
             "tidings-sqlite",
         ],
@@ -100,6 +102,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tidings",
             "tidings-amqp",
             "tidings-broker",
+            "tidings-operator",
             "tidings-postgres",
             "tidings-sqlite",
         ],

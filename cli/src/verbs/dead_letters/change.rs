@@ -4,8 +4,8 @@ use std::{io::Read as _, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use serde::Serialize;
+use tidings::Transport;
 use tidings::dead_letters::{BODY_BYTES_MAX, DeadLetters};
-use tidings_amqp::Amqp;
 
 use super::{Who, select::Select};
 use crate::{
@@ -54,7 +54,7 @@ impl Report for Edited {
 }
 
 impl Edit {
-    pub(super) async fn run(self, frame: &Frame, broker: &Arc<Amqp>) -> anyhow::Result<Ended> {
+    pub(super) async fn run(self, frame: &Frame, broker: &Arc<dyn Transport>) -> anyhow::Result<Ended> {
         let body = self.read_body()?;
         let letters = DeadLetters::new(Arc::clone(broker), &self.consumer);
         let edited = letters.edit(&self.id, body, &self.who.audit()).await?;
@@ -116,7 +116,7 @@ impl Report for Discarded {
 }
 
 impl Discard {
-    pub(super) async fn run(self, frame: &Frame, broker: &Arc<Amqp>) -> anyhow::Result<Ended> {
+    pub(super) async fn run(self, frame: &Frame, broker: &Arc<dyn Transport>) -> anyhow::Result<Ended> {
         let selection = self.select.selection_or_all(self.all)?;
         let mut letters = DeadLetters::new(Arc::clone(broker), &self.consumer);
         let is_ordered = self.consumer.ends_with(".ordered");

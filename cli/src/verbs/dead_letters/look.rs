@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use tidings::Transport;
 use tidings::{
     Attempt,
     dead_letters::{self, Audit, Letter, Recorded},
 };
-use tidings_amqp::Amqp;
 
 use super::{letters_of, select::Select};
 use crate::{
@@ -105,7 +105,7 @@ impl Report for FoundGroups {
 }
 
 impl Groups {
-    pub(super) async fn run(self, frame: &Frame, broker: &Arc<Amqp>) -> anyhow::Result<Ended> {
+    pub(super) async fn run(self, frame: &Frame, broker: &Arc<dyn Transport>) -> anyhow::Result<Ended> {
         let mut found = FoundGroups {
             groups: Vec::new(),
             count: 0,
@@ -204,7 +204,7 @@ impl Report for Letters {
 }
 
 impl List {
-    pub(super) async fn run(self, frame: &Frame, broker: &Arc<Amqp>) -> anyhow::Result<Ended> {
+    pub(super) async fn run(self, frame: &Frame, broker: &Arc<dyn Transport>) -> anyhow::Result<Ended> {
         let mut letters = Vec::new();
         let selection = self.select.selection();
         for of in letters_of(frame, broker, &self.consumer, self.recorded).await? {
@@ -284,7 +284,7 @@ impl Report for Shown {
 }
 
 impl Show {
-    pub(super) async fn run(self, frame: &Frame, broker: &Arc<Amqp>) -> anyhow::Result<Ended> {
+    pub(super) async fn run(self, frame: &Frame, broker: &Arc<dyn Transport>) -> anyhow::Result<Ended> {
         let recorded = self.consumer == tidings::RECORD_QUEUE;
         let consumer = match recorded {
             true => Vec::new(),

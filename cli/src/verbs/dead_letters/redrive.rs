@@ -4,8 +4,8 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use serde::Serialize;
+use tidings::Transport;
 use tidings::dead_letters::{self, DeadLetters, Event, Letter, Outcome};
-use tidings_amqp::Amqp;
 
 use super::select::Select;
 use crate::{
@@ -153,7 +153,7 @@ impl Report for Redriven {
 }
 
 impl Redrive {
-    pub(super) async fn run(self, frame: &Frame, broker: &Arc<Amqp>) -> anyhow::Result<Ended> {
+    pub(super) async fn run(self, frame: &Frame, broker: &Arc<dyn Transport>) -> anyhow::Result<Ended> {
         let selection = self.select.selection_or_all(self.all)?;
         let letters = DeadLetters::new(Arc::clone(broker), &self.consumer);
         let job = self.describe(letters.redrive(selection));

@@ -92,6 +92,7 @@ impl FromStr for From {
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
         let replay = self.replay()?;
+        frame.not_through_an_endpoint("a replay", "--database URL --broker URL")?;
         let database = frame.only(Access::Change).await?;
         let amqp = frame.broker().await?;
         let bar = frame.progress(0, "replaying");
