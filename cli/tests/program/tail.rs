@@ -16,7 +16,10 @@ use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Handle, Options};
 use tokio::runtime::Runtime;
 
-use crate::run::{Ran, command, tidings};
+use crate::{
+    run::{Ran, command, tidings},
+    world::{Stack, World},
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -444,4 +447,73 @@ fn it_goes_on_after_the_broker_was_killed_and_says_so() {
         .tells("o-2");
     broker.kill().unwrap();
     broker.wait().unwrap();
+}
+
+/// Without topics it watches those from which services receive, and no other: its queue would take what is
+/// held.
+async fn watches_what_services_hear(stack: Stack) {
+    let world = World::new(stack).await;
+    let services = world.start().await;
+    let (database, broker) = (world.database.clone(), world.broker());
+    let at = ["--database", &*database, "--broker", &*broker];
+    let tail = Tail::start(&[&["events", "tail", "--json", "--count", "1"], &at[..]].concat());
+    world.place("o-1", "tok_ok").await;
+    let ran = tokio::task::spawn_blocking(|| tail.end()).await.unwrap();
+    let shown = ran.ends(0).json();
+    assert_eq!(shown["message"]["name"], "order-placed.v1");
+    assert_eq!(shown["message"]["body"]["card"], "***");
+    let heard = shown["topic"].as_str().unwrap().to_owned();
+    ran.says("is not watched, because no service receives from it");
+
+    // The saga says how it ended, and nobody listens: it is held, and not to be taken.
+    let held = world
+        .until(&["outbox", "list", "--json"], |it| {
+            it["rows"][0]["state"] == "held"
+        })
+        .await;
+    let topic = held["rows"][0]["destination"]
+        .as_str()
+        .unwrap()
+        .trim_start_matches("topic:");
+    let topic = topic
+        .trim_start_matches("topic `")
+        .trim_end_matches('`')
+        .to_owned();
+    let run = async |args: &[&str]| {
+        let args = [&["events", "tail", "--for", "100ms"], args, &at].concat();
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        tokio::task::spawn_blocking(|| tidings(args)).await.unwrap()
+    };
+    run(&["--topic", &topic])
+        .await
+        .ends(1)
+        .says("are held")
+        .says("TDG-9050");
+    let pattern = format!("{}*", &heard[..heard.len() - 1]);
+    run(&["--topic", &pattern])
+        .await
+        .ends(0)
+        .says(&format!("watching {heard}"));
+    run(&["--topic", "nothing-*"])
+        .await
+        .ends(1)
+        .says("no such topic")
+        .says("TDG-9050");
+    let still = world.tidings(&["outbox", "list", "--json"]).await.json();
+    assert_eq!(still["rows"][0]["state"], "held");
+    services.stop().await;
+    tidings(["events", "tail", "--broker", &broker])
+        .ends(2)
+        .says("--topic NAME");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_topics_it_watches_those_that_services_hear() {
+    watches_what_services_hear(Stack::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: run `cargo xtask test`"]
+async fn on_postgresql_without_topics_it_watches_those_that_services_hear() {
+    watches_what_services_hear(Stack::Postgres).await;
 }

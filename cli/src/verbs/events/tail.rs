@@ -5,12 +5,13 @@
 //! nobody reads; receiving goes on beside it.
 
 mod filter;
+mod topics;
 
 use std::{pin::pin, time::Duration};
 
 use anyhow::{Context as _, bail};
 use serde::Serialize;
-use tidings::{Destination, Envelope, OutboxState, Transport as _};
+use tidings::{Envelope, Transport as _};
 use tidings_amqp::{Amqp, Tailed, Tailing};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -24,14 +25,10 @@ use crate::{
     frame::{BROKER_WAIT_MAX, Ended, Frame, time},
     message::{ShownMessage, json_line},
     out::{Page, Report, one_line},
-    places::Access,
 };
 
 /// How much is printed at once.
 const PRINTED_BYTES: usize = 64 * 1024;
-/// How many held messages of a service are looked at for topics to which nobody listens.
-const HELD_MAX: usize = 1000;
-
 /// Shows events as they are published, and takes them from nobody.
 ///
 /// It watches topics (fanout exchanges on AMQP) through a queue of its own that is deleted when it ends, and
@@ -44,8 +41,9 @@ pub(crate) struct Args {
     #[arg(value_name = "EVENT")]
     event: Vec<String>,
 
-    /// The topic to watch (repeatable)
-    #[arg(long, value_name = "TOPIC", required = true)]
+    /// The topic to watch, `order_events` or `order_*` (repeatable); all from which services receive, as
+    /// their databases know, when not given
+    #[arg(long, value_name = "TOPIC")]
     topic: Vec<String>,
 
     /// Only events with this key (repeatable)
@@ -71,6 +69,7 @@ pub(crate) struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
+  tidings events tail                                  all topics, with TIDINGS_DATABASE set
   tidings events tail --topic order_events
   tidings events tail 'order-*' --topic order_events --key o-17
   tidings events tail --topic order_events --topic payment_events --from payment --json | jq .message.body
@@ -78,8 +77,8 @@ Examples:
 
 Topics must be there: none is made. What is published before it says `watching` is not shown. On a terminal
 that is slower than the events, or after the connection was lost, some are missed, and that is said on stderr.
-While it watches, an event to a topic from which no service receives counts as delivered; with `--database`
-it refuses to watch a topic to which events are held for want of a receiver.
+While it watches, an event to a topic from which no service receives counts as delivered, so that one is only
+watched if it is named; with `--database` never while events to it are held for want of a receiver.
 
 The exit code is 0, also after Ctrl-C; with `--count`, 1 if fewer came in the time that `--for` gives.
 
@@ -89,17 +88,15 @@ As JSON, one document a line:
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
         let filter = Filter::new(&self.event, &self.key, &self.from, self.text.as_deref());
-        if frame.has_database() {
-            refuse_held_topics(frame, &self.topic).await?;
-        }
+        let topics = topics::chosen(frame, &self.topic).await?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
         let amqp = frame.amqp("watching events").await?;
-        let tailing = match timeout(BROKER_WAIT_MAX, amqp.tail(&self.topic)).await {
+        let tailing = match timeout(BROKER_WAIT_MAX, amqp.tail(&topics)).await {
             Ok(tailing) => tailing.map_err(|error| Code::Tail.of(error))?,
             Err(_) => bail!(Code::Broker.of("the broker does not answer any more")),
         };
-        frame.out.note(&format!("watching {}", self.topic.join(", ")));
+        frame.out.note(&format!("watching {}", topics.join(", ")));
         let until = self.length.map(|length| Instant::now() + length);
         let mut ended = pin!(async {
             tokio::select! {
@@ -137,29 +134,6 @@ async fn sleep_until(until: Option<Instant>) {
         Some(until) => sleep(until.saturating_duration_since(Instant::now())).await,
         None => std::future::pending().await,
     }
-}
-
-/// Watching a topic makes a receiver for it: what services hold because there is none would be sent, to
-/// this program alone.
-async fn refuse_held_topics(frame: &Frame, topics: &[String]) -> anyhow::Result<()> {
-    let all = frame.each(Access::Look, async |database| {
-        let outbox = database.store.outbox();
-        let held = outbox.list(OutboxState::Held, None, HELD_MAX).await?;
-        let is_watched = |destination: &Destination| {
-            matches!(destination, Destination::Topic(_))
-                && topics.iter().any(|topic| topic == destination.name())
-        };
-        match held.iter().find(|row| is_watched(&row.destination)) {
-            None => Ok(()),
-            Some(row) => Err(Code::Tail.of(format!(
-                "events to `{}` are held, which watching would release to nobody ({}); look at them with \
-                 `tidings outbox list`",
-                row.destination.name(),
-                one_line(&row.reason)
-            ))),
-        }
-    });
-    all.await.map(drop)
 }
 
 struct Tail<'a> {
