@@ -3,7 +3,9 @@
 use std::{env, fmt::Write as _, fs, path::Path};
 
 fn main() -> std::io::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors");
+    // As this is run, not as it was compiled: a folder of build output may be shared by several clones.
+    let here = env::var_os("CARGO_MANIFEST_DIR").ok_or_else(|| missing("CARGO_MANIFEST_DIR"))?;
+    let folder = Path::new(&here).join("../docs/errors");
     println!("cargo::rerun-if-changed={}", folder.display());
     let mut names = Vec::new();
     for page in fs::read_dir(&folder)? {
@@ -19,10 +21,14 @@ fn main() -> std::io::Result<()> {
     for code in names {
         let page = folder.join(format!("{code}.md"));
         println!("cargo::rerun-if-changed={}", page.display());
-        let path = fs::canonicalize(page)?;
-        writeln!(pages, "({code:?}, include_str!({path:?})),").map_err(std::io::Error::other)?;
+        let text = fs::read_to_string(page)?;
+        writeln!(pages, "({code:?}, {text:?}),").map_err(std::io::Error::other)?;
     }
     pages.push(']');
-    let out = env::var_os("OUT_DIR").ok_or_else(|| std::io::Error::other("no `OUT_DIR`"))?;
+    let out = env::var_os("OUT_DIR").ok_or_else(|| missing("OUT_DIR"))?;
     fs::write(Path::new(&out).join("pages.rs"), pages)
+}
+
+fn missing(variable: &str) -> std::io::Error {
+    std::io::Error::other(format!("cargo sets no `{variable}`"))
 }

@@ -27,6 +27,14 @@ pub(crate) enum Code {
     NobodyOperates,
     /// Nobody receives from the queue of a consumer.
     NobodyReceives,
+    /// Something that services need is not on the broker.
+    MissingOnBroker,
+    /// Messages are in the queue of a handler that is gone.
+    HandlerGone,
+    /// Something on the broker is not as services need it.
+    DiffersOnBroker,
+    /// Something of a handler that is gone is not removed.
+    NotPruned,
     /// A file is not an event map.
     EventMapFile,
     /// Something may be wrong with the event map.
@@ -50,6 +58,10 @@ impl Code {
             Code::Deferred => "TDG-9009",
             Code::NobodyOperates => "TDG-9010",
             Code::NobodyReceives => "TDG-9011",
+            Code::MissingOnBroker => "TDG-9030",
+            Code::HandlerGone => "TDG-9031",
+            Code::DiffersOnBroker => "TDG-9032",
+            Code::NotPruned => "TDG-9033",
             Code::EventMapFile => "TDG-9040",
             Code::EventMapFinding => "TDG-9041",
             Code::Tail => "TDG-9050",

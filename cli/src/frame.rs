@@ -396,7 +396,7 @@ impl Frame {
     /// When the broker does not answer, or refuses the look.
     pub(crate) async fn depths(
         &self,
-        broker: &Arc<dyn Transport>,
+        broker: &impl Transport,
         queues: &[impl AsRef<str>],
     ) -> anyhow::Result<Vec<Option<QueueDepth>>> {
         let queues: Vec<String> = queues.iter().map(|it| it.as_ref().to_owned()).collect();

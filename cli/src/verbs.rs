@@ -39,4 +39,5 @@ verbs! { Verb:
     outbox => Outbox,
     sagas => Sagas,
     schedules => Schedules,
+    topology => Topology,
 }

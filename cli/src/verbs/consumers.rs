@@ -4,7 +4,11 @@ use anyhow::bail;
 use clap::Subcommand;
 use jiff::Timestamp;
 use serde::Serialize;
-use tidings::{Paused, pause, paused, resume};
+use tidings::{
+    Group, Paused,
+    handlers::{self, OrderedGroup},
+    pause, paused, resume,
+};
 use tidings_amqp::QueueDepth;
 
 use super::deferred::{CONSUMERS_MAX, counts};
@@ -32,12 +36,13 @@ Examples:
   tidings consumers pause --service payment payment.order-placed.v1 --why 'see ticket 12'
   tidings consumers resume --service payment payment
 
-A handler is listed once it has handled, deferred or given up a message, or is paused. With `--broker`
-the list says what waits in each handler's queue and how many instances receive from it; a handler that
-keeps order has other queues, and shows none.
+A handler is listed from the first start of its service on, also if it has had no message; one of a service
+without a store is not known. With `--broker` the list says what waits in each handler's queue and how many
+instances receive from it (of a handler that keeps order: in the queues of its group), and which queues are
+missing.
 
 As JSON:
-  list           {consumers: [{service, consumer, paused?: {since, reason, name}, waiting, dead, backlog?, receivers?}]}
+  list           {consumers: [{service, consumer, paused?: {since, reason, name}, waiting, dead, ordered?, goneSince?, queueMissing?, backlog?, receivers?}]}
   pause, resume  {service, consumer, paused}";
 
 #[derive(Debug, Subcommand)]
@@ -77,6 +82,7 @@ struct Consumers {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Consumer {
     service: String,
     consumer: String,
@@ -84,6 +90,18 @@ struct Consumer {
     paused: Option<Pause>,
     waiting: u64,
     dead: u64,
+    /// The ordered group that it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ordered: Option<String>,
+    /// Since when its service does not have it any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gone_since: Option<Timestamp>,
+    /// Where it receives.
+    #[serde(skip)]
+    queues: Vec<String>,
+    /// Whether a queue that it receives from is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_missing: Option<bool>,
     /// What waits in its queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     backlog: Option<u32>,
@@ -103,7 +121,7 @@ struct Pause {
 impl Report for Consumers {
     fn tell(&self, page: &mut Page) {
         if self.consumers.is_empty() {
-            return page.line("no handler has had a message yet, and nothing is paused");
+            return page.line("no handler is known, and nothing is paused");
         }
         let row = |it: &Consumer| -> Vec<Cell> {
             let number = |number: Option<u32>| number.map_or("-".to_owned(), |it| it.to_string());
@@ -121,6 +139,11 @@ impl Report for Consumers {
                 });
             }
             row.push(match &it.paused {
+                _ if it.gone_since.is_some() => {
+                    let since = it.gone_since.map(from_now).unwrap_or_default();
+                    Cell::warning(format!("gone {since}"))
+                }
+                _ if it.queue_missing == Some(true) => Cell::bad("queue missing"),
                 Some(Pause { since, reason, .. }) => {
                     let reason = one_line(reason);
                     Cell::warning(format!("paused {}: {reason}", from_now(*since)))
@@ -149,12 +172,25 @@ async fn list(frame: &Frame) -> anyhow::Result<Ended> {
                 names.push(consumer.as_str().into());
             }
         }
+        let written = handlers::list(store).await.map_err(toolkit)?;
+        let written = written.iter();
+        for handler in written.clone() {
+            if !names.iter().any(|name| **name == *handler.consumer) {
+                names.push(handler.consumer.as_str().into());
+            }
+        }
         names.sort();
         for name in names {
             let (waiting, dead) = counts(store, &name).await?;
+            let handler = written.clone().find(|it| *it.consumer == *name);
+            let ordered = handler.and_then(|it| it.ordered.as_ref());
             consumers.push(Consumer {
                 service: database.service.clone(),
                 paused: pause_of(&pauses, &name),
+                ordered: ordered.map(|it| it.group.clone()),
+                gone_since: handler.and_then(|it| it.gone_since),
+                queues: receives_from(&name, ordered),
+                queue_missing: None,
                 consumer: name.into(),
                 waiting,
                 dead,
@@ -167,11 +203,17 @@ async fn list(frame: &Frame) -> anyhow::Result<Ended> {
     all.await?;
     let has_broker = frame.has_broker();
     if has_broker {
-        let queues: Vec<&str> = consumers.iter().map(|it| &*it.consumer).collect();
+        let queues = consumers.iter().flat_map(|it| &it.queues);
+        let queues: Vec<&str> = queues.map(|it| &**it).collect();
         let depths = frame.depths(&frame.broker().await?, &queues).await?;
-        for (consumer, depth) in consumers.iter_mut().zip(depths) {
-            consumer.backlog = depth.map(|QueueDepth { ready, .. }| ready);
-            consumer.receivers = depth.map(|QueueDepth { receivers, .. }| receivers);
+        let mut depths = depths.into_iter();
+        for consumer in &mut consumers {
+            let own: Vec<Option<QueueDepth>> = depths.by_ref().take(consumer.queues.len()).collect();
+            let there = own.iter().flatten();
+            let is_there = there.clone().next().is_some();
+            consumer.backlog = is_there.then(|| there.clone().map(|it| it.ready).sum());
+            consumer.receivers = is_there.then(|| there.map(|it| it.receivers).sum());
+            consumer.queue_missing = Some(own.iter().any(Option::is_none));
         }
     }
     frame.out.show(&Consumers {
@@ -179,6 +221,16 @@ async fn list(frame: &Frame) -> anyhow::Result<Ended> {
         has_broker,
     })?;
     Ok(Ended::Done)
+}
+
+/// The queues that a handler receives from: its own, or those of its ordered group.
+pub(crate) fn receives_from(consumer: &str, ordered: Option<&OrderedGroup>) -> Vec<String> {
+    let Some(ordered) = ordered else {
+        return vec![consumer.to_owned()];
+    };
+    let group = Group::new(ordered.group.clone(), ordered.partitions);
+    let partitions = (0..ordered.partitions.get()).map(|it| group.partition(it));
+    partitions.chain([group.any()]).collect()
 }
 
 /// The pause that holds a handler up: its own, or that of its consumer.
@@ -214,14 +266,16 @@ impl Report for Changed {
 async fn pause_one(frame: &Frame, name: String, why: &str) -> anyhow::Result<Ended> {
     let database = frame.only(Access::Change).await?;
     pause(&*database.store, &name, why).await.map_err(toolkit)?;
-    let known = database.store.deferred().consumers(CONSUMERS_MAX).await?;
+    let mut known = database.store.deferred().consumers(CONSUMERS_MAX).await?;
+    let written = handlers::list(&*database.store).await.map_err(toolkit)?;
+    known.extend(written.into_iter().map(|it| it.consumer.into()));
     let is_of = |handler: &str| {
         let rest = handler.strip_prefix(&*name);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
     if !known.iter().any(|handler| is_of(handler)) {
         frame.out.note(&format!(
-            "no handler of `{name}` has had a message in this database yet: is that its name? the pause \
+            "no handler of `{name}` is known in this database yet: is that its name? the pause \
              holds for one that comes"
         ));
     }

@@ -11,11 +11,12 @@ use anyhow::bail;
 use clap::Subcommand;
 use tidings::{
     Transport,
-    dead_letters::{Audit, DeadLetters, consumers_in},
+    dead_letters::{Audit, DeadLetters, consumers_in, consumers_of},
+    handlers::{self, HandlerRecord},
 };
 
 use crate::{
-    frame::{Ended, Frame, Usage},
+    frame::{Ended, Frame, Usage, toolkit},
     places::Access,
     verbs::deferred::CONSUMERS_MAX,
 };
@@ -102,6 +103,13 @@ impl Who {
     }
 }
 
+/// What the letters of a handler are beside: where it receives, and where it received before.
+fn beside(handler: &HandlerRecord) -> Vec<String> {
+    let before = handlers::abandoned(handler).into_iter();
+    let before = before.flat_map(|(topology, _)| consumers_of(&topology));
+    std::iter::once(handler.dead_letters_beside().to_owned()).chain(before).collect()
+}
+
 /// The letters that are meant: of these consumers, of the record, or of all that the databases know
 /// and that have some.
 async fn letters_of(
@@ -134,6 +142,10 @@ async fn letters_of(
         let handlers = database.store.deferred().consumers(CONSUMERS_MAX).await?;
         known.extend(handlers.into_iter().map(String::from));
         known.push(format!("{}.ordered", database.service));
+        // Those of which no message could be read, or that are gone, have no rows.
+        for handler in handlers::list(&*database.store).await.map_err(toolkit)? {
+            known.extend(beside(&handler));
+        }
         Ok(())
     });
     all.await?;

@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tidings::{dead_letter_queue, ordered_groups, paused};
+use tidings::{
+    dead_letter_queue,
+    handlers::{self, HandlerRecord, OrderedGroup},
+    ordered_groups, paused,
+};
+use tidings_amqp::QueueDepth;
 
 use super::{
-    consumers::PAUSES_MAX,
+    consumers::{PAUSES_MAX, receives_from},
     deferred::{CONSUMERS_MAX, COUNT_MAX},
     sagas,
 };
@@ -31,8 +36,8 @@ const WAITING_MANY: u64 = COUNT_MAX / 2;
 /// Looks for what is wrong with services, and says what to do about it.
 ///
 /// It reaches each database and, with `--broker`, the broker; looks for messages that are not sent, held or
-/// set aside, for stuck sagas, paused consumers, many waiting messages, dead letters, and consumers that
-/// nobody runs. It changes nothing. The exit code is 1 if something is wrong.
+/// set aside, for stuck sagas, paused consumers, many waiting messages, dead letters, queues that are missing,
+/// consumers that nobody runs, and messages for handlers that are gone. It changes nothing. The exit code is 1 if something is wrong.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -155,14 +160,72 @@ struct Looked {
     findings: Vec<Finding>,
     /// The queues of each service, by the names of its handlers and ordered groups.
     queues: Vec<Queue>,
+    /// What is paused, with its service.
+    paused: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
 struct Queue {
     service: String,
     name: String,
-    /// It holds messages itself; an ordered group has only dead letters under its own name.
-    receives: bool,
+    /// What it is.
+    role: Role,
+}
+
+/// What a name stands for on the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// A queue that a service has written down: it should be there.
+    Declared,
+    /// A queue of a handler that has had messages, of a service that has written down nothing.
+    Seen,
+    /// An ordered group: only its dead letters are under its name.
+    Group,
+    /// A queue of a handler that is gone.
+    Gone,
+}
+
+impl Queue {
+    /// What is wrong with it, when it is so full.
+    fn at(&self, own: Option<QueueDepth>, is_paused: bool) -> Option<Finding> {
+        let Self {
+            service,
+            name,
+            role,
+        } = self;
+        let found = |code, what, todo| Some(Finding::new(code, service, what, todo));
+        match (role, own) {
+            (Role::Declared, None) => found(
+                Code::MissingOnBroker,
+                format!("the queue `{name}` is not there: what is sent to it waits at its senders, or never comes"),
+                format!("start `{service}`, which makes it, or run `tidings topology apply`"),
+            ),
+            (Role::Declared | Role::Seen, Some(own)) if own.receivers == 0 && !is_paused => found(
+                Code::NobodyReceives,
+                format!("nobody receives from `{name}`, where {} messages wait", own.ready),
+                format!("start `{service}`; its messages are kept"),
+            ),
+            // Somebody receives: an instance of another version.
+            (Role::Gone, Some(own)) if own.receivers == 0 && own.ready > 0 => found(
+                Code::HandlerGone,
+                format!("{} messages are in `{name}`, which no handler of `{service}` receives from any more", own.ready),
+                "`tidings topology prune` says what to do about it; until then it may go on to fill".to_owned(),
+            ),
+            _ => None,
+        }
+    }
+
+    /// The same of its dead letters.
+    fn dead(&self, dead: Option<QueueDepth>) -> Option<Finding> {
+        let dead = dead.filter(|dead| dead.ready > 0)?;
+        let dead_letters = dead_letter_queue(&self.name);
+        Some(Finding::new(
+            Code::DeadLetters,
+            &self.service,
+            format!("{} dead letters are in `{dead_letters}`", dead.ready),
+            "`tidings dead-letters groups` shows their reasons; mend the cause, then `tidings dead-letters redrive`".to_owned(),
+        ))
+    }
 }
 
 impl Looked {
@@ -215,6 +278,7 @@ impl Looked {
             let todo = format!("when the reason is gone: `tidings consumers resume {name} --service {service}`");
             self.findings
                 .push(Finding::new(Code::Paused, service, what, todo));
+            self.paused.push((service.to_owned(), pause.consumer));
         }
         for consumer in store.deferred().consumers(CONSUMERS_MAX).await? {
             let waiting = store.deferred().waiting(&consumer, COUNT_MAX).await?;
@@ -227,10 +291,13 @@ impl Looked {
                 self.findings
                     .push(Finding::new(Code::Deferred, service, what, todo));
             }
-            self.queue(service, consumer.into(), true);
+            self.queue(service, consumer.into(), Role::Seen);
         }
         for group in ordered_groups(store, GROUPS_MAX).await? {
-            self.queue(service, group.into(), false);
+            self.queue(service, group.into(), Role::Group);
+        }
+        for handler in handlers::list(store).await.map_err(toolkit)? {
+            self.handler(service, &handler);
         }
         self.checked.push(Checked {
             kind: "database",
@@ -304,12 +371,55 @@ impl Looked {
         Ok(())
     }
 
-    fn queue(&mut self, service: &str, name: String, receives: bool) {
-        self.queues.push(Queue {
-            service: service.to_owned(),
-            name,
-            receives,
-        });
+    /// A pause is a finding of its own, and explains that nobody receives.
+    fn is_paused(&self, queue: &Queue) -> bool {
+        self.paused.iter().any(|(service, consumer)| {
+            let rest = queue.name.strip_prefix(&**consumer);
+            *service == queue.service
+                && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    }
+
+    /// The places of a handler that its service has written down.
+    fn handler(&mut self, service: &str, handler: &HandlerRecord) {
+        let role = match handler.is_gone() {
+            true => Role::Gone,
+            false => Role::Declared,
+        };
+        self.place(service, &handler.consumer, handler.ordered.as_ref(), role);
+        for left in &handler.left {
+            self.place(service, &handler.consumer, left.ordered.as_ref(), Role::Gone);
+        }
+    }
+
+    fn place(&mut self, service: &str, consumer: &str, ordered: Option<&OrderedGroup>, role: Role) {
+        for queue in receives_from(consumer, ordered) {
+            self.queue(service, queue, role);
+        }
+        if let Some(ordered) = ordered {
+            self.queue(service, ordered.group.clone(), Role::Group);
+        }
+    }
+
+    /// What is written down says more than that there were messages, and a handler that is there more than
+    /// one of the same queue that is gone.
+    fn queue(&mut self, service: &str, name: String, role: Role) {
+        let known = self.queues.iter_mut();
+        let mut known = known.filter(|it| it.service == service && it.name == name);
+        match known.next() {
+            Some(known) => {
+                known.role = match (known.role, role) {
+                    (Role::Declared, _) | (_, Role::Declared) => Role::Declared,
+                    (Role::Seen, role) => role,
+                    (role, _) => role,
+                }
+            }
+            None => self.queues.push(Queue {
+                service: service.to_owned(),
+                name,
+                role,
+            }),
+        }
     }
 
     async fn at_broker(&mut self, frame: &Frame) -> anyhow::Result<()> {
@@ -332,33 +442,13 @@ impl Looked {
             .collect();
         let depths = frame.depths(&broker, &names).await?;
         for (queue, depths) in self.queues.iter().zip(depths.chunks(2)) {
-            let Queue {
-                service,
-                name,
-                receives,
-            } = queue;
-            if let Some(Some(own)) = depths.first()
-                && *receives
-                && own.receivers == 0
-            {
-                self.findings.push(Finding::new(
-                    Code::NobodyReceives,
-                    service,
-                    format!("nobody receives from `{name}`, where {} messages wait", own.ready),
-                    format!("start `{service}`; its messages are kept"),
-                ));
-            }
-            if let Some(Some(dead)) = depths.get(1)
-                && dead.ready > 0
-            {
-                let dead_letters = dead_letter_queue(name);
-                self.findings.push(Finding::new(
-                    Code::DeadLetters,
-                    service,
-                    format!("{} dead letters are in `{dead_letters}`", dead.ready),
-                    "`tidings dead-letters groups` shows their reasons; mend the cause, then `tidings dead-letters redrive`".to_owned(),
-                ));
-            }
+            let (own, dead) = (depths.first(), depths.get(1));
+            let is_paused = self.is_paused(queue);
+            let found = [
+                queue.at(own.copied().flatten(), is_paused),
+                queue.dead(dead.copied().flatten()),
+            ];
+            self.findings.extend(found.into_iter().flatten());
         }
         self.checked.push(Checked {
             kind: "broker",

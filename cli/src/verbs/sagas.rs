@@ -1,5 +1,6 @@
 //! `tidings sagas`: what sagas do, why one is stuck, and setting it going again.
 
+mod check;
 mod journal;
 mod operate;
 
@@ -48,10 +49,17 @@ Examples:
   tidings sagas skip checkout o-1 charge-card --why 'refunded by hand'
   tidings sagas compensate checkout o-1 --why 'the customer has gone'
   tidings sagas give-up checkout o-1 --why 'settled on the phone'
+  tidings sagas check                                       after a deployment: exit code 1 if a journal does not fit
+
+`check` is a record in the service's database, too: an instance that runs replays the journals of all running sagas
+with its functions, writes what it found into the record, and sends and changes nothing. A service does the same at
+its start; `check` finds what came after that, and what a forced start has passed over (TDG-3001).
 
 As JSON:
   list    {sagas: [{service, saga, key, state, changed, due?, reason?, stuckSince?}], more}
   show    {service, saga, key, journal}   the journal as it is stored, without sensitive values
+  check   {good, sagas: [{service, saga, by?, checked, whole, mismatchCount, mismatches: [{key, why}],
+           foreignCount, foreign: [{key, why}]}]}   foreign: there is no function of its version
   others  {service, saga, key, action, carriedOut, state, reason?}";
 
 #[derive(Debug, Subcommand)]
@@ -95,6 +103,8 @@ enum Verb {
         #[command(flatten)]
         reason: operate::Reason,
     },
+    /// Has services replay the journals of running sagas dry: do their functions still go that way?
+    Check(check::Check),
 }
 
 #[derive(Debug, clap::Args)]
@@ -180,6 +190,7 @@ impl Args {
             Verb::GiveUp { which, reason } => {
                 operate::run(frame, &which, reason, Action::GiveUp).await
             }
+            Verb::Check(check) => check.run(frame).await,
         }
     }
 }

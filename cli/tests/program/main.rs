@@ -11,5 +11,6 @@ mod run;
 mod sagas;
 mod surroundings;
 mod tail;
+mod topology;
 mod waiting;
 mod world;

@@ -244,3 +244,66 @@ async fn wrong_use_of_sagas_is_told() {
         .ends(0)
         .tells("there is none");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_journals_are_checked_by_the_service_on_sqlite() {
+    open_journals_are_checked_by_the_service(Stack::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL"]
+async fn open_journals_are_checked_by_the_service_on_postgresql() {
+    open_journals_are_checked_by_the_service(Stack::Postgres).await;
+}
+
+async fn open_journals_are_checked_by_the_service(stack: Stack) {
+    let world = World::new(stack).await;
+    let check = ["sagas", "check", "--json"];
+    // Nothing is open: nobody has to run.
+    let empty = world.tidings(&check).await.ends(0).json();
+    assert_eq!(empty["good"], true);
+    let running = world.start().await;
+    world.place("o-1", "later").await;
+    let open = ["sagas", "list", "--state", "running", "--json"];
+    world
+        .until(&open, |json| json["sagas"][0]["key"] == "o-1")
+        .await;
+    let good = world.tidings(&check).await.ends(0).json();
+    let of_checkout = &good["sagas"][0];
+    assert_eq!(
+        (
+            &of_checkout["checked"],
+            &of_checkout["mismatchCount"],
+            &of_checkout["whole"]
+        ),
+        (&1.into(), &0.into(), &true.into()),
+        "{good:#}"
+    );
+    assert!(
+        of_checkout["by"].as_str().unwrap().starts_with("checkout/"),
+        "{good:#}"
+    );
+    running.stop().await;
+
+    let nobody = ["sagas", "check", "--wait", "300ms"];
+    let nobody = world.tidings(&nobody).await;
+    nobody.ends(1).says("TDG-9010").says("has not checked");
+    let running = world.start_changed().await;
+    let bad = world.tidings(&check).await.ends(1).json();
+    assert_eq!(bad["sagas"][0]["mismatches"][0]["key"], "o-1", "{bad:#}");
+    let told = world.tidings(&["sagas", "check", "checkout"]).await;
+    told.ends(1)
+        .tells("TDG-3001 checkout: checkout/o-1 goes another way");
+    let unknown = world.tidings(&["sagas", "check", "refunds"]).await;
+    unknown.ends(1).says("there are no sagas `refunds`");
+    // Checks leave nothing behind, and change nothing.
+    world
+        .until(&open, |json| json["sagas"][0]["key"] == "o-1")
+        .await;
+    let kinds = world.checkout.records().kinds(100).await.unwrap();
+    assert!(
+        !kinds.iter().any(|kind| kind.starts_with("saga-check:")),
+        "{kinds:?}"
+    );
+    running.stop().await;
+}

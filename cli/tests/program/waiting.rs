@@ -287,6 +287,7 @@ async fn consumers(world: &World) {
         "backlog",
         "consumer",
         "dead",
+        "queueMissing",
         "receivers",
         "service",
         "waiting",

@@ -75,6 +75,19 @@ async fn checkout(order: OrderPlaced, saga: Saga) -> Result<OrderConfirmed, Orde
     Ok(OrderConfirmed { order_id })
 }
 
+async fn refund_first(order: OrderPlaced, saga: Saga) -> Result<OrderConfirmed, OrderCancelled> {
+    let OrderPlaced { order_id, card } = order;
+    let refund = RefundCard { charge: card };
+    let refunded = saga.step("refund-first", refund).no_undo().await;
+    match refunded {
+        Ok(()) => Ok(OrderConfirmed { order_id }),
+        Err(error) => Err(OrderCancelled {
+            order_id,
+            reason: error.to_string(),
+        }),
+    }
+}
+
 async fn charge(command: ChargeCard) -> Result<StepReply<String>> {
     match &*command.card {
         "broken" => Err(Permanent::new("the bank cannot be understood").into()),
@@ -155,11 +168,22 @@ impl World {
 
     /// Starts both services.
     pub(crate) async fn start(&self) -> Running {
-        let retry = Retry::exponential(Duration::from_secs(3600)).attempts(5);
         let sagas = Sagas::new("checkout", |order: &OrderPlaced| order.order_id.clone());
+        self.start_with(sagas.version(1, checkout)).await
+    }
+
+    /// Starts both services, with a function that was changed in place.
+    pub(crate) async fn start_changed(&self) -> Running {
+        let sagas = Sagas::new("checkout", |order: &OrderPlaced| order.order_id.clone());
+        let sagas = sagas.version(1, refund_first).force_start(true);
+        self.start_with(sagas).await
+    }
+
+    async fn start_with(&self, sagas: Sagas<OrderPlaced>) -> Running {
+        let retry = Retry::exponential(Duration::from_secs(3600)).attempts(5);
         let routers = vec![
             Router::new("checkout")
-                .saga(sagas.version(1, checkout))
+                .saga(sagas)
                 .transactional(Arc::clone(&self.checkout)),
             Router::new("payment")
                 .on(charge)

@@ -18,6 +18,8 @@ pub(crate) struct Address {
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) heartbeat: Duration,
     pub(crate) connect_timeout: Duration,
+    /// Topics and queues are declared; otherwise it is only looked whether they are there.
+    pub(crate) declares: bool,
 }
 
 /// What `amqps` was told beyond the system's certificates.
@@ -61,6 +63,7 @@ impl Address {
             tls,
             heartbeat: HEARTBEAT,
             connect_timeout: CONNECT_TIMEOUT,
+            declares: true,
         };
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
@@ -83,6 +86,11 @@ impl Address {
             ("connection_timeout", _) => {
                 self.connect_timeout = Duration::from_millis(number()?.max(1).into());
             }
+            ("declare", _) => {
+                self.declares = value
+                    .parse()
+                    .map_err(|_| malformed("the option `declare` is `true` or `false`"))?;
+            }
             ("cacertfile", Some(tls)) => tls.authorities = Some(value.into()),
             ("certfile", Some(tls)) => tls.certificate = Some(value.into()),
             ("keyfile", Some(tls)) => tls.key = Some(value.into()),
@@ -93,7 +101,7 @@ impl Address {
             _ => {
                 return Err(malformed(&format!(
                     "there is no option `{name}`; there are `heartbeat` (seconds), \
-                     `connection_timeout` (milliseconds), and with `amqps://` also `cacertfile`, \
+                     `connection_timeout` (milliseconds), `declare` (`false`), and with `amqps://` also `cacertfile`, \
                      `certfile`, `keyfile` and `server_name_indication`"
                 )));
             }
@@ -199,6 +207,12 @@ mod tests {
             "amqp://[::1]:99/v?heartbeat=5",
             ("::1", 99, "v", "guest", "guest"),
         );
+        assert!(Address::parse("amqp://h").expect("fine").declares);
+        assert!(
+            !Address::parse("amqp://h?declare=false")
+                .expect("fine")
+                .declares
+        );
         let tls = Address::parse("amqps://h?cacertfile=%2Fca.pem")
             .expect("fine")
             .tls;
@@ -218,6 +232,7 @@ mod tests {
             "amqp://u:secret@h/%ff",
             "amqp://u:secret@h?unknown=1",
             "amqp://u:secret@h?heartbeat=soon",
+            "amqp://u:secret@h?declare=no",
             "amqp://u:secret@h?cacertfile=x",
         ] {
             let error = Address::parse(url).expect_err(url);

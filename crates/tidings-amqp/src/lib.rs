@@ -18,7 +18,9 @@
 //! `amqp://user:password@host:port/vhost?option=value&...`, or `amqps://` for TLS; what is special
 //! is percent-encoded. Left out, user and password are `guest`, the port is 5672 (5671), the
 //! vhost is `/`. Options: `heartbeat` (seconds, default 15, 0 for none), `connection_timeout`
-//! (milliseconds, default 10 000), and for TLS `cacertfile`, `certfile`, `keyfile`,
+//! (milliseconds, default 10 000), `declare` (default `true`; with `false` exchanges and
+//! queues are not declared, only looked for, and nothing is bound: for users without the permission to configure,
+//! for whom `tidings topology apply` makes them), and for TLS `cacertfile`, `certfile`, `keyfile`,
 //! `server_name_indication`. The system's authorities are trusted unless `cacertfile` is given.
 //!
 //! # What it makes on the broker
@@ -92,6 +94,7 @@ mod letters;
 mod link;
 mod looking;
 mod message;
+mod operating;
 mod parts;
 mod publisher;
 mod publishing;
@@ -119,6 +122,7 @@ use tokio_util::{
 };
 use tracing::{debug, warn};
 
+pub use operating::{Deleted, Piece, PieceKind, PieceMade, PieceState};
 pub use tailing::{Tailed, Tailing};
 pub use tidings_core::QueueDepth;
 

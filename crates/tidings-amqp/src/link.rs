@@ -181,7 +181,7 @@ impl<R: Role> Supervisor<R> {
             let failure = match dial(address, &format!("{name} ({})", R::PURPOSE)).await {
                 Ok(dialled) => {
                     info!(broker = address.place(), "connected for {}", R::PURPOSE);
-                    return Session::start(dialled, tasks, stop);
+                    return Session::start(dialled, address.declares, tasks, stop);
                 }
                 Err(failure) => failure,
             };

@@ -118,6 +118,8 @@ pub(crate) struct Session {
     out_taken: Notify,
     channels: Mutex<Channels>,
     pub(crate) frame_bytes_max: u32,
+    /// Topics and queues are declared over it; otherwise it is only looked whether they are there.
+    pub(crate) declares: bool,
     /// The broker takes no messages for now.
     blocked: AtomicBool,
     ended: CancellationToken,
@@ -183,6 +185,7 @@ impl Session {
     /// Starts the two tasks, in `tasks`; they end with the connection or with `stop`.
     pub(crate) fn start(
         dialled: Dialled,
+        declares: bool,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Arc<Self> {
@@ -196,6 +199,7 @@ impl Session {
                 open: true,
             }),
             frame_bytes_max: dialled.frame_bytes_max,
+            declares,
             blocked: AtomicBool::new(false),
             ended: stop.child_token(),
             end: OnceLock::new(),

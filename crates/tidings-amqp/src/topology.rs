@@ -223,35 +223,60 @@ impl Declared {
         self.topics.iter().cloned().chain(delays).chain(commands)
     }
 
-    /// Declares everything, in a pipeline on a channel of its own.
+    /// Declares everything, in a pipeline on a channel of its own. If the URL says that nothing is declared, it
+    /// only looks whether exchanges and queues are there (bindings cannot be seen); queues that belong to this
+    /// connection's user alone are made nevertheless.
     pub(crate) async fn declare(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
         // Before anything is asked: a name that cannot be is nobody else's trouble.
         let topics = self.topics.iter().map(|topic| exchange(topic));
         let topics = topics.collect::<Result<Vec<_>, _>>()?;
-        let queues = self.queues.iter();
-        let queues = queues.map(|(name, topics)| queue_with_dead_letters(name, topics));
-        let queues = queues.collect::<Result<Vec<_>, _>>()?;
-        let groups = self.groups.iter();
-        let groups = groups.map(|((name, partitions), it)| groups::parts(name, *partitions, it));
-        let groups = groups.collect::<Result<Vec<_>, _>>()?;
+        let parts = self.parts_beside_topics()?;
         let left = self.left.iter();
         let left = left.flat_map(|(queue, topics)| topics.iter().map(move |it| (queue, it)));
         let left = left.map(|(queue, topic)| unbinding(queue, topic));
         let left = left.collect::<Result<Vec<_>, _>>()?;
-        let delays = self.parts_of_delays()?;
-        let ephemeral = self.ephemeral.iter().map(|name| ephemeral_queue(name));
-        let ephemeral = ephemeral.collect::<Result<Vec<_>, _>>()?;
 
         let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
         let mut asked = Asked::on(&channel);
+        if !session.declares {
+            for part in &self.parts()? {
+                asked.look_at(part, &self.ephemeral);
+            }
+            return asked
+                .all_answered()
+                .await
+                .map_err(DeclareError::only_looked);
+        }
         for topic in &topics {
             asked.ask(topic, format!("topic `{}`", topic.exchange));
         }
-        let parts = queues.iter().chain(&groups).flatten();
-        for part in parts.chain(&delays).chain(&ephemeral).chain(&left) {
+        for part in parts.iter().chain(&left) {
             asked.ask_for(part);
         }
         asked.all_answered().await
+    }
+
+    /// Everything that is to be there, in an order in which it can be declared.
+    pub(crate) fn parts(&self) -> Result<Vec<Part>, DeclareError> {
+        let topics = self.topics.iter();
+        let topics = topics.map(|topic| exchange(topic).map(Part::Exchange));
+        let mut parts = topics.collect::<Result<Vec<_>, _>>()?;
+        parts.extend(self.parts_beside_topics()?);
+        Ok(parts)
+    }
+
+    /// The same without the exchanges of topics.
+    pub(crate) fn parts_beside_topics(&self) -> Result<Vec<Part>, DeclareError> {
+        let queues = self.queues.iter();
+        let queues = queues.map(|(name, topics)| queue_with_dead_letters(name, topics));
+        let groups = self.groups.iter();
+        let groups = groups.map(|((name, partitions), it)| groups::parts(name, *partitions, it));
+        let made = queues.chain(groups).collect::<Result<Vec<_>, _>>()?;
+        let mut parts: Vec<Part> = made.into_iter().flatten().collect();
+        parts.extend(self.parts_of_delays()?);
+        let ephemeral = self.ephemeral.iter().map(|name| ephemeral_queue(name));
+        parts.extend(ephemeral.collect::<Result<Vec<_>, _>>()?);
+        Ok(parts)
     }
 
     /// The steps that somebody's retries wait on, and their ways back.
@@ -325,6 +350,21 @@ impl DeclareError {
     /// True if the connection was lost, so that it can be tried on the next one.
     pub(crate) fn is_connection(&self) -> bool {
         matches!(self, Self::Closed { closed, .. } if closed.is_connection)
+    }
+
+    /// What it means when nothing may be declared.
+    fn only_looked(self) -> Self {
+        match self {
+            Self::Closed { what, closed }
+                if closed.code == reply::NOT_FOUND && !closed.passes() =>
+            {
+                Self::Name(format!(
+                    "{what} is not there, and the broker's URL says `declare=false`: have it made with \
+                     `tidings topology apply` by a user who may"
+                ))
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn into_transport(self) -> TransportError {
@@ -402,6 +442,28 @@ impl<'a> Asked<'a> {
                 let (queue, topic) = (&it.queue, &it.exchange);
                 self.ask(it, format!("that the queue `{queue}` leaves `{topic}`"));
             }
+        }
+    }
+
+    /// Asks whether it is there, as far as that can be seen. What is ephemeral is asked for.
+    fn look_at(&mut self, part: &Part, ephemeral: &BTreeSet<String>) {
+        match part {
+            Part::Exchange(it) => {
+                let passive = ExchangeDeclare {
+                    passive: true,
+                    ..it.clone()
+                };
+                self.ask(&passive, format!("exchange `{}`", it.exchange));
+            }
+            Part::Queue(it) if !ephemeral.contains(&*it.queue.to_str_lossy()) => {
+                let passive = QueueDeclare {
+                    passive: true,
+                    ..it.clone()
+                };
+                self.ask(&passive, format!("queue `{}`", it.queue));
+            }
+            Part::Queue(_) => self.ask_for(part),
+            Part::Binding(_) | Part::Link(_) | Part::Unbinding(_) => {}
         }
     }
 

@@ -131,6 +131,7 @@ pub use tower;
 /// Looking at sagas, operating them, and testing their functions.
 pub mod sagas {
     pub use crate::saga::{
+        asked::{CheckId, CheckReport, CheckState, ask_check, check_state, end_check},
         check::{Checked, Mismatch, check},
         operator::{
             Operation, OperationId, Query, Summary, is_pending, journal, list, names, operate,

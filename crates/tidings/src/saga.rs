@@ -4,6 +4,7 @@
 //! batches: the journals of all sagas that they concern are read at once, locked, and written in one
 //! commit with what the sagas send. A saga that is stuck, or whose function panics, harms no other.
 
+pub(crate) mod asked;
 pub(crate) mod check;
 mod child;
 mod clock;
@@ -25,6 +26,7 @@ use tidings_saga::{
 };
 use tracing::{debug, error, warn};
 
+pub(crate) use asked::answer_checks;
 pub(crate) use clock::run;
 pub(crate) use watch::watch;
 

@@ -335,6 +335,10 @@ impl Service {
                 let stop = service.stop_upkeep.clone();
                 let watch = saga::watch(Arc::clone(store), &router, stop);
                 service.keep("the sagas' watch", watch);
+                let stop = service.stop_upkeep.clone();
+                let checks =
+                    saga::answer_checks(Arc::clone(store), &router, instance.clone(), stop);
+                service.keep("the sagas' checks", checks);
             }
             service.handle(transport, router, deliveries, &instance);
         }

@@ -6,6 +6,7 @@
 use std::{fmt, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tidings_saga::{Definition, Journal, SagaState};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
@@ -21,7 +22,8 @@ const NAMED_COUNT_MAX: usize = 100;
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a check of open journals found out.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Checked {
     /// How many journals were replayed.
@@ -38,7 +40,7 @@ pub struct Checked {
 }
 
 /// A journal that a function does not fit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mismatch {
     /// Which saga of its kind.
     pub key: Box<str>,
@@ -98,15 +100,15 @@ pub async fn check(store: &dyn Store, definition: &Definition) -> Result<Checked
 }
 
 /// A check under way.
-struct Checking<'a> {
+pub(super) struct Checking<'a> {
     definition: &'a Definition,
     after: Option<(Timestamp, Box<str>)>,
-    checked: Checked,
-    is_over: bool,
+    pub(super) checked: Checked,
+    pub(super) is_over: bool,
 }
 
 impl<'a> Checking<'a> {
-    fn new(definition: &'a Definition) -> Self {
+    pub(super) fn new(definition: &'a Definition) -> Self {
         Self {
             definition,
             after: None,
@@ -116,7 +118,7 @@ impl<'a> Checking<'a> {
     }
 
     /// Replays the next journals.
-    async fn page(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+    pub(super) async fn page(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         let query = RecordQuery {
             kind: kind_of(self.definition.name()).into(),
             // Undoing runs no code, and what is stuck needs an operator in any case.

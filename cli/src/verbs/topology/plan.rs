@@ -1,0 +1,108 @@
+//! `tidings topology plan`: what is there, and what is not.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use tidings_amqp::{Amqp, PieceState};
+
+use super::{Written, kind_of, name_of, note};
+use crate::{
+    code::Code,
+    frame::{Ended, Frame},
+    out::{Cell, Page, Report, one_line},
+};
+
+#[derive(Debug, Serialize)]
+struct Plan {
+    /// Nothing is known to be missing or otherwise.
+    complete: bool,
+    items: Vec<Item>,
+    /// How many handlers are gone.
+    gone: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Item {
+    kind: &'static str,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    services: BTreeSet<String>,
+    #[serde(skip)]
+    told: String,
+}
+
+impl Report for Plan {
+    fn tell(&self, page: &mut Page) {
+        let row = |it: &Item| -> Vec<Cell> {
+            let services: Vec<&str> = it.services.iter().map(|it| &**it).collect();
+            vec![
+                it.kind.into(),
+                (&it.told).into(),
+                match it.state {
+                    "there" => Cell::good(it.state),
+                    "unknown" => Cell::warning(it.state),
+                    _ => Cell::bad(it.state),
+                },
+                services.join(",").into(),
+                it.why.as_deref().map_or("-".to_owned(), one_line).into(),
+            ]
+        };
+        let shown = self.items.iter().filter(|it| it.state != "unseen");
+        let rows: Vec<Vec<Cell>> = shown.map(row).collect();
+        page.table(&["WHAT", "NAME", "STATE", "SERVICES", "WHY"], &rows);
+        let unseen = self.items.iter().filter(|it| it.state == "unseen").count();
+        page.line(format!(
+            "and {unseen} bindings, which AMQP does not show: `tidings topology apply` makes sure of them"
+        ));
+        if self.gone > 0 {
+            page.line(format!("{} handlers are gone: see `tidings topology prune`", self.gone));
+        }
+    }
+}
+
+pub(super) async fn run(frame: &Frame, broker: &Amqp, written: &Written) -> anyhow::Result<Ended> {
+    let needed_by = written.needed_by()?;
+    let seen = broker.inspect(&written.topology()).await;
+    let seen = seen.map_err(|error| Code::Broker.of(error))?;
+    let items = seen.into_iter().map(|(piece, state)| {
+        let (state, why) = match state {
+            PieceState::There => ("there", None),
+            PieceState::Unknown(why) => ("unknown", Some(why)),
+            PieceState::Missing => ("missing", None),
+            PieceState::Differs(why) => ("differs", Some(why)),
+            PieceState::Unseen => ("unseen", None),
+        };
+        Item {
+            kind: kind_of(&piece),
+            told: name_of(&piece),
+            services: needed_by.get(&piece).cloned().unwrap_or_default(),
+            name: piece.name,
+            from: piece.source,
+            key: piece.routing_key,
+            state,
+            why,
+        }
+    });
+    let items: Vec<Item> = items.collect();
+    let count = |state: &str| items.iter().filter(|it| it.state == state).count();
+    let (missing, differs) = (count("missing"), count("differs"));
+    let complete = missing + differs == 0;
+    let gone = written.handlers.iter().filter(|(_, it)| it.is_gone());
+    frame.out.show(&Plan {
+        complete,
+        gone: gone.count(),
+        items,
+    })?;
+    note(frame, Code::MissingOnBroker, missing, "are missing");
+    note(frame, Code::DiffersOnBroker, differs, "are there otherwise than services need them");
+    match complete {
+        true => Ok(Ended::Done),
+        false => Ok(Ended::Problem),
+    }
+}
