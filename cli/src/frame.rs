@@ -8,12 +8,12 @@ use jiff::SignedDuration;
 use tidings::{Store, Transport};
 use tidings_amqp::{Amqp, QueueDepth};
 use tidings_operator::{Remote, Token};
-use tokio::time::timeout;
+use tokio::{sync::OnceCell, time::timeout};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     code::Code,
-    mask::{Mask, SENSITIVE},
+    mask::{Marked, Mask, SENSITIVE},
     out::Out,
     places::{Access, Located, Place},
 };
@@ -146,8 +146,8 @@ pub(crate) struct Frame {
     options: Options,
     /// Where its report goes.
     pub(crate) out: Out,
-    /// What is hidden in it.
-    pub(crate) mask: Mask,
+    /// What is hidden in it, once somebody has asked.
+    mask: OnceCell<Mask>,
 }
 
 /// The database of a service.
@@ -164,9 +164,57 @@ impl Frame {
     pub(crate) fn new(options: Options) -> Self {
         Self {
             out: Out::new(options.json),
-            mask: Mask::new(&options.sensitive, options.reveal),
+            mask: OnceCell::new(),
             options,
         }
+    }
+
+    /// What is hidden where messages are shown: fields by their names, and those that services have marked, as
+    /// far as the command line names their databases. All of them, whatever service is asked about: who
+    /// sends a message need not be who has written down what is sensitive in it.
+    pub(crate) async fn mask(&self) -> &Mask {
+        let made = async {
+            let Options {
+                sensitive, reveal, ..
+            } = &self.options;
+            let marked = match reveal {
+                true => Marked::default(),
+                false => self.marked().await,
+            };
+            Mask::new(sensitive, *reveal, marked)
+        };
+        self.mask.get_or_init(|| Box::pin(made)).await
+    }
+
+    async fn marked(&self) -> Marked {
+        let mut marked = Marked::default();
+        if !self.has_database() {
+            return marked;
+        }
+        let unknown = |whose: &str, error: anyhow::Error| {
+            self.out.note(&format!(
+                "which fields {whose} marked as sensitive is not known, so only fields with sensitive names \
+                 are hidden: {error:#}"
+            ));
+        };
+        let located = match self.everywhere().await {
+            Ok(located) => located,
+            Err(error) => {
+                unknown("services have", error);
+                return marked;
+            }
+        };
+        for located in located {
+            let service = located.service.clone();
+            let learned = async {
+                let database = located.open(Access::Look).await?;
+                anyhow::Ok(marked.learn_from(&*database.store).await?)
+            };
+            if let Err(error) = learned.await {
+                unknown(&format!("`{service}` has"), error);
+            }
+        }
+        marked
     }
 
     /// Sends warnings to stderr; `RUST_LOG` filters them.
@@ -191,6 +239,27 @@ impl Frame {
                  operator endpoint: `--at http://127.0.0.1:7070`"
             ));
         }
+        let mut located = self.everywhere().await?;
+        let wanted = &self.options.service;
+        if wanted.is_empty() {
+            return Ok(located);
+        }
+        for name in wanted {
+            if !located.iter().any(|it| it.service == *name) {
+                let there: Vec<&str> = located.iter().map(|it| &*it.service).collect();
+                let why = format!(
+                    "there is no database of a service `{name}`; there are those of `{}`",
+                    there.join("`, `")
+                );
+                return Err(Code::Database.of(why));
+            }
+        }
+        located.retain(|it| wanted.contains(&it.service));
+        Ok(located)
+    }
+
+    /// The databases of all services, also of those that are not asked about.
+    async fn everywhere(&self) -> anyhow::Result<Vec<Located>> {
         let mut located: Vec<Located> = Vec::new();
         // Several instances of a service have one database: the first is enough.
         for remote in self.remotes()? {
@@ -207,21 +276,6 @@ impl Frame {
             let found = place.services().await?.into_iter();
             located.extend(found.filter(|it| !through_endpoints.contains(&it.service)));
         }
-        let wanted = &self.options.service;
-        if wanted.is_empty() {
-            return Ok(located);
-        }
-        for name in wanted {
-            if !located.iter().any(|it| it.service == *name) {
-                let there: Vec<&str> = located.iter().map(|it| &*it.service).collect();
-                let why = format!(
-                    "there is no database of a service `{name}`; there are those of `{}`",
-                    there.join("`, `")
-                );
-                return Err(Code::Database.of(why));
-            }
-        }
-        located.retain(|it| wanted.contains(&it.service));
         Ok(located)
     }
 

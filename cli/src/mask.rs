@@ -1,10 +1,17 @@
 //! Hiding what should not be seen: the values of sensitive fields in bodies and headers.
 //!
 //! A field is named by its words: `email` is also `customerEmail` and `email_address`, and `card` is
-//! not `discard`. What is not JSON has no fields, so it is not shown at all. `--reveal` shows
-//! everything. What services write into their reasons is not looked through.
+//! not `discard`. Beside that, services mark fields in the types of their messages, and write their paths down
+//! ([`Marked`]); those are hidden in messages of that name, whatever their version. What is not JSON has no
+//! fields, so it is not shown at all. `--reveal` shows everything. What services write into their
+//! reasons is not looked through.
+
+mod marked;
 
 use std::fmt;
+
+pub(crate) use marked::Marked;
+use marked::Paths;
 
 use serde::{
     Deserialize, Deserializer,
@@ -28,15 +35,17 @@ pub(crate) struct Mask {
     reveal: bool,
     /// The words of each field.
     fields: Vec<Vec<String>>,
+    marked: Marked,
 }
 
 impl Mask {
     /// Hides these fields, or nothing.
-    pub(crate) fn new(fields: &[String], reveal: bool) -> Self {
+    pub(crate) fn new(fields: &[String], reveal: bool, marked: Marked) -> Self {
         let fields = fields.iter().map(|field| words(field));
         Self {
             reveal,
             fields: fields.filter(|words| !words.is_empty()).collect(),
+            marked,
         }
     }
 
@@ -50,10 +59,11 @@ impl Mask {
         self.fields.iter().any(is_in)
     }
 
-    /// A body as it may be shown. JSON keeps its numbers and the order of its fields.
-    pub(crate) fn body(&self, body: &[u8]) -> Box<RawValue> {
+    /// The body of a message of this name as it may be shown. JSON keeps its numbers and the order of its
+    /// fields.
+    pub(crate) fn body(&self, name: &str, body: &[u8]) -> Box<RawValue> {
         if let Ok(json) = serde_json::from_slice::<&RawValue>(body) {
-            return self.json(json);
+            return self.json_of(name, json);
         }
         let text = match self.reveal {
             true => String::from_utf8_lossy(body).into_owned(),
@@ -65,24 +75,35 @@ impl Mask {
         raw(serde_json::Value::from(text).to_string())
     }
 
-    /// JSON as it may be shown.
+    /// The same of a body that is known to be JSON.
+    pub(crate) fn json_of(&self, name: &str, json: &RawValue) -> Box<RawValue> {
+        self.shown(json, &self.marked.of(name))
+    }
+
+    /// JSON as it may be shown in which there are parts of several messages, as in the journal of a saga: what
+    /// is marked in any message is hidden wherever a field of its name is.
     pub(crate) fn json(&self, json: &RawValue) -> Box<RawValue> {
+        self.shown(json, &[self.marked.anywhere()])
+    }
+
+    fn shown(&self, json: &RawValue, paths: &[&Paths]) -> Box<RawValue> {
         let mut shown = String::with_capacity(json.get().len());
         match self.reveal {
             true => shown.push_str(json.get()),
-            false => self.write(json, 0, &mut shown),
+            false => self.write(json, paths, 0, &mut shown),
         }
         raw(shown)
     }
 
-    fn write(&self, json: &RawValue, depth: usize, into: &mut String) {
+    /// Writes what may be shown of a value; `paths` begin at it.
+    fn write(&self, json: &RawValue, paths: &[&Paths], depth: usize, into: &mut String) {
         let text = json.get();
-        if depth > DEPTH_MAX {
+        if depth > DEPTH_MAX || paths.iter().any(|it| it.end_here()) && text != "null" {
             return into.push_str(HIDDEN);
         }
         match text.as_bytes().first() {
             Some(b'{') => match serde_json::from_str::<Fields<'_>>(text) {
-                Ok(Fields(fields)) => self.write_fields(&fields, depth, into),
+                Ok(Fields(fields)) => self.write_fields(&fields, paths, depth, into),
                 Err(_) => into.push_str(HIDDEN),
             },
             Some(b'[') => match serde_json::from_str::<Vec<&RawValue>>(text) {
@@ -90,7 +111,7 @@ impl Mask {
                     into.push('[');
                     for (at, item) in items.into_iter().enumerate() {
                         into.push_str(if at == 0 { "" } else { "," });
-                        self.write(item, depth + 1, into);
+                        self.write(item, paths, depth + 1, into);
                     }
                     into.push(']');
                 }
@@ -100,7 +121,13 @@ impl Mask {
         }
     }
 
-    fn write_fields(&self, fields: &[(String, &RawValue)], depth: usize, into: &mut String) {
+    fn write_fields(
+        &self,
+        fields: &[(String, &RawValue)],
+        paths: &[&Paths],
+        depth: usize,
+        into: &mut String,
+    ) {
         into.push('{');
         for (at, (name, value)) in fields.iter().enumerate() {
             into.push_str(if at == 0 { "" } else { "," });
@@ -108,7 +135,10 @@ impl Mask {
             into.push(':');
             match self.hides(name) && value.get() != "null" {
                 true => into.push_str(HIDDEN),
-                false => self.write(value, depth + 1, into),
+                false => {
+                    let paths: Vec<&Paths> = paths.iter().flat_map(|it| it.under(name)).collect();
+                    self.write(value, &paths, depth + 1, into);
+                }
             }
         }
         into.push('}');
@@ -177,14 +207,29 @@ mod tests {
 
     fn mask(reveal: bool) -> Mask {
         let fields: Vec<String> = SENSITIVE.split(',').map(str::to_owned).collect();
-        Mask::new(&fields, reveal)
+        let marked = [
+            ("order-placed.v2", "customer.mail"),
+            ("order-placed.v2", "payments.by.*.number"),
+            ("order-placed.v2", "a\\.b"),
+            ("order-placed.v2", "\\*"),
+            ("order-placed.v2", "*.deep"),
+            ("noted.v1", ""),
+        ];
+        let mut known = Marked::default();
+        for (message, path) in marked {
+            known.learn(message, path);
+        }
+        Mask::new(&fields, reveal, known)
     }
 
     #[test]
     fn sensitive_fields_are_hidden_wherever_they_are() {
         let check = |body: &str, expected: &str| {
-            assert_eq!(mask(false).body(body.as_bytes()).get(), expected);
-            assert_eq!(mask(true).body(body.as_bytes()).get(), body);
+            assert_eq!(
+                mask(false).body("plain.v1", body.as_bytes()).get(),
+                expected
+            );
+            assert_eq!(mask(true).body("plain.v1", body.as_bytes()).get(), body);
         };
         check(
             r#"{"card":"tok_ok","amount":99.90}"#,
@@ -203,19 +248,67 @@ mod tests {
     }
 
     #[test]
+    fn marked_fields_are_hidden_in_messages_of_their_name() {
+        let check = |name: &str, body: &str, expected: &str| {
+            let shown = mask(false).body(name, body.as_bytes());
+            assert_eq!(shown.get(), expected, "{name} {body}");
+            let revealed = mask(true).body(name, body.as_bytes());
+            assert_eq!(revealed.get(), body);
+        };
+        let body = r#"{"customer":{"mail":"a@b","name":"Ann"},"mail":"c@d"}"#;
+        let hidden = r#"{"customer":{"mail":"***","name":"Ann"},"mail":"c@d"}"#;
+        for version in ["order-placed.v1", "order-placed.v2", "order-placed"] {
+            check(version, body, hidden);
+        }
+        check("other.v2", body, body);
+        check(
+            "order-placed.v2",
+            r#"{"customer":[{"mail":1},{"mail":{"a":2}}]}"#,
+            r#"{"customer":[{"mail":"***"},{"mail":"***"}]}"#,
+        );
+        check(
+            "order-placed.v2",
+            r#"{"payments":[[{"by":{"x":{"number":1,"n":2},"y":{"number":null}}}]]}"#,
+            r#"{"payments":[[{"by":{"x":{"number":"***","n":2},"y":{"number":null}}}]]}"#,
+        );
+        check(
+            "order-placed.v2",
+            r#"{"a.b":1,"a":{"b":2},"*":3,"x":{"deep":4}}"#,
+            r#"{"a.b":"***","a":{"b":2},"*":"***","x":{"deep":"***"}}"#,
+        );
+        check("noted.v1", r#"["text"]"#, r#""***""#);
+    }
+
+    /// In a journal it is not known whose fields they are.
+    #[test]
+    fn what_is_marked_anywhere_is_hidden_in_a_journal() {
+        let check = |json: &str, expected: &str| {
+            let json = RawValue::from_string(json.into()).unwrap();
+            assert_eq!(mask(false).json(&json).get(), expected);
+        };
+        check(
+            r#"{"entries":[{"mail":"a@b","number":7,"name":"Ann"}]}"#,
+            r#"{"entries":[{"mail":"***","number":"***","name":"Ann"}]}"#,
+        );
+    }
+
+    #[test]
     fn what_is_not_json_is_not_shown() {
-        let shown = mask(false).body(b"card=tok_ok");
+        let shown = mask(false).body("plain.v1", b"card=tok_ok");
         assert_eq!(
             shown.get(),
             "\"11 bytes that are not JSON; `--reveal` shows them\""
         );
-        assert_eq!(mask(true).body(b"card=tok_ok").get(), "\"card=tok_ok\"");
+        assert_eq!(
+            mask(true).body("plain.v1", b"card=tok_ok").get(),
+            "\"card=tok_ok\""
+        );
     }
 
     #[test]
     fn a_body_that_is_nested_without_end_is_cut() {
         let body = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-        let shown = mask(false).body(body.as_bytes());
+        let shown = mask(false).body("plain.v1", body.as_bytes());
         assert!(shown.get().len() < 1000, "{}", shown.get().len());
     }
 }

@@ -57,7 +57,7 @@ impl ShownMessage {
             correlation_id: text(&envelope.correlation_id),
             causation_id: text(&envelope.causation_id),
             headers: headers.collect(),
-            body: mask.body(&envelope.body),
+            body: mask.body(&envelope.name, &envelope.body),
         }
     }
 

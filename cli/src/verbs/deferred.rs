@@ -398,6 +398,7 @@ async fn show(frame: &Frame, consumer: &str, id: &str) -> anyhow::Result<Ended> 
             && let Some(state) = State::from_store(row.state)
         {
             let envelope = row.envelope.as_deref();
+            let mask = frame.mask().await;
             frame.out.show(&Shown {
                 service: database.service,
                 consumer: row.claim.consumer.into(),
@@ -407,7 +408,7 @@ async fn show(frame: &Frame, consumer: &str, id: &str) -> anyhow::Result<Ended> 
                 due: row.due,
                 failures: row.failures,
                 history: row.history,
-                message: envelope.map(|it| ShownMessage::new(it, &frame.mask)),
+                message: envelope.map(|it| ShownMessage::new(it, mask)),
             })?;
             return Ok(Ended::Done);
         }

@@ -311,6 +311,7 @@ async fn show(frame: &Frame, position: i64) -> anyhow::Result<Ended> {
             continue;
         };
         let message = row.message.as_ref();
+        let mask = frame.mask().await;
         frame.out.show(&ShownRow {
             service: database.service,
             position,
@@ -318,7 +319,7 @@ async fn show(frame: &Frame, position: i64) -> anyhow::Result<Ended> {
             written: row.written,
             destination: row.destination.to_text(),
             reason: row.reason,
-            message: message.map(|it| ShownMessage::new(&it.envelope, &frame.mask)),
+            message: message.map(|it| ShownMessage::new(&it.envelope, mask)),
         })?;
         return Ok(Ended::Done);
     }

@@ -377,12 +377,13 @@ impl Report for Shown {
 async fn show(frame: &Frame, which: &Which) -> anyhow::Result<Ended> {
     let (service, journal) = find(frame, which).await?;
     let stored = RawValue::from_string(String::from_utf8(journal.write())?)?;
+    let mask = frame.mask().await;
     frame.out.show(&Shown {
         service,
         saga: which.saga.clone(),
         key: which.key.clone(),
-        journal: frame.mask.json(&stored),
-        pages: journal::told(&journal, &frame.mask),
+        journal: mask.json(&stored),
+        pages: journal::told(&journal, mask),
     })?;
     Ok(Ended::Done)
 }

@@ -289,6 +289,7 @@ async fn show(frame: &Frame, name: &str) -> anyhow::Result<Ended> {
         Err(why) => (None, Some(why)),
     };
     let shown = message.as_ref();
+    let mask = frame.mask().await;
     frame.out.show(&Shown {
         service: database.service,
         name: listed.id.into(),
@@ -297,7 +298,7 @@ async fn show(frame: &Frame, name: &str) -> anyhow::Result<Ended> {
         recurs,
         paused,
         destination: shown.map(|it| it.destination.to_text()),
-        message: shown.map(|it| ShownMessage::new(&it.envelope, &frame.mask)),
+        message: shown.map(|it| ShownMessage::new(&it.envelope, mask)),
         problem,
     })?;
     Ok(Ended::Done)

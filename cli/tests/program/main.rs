@@ -9,6 +9,7 @@ mod explain;
 mod replay;
 mod run;
 mod sagas;
+mod sensitive;
 mod surroundings;
 mod tail;
 mod topology;

@@ -5,7 +5,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
 use tidings::{
-    IntoRouters, Permanent, Saga, Sagas, ScheduleId, StepError, StepReply, Store, prelude::*,
+    IntoRouters, Permanent, Saga, Sagas, ScheduleId, Sensitive, StepError, StepReply, Store,
+    prelude::*,
 };
 use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Handle, Options};
@@ -23,6 +24,13 @@ const SOON: Duration = Duration::from_secs(20);
 struct OrderPlaced {
     order_id: String,
     card: String,
+    customer: Customer,
+}
+
+#[derive(Serialize, Deserialize, Sensitive)]
+struct Customer {
+    #[tidings(sensitive)]
+    nick: String,
 }
 
 #[derive(Serialize, Deserialize, Event)]
@@ -50,7 +58,12 @@ struct OrderExpired {
 struct ChargeCard {
     order_id: String,
     card: String,
+    /// What stands on the bill.
+    statement: [Line; 2],
 }
+
+#[derive(Clone, Serialize, Deserialize, Sensitive)]
+struct Line(#[tidings(sensitive)] String);
 
 #[derive(Serialize, Deserialize, Command)]
 #[command(target = "payment", reply = ())]
@@ -59,7 +72,7 @@ struct RefundCard {
 }
 
 async fn checkout(order: OrderPlaced, saga: Saga) -> Result<OrderConfirmed, OrderCancelled> {
-    let OrderPlaced { order_id, card } = order;
+    let OrderPlaced { order_id, card, .. } = order;
     let cancelled = |error: StepError| OrderCancelled {
         order_id: order_id.clone(),
         reason: error.to_string(),
@@ -67,6 +80,7 @@ async fn checkout(order: OrderPlaced, saga: Saga) -> Result<OrderConfirmed, Orde
     let charge = ChargeCard {
         order_id: order_id.clone(),
         card,
+        statement: ["l1ne one", "l1ne two"].map(|it| Line(it.into())),
     };
     let charge = saga
         .step("charge-card", charge)
@@ -199,6 +213,9 @@ impl World {
         let order = OrderPlaced {
             order_id: order_id.into(),
             card: card.into(),
+            customer: Customer {
+                nick: "n1ck".into(),
+            },
         };
         let shop = Producer::new("shop", Arc::clone(&self.checkout));
         shop.publish(&order).await.unwrap();

@@ -21,6 +21,7 @@ mod metadata;
 mod outbox;
 mod records;
 mod sending;
+mod sensitive;
 mod store;
 mod transport;
 
@@ -51,6 +52,9 @@ pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordV
 pub use sending::{
     Cancel, IntoMessages, Messages, Reply, ScheduleId, Scheduled, SendWith, Sends, When, With,
 };
+#[doc(hidden)]
+pub use sensitive::{FieldOf, NotMarked};
+pub use sensitive::{Sensitive, SensitivePaths};
 pub use store::{Commit, Committed, Store, StoreError, Transaction, Work, WorkError, WorkFuture};
 pub use transport::{
     Deliveries, Features, Group, PublishError, PublishErrorKind, Queue, QueueDepth, SLOT_COUNT,

@@ -29,6 +29,12 @@ pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// What happens when nobody listens (default: it waits in the outbox, visibly).
     const UNROUTED: Unrouted = Unrouted::Hold;
 
+    /// The paths of the fields in the body that are not to be shown, as [`SensitivePaths`](crate::SensitivePaths)
+    /// writes them: `card`, `customer.email`.
+    fn sensitive_paths() -> Vec<String> {
+        Vec::new()
+    }
+
     /// The key that order is kept by: messages with the same key, sent by one service, are handled
     /// in commit order by each consumer. `None`: no order is promised.
     fn key(&self) -> Option<Cow<'_, str>> {

@@ -7,8 +7,10 @@
 mod attributes;
 mod handler;
 mod message;
+mod sensitive;
 mod tense;
 mod test;
+mod wire_names;
 
 use proc_macro::TokenStream;
 use syn::{DeriveInput, ItemFn, parse_macro_input};
@@ -34,7 +36,11 @@ use syn::{DeriveInput, ItemFn, parse_macro_input};
 /// | `unrouted` | `"park"` or `"drop"`: what happens while nobody listens | `"park"` |
 /// | `not_past_tense` | the reason why the name may stand as it is | |
 /// | `crate` | where `tidings` is | `::tidings` |
-#[proc_macro_derive(Event, attributes(event))]
+///
+/// A field that is not to be shown to people, as a password or the token of a card, is marked with
+/// `#[tidings(sensitive)]`; see [`Sensitive`](macro@Sensitive). It cannot be the `key` or the `id`, which
+/// are told beside the body.
+#[proc_macro_derive(Event, attributes(event, tidings))]
 pub fn derive_event(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     message::event(&input)
@@ -53,10 +59,44 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// #[command(target = "inventory", key = "order_id")]
 /// struct ReserveStock { order_id: String }
 /// ```
-#[proc_macro_derive(Command, attributes(command))]
+///
+/// Fields are marked with `#[tidings(sensitive)]` as those of an event are.
+#[proc_macro_derive(Command, attributes(command, tidings))]
 pub fn derive_command(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     message::command(&input)
+        .unwrap_or_else(syn::Error::into_compile_error)
+        .into()
+}
+
+/// Says which fields of a part of a message are not to be shown.
+///
+/// Messages have this by their own derives; derive it for the types of their fields. Each field with
+/// `#[tidings(sensitive)]` is hidden, with everything in it. Fields that are not marked are looked into if
+/// their type derives this, also in `Option`, `Box`, `Rc`, `Arc`, lists, sets and maps of the standard
+/// library. In other types, as tuples and those of other crates, nothing is found: mark the field that holds
+/// them.
+///
+/// ```ignore
+/// #[derive(Serialize, Deserialize, Sensitive)]
+/// struct Customer { name: String, #[tidings(sensitive)] email: String }
+///
+/// #[derive(Serialize, Deserialize, Event)]
+/// struct OrderPlaced { order_id: String, customer: Customer, #[tidings(sensitive)] card: String }
+///
+/// assert_eq!(OrderPlaced::sensitive_paths(), ["card", "customer.email"]);
+/// ```
+///
+/// Names are those that serde writes and reads: `rename`, `rename_all`, `alias`, `flatten`, `transparent`,
+/// `skip`, `from`, `into` and the representations of enums are heeded. A mark on a field that has no name in
+/// the body (in a tuple, skipped, flattened) does not compile, and neither does a generic type.
+///
+/// The body itself is sent as it is. `tidings` hides the values wherever it shows a message, unless it is
+/// called with `--reveal`, and errors about a body say nothing of its values.
+#[proc_macro_derive(Sensitive, attributes(tidings))]
+pub fn derive_sensitive(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    sensitive::derive(&input)
         .unwrap_or_else(syn::Error::into_compile_error)
         .into()
 }

@@ -6,7 +6,7 @@ use syn::{DeriveInput, Error, Expr, LitStr, Result, spanned::Spanned};
 
 use crate::{
     attributes::{Attributes, check_wire_name},
-    tense,
+    sensitive, tense,
 };
 
 pub(crate) fn event(input: &DeriveInput) -> Result<TokenStream> {
@@ -105,6 +105,9 @@ fn message(
             const IS_STEP: bool = true;
         )
     });
+    sensitive::refuse_marked(input, "key", attributes.key.as_ref())?;
+    sensitive::refuse_marked(input, "identity", attributes.id.as_ref())?;
+    let sensitive = sensitive::implementation(input, tidings)?;
     let key = text_of(attributes.key.as_ref(), "key");
     let identity = text_of(attributes.id.as_ref(), "identity");
     Ok(quote! {
@@ -116,7 +119,12 @@ fn message(
             #unrouted
             #key
             #identity
+
+            fn sensitive_paths() -> ::std::vec::Vec<::std::string::String> {
+                #tidings::SensitivePaths::of::<Self>()
+            }
         }
+        #sensitive
     })
 }
 

@@ -18,10 +18,14 @@ use crate::{
     },
 };
 
-/// The records that operators write: pauses, schedules, and what they ask of sagas. All others are the
-/// services' own.
+/// The records that operators write: pauses, schedules, what they ask of sagas, and handlers that are gone, which
+/// they forget. All others are the services' own.
 fn is_operators(kind: &str) -> bool {
-    matches!(kind, "tidings.pause" | "tidings.schedule") || kind.starts_with("saga-operation:")
+    matches!(
+        kind,
+        "tidings.pause" | "tidings.schedule" | "tidings.handler"
+    ) || kind.starts_with("saga-operation:")
+        || kind.starts_with("saga-check:")
 }
 
 /// What is operated.

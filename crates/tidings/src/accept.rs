@@ -60,6 +60,8 @@ pub(crate) struct Upcast {
     /// The older message's name.
     pub(crate) name: &'static str,
     pub(crate) topic: Cow<'static, str>,
+    /// Its fields that are not to be shown.
+    pub(crate) sensitive: fn() -> Vec<String>,
     /// Decodes the older message and makes the newer one of it.
     decode: fn(&Envelope) -> Result<Box<dyn Any + Send>, Permanent>,
 }
@@ -73,6 +75,7 @@ impl Upcast {
         Self {
             name: Old::NAME,
             topic,
+            sensitive: Old::sensitive_paths,
             decode: |envelope| {
                 let old: Old = parse(envelope)?;
                 Ok(Box::new(New::from(old)))
@@ -105,10 +108,30 @@ fn parse<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
         } else {
             format!("; its content type is `{}`", envelope.content_type)
         };
+        let error = told::<M>(&error);
         let shape = type_name::<M>().rsplit("::").next().unwrap_or_default();
         Permanent::new(format!(
             "the body is not the JSON of a `{}` (`{shape}`): {error}{hint}",
             M::NAME
         ))
     })
+}
+
+/// What was wrong with a body. Errors of serde say which value they found; of a message with sensitive
+/// fields that might be one, so it is left out: the reason of a dead letter is read by many, and logged. What
+/// the author of a type says in their own words stays.
+fn told<M: Message>(error: &serde_json::Error) -> String {
+    let told = error.to_string();
+    let with_a_value = ["invalid type: ", "invalid value: ", "unknown variant `"];
+    let says_a_value = error.is_data() && with_a_value.iter().any(|it| told.starts_with(it));
+    if !says_a_value || M::sensitive_paths().is_empty() {
+        return told;
+    }
+    let (line, column) = (error.line(), error.column());
+    let place = format!(" at line {line} column {column}");
+    // What was found comes before, whatever it is.
+    let expected = told.strip_suffix(&*place).unwrap_or(&told);
+    let expected = expected.rsplit_once(", expected ");
+    let expected = expected.map(|(_, expected)| format!(", expected {expected}"));
+    format!("a value is wrong{}{place}", expected.unwrap_or_default())
 }

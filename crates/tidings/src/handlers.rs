@@ -70,7 +70,8 @@ pub struct HandlerRecord {
     /// Whether its queue is taken out of its topics ([`Router::unsubscribed`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsubscribed: bool,
-    /// The fields of the message that are marked as sensitive.
+    /// The paths of the fields that are marked as sensitive in what it takes, older messages as well
+    /// ([`SensitivePaths`](crate::SensitivePaths)).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sensitive: Vec<String>,
     /// Where it received before it was changed, so that messages may still be there.
@@ -176,7 +177,7 @@ impl HandlerRecord {
             topics: topics.into_iter().collect(),
             ordered: ordered.map(|(group, partitions)| OrderedGroup { group, partitions }),
             unsubscribed: router.is_unsubscribed(route),
-            sensitive: Vec::new(),
+            sensitive: router.sensitive_of(route),
             left: Vec::new(),
             gone_since: None,
             written: Timestamp::UNIX_EPOCH,

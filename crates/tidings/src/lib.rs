@@ -124,7 +124,7 @@ pub use schedule::{Cron, Missed, Occurrence};
 pub use serve::{IntoRouters, Serve, ServeError, serve};
 pub use steps::StepReply;
 pub use tidings_core::*;
-pub use tidings_macros::{Command, Event, handler, test};
+pub use tidings_macros::{Command, Event, Sensitive, handler, test};
 pub use tidings_saga::{ChildSagas, First, Saga, Sagas, Step, StepError};
 pub use tower;
 

@@ -138,6 +138,15 @@ impl Router {
         options.concurrency.unwrap_or(default)
     }
 
+    /// The fields that are not to be shown of what a handler takes, older messages as well, sorted.
+    pub(crate) fn sensitive_of(&self, route: &Route) -> Vec<String> {
+        let upcasts = self.upcasts_of(route);
+        let older = upcasts.iter().map(|upcast| upcast.sensitive);
+        let all = older.chain([route.sensitive]).flat_map(|paths| paths());
+        let all: std::collections::BTreeSet<String> = all.collect();
+        all.into_iter().collect()
+    }
+
     /// The ordered group of a handler: its name and how many partitions it has.
     pub(crate) fn group_of(&self, route: &Route) -> Option<(String, NonZeroU16)> {
         if let Some(partitions) = route.options.partitions {

@@ -98,6 +98,8 @@ pub(crate) struct Route {
     pub(crate) takes_batches: bool,
     /// Whether its message says that it is a step of sagas.
     pub(crate) is_step: bool,
+    /// The fields of its message that are not to be shown.
+    pub(crate) sensitive: fn() -> Vec<String>,
 }
 
 /// Makes the innermost service of a handler.
@@ -250,6 +252,7 @@ impl Router {
             }),
             takes_batches,
             is_step: <T::Message as Message>::IS_STEP,
+            sensitive: <T::Message as Message>::sensitive_paths,
         });
         self
     }

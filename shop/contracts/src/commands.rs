@@ -50,6 +50,7 @@ pub struct ChargeCard {
     /// How much.
     pub amount: Money,
     /// The token of the card.
+    #[tidings(sensitive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub card: Option<String>,
 }

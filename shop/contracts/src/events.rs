@@ -84,6 +84,7 @@ pub struct OrderConfirmed {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub customer_id: Option<String>,
     /// Where to write to.
+    #[tidings(sensitive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
 }
@@ -100,6 +101,7 @@ pub struct OrderCancelled {
     /// Why, for people.
     pub reason: String,
     /// Where to write to.
+    #[tidings(sensitive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
 }

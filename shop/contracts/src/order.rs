@@ -92,10 +92,12 @@ pub struct OrderPlaced {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_id: Option<String>,
     /// Where to write to, in at most [`EMAIL_BYTES_MAX`] bytes.
+    #[tidings(sensitive)]
     #[serde(default, deserialize_with = "email")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
     /// The token of the card to charge, in at most [`CARD_BYTES_MAX`] bytes.
+    #[tidings(sensitive)]
     #[serde(default, deserialize_with = "card")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub card: Option<String>,

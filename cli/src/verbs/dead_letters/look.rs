@@ -293,11 +293,12 @@ impl Show {
         for letters in letters_of(frame, broker, &consumer, recorded).await? {
             let letter = letters.show(&self.id).await?;
             let errors = letter.errors().into_iter().map(str::to_owned);
+            let mask = frame.mask().await;
             frame.out.show(&Shown {
                 errors: errors.collect(),
                 edits: letter.edits(),
                 recorded: letter.recorded(),
-                message: ShownMessage::new(&letter.envelope, &frame.mask),
+                message: ShownMessage::new(&letter.envelope, mask),
                 consumer: letter.consumer.into(),
                 id: letter.id.into(),
                 died_at: letter.died_at,

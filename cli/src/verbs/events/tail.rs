@@ -23,6 +23,7 @@ use self::filter::Filter;
 use crate::{
     code::Code,
     frame::{BROKER_WAIT_MAX, Ended, Frame, time},
+    mask::Mask,
     message::{ShownMessage, json_line},
     out::{Page, Report, one_line},
 };
@@ -107,6 +108,7 @@ impl Args {
         });
         let mut tail = Tail {
             frame,
+            mask: frame.mask().await,
             filter,
             left: self.count,
             printed: Vec::new(),
@@ -138,6 +140,7 @@ async fn sleep_until(until: Option<Instant>) {
 
 struct Tail<'a> {
     frame: &'a Frame,
+    mask: &'a Mask,
     filter: Filter,
     /// How many may still be shown.
     left: Option<u64>,
@@ -170,7 +173,7 @@ impl Tail<'_> {
     fn see(&mut self, seen: Tailed) -> anyhow::Result<()> {
         match seen {
             Tailed::Message { topic, envelope } if self.filter.wants(&envelope) => {
-                let event = Event::new(topic, &envelope, self.frame);
+                let event = Event::new(topic, &envelope, self.mask);
                 self.printed.extend(self.frame.out.one_of_many(&event)?);
                 self.left = self.left.map(|left| left - 1);
             }
@@ -200,8 +203,8 @@ struct Event {
 }
 
 impl Event {
-    fn new(topic: String, envelope: &Envelope, frame: &Frame) -> Self {
-        let message = ShownMessage::new(envelope, &frame.mask);
+    fn new(topic: String, envelope: &Envelope, mask: &Mask) -> Self {
+        let message = ShownMessage::new(envelope, mask);
         Self { topic, message }
     }
 }

@@ -7,23 +7,23 @@ use crate::{mask::Mask, message::json_line, out::from_now};
 
 /// The journal in lines; sensitive values of bodies are hidden.
 pub(super) fn told(journal: &Journal, mask: &Mask) -> Vec<String> {
-    let body = |json: &RawValue| json_line(&mask.json(json));
     let start = &journal.start;
     let mut lines = vec![
         format!("state     {}", journal.state),
         format!("started   {} ({})", journal.started, from_now(journal.started)),
         format!("version   {} of its function, run {}", journal.version, journal.run),
         format!("by        {} {}", start.name, start.id),
-        format!("          {}", body(&start.body)),
+        format!("          {}", json_line(&mask.json_of(&start.name, &start.body))),
     ];
     lines.extend(journal.entries.iter().map(|entry| {
-        let what = what(&entry.what, body);
+        let what = what(&entry.what, mask);
         format!("{:.3}  {what}", entry.at)
     }));
     lines
 }
 
-fn what(what: &What, body: impl Fn(&RawValue) -> String) -> String {
+fn what(what: &What, mask: &Mask) -> String {
+    let body = |json: &RawValue| json_line(&mask.json(json));
     match what {
         What::Sent {
             step,
@@ -42,7 +42,8 @@ fn what(what: &What, body: impl Fn(&RawValue) -> String) -> String {
             let said = send.as_ref().and_then(|send| send.message().ok());
             let said = said.and_then(|it| {
                 let said: Box<RawValue> = serde_json::from_slice(&it.envelope.body).ok()?;
-                Some(format!(": {}", body(&said)))
+                let said = mask.json_of(&it.envelope.name, &said);
+                Some(format!(": {}", json_line(&said)))
             });
             format!(
                 "sent           {step}: {command}{undo}{}{}",
