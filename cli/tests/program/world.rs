@@ -90,7 +90,7 @@ async fn checkout(order: OrderPlaced, saga: Saga) -> Result<OrderConfirmed, Orde
 }
 
 async fn refund_first(order: OrderPlaced, saga: Saga) -> Result<OrderConfirmed, OrderCancelled> {
-    let OrderPlaced { order_id, card } = order;
+    let OrderPlaced { order_id, card, .. } = order;
     let refund = RefundCard { charge: card };
     let refunded = saga.step("refund-first", refund).no_undo().await;
     match refunded {

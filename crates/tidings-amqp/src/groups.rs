@@ -25,7 +25,7 @@ use tidings_core::{Group, SLOT_COUNT, dead_letter_queue, slot_of};
 use tidings_wire::{ShortStr, Table, Value};
 
 use crate::{
-    parts::{Part, binding, exchange, link, queue, table},
+    parts::{Part, binding, exchange, letters, link, queue, table},
     topology::{DeclareError, NAME_BYTES_MAX, checked_name},
 };
 
@@ -104,7 +104,7 @@ pub(crate) fn parts(
     ]);
     let alternate = table([("alternate-exchange", Value::from(&*group.any()))]);
     let mut parts = vec![
-        Part::Queue(queue(
+        Part::Letters(letters(
             short("queue", &dead, ShortStr::BYTES_MAX)?,
             Table::default(),
         )),

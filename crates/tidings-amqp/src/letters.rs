@@ -126,13 +126,16 @@ impl Access {
         let channel = Channel::open(&session, |_| Box::new(Quiet)).await;
         let channel = channel.map_err(|closed| refused(RECORD_QUEUE, &closed))?;
         let limit = Value::I64(RECORDED_COUNT_MAX.into());
-        let declare = parts::queue(
+        let declare = parts::letters(
             ShortStr::from_static(RECORD_QUEUE),
             parts::table([("x-max-length", limit)]),
         );
-        let declared = channel.call(&declare).await;
-        declared.map_err(|closed| refused(RECORD_QUEUE, &closed))?;
-        Ok(())
+        match channel.call(&declare).await {
+            Err(closed) if !parts::is_of_another_type(&closed) => {
+                Err(refused(RECORD_QUEUE, &closed))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -176,9 +176,8 @@ impl Builder {
 
     /// How often a dead letter may have been handed out, where its queue counts that, before looking
     /// at it is refused: RabbitMQ drops messages of a quorum queue that were handed out more often than
-    /// its delivery limit says. Default: 15, which is below the limit of RabbitMQ 4. The toolkit's own
-    /// queues of dead letters are classic and do not count, unless the virtual host has another
-    /// default type.
+    /// its delivery limit says. Default: 15, which is below the limit of RabbitMQ 4. The toolkit makes
+    /// classic queues for dead letters, which do not count; only one that was there with another type does.
     pub fn dead_letter_looks_max(mut self, count: u32) -> Self {
         self.looks_max = count;
         self

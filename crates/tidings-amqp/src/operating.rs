@@ -106,7 +106,7 @@ impl Piece {
     fn of(part: &Part) -> Option<Self> {
         match part {
             Part::Exchange(it) => Some(Self::named(PieceKind::Exchange, &it.exchange)),
-            Part::Queue(it) => Some(Self::named(PieceKind::Queue, &it.queue)),
+            Part::Queue(it) | Part::Letters(it) => Some(Self::named(PieceKind::Queue, &it.queue)),
             Part::Binding(it) => Some(Self::binding(&it.queue, &it.exchange, &it.routing_key)),
             Part::Link(it) => Some(Self::binding(&it.destination, &it.source, &it.routing_key)),
             Part::Unbinding(_) => None,
@@ -354,7 +354,7 @@ impl Asking {
                 };
                 self.ask(&passive).await?
             }
-            Part::Queue(it) => {
+            Part::Queue(it) | Part::Letters(it) => {
                 let passive = QueueDeclare {
                     passive: true,
                     ..it.clone()
@@ -380,7 +380,7 @@ impl Asking {
     async fn declared(&mut self, part: &Part) -> Result<Result<Method, Closed>, TransportError> {
         match part {
             Part::Exchange(it) => self.ask(it).await,
-            Part::Queue(it) => self.ask(it).await,
+            Part::Queue(it) | Part::Letters(it) => self.ask(it).await,
             Part::Binding(it) => self.ask(it).await,
             Part::Link(it) => self.ask(it).await,
             Part::Unbinding(it) => self.ask(it).await,

@@ -3,12 +3,17 @@
 
 use tidings_wire::{
     ExchangeBind, ExchangeDeclare, QueueBind, QueueDeclare, QueueUnbind, ShortStr, Table, Value,
+    reply,
 };
+
+use crate::session::Closed;
 
 /// An exchange or a queue, or what binds them (or does so no more).
 pub(crate) enum Part {
     Exchange(ExchangeDeclare),
     Queue(QueueDeclare),
+    /// A queue of dead letters, which may be there with another type.
+    Letters(QueueDeclare),
     Binding(QueueBind),
     /// From exchange to exchange.
     Link(ExchangeBind),
@@ -41,6 +46,21 @@ pub(crate) fn queue(queue: ShortStr, arguments: Table) -> QueueDeclare {
         arguments,
         ..QueueDeclare::default()
     }
+}
+
+/// A queue of dead letters. It is a classic one, whatever type the virtual host gives to others: a
+/// quorum queue counts how often a letter was handed out, and on RabbitMQ 4 drops it after 20 times.
+pub(crate) fn letters(queue: ShortStr, arguments: Table) -> QueueDeclare {
+    let queue_type = (
+        ShortStr::from_static("x-queue-type"),
+        Value::from("classic"),
+    );
+    self::queue(queue, arguments.iter().chain([queue_type]).collect())
+}
+
+/// True if a declaration was refused because the queue is there with another type.
+pub(crate) fn is_of_another_type(closed: &Closed) -> bool {
+    closed.code == reply::PRECONDITION_FAILED && closed.reason.contains("'x-queue-type'")
 }
 
 pub(crate) fn binding(queue: ShortStr, exchange: ShortStr, key: Option<ShortStr>) -> QueueBind {

@@ -15,6 +15,7 @@ use tidings_wire::{
     EncodeMethod, ExchangeDeclare, Method, QueueDeclare, ShortStr, Table, Value, reply,
 };
 use tokio::sync::oneshot;
+use tracing::warn;
 
 use crate::{
     delays,
@@ -226,7 +227,35 @@ impl Declared {
     /// Declares everything, in a pipeline on a channel of its own. If the URL says that nothing is declared, it
     /// only looks whether exchanges and queues are there (bindings cannot be seen); queues that belong to this
     /// connection's user alone are made nevertheless.
+    ///
+    /// Queues of dead letters that are there with another type (made by an older version in a virtual host
+    /// whose queues are quorum queues, or by hand) are taken as they are: they do, for as long as few look at
+    /// them.
     pub(crate) async fn declare(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
+        let mut as_they_are = BTreeSet::new();
+        loop {
+            match self.declare_but(session, &as_they_are).await {
+                Err(DeclareError::OtherType { queue, closed }) => {
+                    let said = &closed.reason;
+                    warn!(
+                        "the queue of dead letters `{queue}` was not made as a classic queue, and is \
+                         used as it is: a quorum queue counts each look as a delivery, and on \
+                         RabbitMQ 4 drops what had 20; redrive or discard its letters and delete it, \
+                         then it is made anew (the broker said: {said})"
+                    );
+                    as_they_are.insert(queue);
+                }
+                declared => return declared,
+            }
+        }
+    }
+
+    /// Declares everything but queues of dead letters that have to be there already.
+    async fn declare_but(
+        &self,
+        session: &Arc<Session>,
+        there: &BTreeSet<ShortStr>,
+    ) -> Result<(), DeclareError> {
         // Before anything is asked: a name that cannot be is nobody else's trouble.
         let topics = self.topics.iter().map(|topic| exchange(topic));
         let topics = topics.collect::<Result<Vec<_>, _>>()?;
@@ -251,7 +280,10 @@ impl Declared {
             asked.ask(topic, format!("topic `{}`", topic.exchange));
         }
         for part in parts.iter().chain(&left) {
-            asked.ask_for(part);
+            match part {
+                Part::Letters(it) if there.contains(&it.queue) => asked.ask_whether(it),
+                _ => asked.ask_for(part),
+            }
         }
         asked.all_answered().await
     }
@@ -344,6 +376,11 @@ pub(crate) enum DeclareError {
         what: String,
         closed: Closed,
     },
+    /// A queue of dead letters is there with another type.
+    OtherType {
+        queue: ShortStr,
+        closed: Closed,
+    },
 }
 
 impl DeclareError {
@@ -370,6 +407,11 @@ impl DeclareError {
     pub(crate) fn into_transport(self) -> TransportError {
         match self {
             Self::Name(reason) => TransportError::fatal(reason),
+            Self::OtherType { queue, closed } => Self::Closed {
+                what: format!("queue `{queue}`"),
+                closed,
+            }
+            .into_transport(),
             Self::Closed { what, closed } if closed.passes() => TransportError::temporary(format!(
                 "{what} could not be declared: {}",
                 closed.reason
@@ -408,7 +450,14 @@ impl From<Closed> for DeclareError {
 /// What was asked for on a channel, and is still to be answered.
 struct Asked<'a> {
     channel: &'a Channel,
-    answers: Vec<(String, Result<Answer, Closed>)>,
+    answers: Vec<Asking>,
+}
+
+struct Asking {
+    what: String,
+    /// The queue of dead letters that it is about.
+    letters: Option<ShortStr>,
+    answer: Result<Answer, Closed>,
 }
 
 type Answer = oneshot::Receiver<Result<Method, Closed>>;
@@ -423,13 +472,32 @@ impl<'a> Asked<'a> {
 
     /// If the channel is closed already, the answer to what closed it says so.
     fn ask(&mut self, method: &impl EncodeMethod, what: String) {
-        self.answers.push((what, self.channel.request(method)));
+        self.answers.push(Asking {
+            what,
+            letters: None,
+            answer: self.channel.request(method),
+        });
+    }
+
+    /// Whether a queue is there.
+    fn ask_whether(&mut self, declare: &QueueDeclare) {
+        let passive = QueueDeclare {
+            passive: true,
+            arguments: Table::default(),
+            ..declare.clone()
+        };
+        self.ask(&passive, format!("queue `{}`", declare.queue));
     }
 
     fn ask_for(&mut self, part: &Part) {
         match part {
             Part::Exchange(it) => self.ask(it, format!("exchange `{}`", it.exchange)),
             Part::Queue(it) => self.ask(it, format!("queue `{}`", it.queue)),
+            Part::Letters(it) => self.answers.push(Asking {
+                what: format!("queue `{}`", it.queue),
+                letters: Some(it.queue.clone()),
+                answer: self.channel.request(it),
+            }),
             Part::Binding(it) => {
                 let what = format!("the binding of queue `{}` to `{}`", it.queue, it.exchange);
                 self.ask(it, what);
@@ -455,25 +523,33 @@ impl<'a> Asked<'a> {
                 };
                 self.ask(&passive, format!("exchange `{}`", it.exchange));
             }
-            Part::Queue(it) if !ephemeral.contains(&*it.queue.to_str_lossy()) => {
+            Part::Queue(it) | Part::Letters(it)
+                if !ephemeral.contains(&*it.queue.to_str_lossy()) =>
+            {
                 let passive = QueueDeclare {
                     passive: true,
                     ..it.clone()
                 };
                 self.ask(&passive, format!("queue `{}`", it.queue));
             }
-            Part::Queue(_) => self.ask_for(part),
+            Part::Queue(_) | Part::Letters(_) => self.ask_for(part),
             Part::Binding(_) | Part::Link(_) | Part::Unbinding(_) => {}
         }
     }
 
     async fn all_answered(self) -> Result<(), DeclareError> {
-        for (what, answer) in self.answers {
-            let answer = match answer {
+        for asking in self.answers {
+            let answer = match asking.answer {
                 Ok(answer) => self.channel.answer(answer).await,
                 Err(closed) => Err(closed),
             };
-            answer.map_err(|closed| DeclareError::Closed { what, closed })?;
+            let what = asking.what;
+            answer.map_err(|closed| match asking.letters {
+                Some(queue) if parts::is_of_another_type(&closed) => {
+                    DeclareError::OtherType { queue, closed }
+                }
+                _ => DeclareError::Closed { what, closed },
+            })?;
         }
         Ok(())
     }
@@ -536,7 +612,7 @@ fn queue_with_dead_letters(
         ("x-dead-letter-routing-key", Value::from(&*dead)),
     ]);
     let mut made = vec![
-        Part::Queue(parts::queue(dead_letters, Table::default())),
+        Part::Letters(parts::letters(dead_letters, Table::default())),
         Part::Queue(parts::queue(queue.clone(), to_dead_letters)),
     ];
     for topic in topics {

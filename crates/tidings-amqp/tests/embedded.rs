@@ -65,6 +65,13 @@ behaviours! {
 }
 
 behaviours! {
+    of crate::behaviour::letters, on url();
+    queues_of_dead_letters_are_classic
+    queues_of_dead_letters_that_are_there_are_used_as_they_are
+    looking_uses_up_nothing_whatever_type_queues_have
+}
+
+behaviours! {
     of crate::behaviour::looking, on url();
     a_look_says_how_full_queues_are_and_changes_nothing
 }

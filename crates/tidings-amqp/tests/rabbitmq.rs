@@ -43,6 +43,14 @@ behaviours! {
 }
 
 behaviours! {
+    of crate::behaviour::letters, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    queues_of_dead_letters_are_classic
+    queues_of_dead_letters_that_are_there_are_used_as_they_are
+    looking_uses_up_nothing_whatever_type_queues_have
+}
+
+behaviours! {
     of crate::behaviour::looking, on async { rabbitmq_url() };
     #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
     a_look_says_how_full_queues_are_and_changes_nothing
@@ -127,4 +135,19 @@ async fn a_killed_broker_keeps_the_order_of_its_partitions() {
 #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
 async fn it_keeps_the_contract_of_a_transport() {
     behaviour::conformance(&rabbitmq_url()).await;
+}
+
+/// The virtual host makes quorum queues of what does not say its type, which RabbitMQ 4 can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn dead_letters_are_safe_where_queues_are_quorum_queues() {
+    let version = RabbitMq::version().unwrap_or_default();
+    if version.starts_with("3.") {
+        eprintln!("skipped: RabbitMQ {version} has no type of queue by default");
+        return;
+    }
+    let server = RabbitMq::start_with("default_queue_type = quorum").expect("it starts");
+    behaviour::letters::queues_of_dead_letters_that_are_there_are_used_as_they_are(server.url())
+        .await;
+    behaviour::letters::looking_uses_up_nothing_whatever_type_queues_have(server.url()).await;
 }

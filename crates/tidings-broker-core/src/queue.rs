@@ -146,7 +146,11 @@ impl Queue {
         let what = format!("queue '{}' in vhost '{vhost}'", text(&self.name));
         check_flag("durable", &what, declare.durable, self.durable)?;
         check_flag("auto_delete", &what, declare.auto_delete, self.auto_delete)?;
+        let types = [&declare.arguments, &self.arguments].map(|it| it.get(QUEUE_TYPE));
         for (name, _) in ARGUMENTS {
+            if *name == QUEUE_TYPE && types.map(is_classic) == [true, true] {
+                continue;
+            }
             check_argument(name, &what, &declare.arguments, &self.arguments)?;
         }
         Ok(())
@@ -211,10 +215,16 @@ pub(crate) fn check_depth(what: &str, arguments: &Table) -> Result<(), Refusal> 
     )))
 }
 
+/// A queue of which no type is said is a classic one, as it is on RabbitMQ.
+fn is_classic(queue_type: Option<&Value>) -> bool {
+    queue_type.is_none_or(|it| matches!(it, Value::Str(word) if word == "classic"))
+}
+
 type Check = fn(&Value) -> Result<(), &'static str>;
 
 const DEAD_LETTER_EXCHANGE: &str = "x-dead-letter-exchange";
 const DEAD_LETTER_KEY: &str = "x-dead-letter-routing-key";
+const QUEUE_TYPE: &str = "x-queue-type";
 
 /// Every argument of a queue that means something, and what it must look like.
 const ARGUMENTS: &[(&str, Check)] = &[
@@ -233,9 +243,7 @@ const ARGUMENTS: &[(&str, Check)] = &[
     ("x-single-active-consumer", boolean),
     ("x-max-priority", |v| integer(v, 0, 255)),
     ("x-delivery-limit", |v| integer(v, -1, u32::MAX as i64)),
-    ("x-queue-type", |v| {
-        one_of(v, &["classic", "quorum", "stream"])
-    }),
+    (QUEUE_TYPE, |v| one_of(v, &["classic", "quorum", "stream"])),
     ("x-queue-mode", |v| one_of(v, &["default", "lazy"])),
     ("x-queue-version", |v| integer(v, 1, 2)),
     ("x-queue-leader-locator", string),
@@ -317,7 +325,7 @@ impl Rules {
             return Err(invalid(name, why));
         }
         check_depth(&what, arguments)?;
-        if matches!(arguments.get("x-queue-type"), Some(Value::Str(kind)) if kind == "stream") {
+        if matches!(arguments.get(QUEUE_TYPE), Some(Value::Str(kind)) if kind == "stream") {
             let why = format_args!("{what}: this broker has no streams; declare a classic queue");
             return Err(Refusal::new(ReplyCode::NotImplemented, why));
         }
@@ -361,7 +369,7 @@ impl Rules {
             Some(Value::Str(value)) => Some(value.clone()),
             _ => None,
         };
-        let quorum = word("x-queue-type").is_some_and(|kind| kind == "quorum");
+        let quorum = word(QUEUE_TYPE).is_some_and(|kind| kind == "quorum");
         Self {
             ttl: number("x-message-ttl"),
             expires: number("x-expires"),

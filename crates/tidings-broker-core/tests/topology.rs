@@ -138,6 +138,10 @@ fn queues_are_declared_once_and_compared_afterwards() {
     );
     check("d x-message-ttl=6,x-max-length=3", "received the value '6'");
     check(
+        "d x-message-ttl=5,x-max-length=3,x-queue-type=quorum",
+        "inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' but current is none",
+    );
+    check(
         "d x-message-ttl=5,x-max-length=3,x-expires=1",
         "inequivalent arg 'x-expires'",
     );
@@ -157,6 +161,11 @@ fn queues_are_declared_once_and_compared_afterwards() {
         "ACCESS_REFUSED - queue name 'amq.mine' contains reserved prefix 'amq.*'",
     );
     assert_eq!(rig.try_queue("q", "p").expect("it is there").messages, 2);
+    // No type and the classic one are the same, whichever was said first.
+    let classic = "d x-message-ttl=5,x-max-length=3,x-queue-type=classic";
+    assert_eq!(rig.try_queue("q", classic).expect("the same").messages, 2);
+    rig.try_queue("c", "d x-queue-type=classic").expect("new");
+    rig.try_queue("c", "d").expect("the same");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub struct Envelope {
     pub traceparent: Option<Box<str>>,
     /// MIME type of the body. Empty if a foreign program did not say; read as JSON then.
     pub content_type: Cow<'static, str>,
-    /// Every other header whose value is text, as it came.
+    /// Every other header whose value is text, as it came; a broker may change their order.
     pub headers: Vec<(Box<str>, Box<str>)>,
     /// The data.
     pub body: Bytes,

@@ -21,6 +21,7 @@ mod rabbitmq;
 mod s3;
 
 use std::collections::hash_map::RandomState;
+use std::ffi::{OsStr, OsString};
 use std::hash::BuildHasher;
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
@@ -42,6 +43,10 @@ pub const RABBITMQ_URL: &str = "TIDINGS_TEST_RABBITMQ_URL";
 
 /// The variable that names the PostgreSQL for tests that need one but not one of their own.
 pub const POSTGRES_URL: &str = "TIDINGS_TEST_POSTGRES_URL";
+
+/// The variable that names a folder with a Debian of its own (made by `debootstrap`) whose RabbitMQ is
+/// started instead of the installed one, so that tests run on another version. Needs Linux and root.
+pub const RABBITMQ_ROOT: &str = "TIDINGS_TEST_RABBITMQ_ROOT";
 
 /// The variable that names the server that speaks S3.
 pub const S3_URL: &str = "TIDINGS_TEST_S3_URL";
@@ -122,11 +127,16 @@ pub fn wait_until(what: &str, deadline: Duration, mut ready: impl FnMut() -> boo
 
 /// A folder in the system's temporary folder, removed with its owner, and readable by `user`.
 fn folder(server: &str, user: Option<&User>) -> Result<TempDir> {
-    sweep();
+    folder_in(&std::env::temp_dir(), server, user)
+}
+
+/// The same in the folder `place`.
+fn folder_in(place: &Path, server: &str, user: Option<&User>) -> Result<TempDir> {
+    sweep(place);
     let prefix = format!("{FOLDER_PREFIX}{}-{server}-", std::process::id());
     let dir = tempfile::Builder::new()
         .prefix(&prefix)
-        .tempdir()
+        .tempdir_in(place)
         .with_context(|| format!("cannot make a folder for {server}"))?;
     if let Some(user) = user {
         user.give(dir.path())?;
@@ -137,8 +147,8 @@ fn folder(server: &str, user: Option<&User>) -> Result<TempDir> {
 const FOLDER_PREFIX: &str = "tidings-test-";
 
 /// Removes the folders of test processes that were killed before they could.
-fn sweep() {
-    let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else {
+fn sweep(place: &Path) {
+    let Ok(entries) = std::fs::read_dir(place) else {
         return;
     };
     for entry in entries.flatten() {
@@ -167,8 +177,13 @@ impl User {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }
+        Self::known_to(Command::new, name).map(Some)
+    }
+
+    /// `name` as the program `id` knows it that `program` runs.
+    fn known_to(program: impl Fn(&'static str) -> Command, name: &'static str) -> Result<User> {
         let id = |flag: &str| -> Result<u32> {
-            let output = Command::new("id")
+            let output = program("id")
                 .args([flag, name])
                 .output()
                 .context("cannot run `id`")?;
@@ -176,11 +191,11 @@ impl User {
                 anyhow!("there is no user `{name}` to start the server as: run the tests as another user than root")
             })
         };
-        Ok(Some(User {
+        Ok(User {
             name,
             uid: id("-u")?,
             gid: id("-g")?,
-        }))
+        })
     }
 
     fn give(&self, path: &Path) -> Result<()> {
@@ -194,6 +209,14 @@ const UNLESS_ALONE: &str = r#"[ "$PPID" = "$0" ] && shift && exec "$@""#;
 
 /// A command that runs as `user`, and on Linux ends with the thread that starts it.
 fn command(program: &Path, user: Option<&User>) -> Command {
+    let mut words = words(program.as_os_str(), user).into_iter();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words);
+    command
+}
+
+/// The same as the words of a command line.
+fn words(program: &OsStr, user: Option<&User>) -> Vec<OsString> {
     let mut flags = Vec::new();
     if let Some(User { uid, gid, .. }) = user {
         flags.extend([format!("--reuid={uid}"), format!("--regid={gid}")]);
@@ -204,16 +227,16 @@ fn command(program: &Path, user: Option<&User>) -> Command {
     }
     // setpriv does both and then becomes the program, by a shell: the process id stays the server's.
     if flags.is_empty() {
-        return Command::new(program);
+        return vec![program.to_owned()];
     }
-    let mut command = Command::new("setpriv");
-    command.args(flags);
+    let mut words: Vec<OsString> = vec!["setpriv".into()];
+    words.extend(flags.into_iter().map(OsString::from));
     if cfg!(target_os = "linux") {
         let parent = std::process::id().to_string();
-        command.args(["sh", "-c", UNLESS_ALONE, &parent]);
+        words.extend(["sh", "-c", UNLESS_ALONE, &parent].map(OsString::from));
     }
-    command.arg("--").arg(program);
-    command
+    words.extend(["--".into(), program.to_owned()]);
+    words
 }
 
 /// The first of `candidates` that exists, else `name` on the PATH.
@@ -254,7 +277,7 @@ mod tests {
             path
         };
         let (dead, living) = (make(child.id()), make(std::process::id()));
-        sweep();
+        sweep(&std::env::temp_dir());
         let (dead_stays, living_stays) = (dead.exists(), living.exists());
         std::fs::remove_dir_all(living).unwrap();
         assert!(

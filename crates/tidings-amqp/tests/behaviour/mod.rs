@@ -3,6 +3,7 @@
 pub(crate) mod delays;
 pub(crate) mod failures;
 pub(crate) mod groups;
+pub(crate) mod letters;
 pub(crate) mod looking;
 pub(crate) mod processes;
 mod raw;

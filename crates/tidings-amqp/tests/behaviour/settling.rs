@@ -233,7 +233,14 @@ pub(crate) async fn a_foreign_message_is_read_as_what_it_says_it_is(url: String)
         envelope: Envelope::clone(&envelope),
     };
     publish_all(&amqp, vec![kept]).await;
-    assert_eq!(next(&mut deliveries).await.envelope, envelope);
+    // RabbitMQ 4 sorts headers.
+    let again = next(&mut deliveries).await;
+    let [again, envelope] = [&again.envelope, &envelope].map(|it| {
+        let mut envelope = Envelope::clone(it);
+        envelope.headers.sort();
+        envelope
+    });
+    assert_eq!(again, envelope);
 }
 
 pub(crate) async fn what_amqp_cannot_carry_harms_nothing_else(url: String) {

@@ -1,8 +1,12 @@
 //! A RabbitMQ of its own for a test that stops, kills and restarts it.
+//!
+//! It is the installed one, or, where [`RABBITMQ_ROOT`](super::RABBITMQ_ROOT) names a folder with a
+//! Debian of its own, the one in there: it runs with that folder as its root, and its data are in there.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -30,6 +34,8 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 /// ```
 pub struct RabbitMq {
     server: PathBuf,
+    /// The folder that it takes for the root.
+    root: Option<PathBuf>,
     user: Option<User>,
     port: u16,
     dist_port: u16,
@@ -41,23 +47,62 @@ pub struct RabbitMq {
 impl RabbitMq {
     /// What to do when RabbitMQ is not installed; nothing when it is.
     pub fn missing() -> Option<String> {
-        find().is_none().then(|| {
-            format!(
+        find(root().as_deref()).is_none().then(|| match root() {
+            None => format!(
                 "RabbitMQ is not installed: install it (Debian: `apt-get install rabbitmq-server`), \
                  or set {} to one that runs",
                 super::RABBITMQ_URL
-            )
+            ),
+            Some(root) => format!(
+                "there is no RabbitMQ in {}, the folder that {} names: make it with `debootstrap \
+                 --variant=minbase --include=rabbitmq-server trixie FOLDER`, or take the variable away",
+                root.display(),
+                super::RABBITMQ_ROOT
+            ),
+        })
+    }
+
+    /// The version of the one that would be started (`3.10.8`), if its folder says so.
+    pub fn version() -> Option<String> {
+        let root = root().unwrap_or_else(|| "/".into());
+        let mut entries = std::fs::read_dir(root.join("usr/lib/rabbitmq/lib")).ok()?;
+        entries.find_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            name.strip_prefix("rabbitmq_server-").map(str::to_owned)
         })
     }
 
     /// Starts a node and returns when it accepts.
     pub fn start() -> Result<RabbitMq> {
-        let server = find().ok_or_else(|| anyhow!("{}", Self::missing().unwrap_or_default()))?;
-        let user = User::instead_of_root("rabbitmq")?;
-        let folder = super::folder("rabbitmq", user.as_ref())?;
+        Self::start_with("")
+    }
+
+    /// The same with more lines in its configuration (`default_queue_type = quorum`).
+    pub fn start_with(settings: &str) -> Result<RabbitMq> {
+        let root = root();
+        let server = find(root.as_deref());
+        let server = server.ok_or_else(|| anyhow!("{}", Self::missing().unwrap_or_default()))?;
+        let (user, folder) = match &root {
+            None => {
+                let user = User::instead_of_root("rabbitmq")?;
+                let folder = super::folder("rabbitmq", user.as_ref())?;
+                (user, folder)
+            }
+            Some(root) => {
+                let within = |program: &str| {
+                    let mut chroot = Command::new("chroot");
+                    chroot.arg(root).arg(program);
+                    chroot
+                };
+                let user = User::known_to(within, "rabbitmq")?;
+                let folder = super::folder_in(&root.join("tmp"), "rabbitmq", Some(&user))?;
+                (Some(user), folder)
+            }
+        };
         let (port, dist_port) = (super::free_port()?, super::free_port()?);
         let mut rabbitmq = RabbitMq {
             server,
+            root,
             user,
             port,
             dist_port,
@@ -65,7 +110,8 @@ impl RabbitMq {
             folder,
         };
         rabbitmq.write("enabled_plugins", "[].\n")?;
-        rabbitmq.write("rabbitmq.conf", "log.file.level = warning\n")?;
+        let settings = format!("log.file.level = warning\n{settings}\n");
+        rabbitmq.write("rabbitmq.conf", &settings)?;
         rabbitmq.restart()?;
         Ok(rabbitmq)
     }
@@ -121,11 +167,22 @@ impl RabbitMq {
     }
 
     fn command(&self) -> Command {
-        let home = self.folder.path();
-        let mut command = super::command(&self.server, self.user.as_ref());
+        let (home, mut command) = match &self.root {
+            None => {
+                let home = self.folder.path();
+                let mut command = super::command(&self.server, self.user.as_ref());
+                command.current_dir(home);
+                (home.to_owned(), command)
+            }
+            Some(root) => {
+                let words = super::words(self.server.as_os_str(), self.user.as_ref());
+                let home = self.folder.path().strip_prefix(root);
+                let home = Path::new("/").join(home.unwrap_or(self.folder.path()));
+                (home, rooted(root, words.iter().map(|word| &**word)))
+            }
+        };
         command
-            .current_dir(home)
-            .env("HOME", home)
+            .env("HOME", &home)
             .env(
                 "RABBITMQ_NODENAME",
                 format!("tidings{}@localhost", self.port),
@@ -154,12 +211,35 @@ impl RabbitMq {
     }
 }
 
-fn find() -> Option<PathBuf> {
+fn root() -> Option<PathBuf> {
+    let root = std::env::var_os(super::RABBITMQ_ROOT)?;
+    (!root.is_empty()).then(|| root.into())
+}
+
+/// The program, as it is called in the folder that is its root.
+fn find(root: Option<&Path>) -> Option<PathBuf> {
     // Debian's script on the PATH refuses every user but its own; the one behind it does not.
-    super::find(
-        "rabbitmq-server",
-        ["/usr/lib/rabbitmq/bin/rabbitmq-server".into()],
-    )
+    const BEHIND: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+    match root {
+        None => super::find("rabbitmq-server", [BEHIND.into()]),
+        Some(root) => {
+            let is_there = root.join(&BEHIND[1..]).is_file();
+            is_there.then(|| BEHIND.into())
+        }
+    }
+}
+
+/// Runs a command in a folder that it takes for the root, where it sees processes and devices, which
+/// nobody else sees there. The process id stays the same.
+fn rooted<'a>(root: &Path, words: impl Iterator<Item = &'a OsStr>) -> Command {
+    const MOUNT: &str = r#"mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev" &&
+        exec chroot "$0" "$@""#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", MOUNT])
+        .arg(root)
+        .args(words);
+    command
 }
 
 /// Whether an AMQP 0-9-1 server answers: the first byte of its greeting is a method frame's.

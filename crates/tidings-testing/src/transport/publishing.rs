@@ -42,12 +42,19 @@ pub(super) async fn a_message_comes_as_it_went(case: Case) {
     let mut deliveries = case.subscribe(10).await;
     for envelope in [&bare, &full, &bare, &full] {
         let delivery = next(&mut deliveries).await;
-        assert_eq!(*delivery.envelope, *envelope);
+        assert_eq!(in_order(&delivery.envelope), in_order(envelope));
         assert_eq!(*delivery.queue, *case.queue);
         assert_eq!((delivery.failures, delivery.history.len()), (0, 0));
         assert!(!delivery.redelivered);
         settle(delivery, Settlement::Ack).await;
     }
+}
+
+/// Headers may come in another order: RabbitMQ 4 sorts them.
+fn in_order(envelope: &Envelope) -> Envelope {
+    let mut envelope = envelope.clone();
+    envelope.headers.sort();
+    envelope
 }
 
 pub(super) async fn every_queue_of_a_topic_gets_each_message(case: Case) {
