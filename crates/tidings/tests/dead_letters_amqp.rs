@@ -26,7 +26,7 @@ use tidings::{
 use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Handle, Options};
 use tidings_sqlite::Tx;
-use tidings_testing::servers::{Process, rabbitmq_url};
+use tidings_testing::servers::{Process, RabbitMq, rabbitmq_url};
 
 const URL: &str = "TIDINGS_TEST_OPERATOR_URL";
 const CONSUMER: &str = "TIDINGS_TEST_OPERATOR_CONSUMER";
@@ -193,15 +193,7 @@ async fn an_operator_who_is_killed_loses_nothing_and_the_job_goes_on(url: String
     })
     .await;
     assert_eq!(count(&letters).await, 0, "none is left");
-    let mut numbers: Vec<u64> = bank
-        .database
-        .effects()
-        .await
-        .into_iter()
-        .map(|it| it.1)
-        .collect();
-    numbers.sort_unstable();
-    assert!(numbers.into_iter().eq(0..COUNT), "each once");
+    assert_handled_once(&bank, COUNT).await;
     bank.close().await;
 }
 
@@ -359,6 +351,218 @@ async fn a_long_queue_is_worked_off_in_time(url: String) {
     amqp.close().await;
 }
 
+/// Half of the letters are chosen. While they are redriven, the consumer works, and letters of others come.
+async fn a_selection_is_redriven_while_the_consumer_works_and_others_come(url: String) {
+    let bank = Bank::open(&url, |router| router).await;
+    bank.send(0..200).await;
+    let letters = bank.letters().await;
+    until("all are dead letters", async || {
+        count(&letters).await == 200
+    })
+    .await;
+    let before = all(&letters, &Selection::all()).await;
+    bank.is_closed.store(false, Ordering::SeqCst);
+    let (mut chosen, mut others) = (Selection::all(), Vec::new());
+    for letter in &before {
+        let number = number_of(letter);
+        match number % 2 {
+            0 => chosen = chosen.id(&letter.id),
+            _ => others.push(number),
+        }
+    }
+    let rate = NonZeroU32::new(100).expect("not zero");
+    let redrive = letters.redrive(chosen).rate(rate).ramp(Duration::ZERO);
+    let redrive = redrive.batch(10).settle(Duration::ZERO).run(|_| {});
+    let strangers = async {
+        until("it has begun", async || {
+            !bank.database.effects().await.is_empty()
+        })
+        .await;
+        for number in 1000..1010 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mut envelope =
+                Envelope::new("money-deposited.v1", format!("\"stranger {number}\""));
+            envelope.id = Some(format!("stranger/{number}").into());
+            let stranger = Outgoing {
+                destination: Destination::Queue(bank.queue().into()),
+                unrouted: Unrouted::Hold,
+                envelope,
+            };
+            publish(&bank.amqp, vec![stranger]).await;
+        }
+    };
+    let (report, ()) = tokio::join!(redrive, strangers);
+    let report = report.expect("it runs");
+    assert_eq!(
+        (report.sent, report.passed_over, report.came_back),
+        (100, 100, 0)
+    );
+    until("the chosen ones are handled", async || {
+        bank.database.effects().await.len() == 100
+    })
+    .await;
+    until("the strangers are there", async || {
+        count(&letters).await == 110
+    })
+    .await;
+    let handled = bank.database.effects().await;
+    assert!(handled.iter().all(|(_, number)| number % 2 == 0));
+    let left = all(&letters, &Selection::all()).await;
+    let (stayed, came) = left.split_at(100);
+    let stayed: Vec<u64> = stayed.iter().map(number_of).collect();
+    assert_eq!(stayed, others, "those that stay keep their places");
+    assert!(came.iter().all(|it| it.id.starts_with("stranger/")));
+    let cause = &*came[0].fingerprint.id;
+    // Nobody can handle these: they come back, once for this job.
+    let redrive = letters.redrive(Selection::all().fingerprint(cause));
+    let redrive = redrive.job("strangers").unlimited().never_stop();
+    let report = redrive.run(|_| {}).await.expect("it runs");
+    assert_eq!((report.sent, report.came_back), (10, 10));
+    let redrive = letters.redrive(Selection::all().fingerprint(cause));
+    let report = redrive.job("strangers").run(|_| {}).await.expect("it runs");
+    assert_eq!((report.sent, report.came_back), (0, 10));
+    assert_eq!(count(&letters).await, 110);
+    bank.close().await;
+}
+
+fn number_of(letter: &Letter) -> u64 {
+    let deposit: MoneyDeposited = serde_json::from_slice(&letter.envelope.body).expect("JSON");
+    deposit.number
+}
+
+async fn two_operators_who_start_the_same_job_send_each_letter_once(url: String) {
+    const COUNT: u64 = 500;
+    let bank = Bank::open(&url, |router| router).await;
+    bank.send(0..COUNT).await;
+    let (ann, bob) = (bank.letters().await, bank.letters().await);
+    until("all are dead letters", async || count(&ann).await == COUNT).await;
+    bank.is_closed.store(false, Ordering::SeqCst);
+    let job = format!("job-{}", uuid());
+    let run = async |letters: &DeadLetters| {
+        let redrive = letters.redrive(Selection::all()).job(&job).unlimited();
+        let redrive = redrive.batch(50).settle(Duration::ZERO);
+        redrive.run(|_| {}).await.expect("it runs").sent
+    };
+    let (one, other) = tokio::join!(run(&ann), run(&bob));
+    assert_eq!(one + other, COUNT, "{one} and {other}");
+    until("all are handled", async || {
+        bank.database.effects().await.len() as u64 >= COUNT
+    })
+    .await;
+    assert_handled_once(&bank, COUNT).await;
+    assert_eq!(count(&ann).await, 0);
+    bank.close().await;
+}
+
+async fn assert_handled_once(bank: &Bank, count: u64) {
+    let effects = bank.database.effects().await;
+    let mut numbers: Vec<u64> = effects.into_iter().map(|it| it.1).collect();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(0..count), "each once");
+}
+
+/// A broker that is stopped and comes back at its old place, with what it had.
+trait Restarts {
+    fn url(&self) -> String;
+    async fn restart(&mut self);
+}
+
+struct InTheBox {
+    broker: Option<Handle>,
+    data: tempfile::TempDir,
+    address: std::net::SocketAddr,
+}
+
+impl InTheBox {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().expect("a folder");
+        let options = Options::durable(data.path()).listen(([127, 0, 0, 1], 0));
+        let broker = Broker::start(options).await.expect("the broker starts");
+        let address = broker.amqp_addr();
+        Self {
+            broker: Some(broker),
+            data,
+            address,
+        }
+    }
+}
+
+impl Restarts for InTheBox {
+    fn url(&self) -> String {
+        format!("amqp://guest:guest@{}", self.address)
+    }
+
+    async fn restart(&mut self) {
+        if let Some(broker) = self.broker.take() {
+            broker.shutdown().await.expect("it stops");
+        }
+        let options = Options::durable(self.data.path()).listen(self.address);
+        let broker = Broker::start(options).await.expect("the broker starts");
+        self.broker = Some(broker);
+    }
+}
+
+impl Restarts for RabbitMq {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    async fn restart(&mut self) {
+        self.kill9();
+        RabbitMq::restart(self).expect("it starts again");
+    }
+}
+
+/// The job waits for the broker and goes on by itself; each letter has its effect once.
+async fn a_redrive_outlasts_a_restart_of_the_broker(mut server: impl Restarts) {
+    const COUNT: u64 = 600;
+    let bank = Bank::open(&server.url(), |router| router).await;
+    bank.send(0..COUNT).await;
+    let letters = bank.letters().await;
+    until("all are dead letters", async || {
+        count(&letters).await == COUNT
+    })
+    .await;
+    bank.is_closed.store(false, Ordering::SeqCst);
+    let rate = NonZeroU32::new(200).expect("not zero");
+    let redrive = letters.redrive(Selection::all()).rate(rate);
+    let redrive = redrive.ramp(Duration::ZERO).batch(20).run(|_| {});
+    let restart = async {
+        until("some are handled", async || {
+            bank.database.effects().await.len() > 50
+        })
+        .await;
+        server.restart().await;
+        let handled = bank.database.effects().await.len() as u64;
+        assert!(handled < COUNT, "in the middle: {handled}");
+    };
+    let (report, ()) = tokio::join!(redrive, restart);
+    let report = report.expect("it goes on");
+    assert_eq!(
+        (report.came_back, report.not_sent, report.stopped),
+        (0, 0, None)
+    );
+    until("all are handled", async || {
+        bank.database.effects().await.len() as u64 >= COUNT
+    })
+    .await;
+    assert_handled_once(&bank, COUNT).await;
+    assert_eq!(count(&letters).await, 0, "none is left");
+    bank.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redrive_outlasts_a_restart_of_the_broker_in_the_box() {
+    a_redrive_outlasts_a_restart_of_the_broker(InTheBox::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn a_redrive_outlasts_a_kill_of_rabbitmq() {
+    let server = RabbitMq::start().expect("it starts");
+    a_redrive_outlasts_a_restart_of_the_broker(server).await;
+}
+
 async fn on_the_broker_in_the_box<F: Future<Output = ()>>(test: impl FnOnce(String) -> F) {
     let data = tempfile::tempdir().expect("a folder");
     let options = Options::durable(data.path()).listen(([127, 0, 0, 1], 0));
@@ -391,4 +595,6 @@ on_both! {
     what_cannot_be_read_is_mended_and_handled
     an_ordered_group_goes_on_in_order_after_a_redrive
     a_long_queue_is_worked_off_in_time
+    a_selection_is_redriven_while_the_consumer_works_and_others_come
+    two_operators_who_start_the_same_job_send_each_letter_once
 }

@@ -1,5 +1,7 @@
 //! Letters page by page.
 
+use std::collections::VecDeque;
+
 use tokio::time::Instant;
 
 use super::{
@@ -9,8 +11,9 @@ use super::{
 };
 use crate::{HOLD_TIME_MAX, HeldLetters};
 
-/// How many letters are asked for at once, so that few are in memory when few are wanted.
-const STEP: usize = 64;
+/// How many letters are asked for at once at most. It begins with as many as are wanted, and takes
+/// longer steps while none of those that come is among the selected ones.
+const STEP_MAX: usize = 256;
 /// How many letters a page has at most.
 const PAGE_MAX: usize = 1000;
 
@@ -20,6 +23,9 @@ pub struct Listing {
     consumer: Box<str>,
     selection: Selection,
     began: Instant,
+    /// Selected letters that came before they were wanted.
+    ready: VecDeque<Letter>,
+    step: usize,
 }
 
 impl Listing {
@@ -29,6 +35,8 @@ impl Listing {
             consumer: consumer.into(),
             selection,
             began: Instant::now(),
+            ready: VecDeque::new(),
+            step: 1,
         }
     }
 
@@ -39,8 +47,7 @@ impl Listing {
     /// When the broker is lost, and 10 minutes after the listing began: others wait for it.
     pub async fn next_page(&mut self, count: usize) -> Result<Vec<Letter>, Error> {
         let count = count.clamp(1, PAGE_MAX);
-        let mut page = Vec::new();
-        while page.len() < count {
+        while self.ready.len() < count {
             if self.began.elapsed() > HOLD_TIME_MAX {
                 let says = format!(
                     "the letters of `{}` were held for longer than {} minutes; list them anew",
@@ -49,16 +56,23 @@ impl Listing {
                 );
                 return Err(Error::new(Code::Unavailable, says));
             }
-            let next = self.held.next(STEP.min(count - page.len())).await?;
+            let wanted = count - self.ready.len();
+            let next = self.held.next(wanted.max(self.step).min(STEP_MAX)).await?;
             if next.is_empty() {
                 break;
             }
+            let before = self.ready.len();
             let letters = next
                 .into_iter()
                 .map(|letter| Letter::new(letter, &self.consumer));
-            page.extend(letters.filter(|letter| self.selection.contains(letter)));
+            self.ready
+                .extend(letters.filter(|letter| self.selection.contains(letter)));
+            if self.ready.len() == before {
+                self.step = (self.step * 2).min(STEP_MAX);
+            }
         }
-        Ok(page)
+        let count = count.min(self.ready.len());
+        Ok(self.ready.drain(..count).collect())
     }
 
     /// Gives the letters back, and returns when they are in their places.

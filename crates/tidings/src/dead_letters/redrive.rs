@@ -192,7 +192,8 @@ pub struct Report {
     pub job: Box<str>,
     /// How many letters there were when it began.
     pub total: u64,
-    /// How many were sent; of a dry run, would be.
+    /// How many were sent; of a dry run, would be. A letter that was sent twice, because the broker was
+    /// killed and forgot that it had been taken out, counts twice.
     pub sent: u64,
     /// How many have come back so far, also of an earlier run of the job.
     pub came_back: u64,

@@ -3,6 +3,10 @@
 //! How many letters there are is counted at the beginning; what comes later is behind those and is
 //! not walked to. A walk may let go of the letters and take them up again (a *pass*): then it begins
 //! at the front, where what was not taken out stands as before.
+//!
+//! A broker that was killed may have forgotten that letters were taken out (RabbitMQ writes that down
+//! later), and then they stand at the front again. So after a lost connection the letters are counted
+//! anew, less those that are known to have come since: the last ones must not be left out for them.
 
 use std::time::Duration;
 
@@ -47,6 +51,10 @@ pub(super) struct Walk<'a> {
     /// How many were read, and how many of those taken out, in this pass.
     read: u64,
     removed: u64,
+    /// How many came since the walk began, when that was last looked at.
+    came: u64,
+    /// The connection was lost: `left` may be too few.
+    is_uncertain: bool,
     /// How often there were fewer than there must be.
     shortfalls: u32,
     pass_began: Instant,
@@ -63,6 +71,8 @@ impl<'a> Walk<'a> {
             left,
             read: 0,
             removed: 0,
+            came: 0,
+            is_uncertain: false,
             shortfalls: 0,
             pass_began: Instant::now(),
             reading: Duration::ZERO,
@@ -135,8 +145,10 @@ impl<'a> Walk<'a> {
         let Some(held) = &mut self.held else {
             return 0;
         };
-        let behind = held.behind().await.unwrap_or(0);
-        (behind + self.read - self.removed).saturating_sub(self.left)
+        if let Ok(behind) = held.behind().await {
+            self.came = (behind + self.read - self.removed).saturating_sub(self.left);
+        }
+        self.came
     }
 
     /// True if others who want to look should get their turn, or the broker would take all back.
@@ -164,7 +176,12 @@ impl<'a> Walk<'a> {
     /// What is held; begins a pass if none is under way.
     async fn held(&mut self) -> Result<&mut Box<dyn HeldLetters>, Error> {
         if self.held.is_none() {
-            let held = self.take_up().await?;
+            let mut held = self.take_up().await?;
+            if self.is_uncertain {
+                let there = held.behind().await?;
+                self.left = self.left.max(there.saturating_sub(self.came));
+                self.is_uncertain = false;
+            }
             (self.read, self.removed, self.reading) = (0, 0, Duration::ZERO);
             self.pass_began = Instant::now();
             self.held = Some(held);
@@ -193,6 +210,7 @@ impl<'a> Walk<'a> {
     /// The pass has ended by itself.
     fn lost(&mut self, error: AccessError) -> Result<(), Error> {
         self.held = None;
+        self.is_uncertain = true;
         (self.read, self.removed) = (0, 0);
         match error.kind() {
             AccessErrorKind::Unavailable => {

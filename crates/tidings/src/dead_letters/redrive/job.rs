@@ -250,10 +250,10 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
 
     /// If so many letters have come that it may be these, reads them.
     async fn look_whether_to_stop(&mut self) -> Result<(), Error> {
+        let came = self.walk.came().await;
         if self.redrive.stop_above.is_none() {
             return Ok(());
         }
-        let came = self.walk.came().await;
         let began = self.began.elapsed();
         if !self.watch.suspects(came, self.report.sent, began) {
             return Ok(());
