@@ -24,12 +24,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    Destination, Group, Log, LogEntry, Outgoing, PublishErrorKind, REPLAY_HEADER, Router, Store,
-    StoreError, Transport, Unrouted, slot_of, throttle::Throttle,
+    Destination, Group, Log, LogEntry, LogPage, Outgoing, PublishErrorKind, REPLAY_HEADER, Router,
+    Store, StoreError, Transport, Unrouted, slot_of, throttle::Throttle,
 };
 
 pub use error::ReplayError;
-use job::Job;
+use job::{Job, Patience};
 pub use job::{Progress, list};
 
 /// How many events are read at a time.
@@ -38,7 +38,7 @@ const PAGE_COUNT_MAX: usize = 500;
 const BATCH_COUNT: (u32, u32) = (1, 500);
 /// How often it is written down how far it is.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// How long to leave a broker alone that took nothing: at first, and at most.
+/// How long to leave a broker or a database alone that took nothing: at first, and at most.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How often the log repeats that a broker takes nothing.
 const TROUBLE_LOG_EVERY: Duration = Duration::from_secs(10);
@@ -175,9 +175,10 @@ impl Replay {
     /// Sends them, from `store` (the sender's) to `transport`, and calls `progress` after each batch.
     /// Resolves when everything is confirmed that was in the log at the start.
     ///
-    /// While the broker cannot be reached, or refuses messages, it waits and tries again. If this is
-    /// dropped or the process dies, the next run goes on where this one was. A run that is started
-    /// while another one runs takes over, and the other one ends with an error.
+    /// While the broker cannot be reached, or refuses messages, it waits and tries again; once it has
+    /// begun, it waits for the database as well, for five minutes. If this is dropped or the process
+    /// dies, the next run goes on where this one was. A run that is started while another one runs
+    /// takes over, and the other one ends with an error.
     ///
     /// # Errors
     ///
@@ -338,7 +339,7 @@ impl Run<'_> {
         progress: &mut (impl FnMut(&Progress) + Send),
     ) -> Result<bool, ReplayError> {
         let (after, until) = (self.job.progress.position, self.job.progress.until);
-        let page = self.log.read(after, until, PAGE_COUNT_MAX).await?;
+        let page = self.read(after, until).await?;
         self.job.check_dropped(after, page.dropped_until)?;
         let Some(last) = page.entries.last().map(|entry| entry.position) else {
             return Ok(false);
@@ -355,6 +356,16 @@ impl Run<'_> {
         progress(&self.job.progress);
         self.save(false).await?;
         Ok(true)
+    }
+
+    async fn read(&self, after: i64, until: i64) -> Result<LogPage, StoreError> {
+        let mut patience = Patience::new(&self.replay.queue);
+        loop {
+            match self.log.read(after, until, PAGE_COUNT_MAX).await {
+                Err(error) if error.is_unavailable() => patience.wait(error).await?,
+                page => return page,
+            }
+        }
     }
 
     /// The messages of a page for the consumer, and what lies behind the last of them.

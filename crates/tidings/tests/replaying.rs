@@ -464,3 +464,26 @@ async fn events_that_are_dropped_before_they_are_sent_are_not_passed_over_in_sil
     assert_eq!(ended.sent, 10);
     running.stop().await;
 }
+
+#[tokio::test]
+async fn events_that_are_dropped_while_a_replay_reads_end_it_with_an_error() {
+    // More than one page, of which the second is not read before the log is dropped.
+    let past = Past::with(0..700).await;
+    let late = Database::new().await;
+    let running = Running::start(&past.broker, listener("late", &late)).await;
+    let run = past.run(Replay::to(LATE).rate(500));
+    let drop_all = async {
+        until("some are sent", async || !past.replayed().is_empty()).await;
+        let log = past.teller.store.log().expect("a log");
+        log.drop_older(Duration::ZERO).await.expect("it drops");
+    };
+    let (ended, ()) = tokio::join!(run, drop_all);
+    let error = ended.expect_err("the rest is gone");
+    assert!(error.is_dropped(), "{error}");
+    assert_eq!(
+        past.replayed_numbers(),
+        (0..500).collect::<Vec<_>>(),
+        "what was read before is sent"
+    );
+    running.stop().await;
+}

@@ -3,11 +3,15 @@
 //! Each run writes the record over the version that it wrote or read last. So of two runs one fails
 //! at its next write: the one that was started first.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use tracing::warn;
 use uuid::Uuid;
 
-use super::{Replay, ReplayError, Start};
+use super::{Replay, ReplayError, Start, TRY_AGAIN};
 use crate::{
     Commit, Expected, Record, RecordChange, RecordId, RecordQuery, RecordValue, Store, StoreError,
 };
@@ -16,8 +20,10 @@ use crate::{
 const KIND: &str = "tidings.replay";
 const RUNNING: &str = "running";
 const DONE: &str = "done";
-/// How often a write is tried that something else was in the way of.
+/// How often a write is tried again that something else was in the way of.
 const WRITES_MAX: u32 = 5;
+/// How long a database that is away is waited for.
+const AWAY_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// How far a replay is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,26 +193,75 @@ impl Job {
                 body: body.into(),
             }),
         };
-        for _ in 0..WRITES_MAX {
+        let mut patience = Patience::new(&self.progress.to);
+        let mut conflicts = 0;
+        loop {
             let commit = Commit {
                 records: vec![change.clone()],
                 ..Commit::default()
             };
-            match store.commit(commit).await {
+            let error = match store.commit(commit).await {
                 Ok(_) => {
                     self.version += 1;
                     return Ok(());
                 }
-                Err(error) if error.is_conflict() => {
-                    let now = record_of(store, &self.progress.to).await?;
-                    if now.map_or(0, |record| record.version) != self.version {
-                        return Err(ReplayError::taken_over(&self.progress.to));
-                    }
-                }
-                Err(error) => return Err(error.into()),
+                Err(error) => error,
+            };
+            if error.is_unavailable() {
+                patience.wait(error).await?;
+                continue;
             }
+            if !error.is_conflict() || conflicts == WRITES_MAX {
+                return Err(error.into());
+            }
+            conflicts += 1;
+            let now = record_of(store, &self.progress.to).await?;
+            if now.as_ref().map_or(0, |record| record.version) == self.version {
+                continue;
+            }
+            // The write whose end was not known may have been made.
+            let is_ours = now.is_some_and(|now| {
+                now.version == self.version + 1 && Some(&now.value) == change.value.as_ref()
+            });
+            return match is_ours && patience.is_used {
+                true => {
+                    self.version += 1;
+                    Ok(())
+                }
+                false => Err(ReplayError::taken_over(&self.progress.to)),
+            };
         }
-        Err(StoreError::conflict("other transactions were in the way again and again").into())
+    }
+}
+
+/// Waits for a database that is away, for a while.
+pub(super) struct Patience<'a> {
+    to: &'a str,
+    until: Instant,
+    pause: Duration,
+    is_used: bool,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) fn new(to: &'a str) -> Self {
+        Self {
+            to,
+            until: Instant::now() + AWAY_MAX,
+            pause: TRY_AGAIN.0,
+            is_used: false,
+        }
+    }
+
+    /// The error, if it has been away for too long.
+    pub(super) async fn wait(&mut self, error: StoreError) -> Result<(), StoreError> {
+        if Instant::now() >= self.until {
+            return Err(error);
+        }
+        warn!(to = self.to, "the replay waits: {error}");
+        self.is_used = true;
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(TRY_AGAIN.1);
+        Ok(())
     }
 }
 
