@@ -52,7 +52,7 @@ async fn a_database_that_restarts_in_the_middle_is_waited_for() {
         .await;
         server.kill9();
         tokio::time::sleep(Duration::from_secs(3)).await;
-        tokio::task::block_in_place(|| server.restart()).expect("it starts again");
+        server.restart().expect("it starts again");
     };
     let (ended, ()) = tokio::join!(run, restart);
     let ended = ended.expect("it goes on by itself");
