@@ -62,6 +62,9 @@ pub(crate) struct Options {
     /// Only the toolkit with an engine that costs nothing, for a profile.
     #[arg(long)]
     alone: bool,
+    /// Only this one of them, for a profile.
+    #[arg(long, value_parser = PEERS)]
+    only: Option<String>,
     /// Where to write the figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -156,6 +159,9 @@ async fn beside_others(
 ) -> anyhow::Result<()> {
     for turn in 0..PEERS.len() {
         let peer = PEERS[(round + turn) % PEERS.len()];
+        if options.only.as_ref().is_some_and(|only| only != peer) {
+            continue;
+        }
         fill(url, options.messages)?;
         let count = Count::new(options.messages);
         let took = match peer {

@@ -7,7 +7,10 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -17,7 +20,7 @@ use futures_core::Stream;
 use parking_lot::Mutex;
 use tidings_core::{BoxFuture, Delivery, Settlement, Settler, Subscription, TransportError};
 use tidings_wire::{
-    BasicCancel, BasicConsume, BasicQos, Command, Content, Method, Properties, ShortStr, reply,
+    BasicCancel, BasicConsume, BasicQos, Command, Delivered, Method, Properties, ShortStr, reply,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -33,16 +36,9 @@ use crate::{
     unsettled::{CONSUMER_TAG, Ending, Unsettled},
 };
 
-/// A delivery before it is decoded.
-struct Raw {
-    tag: u64,
-    redelivered: bool,
-    content: Content,
-}
-
 /// What one connection delivers.
 struct Source {
-    raws: mpsc::Receiver<Raw>,
+    raws: mpsc::Receiver<Delivered>,
     consumer: Arc<Consumer>,
 }
 
@@ -54,7 +50,7 @@ impl Drop for Source {
         self.consumer.cancel();
         self.raws.close();
         while let Ok(raw) = self.raws.try_recv() {
-            self.consumer.give_back(raw.tag);
+            self.consumer.give_back(raw.delivery_tag);
         }
     }
 }
@@ -213,6 +209,7 @@ impl Keeper {
                 is_ordered: self.is_ordered,
                 unsettled: Mutex::default(),
                 ended: CancellationToken::new(),
+                is_ended: AtomicBool::new(false),
                 settled: Notify::new(),
             }));
             Box::new(Incoming {
@@ -278,36 +275,17 @@ impl Keeper {
 /// The reading task's end of a subscription.
 struct Incoming {
     consumer: Arc<Consumer>,
-    raws: Option<mpsc::Sender<Raw>>,
+    raws: Option<mpsc::Sender<Delivered>>,
 }
 
 impl Inbound for Incoming {
     fn receive(&mut self, command: Command) {
         match (command.method, command.content) {
-            (Method::BasicDeliver(deliver), Some(content)) => {
-                let tag = deliver.delivery_tag;
-                let properties = content.properties.clone();
-                self.consumer.unsettled.lock().insert(tag, properties);
-                if content.is_too_large() {
-                    error!(
-                        queue = %self.consumer.queue,
-                        "a message of {} bytes is too large; the broker moves it to the dead letters",
-                        content.body_bytes
-                    );
-                    // It has just come, so that it cannot be stale.
-                    return drop(self.consumer.end(tag, Ending::Reject));
-                }
-                let raw = Raw {
-                    tag,
-                    redelivered: deliver.redelivered,
-                    content,
-                };
-                let sent = self.raws.as_ref().map(|raws| raws.try_send(raw));
-                if !matches!(sent, Some(Ok(()))) {
-                    // The stream was dropped.
-                    self.consumer.give_back(tag);
-                }
-            }
+            (Method::BasicDeliver(deliver), Some(content)) => self.deliver(Delivered {
+                delivery_tag: deliver.delivery_tag,
+                redelivered: deliver.redelivered,
+                content,
+            }),
             (Method::BasicCancel(_), _) => {
                 let queue = &self.consumer.queue;
                 warn!(%queue, "the broker ended the subscription; subscribing again");
@@ -315,6 +293,26 @@ impl Inbound for Incoming {
                 self.consumer.gone();
             }
             _ => {}
+        }
+    }
+
+    fn deliver(&mut self, delivered: Delivered) {
+        let (tag, content) = (delivered.delivery_tag, &delivered.content);
+        let properties = content.properties.clone();
+        self.consumer.unsettled.lock().insert(tag, properties);
+        if content.is_too_large() {
+            error!(
+                queue = %self.consumer.queue,
+                "a message of {} bytes is too large; the broker moves it to the dead letters",
+                content.body_bytes
+            );
+            // It has just come, so that it cannot be stale.
+            return drop(self.consumer.end(tag, Ending::Reject));
+        }
+        let sent = self.raws.as_ref().map(|raws| raws.try_send(delivered));
+        if !matches!(sent, Some(Ok(()))) {
+            // The stream was dropped.
+            self.consumer.give_back(tag);
         }
     }
 
@@ -340,6 +338,8 @@ pub(crate) struct Consumer {
     unsettled: Mutex<Unsettled>,
     /// The channel or its subscription is gone: nothing can be settled any more.
     pub(crate) ended: CancellationToken,
+    /// The same, for who looks at each delivery: the token takes a lock to tell.
+    is_ended: AtomicBool,
     settled: Notify,
 }
 
@@ -357,14 +357,20 @@ impl Flush for Consumer {
 
 impl Consumer {
     fn is_ended(&self) -> bool {
-        self.ended.is_cancelled()
+        self.is_ended.load(Ordering::Acquire)
     }
 
-    fn deliver(self: &Arc<Self>, raw: Raw) -> Delivery {
+    /// Under the lock of what is unsettled: nothing is settled from here on.
+    fn set_ended(&self) {
+        self.is_ended.store(true, Ordering::Release);
+        self.ended.cancel();
+    }
+
+    fn deliver(self: &Arc<Self>, raw: Delivered) -> Delivery {
         let received = message::read(&raw.content.properties, raw.content.body);
         let settler = Arc::clone(self) as Arc<dyn Settler>;
         let queue = Arc::clone(&self.queue);
-        let mut delivery = Delivery::new(received.envelope, queue, raw.tag, settler);
+        let mut delivery = Delivery::new(received.envelope, queue, raw.delivery_tag, settler);
         delivery.redelivered = raw.redelivered;
         // Where both differ, the count is one that a message brought along from another queue.
         let count = received.delivered_before;
@@ -425,16 +431,15 @@ impl Consumer {
     fn gone(&self) {
         let mut unsettled = self.unsettled.lock();
         unsettled.close();
-        self.ended.cancel();
+        self.set_ended();
     }
 
     /// Lets go of a partition: what is not settled is stale. What is, is told before the channel is
     /// closed, which follows.
     fn leave(&self) {
         {
-            // Under the lock: nothing is settled from here on.
             let _unsettled = self.unsettled.lock();
-            self.ended.cancel();
+            self.set_ended();
         }
         // Who settled last may not have come to this yet, so it is asked for once more.
         self.tell();

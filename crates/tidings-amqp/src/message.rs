@@ -16,7 +16,7 @@ use tidings_core::{Attempt, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASO
 use tidings_wire::Properties;
 
 pub(crate) use copied::{CopyFor, properties_of_copy};
-pub(crate) use outgoing::properties_of;
+pub(crate) use outgoing::put_properties;
 pub(crate) use received::read;
 
 const PERSISTENT: u8 = 2;

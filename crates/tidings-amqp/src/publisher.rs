@@ -301,10 +301,10 @@ impl Publisher {
             return;
         }
         let sent_at = Instant::now();
-        let mut refused = Vec::new();
+        let (mut refused, mut scratch) = (Vec::new(), BytesMut::new());
         session.send(|out| {
             for index in chunk {
-                match self.encode(&batch.items[index], out) {
+                match self.encode(&batch.items[index], &mut scratch, out) {
                     Ok(()) => flight.queue.push_back(Some(Pending {
                         batch: Arc::clone(batch),
                         index,
@@ -324,11 +324,15 @@ impl Publisher {
     }
 
     /// Appends a message, or says why it can never be one.
-    fn encode(&self, item: &Item, out: &mut BytesMut) -> Result<(), String> {
+    fn encode(
+        &self,
+        item: &Item,
+        scratch: &mut BytesMut,
+        out: &mut BytesMut,
+    ) -> Result<(), String> {
         let frame_bytes_max = self.channel.session.frame_bytes_max;
         let bytes_max = header_bytes_max(frame_bytes_max);
-        let properties = item.properties(bytes_max)?;
-        let properties = properties.as_bytes();
+        let properties = item.properties(scratch, bytes_max)?;
         if properties.len() > bytes_max {
             return Err(format!(
                 "its headers have {} bytes, and the broker takes {bytes_max} at most; move what is \

@@ -5,6 +5,7 @@
 //! is read is handed on by plain calls from the reading task.
 
 mod channel;
+mod inbound;
 
 use std::{
     collections::VecDeque,
@@ -19,8 +20,8 @@ use std::{
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use tidings_wire::{
-    Assembler, ChannelCloseOk, ChannelFlowOk, Command, ConnectionClose, ConnectionCloseOk,
-    EncodeMethod, Frame, Method, ShortStr, WireError, decode_frame, encode_heartbeat,
+    Assembler, ChannelCloseOk, ChannelFlowOk, ConnectionClose, ConnectionCloseOk, EncodeMethod,
+    Frame, Method, ShortStr, WholeDelivery, WireError, decode_frame, encode_heartbeat,
     encode_method, reply,
 };
 use tokio::{
@@ -32,6 +33,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 pub(crate) use channel::Channel;
+pub(crate) use inbound::{Inbound, Quiet};
 
 use crate::dial::Dialled;
 
@@ -85,25 +87,6 @@ impl Closed {
             || (self.code == reply::NOT_FOUND
                 && of_cluster.iter().any(|it| self.reason.contains(it)))
     }
-}
-
-/// What a channel is for: called by the reading task, must not block.
-pub(crate) trait Inbound: Send {
-    /// A delivery, an answer to a get, a return, a confirm, or a cancellation by the broker.
-    fn receive(&mut self, command: Command);
-    /// The channel is gone. Nothing comes after this.
-    fn closed(&mut self, closed: &Closed);
-}
-
-/// A channel that nothing comes from but replies.
-pub(crate) struct Quiet;
-
-impl Inbound for Quiet {
-    fn receive(&mut self, command: Command) {
-        debug!(method = command.method.name(), "unasked for, ignored");
-    }
-
-    fn closed(&mut self, _: &Closed) {}
 }
 
 /// Something that has settlements to write before the rest.
@@ -373,7 +356,13 @@ impl Session {
     fn dispatch(&self, buffer: &mut BytesMut) -> Result<Option<Closed>, WireError> {
         let mut channels = self.channels.lock();
         let bytes_max = self.frame_bytes_max.saturating_add(FRAME_BYTES_ADDED_MAX);
-        while let Some(Frame { channel, payload }) = decode_frame(buffer, bytes_max)? {
+        loop {
+            if deliver_whole(&mut channels, buffer, bytes_max) {
+                continue;
+            }
+            let Some(Frame { channel, payload }) = decode_frame(buffer, bytes_max)? else {
+                break;
+            };
             let Some(place) = channels.slots.get_mut(usize::from(channel)) else {
                 continue;
             };
@@ -554,6 +543,22 @@ impl Written {
             }
         }
         writer.flush().await
+    }
+}
+
+/// Hands on the delivery at the front of `buffer`, if it is one like nearly all: whole, and for a channel
+/// that is open.
+fn deliver_whole(channels: &mut Channels, buffer: &mut BytesMut, bytes_max: u32) -> bool {
+    let Some(whole) = WholeDelivery::find(buffer, bytes_max) else {
+        return false;
+    };
+    let slot = channels.slots.get_mut(usize::from(whole.channel()));
+    match slot.and_then(Option::as_mut) {
+        Some(slot) if matches!(slot.state, SlotState::Open) && slot.assembler.is_idle() => {
+            slot.inbound.deliver(whole.take(buffer));
+            true
+        }
+        _ => false,
     }
 }
 

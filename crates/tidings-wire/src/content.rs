@@ -67,6 +67,11 @@ impl Assembler {
         }
     }
 
+    /// True between commands.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Method)
+    }
+
     /// Takes the next frame of the channel; a command when that completes one.
     ///
     /// # Errors

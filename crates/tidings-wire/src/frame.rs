@@ -14,11 +14,11 @@ pub const FRAME_BYTES_MIN: u32 = 4096;
 /// What a frame has beside its payload.
 pub const FRAME_OVERHEAD_BYTES: usize = HEAD_BYTES + 1;
 
-const HEAD_BYTES: usize = 7;
-const END: u8 = 0xce;
-const METHOD: u8 = 1;
-const HEADER: u8 = 2;
-const BODY: u8 = 3;
+pub(crate) const HEAD_BYTES: usize = 7;
+pub(crate) const END: u8 = 0xce;
+pub(crate) const METHOD: u8 = 1;
+pub(crate) const HEADER: u8 = 2;
+pub(crate) const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 const BASIC: u16 = 60;
 

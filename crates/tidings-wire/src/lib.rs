@@ -39,6 +39,9 @@
 //! [`ShortStr`] is at most 255 bytes by construction, so that encoding one cannot fail; encoders that
 //! take plain names refuse those that are too long.
 //!
+//! Who takes many deliveries and keeps none of their headers reads those that came whole with
+//! [`WholeDelivery`] and [`Properties::lend`], and writes with [`encode_properties`].
+//!
 //! Every error of a peer is a [`WireError`] with the reply code to close the connection with
 //! (see [`reply`]). A connection begins with [`PROTOCOL_HEADER`]; a server checks it with
 //! [`check_protocol_header`].
@@ -49,12 +52,14 @@
 mod content;
 mod error;
 mod frame;
+mod lent;
 mod method;
 mod properties;
 mod reader;
 pub mod reply;
 mod short_str;
 mod table;
+mod whole;
 mod writer;
 
 pub use content::{Assembler, Command, Content};
@@ -64,7 +69,9 @@ pub use frame::{
     check_protocol_header, decode_frame, encode_ack, encode_content, encode_deliver,
     encode_heartbeat, encode_method, encode_publish,
 };
+pub use lent::{Lent, LentProperties, LentTable, encode_properties};
 pub use method::*;
 pub use properties::{BasicProperties, Properties};
 pub use short_str::{ShortStr, ShortStrTooLong};
-pub use table::{Array, ArrayBuilder, DEPTH_MAX, Lent, Table, TableBuilder, Value};
+pub use table::{Array, ArrayBuilder, DEPTH_MAX, Table, TableBuilder, TableWriter, Value};
+pub use whole::{Delivered, WholeDelivery};

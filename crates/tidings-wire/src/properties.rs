@@ -6,15 +6,15 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
-    ShortStr, Table, WireError,
+    LentProperties, ShortStr, Table, WireError, lent,
     reader::{Field, Reader},
     writer::Writer,
 };
 
-const HEADERS: u16 = 13;
-const DELIVERY_MODE: u16 = 12;
-const PRIORITY: u16 = 11;
-const TIMESTAMP: u16 = 6;
+pub(crate) const HEADERS: u16 = 13;
+pub(crate) const DELIVERY_MODE: u16 = 12;
+pub(crate) const PRIORITY: u16 = 11;
+pub(crate) const TIMESTAMP: u16 = 6;
 
 /// Encoded properties, checked and kept as they came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,17 +123,18 @@ impl Properties {
     ///
     /// 502 for bytes that are not.
     pub fn parse(bytes: Bytes) -> Result<Self, WireError> {
-        let mut reader = Reader::new(&bytes);
-        let flags = read_flags(&mut reader)?;
-        for bit in (2..16).rev().filter(|bit| flags & (1 << bit) != 0) {
-            if bit == HEADERS {
-                reader.field::<Table>()?;
-            } else {
-                skip(&mut reader, bit)?;
-            }
-        }
-        ended(&reader)?;
+        lent::check(&bytes)?;
         Ok(Self(bytes))
+    }
+
+    /// For bytes that were [checked](lent::check).
+    pub(crate) fn checked(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
+    /// All of them at once, without a share in the frame they came in.
+    pub fn lend(&self) -> LentProperties<'_> {
+        LentProperties::read(&self.0)
     }
 
     /// The bytes as they came.

@@ -13,6 +13,7 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    #[inline]
     pub(crate) fn new(bytes: &'a Bytes) -> Self {
         Self {
             bytes,
@@ -22,15 +23,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.at == self.bytes.len()
     }
 
     /// A field; consecutive bits share octets, lowest bit first.
+    #[inline]
     pub(crate) fn field<F: Field>(&mut self) -> Result<F, WireError> {
         F::read(self)
     }
 
+    #[inline]
     pub(crate) fn skip(&mut self, count: usize) -> Result<(), WireError> {
         self.advance(count).map(drop)
     }
@@ -41,6 +45,7 @@ impl<'a> Reader<'a> {
         rest
     }
 
+    #[inline]
     fn advance(&mut self, count: usize) -> Result<std::ops::Range<usize>, WireError> {
         self.bits_left = 0;
         match self.at.checked_add(count) {
@@ -53,6 +58,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn slice(&mut self, count: usize) -> Result<Bytes, WireError> {
         let range = self.advance(count)?;
         // An empty slice shares nothing, and costs nothing.
@@ -63,16 +69,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// As [`slice`](Self::slice), without a share in the frame.
-    pub(crate) fn lend(&mut self, count: usize) -> Result<&'a [u8], WireError> {
-        let range = self.advance(count)?;
-        Ok(&self.bytes[range])
-    }
-
-    pub(crate) fn peek(&self) -> Option<u8> {
-        self.bytes.get(self.at).copied()
-    }
-
+    #[inline]
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
         let range = self.advance(N)?;
         let mut array = [0; N];
@@ -89,6 +86,7 @@ pub(crate) trait Field: Sized {
 macro_rules! numbers {
     ($($number:ty)*) => {$(
         impl Field for $number {
+            #[inline]
             fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
                 reader.array().map(<$number>::from_be_bytes)
             }
@@ -99,6 +97,7 @@ macro_rules! numbers {
 numbers!(u8 u16 u32 u64 i8 i16 i32 i64 f32 f64);
 
 impl Field for bool {
+    #[inline]
     fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         if reader.bits_left == 0 {
             reader.bits = u8::read(reader)?;
@@ -112,6 +111,7 @@ impl Field for bool {
 }
 
 impl Field for ShortStr {
+    #[inline]
     fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let length = u8::read(reader)?;
         let bytes = reader.slice(length.into())?;
@@ -121,6 +121,7 @@ impl Field for ShortStr {
 
 /// A long string.
 impl Field for Bytes {
+    #[inline]
     fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let length = u32::read(reader)?;
         reader.slice(length as usize)
@@ -128,6 +129,7 @@ impl Field for Bytes {
 }
 
 impl Field for Table {
+    #[inline]
     fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         Bytes::read(reader).and_then(Self::parse)
     }

@@ -3,6 +3,8 @@
 //! The types are RabbitMQ's (`t b B s u I i l f d D S A T F V x`), which are not quite the
 //! specification's.
 
+use std::fmt::{Display, Write as _};
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{ShortStr, ShortStrTooLong, WireError, reader::Reader, short_str::Short};
@@ -60,15 +62,6 @@ pub enum Value {
     Void,
     /// `x`
     Bytes(Bytes),
-}
-
-/// A value as [`Table::lend`] has it.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Lent<'a> {
-    /// The bytes of a [`Value::LongStr`].
-    Text(&'a [u8]),
-    /// Any other.
-    Other(Value),
 }
 
 impl Value {
@@ -144,7 +137,7 @@ impl Value {
     }
 
     /// Reads a value that [`check_value`] has accepted. Nested tables are not checked again.
-    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(match reader.field::<u8>()? {
             b't' => Self::Bool(reader.field::<u8>()? != 0),
             b'b' => Self::I8(reader.field()?),
@@ -255,26 +248,6 @@ impl Table {
         })
     }
 
-    /// The entries in their order, with names and texts that are lent instead of shared: for who
-    /// copies them anyway.
-    pub fn lend(&self) -> impl Iterator<Item = (&[u8], Lent<'_>)> {
-        let mut reader = Reader::new(&self.0);
-        std::iter::from_fn(move || {
-            // As in `iter`.
-            let length = (!reader.is_empty()).then(|| reader.field::<u8>())?.ok()?;
-            let name = reader.lend(length.into()).ok()?;
-            let value = match reader.peek() {
-                Some(b'S') => {
-                    reader.skip(1).ok()?;
-                    let length = reader.field::<u32>().ok()?;
-                    Lent::Text(reader.lend(length as usize).ok()?)
-                }
-                _ => Lent::Other(Value::read(&mut reader).ok()?),
-            };
-            Some((name, value))
-        })
-    }
-
     /// The first value with this name.
     pub fn get(&self, name: &str) -> Option<Value> {
         self.iter()
@@ -344,8 +317,7 @@ impl TableBuilder {
     ///
     /// When the name has more than 255 bytes; nothing is appended then.
     pub fn push_value(&mut self, name: &str, value: &Value) -> Result<&mut Self, ShortStrTooLong> {
-        self.push_name(name)?;
-        value.put(&mut self.0);
+        TableWriter(&mut self.0).push_value(name, value)?;
         Ok(self)
     }
 
@@ -355,20 +327,59 @@ impl TableBuilder {
     ///
     /// When the name has more than 255 bytes; nothing is appended then.
     pub fn push_str(&mut self, name: &str, value: &str) -> Result<&mut Self, ShortStrTooLong> {
-        self.push_name(name)?;
-        self.0.put_u8(b'S');
-        put_long(&mut self.0, value.as_bytes());
+        TableWriter(&mut self.0).push_str(name, value)?;
         Ok(self)
-    }
-
-    fn push_name(&mut self, name: &str) -> Result<(), ShortStrTooLong> {
-        Short::of(name)?.put(&mut self.0);
-        Ok(())
     }
 
     /// The table.
     pub fn build(self) -> Table {
         Table(self.0.freeze())
+    }
+}
+
+/// Appends entries of a table to what is sent ([`encode_properties`](crate::encode_properties)).
+#[derive(Debug)]
+pub struct TableWriter<'a>(pub(crate) &'a mut BytesMut);
+
+impl TableWriter<'_> {
+    /// Appends any value.
+    ///
+    /// # Errors
+    ///
+    /// When the name has more than 255 bytes; nothing is appended then.
+    pub fn push_value(&mut self, name: &str, value: &Value) -> Result<(), ShortStrTooLong> {
+        Short::of(name)?.put(self.0);
+        value.put(self.0);
+        Ok(())
+    }
+
+    /// Appends a text.
+    ///
+    /// # Errors
+    ///
+    /// When the name has more than 255 bytes; nothing is appended then.
+    pub fn push_str(&mut self, name: &str, value: &str) -> Result<(), ShortStrTooLong> {
+        Short::of(name)?.put(self.0);
+        self.0.put_u8(b'S');
+        put_long(self.0, value.as_bytes());
+        Ok(())
+    }
+
+    /// Appends what displays as a text.
+    ///
+    /// # Errors
+    ///
+    /// When the name has more than 255 bytes; nothing is appended then.
+    pub fn push_display(&mut self, name: &str, value: impl Display) -> Result<(), ShortStrTooLong> {
+        Short::of(name)?.put(self.0);
+        self.0.put_u8(b'S');
+        let length_at = self.0.len();
+        self.0.put_u32(0);
+        // Its memory grows, so that this cannot fail.
+        let _ = write!(self.0, "{value}");
+        let length = (self.0.len() - length_at - 4) as u32;
+        self.0[length_at..length_at + 4].copy_from_slice(&length.to_be_bytes());
+        Ok(())
     }
 }
 
@@ -401,7 +412,7 @@ fn unknown_type(tag: u8) -> WireError {
     ))
 }
 
-fn check_table(mut bytes: &[u8], depth: usize) -> Result<(), WireError> {
+pub(crate) fn check_table(mut bytes: &[u8], depth: usize) -> Result<(), WireError> {
     while let Some((&name_bytes, rest)) = bytes.split_first() {
         bytes = check_value(skip(rest, name_bytes.into())?, depth)?;
     }
@@ -416,7 +427,7 @@ fn check_array(mut bytes: &[u8], depth: usize) -> Result<(), WireError> {
 }
 
 /// Checks one value and returns what is behind it.
-fn check_value(bytes: &[u8], depth: usize) -> Result<&[u8], WireError> {
+pub(crate) fn check_value(bytes: &[u8], depth: usize) -> Result<&[u8], WireError> {
     let Some((&tag, rest)) = bytes.split_first() else {
         return Err(WireError::syntax("a table ends in the middle of an entry"));
     };
@@ -449,7 +460,7 @@ fn skip(bytes: &[u8], count: usize) -> Result<&[u8], WireError> {
         .ok_or_else(|| WireError::syntax("a table ends in the middle of an entry"))
 }
 
-fn split_long(bytes: &[u8]) -> Result<(&[u8], &[u8]), WireError> {
+pub(crate) fn split_long(bytes: &[u8]) -> Result<(&[u8], &[u8]), WireError> {
     bytes
         .split_first_chunk::<4>()
         .and_then(|(length, rest)| rest.split_at_checked(u32::from_be_bytes(*length) as usize))

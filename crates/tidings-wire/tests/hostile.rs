@@ -317,3 +317,110 @@ fn mutated(random: &mut Random) -> BytesMut {
     wire.truncate(kept);
     wire
 }
+
+/// A delivery of `body`, with a text and another value among its headers.
+fn delivery(body: &[u8]) -> BytesMut {
+    let mut properties = BytesMut::new();
+    let lent = LentProperties {
+        content_type: Some(b"text/plain"),
+        delivery_mode: Some(2),
+        message_id: Some(b"\xff"),
+        timestamp: Some(7),
+        ..LentProperties::default()
+    };
+    encode_properties(&mut properties, &lent, |headers| {
+        headers.push_str("text", "t")?;
+        headers.push_display("shown", 12)?;
+        headers.push_value("flag", &Value::Bool(true))
+    })
+    .expect("short names");
+    let mut out = BytesMut::new();
+    encode_deliver(
+        &mut out,
+        3,
+        b"tag",
+        9,
+        true,
+        b"x",
+        b"rk",
+        &properties,
+        body,
+        FRAME_MAX,
+    )
+    .expect("short names");
+    out
+}
+
+#[test]
+fn a_delivery_that_came_whole_is_what_its_frames_are_one_by_one() {
+    for body in [&b""[..], b"body"] {
+        let mut bytes = delivery(body);
+        let mut frames = bytes.clone();
+        bytes.put_slice(b"next");
+        let whole = WholeDelivery::find(&bytes, FRAME_MAX).expect("whole");
+        assert_eq!(whole.channel(), 3);
+        let delivered = whole.take(&mut bytes);
+        assert_eq!(&bytes[..], b"next");
+        let mut assembler = Assembler::new(1000);
+        let mut command = None;
+        while let Some(frame) = decode_frame(&mut frames, FRAME_MAX).expect("frames") {
+            command = assembler.push(frame.payload).expect("in order");
+        }
+        let command = command.expect("a command");
+        let Method::BasicDeliver(deliver) = command.method else {
+            panic!("another method: {:?}", command.method);
+        };
+        assert_eq!(deliver.delivery_tag, delivered.delivery_tag);
+        assert_eq!(deliver.redelivered, delivered.redelivered);
+        assert_eq!(command.content, Some(delivered.content.clone()));
+        let lent = delivered.content.properties.lend();
+        let all = delivered.content.properties.decode();
+        assert_eq!(lent.message_id, all.message_id.as_deref());
+        assert_eq!(lent.timestamp, all.timestamp);
+        let headers: Vec<_> = lent.headers.iter().collect();
+        let expected: [(&[u8], Lent<'_>); 3] = [
+            (b"text", Lent::Text(b"t")),
+            (b"shown", Lent::Text(b"12")),
+            (b"flag", Lent::Other(Value::Bool(true))),
+        ];
+        assert_eq!(headers, expected);
+    }
+}
+
+/// The slow way says what is wrong with it, or waits for the rest.
+#[test]
+fn a_delivery_that_is_broken_or_not_complete_is_never_taken_whole() {
+    let good = delivery(b"body");
+    for bytes in 0..good.len() {
+        assert!(
+            WholeDelivery::find(&good[..bytes], FRAME_MAX).is_none(),
+            "{bytes} bytes"
+        );
+    }
+    for at in 0..good.len() {
+        for value in [0, 1, 60, 0xce, 0xff] {
+            let mut broken = good.clone();
+            broken[at] = value;
+            let Some(whole) = WholeDelivery::find(&broken, FRAME_MAX) else {
+                continue;
+            };
+            let mut frames = broken.clone();
+            let taken = whole.take(&mut broken);
+            let mut assembler = Assembler::new(1000);
+            let mut command = None;
+            // What follows the delivery may be out of place; that is for the next look.
+            while command.is_none() {
+                let frame = decode_frame(&mut frames, FRAME_MAX).expect("frames");
+                let frame = frame.expect("complete");
+                assert_eq!(frame.channel, whole.channel());
+                command = assembler.push(frame.payload).expect("in order");
+            }
+            let content = command.and_then(|it| it.content);
+            assert_eq!(content, Some(taken.content), "byte {at} is {value}");
+        }
+    }
+    assert!(
+        WholeDelivery::find(&good, 20).is_none(),
+        "longer than agreed"
+    );
+}

@@ -1,53 +1,73 @@
 //! What a service sends, as properties.
 
-use std::borrow::Cow;
-
-use bytes::Bytes;
+use bytes::BytesMut;
 use tidings_core::{Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, REASON_HEADER};
-use tidings_wire::{BasicProperties, Properties, ShortStr, ShortStrTooLong, Table, TableBuilder};
+use tidings_wire::{LentProperties, ShortStr, ShortStrTooLong, TableWriter, encode_properties};
 
-use super::{PERSISTENT, fitting, history_as_json, shortened};
+use super::{PERSISTENT, REASON_BYTES_MAX, history_as_json, shortened};
 
-/// The properties of a message on its way out, in at most `bytes_max` if the cutting of reasons can
-/// bring them there.
+/// Writes the properties of a message on its way out, in at most `bytes_max` if the cutting of reasons
+/// can bring them there.
 ///
 /// # Errors
 ///
-/// What it is that AMQP cannot carry.
-pub(crate) fn properties_of(envelope: &Envelope, bytes_max: usize) -> Result<Properties, String> {
+/// What it is that AMQP cannot carry. What `out` holds then means nothing.
+pub(crate) fn put_properties(
+    out: &mut BytesMut,
+    envelope: &Envelope,
+    bytes_max: usize,
+) -> Result<(), String> {
     if envelope.content_type.len() > ShortStr::BYTES_MAX {
         let bytes = envelope.content_type.len();
         return Err(format!(
             "its content type has {bytes} bytes; AMQP takes at most 255"
         ));
     }
-    fitting(bytes_max, |reason_bytes_max| {
-        let mut headers = Table::builder();
-        push_attributes(&mut headers, envelope).map_err(|error| error.to_string())?;
-        for (name, value) in &envelope.headers {
-            push_header(&mut headers, name, value, reason_bytes_max)?;
+    let id = envelope.id.as_ref().map(MessageId::as_str);
+    let time = envelope.time.map(|time| u64::try_from(time.as_second()));
+    let properties = LentProperties {
+        content_type: short(&envelope.content_type),
+        delivery_mode: Some(PERSISTENT),
+        correlation_id: envelope.correlation_id.as_deref().and_then(short),
+        message_id: id.and_then(short),
+        timestamp: time.and_then(Result::ok),
+        kind: short(&envelope.name),
+        app_id: short(&envelope.source),
+        ..LentProperties::default()
+    };
+    let at = out.len();
+    for reason_bytes_max in REASON_BYTES_MAX {
+        out.truncate(at);
+        encode_properties(out, &properties, |headers| {
+            push_attributes(headers, envelope)?;
+            for (name, value) in &envelope.headers {
+                push_header(headers, name, value, reason_bytes_max)?;
+            }
+            Ok::<(), NotSendable>(())
+        })
+        .map_err(|NotSendable(why)| why)?;
+        if out.len() - at <= bytes_max {
+            break;
         }
-        let id = envelope.id.as_ref().map(MessageId::as_str);
-        let properties = BasicProperties {
-            content_type: short_cow(&envelope.content_type),
-            headers: Some(headers.build()),
-            delivery_mode: Some(PERSISTENT),
-            correlation_id: envelope.correlation_id.as_deref().and_then(short),
-            message_id: id.and_then(short),
-            timestamp: envelope
-                .time
-                .and_then(|time| u64::try_from(time.as_second()).ok()),
-            kind: short_cow(&envelope.name),
-            app_id: short_cow(&envelope.source),
-            ..BasicProperties::default()
-        };
-        Ok(properties.encode())
-    })
+    }
+    Ok(())
 }
 
-fn push_attributes(headers: &mut TableBuilder, envelope: &Envelope) -> Result<(), ShortStrTooLong> {
+/// Why AMQP cannot carry something.
+struct NotSendable(String);
+
+impl From<ShortStrTooLong> for NotSendable {
+    fn from(error: ShortStrTooLong) -> Self {
+        Self(format!("the name of a header is too long: {error}"))
+    }
+}
+
+fn push_attributes(
+    headers: &mut TableWriter<'_>,
+    envelope: &Envelope,
+) -> Result<(), ShortStrTooLong> {
     let mut attribute = |name: &str, value: Option<&str>| match value {
-        Some(value) if !value.is_empty() => headers.push_str(name, value).map(drop),
+        Some(value) if !value.is_empty() => headers.push_str(name, value),
         _ => Ok(()),
     };
     attribute("cloudEvents:specversion", Some("1.0"))?;
@@ -58,8 +78,12 @@ fn push_attributes(headers: &mut TableBuilder, envelope: &Envelope) -> Result<()
     attribute("cloudEvents:type", Some(&envelope.name))?;
     attribute("cloudEvents:source", Some(&envelope.source))?;
     if let Some(time) = envelope.time {
-        attribute("cloudEvents:time", Some(&time.to_string()))?;
+        headers.push_display("cloudEvents:time", time)?;
     }
+    let mut attribute = |name: &str, value: Option<&str>| match value {
+        Some(value) if !value.is_empty() => headers.push_str(name, value),
+        _ => Ok(()),
+    };
     attribute("cloudEvents:partitionkey", envelope.key.as_deref())?;
     attribute(
         "cloudEvents:correlationid",
@@ -70,17 +94,17 @@ fn push_attributes(headers: &mut TableBuilder, envelope: &Envelope) -> Result<()
 }
 
 fn push_header(
-    headers: &mut TableBuilder,
+    headers: &mut TableWriter<'_>,
     name: &str,
     value: &str,
     reason_bytes_max: usize,
-) -> Result<(), String> {
+) -> Result<(), NotSendable> {
     let pushed = match name {
         // A broker would send copies to the queues that it names, or close the channel.
         "CC" | "BCC" => {
-            return Err(format!(
+            return Err(NotSendable(format!(
                 "its header `{name}` is an instruction to the broker; give it another name"
-            ));
+            )));
         }
         // As a settlement writes it.
         FAILURES_HEADER => match value.parse::<u32>() {
@@ -94,26 +118,12 @@ fn push_header(
         },
         _ => headers.push_str(name, value),
     };
-    pushed
-        .map(drop)
-        .map_err(|error| format!("the name of a header is too long: {error}"))
+    Ok(pushed?)
 }
 
 /// A property, unless it is empty or too long for one; its header has it in any case.
-fn short(text: &str) -> Option<ShortStr> {
-    (!text.is_empty())
-        .then(|| ShortStr::try_from(text).ok())
-        .flatten()
-}
-
-#[expect(
-    clippy::ptr_arg,
-    reason = "what is borrowed lives for ever, and need not be copied"
-)]
-fn short_cow(text: &Cow<'static, str>) -> Option<ShortStr> {
-    match text {
-        Cow::Borrowed("") => None,
-        Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()).try_into().ok(),
-        Cow::Owned(text) => short(text),
-    }
+fn short(text: &str) -> Option<&[u8]> {
+    (1..=ShortStr::BYTES_MAX)
+        .contains(&text.len())
+        .then_some(text.as_bytes())
 }

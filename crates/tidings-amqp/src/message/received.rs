@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tidings_core::{
     Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, QUEUE_HEADER, REASON_HEADER,
 };
-use tidings_wire::{BasicProperties, Lent, Properties, ShortStr, Table};
+use tidings_wire::{Lent, LentProperties, Properties};
 use tracing::debug;
 
 use super::{DELIVERY_COUNT, is_of_broker};
@@ -43,7 +43,7 @@ pub(crate) struct Dead {
 
 /// Reads a delivery, of whatever program it comes from.
 pub(crate) fn read(properties: &Properties, body: Bytes) -> Received {
-    let properties = properties.decode();
+    let properties = properties.lend();
     let mut envelope = Envelope::new(Cow::Borrowed(""), body);
     envelope.content_type = Cow::Borrowed("");
     let mut reading = Reading {
@@ -56,13 +56,18 @@ pub(crate) fn read(properties: &Properties, body: Bytes) -> Received {
         },
         is_cloud_event: false,
     };
-    for (name, value) in properties.headers.iter().flat_map(Table::lend) {
-        let name = String::from_utf8_lossy(name);
+    for (name, value) in properties.headers.iter() {
         let text = match &value {
             Lent::Text(text) => str::from_utf8(text).ok().map(Cow::Borrowed),
             Lent::Other(value) => text_of(value),
         };
-        reading.header(&name, text);
+        match (name.strip_prefix(b"cloudEvents"), text) {
+            // What nearly all are.
+            (Some([b':' | b'_', attribute @ ..]), Some(text)) => {
+                reading.attribute(attribute, name, text);
+            }
+            (_, text) => reading.header(&String::from_utf8_lossy(name), text),
+        }
     }
     reading.properties(&properties);
     reading.received
@@ -105,70 +110,71 @@ impl Reading {
             FAILURES_HEADER => received.failures = text.parse().unwrap_or_default(),
             HISTORY_HEADER => received.history = serde_json::from_str(&text).unwrap_or_default(),
             DELIVERY_COUNT => received.delivered_before = text.parse().ok(),
-            _ => self.attribute(name, text),
+            _ => received.envelope.headers.push((name.into(), text.into())),
         }
     }
 
     /// The first of a name counts, so that none that came along as a plain header replaces it.
-    fn attribute(&mut self, name: &str, text: Cow<'_, str>) {
+    fn attribute(&mut self, attribute: &[u8], header: &[u8], text: Cow<'_, str>) {
         let envelope = &mut self.received.envelope;
         let first = |attribute: &mut Option<Box<str>>, text: Cow<'_, str>| {
             attribute.get_or_insert_with(|| text.into());
         };
-        let attribute = name
-            .strip_prefix("cloudEvents")
-            .and_then(|rest| rest.strip_prefix([':', '_']));
         match attribute {
-            Some("id") => {
+            b"id" => {
                 envelope.id.get_or_insert_with(|| MessageId::new(text));
             }
-            Some("type") if envelope.name.is_empty() => {
+            b"type" if envelope.name.is_empty() => {
                 envelope.name = Cow::Owned(text.into_owned());
             }
-            Some("source") if envelope.source.is_empty() => {
+            b"source" if envelope.source.is_empty() => {
                 envelope.source = Cow::Owned(text.into_owned());
             }
             // A time that is none is left out: nothing rests on it.
-            Some("time") if envelope.time.is_none() => envelope.time = text.parse().ok(),
-            Some("partitionkey") => first(&mut envelope.key, text),
-            Some("correlationid") => first(&mut envelope.correlation_id, text),
-            Some("causationid") => first(&mut envelope.causation_id, text),
-            Some("traceparent") => first(&mut envelope.traceparent, text),
-            Some("specversion") => self.is_cloud_event = true,
-            Some("type" | "source" | "time") => {}
-            _ => envelope.headers.push((name.into(), text.into())),
+            b"time" if envelope.time.is_none() => envelope.time = text.parse().ok(),
+            b"partitionkey" => first(&mut envelope.key, text),
+            b"correlationid" => first(&mut envelope.correlation_id, text),
+            b"causationid" => first(&mut envelope.causation_id, text),
+            b"traceparent" => first(&mut envelope.traceparent, text),
+            b"specversion" => self.is_cloud_event = true,
+            b"type" | b"source" | b"time" => {}
+            _ => {
+                let name = String::from_utf8_lossy(header);
+                envelope.headers.push((name.into(), text.into()));
+            }
         }
     }
 
     /// What no header said.
-    fn properties(&mut self, properties: &BasicProperties) {
+    fn properties(&mut self, properties: &LentProperties<'_>) {
         let envelope = &mut self.received.envelope;
-        let owned =
-            |text: &Option<ShortStr>| text.as_ref().map(|it| it.to_str_lossy().into_owned());
+        let text = |bytes| String::from_utf8_lossy(bytes);
         if envelope.id.is_none() {
-            envelope.id = owned(&properties.message_id).map(MessageId::new);
+            envelope.id = properties.message_id.map(text).map(MessageId::new);
         }
         if envelope.source.is_empty()
-            && let Some(source) = owned(&properties.app_id)
+            && let Some(source) = properties.app_id
         {
-            envelope.source = Cow::Owned(source);
+            envelope.source = Cow::Owned(text(source).into_owned());
         }
         if envelope.correlation_id.is_none() {
-            envelope.correlation_id = owned(&properties.correlation_id).map(Into::into);
+            envelope.correlation_id = properties.correlation_id.map(|it| text(it).into());
         }
         if envelope.time.is_none() {
             let seconds = properties.timestamp.and_then(|it| i64::try_from(it).ok());
             envelope.time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
         }
-        if let Some(content_type) = &properties.content_type {
-            envelope.content_type = match content_type.to_str_lossy() {
+        if let Some(content_type) = properties.content_type {
+            envelope.content_type = match content_type == JSON.as_bytes() {
                 // What nearly all are.
-                json if json == JSON => Cow::Borrowed(JSON),
-                other => Cow::Owned(other.into_owned()),
+                true => Cow::Borrowed(JSON),
+                false => Cow::Owned(text(content_type).into_owned()),
             };
         }
-        if let Some(kind) = &properties.kind {
-            self.kind(&kind.to_str_lossy());
+        if let Some(kind) = properties.kind
+            && kind != envelope.name.as_bytes()
+        {
+            self.kind(&text(kind));
         }
     }
 

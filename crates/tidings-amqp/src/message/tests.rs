@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use tidings_core::{
     BoxFuture, Delivery, Envelope, Settlement, Settler, TransportError, dead_letter,
@@ -25,6 +25,12 @@ fn envelope() -> Envelope {
     envelope.traceparent = Some("00-ab-cd-01".into());
     envelope.headers = vec![("tenant".into(), "t".into())];
     envelope
+}
+
+fn properties_of(envelope: &Envelope, bytes_max: usize) -> Result<Properties, String> {
+    let mut out = BytesMut::new();
+    put_properties(&mut out, envelope, bytes_max)?;
+    Properties::parse(out.freeze()).map_err(|error| error.to_string())
 }
 
 fn attempt(number: usize) -> Attempt {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tidings_core::{Destination, Outgoing, Unrouted};
 use tidings_wire::{BasicReturn, Properties, ShortStr};
 
@@ -106,10 +106,19 @@ impl Item {
         !matches!(self, Self::Message { message, .. } if message.unrouted == Unrouted::Drop)
     }
 
-    pub(super) fn properties(&self, bytes_max: usize) -> Result<Properties, String> {
+    /// Its properties, encoded: its own, or written to `scratch`.
+    pub(super) fn properties<'a>(
+        &'a self,
+        scratch: &'a mut BytesMut,
+        bytes_max: usize,
+    ) -> Result<&'a [u8], String> {
         match self {
-            Self::Message { message, .. } => message::properties_of(&message.envelope, bytes_max),
-            Self::Copy { properties, .. } => Ok(properties.clone()),
+            Self::Message { message, .. } => {
+                scratch.clear();
+                message::put_properties(scratch, &message.envelope, bytes_max)?;
+                Ok(scratch)
+            }
+            Self::Copy { properties, .. } => Ok(properties.as_bytes()),
         }
     }
 
