@@ -97,7 +97,10 @@ async fn make_overdue(store: &dyn Store, name: &str) {
         };
         match store.commit(commit).await {
             Err(error) if error.is_conflict() => {}
-            committed => return drop(committed.expect("it commits")),
+            committed => {
+                committed.expect("it commits");
+                return;
+            }
         }
     }
 }

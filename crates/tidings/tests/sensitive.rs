@@ -5,7 +5,7 @@ mod support;
 
 use std::{
     io::Write,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,8 @@ struct Book(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Book {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        book.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
