@@ -5,9 +5,9 @@
 //! goes downstream: first nothing more is received, then the handlers under way finish, then the
 //! relay publishes what they sent.
 
+mod failure;
+
 use std::{
-    error::Error as StdError,
-    fmt,
     future::IntoFuture,
     num::NonZeroU16,
     panic::AssertUnwindSafe,
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+pub use self::failure::ServeError;
 use crate::{
     BoxError, BoxFuture, Deliveries, Router, Store, Subscription, Topology, Transport,
     consumer::Consumer,
@@ -569,36 +570,4 @@ fn watch(
             Err(panic) => Err(panicked(what, &*panic).into()),
         }
     });
-}
-
-/// Why a service did not start, or stopped by itself.
-#[derive(Debug)]
-pub struct ServeError {
-    service: String,
-    error: BoxError,
-}
-
-impl ServeError {
-    fn new(service: &str, error: BoxError) -> Self {
-        Self {
-            service: service.to_owned(),
-            error,
-        }
-    }
-}
-
-impl fmt::Display for ServeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the service `{}` cannot run: {}",
-            self.service, self.error
-        )
-    }
-}
-
-impl StdError for ServeError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.error.source()
-    }
 }
