@@ -32,7 +32,7 @@ use crate::{
     groups, link,
     link::Backoff,
     message::{self, CopyFor},
-    session::{Channel, Closed, Flush, Inbound, Session},
+    session::{Channel, Closed, Flush, Inbound, Session, Whole},
     unsettled::{CONSUMER_TAG, Ending, Unsettled},
 };
 
@@ -296,6 +296,21 @@ impl Inbound for Incoming {
         }
     }
 
+    fn whole(&mut self) -> Option<&mut dyn Whole> {
+        Some(self)
+    }
+
+    fn closed(&mut self, closed: &Closed) {
+        if !closed.is_connection {
+            let queue = &self.consumer.queue;
+            warn!(%queue, reason = %closed.reason, "the broker closed a subscription's channel");
+        }
+        self.raws = None;
+        self.consumer.gone();
+    }
+}
+
+impl Whole for Incoming {
     fn deliver(&mut self, delivered: Delivered) {
         let (tag, content) = (delivered.delivery_tag, &delivered.content);
         let properties = content.properties.clone();
@@ -314,15 +329,6 @@ impl Inbound for Incoming {
             // The stream was dropped.
             self.consumer.give_back(tag);
         }
-    }
-
-    fn closed(&mut self, closed: &Closed) {
-        if !closed.is_connection {
-            let queue = &self.consumer.queue;
-            warn!(%queue, reason = %closed.reason, "the broker closed a subscription's channel");
-        }
-        self.raws = None;
-        self.consumer.gone();
     }
 }
 

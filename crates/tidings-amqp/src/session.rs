@@ -33,7 +33,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 pub(crate) use channel::Channel;
-pub(crate) use inbound::{Inbound, Quiet};
+pub(crate) use inbound::{Inbound, Quiet, Whole};
 
 use crate::dial::Dialled;
 
@@ -547,7 +547,7 @@ impl Written {
 }
 
 /// Hands on the delivery at the front of `buffer`, if it is one like nearly all: whole, and for a channel
-/// that is open.
+/// that is open and takes such.
 fn deliver_whole(channels: &mut Channels, buffer: &mut BytesMut, bytes_max: u32) -> bool {
     let Some(whole) = WholeDelivery::find(buffer, bytes_max) else {
         return false;
@@ -555,7 +555,10 @@ fn deliver_whole(channels: &mut Channels, buffer: &mut BytesMut, bytes_max: u32)
     let slot = channels.slots.get_mut(usize::from(whole.channel()));
     match slot.and_then(Option::as_mut) {
         Some(slot) if matches!(slot.state, SlotState::Open) && slot.assembler.is_idle() => {
-            slot.inbound.deliver(whole.take(buffer));
+            let Some(inbound) = slot.inbound.whole() else {
+                return false;
+            };
+            inbound.deliver(whole.take(buffer));
             true
         }
         _ => false,

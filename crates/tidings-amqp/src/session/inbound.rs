@@ -1,6 +1,6 @@
 //! Who is told what comes on a channel.
 
-use tidings_wire::{BasicDeliver, Command, Delivered};
+use tidings_wire::{Command, Delivered};
 use tracing::debug;
 
 use super::Closed;
@@ -9,20 +9,18 @@ use super::Closed;
 pub(crate) trait Inbound: Send {
     /// A delivery, an answer to a get, a return, a confirm, or a cancellation by the broker.
     fn receive(&mut self, command: Command);
-    /// A delivery that came whole.
-    fn deliver(&mut self, delivered: Delivered) {
-        let deliver = BasicDeliver {
-            delivery_tag: delivered.delivery_tag,
-            redelivered: delivered.redelivered,
-            ..BasicDeliver::default()
-        };
-        self.receive(Command {
-            method: deliver.into(),
-            content: Some(delivered.content),
-        });
+    /// Who takes deliveries that came whole without their exchange and routing key. `None`: they come as
+    /// commands, as all else.
+    fn whole(&mut self) -> Option<&mut dyn Whole> {
+        None
     }
     /// The channel is gone. Nothing comes after this.
     fn closed(&mut self, closed: &Closed);
+}
+
+/// Takes deliveries for which it does not matter from where they came; called as [`Inbound`] is.
+pub(crate) trait Whole {
+    fn deliver(&mut self, delivered: Delivered);
 }
 
 /// A channel that nothing comes from but replies.
