@@ -184,6 +184,9 @@ on_both! {
     what_a_handler_has_left_is_found_and_pruned:
         what_a_handler_has_left_is_found_and_pruned_in_the_box,
         what_a_handler_has_left_is_found_and_pruned_on_rabbitmq;
+    a_group_that_others_are_in_stays:
+        a_group_that_others_are_in_stays_in_the_box,
+        a_group_that_others_are_in_stays_on_rabbitmq;
     a_handler_that_could_read_nothing_is_seen:
         a_handler_that_could_read_nothing_is_seen_in_the_box,
         a_handler_that_could_read_nothing_is_seen_on_rabbitmq;
@@ -447,6 +450,27 @@ async fn what_a_handler_has_left_is_found_and_pruned(shop: Shop) {
         (6, true),
         "{pruned:#}"
     );
+    shop.run(&["topology", "plan"]).await.ends(0);
+}
+
+/// A handler that is gone from an ordered group leaves the group to the others.
+async fn a_group_that_others_are_in_stays(shop: Shop) {
+    let both = shop.router().on(thank).ordered(2);
+    shop.start(both, "").await.expect("it starts").stop().await;
+    shop.start(shop.router().ordered(2), "")
+        .await
+        .expect("it starts")
+        .stop()
+        .await;
+    let pruned = ["topology", "prune", "--yes", "--json"];
+    let pruned = shop.run(&pruned).await.ends(0).json();
+    assert_eq!(states(&pruned, "outcome"), [], "{pruned:#}");
+    assert_eq!(pruned["forgotten"][0], *shop.queue("order-shipped"));
+    let group = format!("{}.ordered", shop.service);
+    for queue in ["0of2", "1of2", "any", "dead"] {
+        let queue = format!("{group}.{queue}");
+        assert_eq!(shop.depth(&queue).await, Some(0), "{queue}");
+    }
     shop.run(&["topology", "plan"]).await.ends(0);
 }
 

@@ -16,7 +16,7 @@ use tidings_wire::{
 use crate::{
     Amqp,
     groups::command_exchange,
-    parts::Part,
+    parts::{Part, is_of_another_type},
     session::{Channel, Closed, Quiet, Session},
     topology::{DeclareError, Declared, checked_name, no_queue_of_a_command},
 };
@@ -49,7 +49,7 @@ pub enum PieceKind {
 /// Whether a [`Piece`] is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PieceState {
-    /// It is there, as described.
+    /// It is there, as described. (Dead letters may be in a queue of another type, from an older version.)
     There,
     /// It is there; why it is not known whether it is as described.
     Unknown(String),
@@ -370,6 +370,10 @@ impl Asking {
         }
         Ok(match self.declared(part).await? {
             Ok(_) => PieceState::There,
+            // Services take it as it is.
+            Err(closed) if matches!(part, Part::Letters(_)) && is_of_another_type(&closed) => {
+                PieceState::There
+            }
             Err(closed) if closed.code == reply::ACCESS_REFUSED => {
                 PieceState::Unknown(closed.reason.to_string())
             }

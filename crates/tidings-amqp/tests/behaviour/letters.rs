@@ -1,5 +1,6 @@
 //! Queues of dead letters as they are declared: classic ones, and those that were there before.
 
+use tidings_amqp::{PieceMade, PieceState};
 use tidings_core::{Group, Topology, Transport, dead_letter_queue};
 use tidings_wire::{Method, QueueDeclare, Table, Value, reply};
 
@@ -77,6 +78,15 @@ pub(crate) async fn queues_of_dead_letters_that_are_there_are_used_as_they_are(u
     amqp.declare(&wanted).await.expect("it is declared");
     // Once more, as after a restart.
     amqp.declare(&wanted).await.expect("it is declared");
+    // An operator is told the same: nothing is missing, and nothing is in the way.
+    for (piece, state) in amqp.inspect(&wanted).await.expect("it looks") {
+        let is_there = !matches!(state, PieceState::Missing | PieceState::Differs(_));
+        assert!(is_there, "{piece:?}: {state:?}");
+    }
+    for (piece, made) in amqp.make(&wanted).await.expect("it looks") {
+        let is_kept = matches!(made, PieceMade::Kept | PieceMade::Ensured);
+        assert!(is_kept, "{piece:?}: {made:?}");
+    }
     let access = amqp.dead_letter_access().expect("it has one");
     for consumer in [&plain, &quorum, &group, &other] {
         let dead = dead_letter_queue(consumer);
