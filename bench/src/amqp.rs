@@ -4,6 +4,8 @@
 //! Every turn is checked: what was confirmed must be in the queue, what was published must come to
 //! the consumer.
 
+mod forward;
+
 use std::{
     collections::BTreeSet,
     io::{ErrorKind, Read, Write},
@@ -24,6 +26,8 @@ use tidings_wire::{
     PROTOCOL_HEADER, Payload, QueueBind, QueueDeclare, QueueDelete, ShortStr, Table, decode_frame,
     encode_ack, encode_method, encode_publish,
 };
+
+pub(crate) use forward::forward;
 
 use crate::{
     broker::{Job, Load},

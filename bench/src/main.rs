@@ -12,6 +12,8 @@
 //! bench aged        the same on tables that have been in use for long
 //! bench handler     a handler without a store beside the raw client
 //! bench sagas       steps of sagas beside the bare statements, and a mountain of timers
+//! bench redrive     dead letters that are sent again, beside the raw client
+//! bench replay      what keeping events costs, and how fast they are sent again
 //! ```
 
 mod aged;
@@ -27,6 +29,8 @@ mod order_floor;
 mod orders;
 mod peers;
 mod perftest;
+mod redrive;
+mod replay;
 mod report;
 mod sagas;
 
@@ -60,6 +64,10 @@ enum Command {
     Handler(handler::Options),
     /// Steps of sagas beside the bare statements, and a mountain of timers.
     Sagas(sagas::Options),
+    /// Dead letters that are sent again, beside the raw client.
+    Redrive(redrive::Options),
+    /// What keeping events costs, and how fast they are sent again.
+    Replay(replay::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -71,5 +79,7 @@ fn main() -> anyhow::Result<()> {
         Command::Aged(options) => aged::run(&options),
         Command::Handler(options) => handler::run(&options),
         Command::Sagas(options) => sagas::run(&options),
+        Command::Redrive(options) => redrive::run(&options),
+        Command::Replay(options) => replay::run(&options),
     }
 }

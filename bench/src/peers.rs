@@ -41,6 +41,16 @@ pub(crate) fn rabbitmq(url: &str) -> [Peer; 2] {
     ]
 }
 
+/// RabbitMQ with the queues that the toolkit makes.
+pub(crate) fn rabbitmq_as_it_is(url: &str) -> Peer {
+    Peer {
+        name: "RabbitMQ",
+        durability: "D1",
+        url: url.to_owned(),
+        queue_type: None,
+    }
+}
+
 /// The broker in the box, in a process and a folder of its own.
 pub(crate) struct Tidings {
     process: Child,

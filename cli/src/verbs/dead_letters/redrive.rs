@@ -44,14 +44,9 @@ pub(super) struct Redrive {
     /// How long it takes to come to that rate
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time, help_heading = "How to send")]
     ramp: Duration,
-    /// How many are sent at a time
-    #[arg(
-        long,
-        value_name = "COUNT",
-        default_value_t = 100,
-        help_heading = "How to send"
-    )]
-    batch: usize,
+    /// How many are sent at a time [default: 100, and 500 with --unlimited]
+    #[arg(long, value_name = "COUNT", help_heading = "How to send")]
+    batch: Option<usize>,
     /// Stop when more than this part of them has come back, in percent; 100 never stops
     #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100), help_heading = "How to send")]
     stop_above: u8,
@@ -205,7 +200,10 @@ impl Redrive {
     }
 
     fn describe<'a>(&self, mut job: dead_letters::Redrive<'a>) -> dead_letters::Redrive<'a> {
-        job = job.batch(self.batch).ramp(self.ramp).settle(self.settle);
+        job = job.ramp(self.ramp).settle(self.settle);
+        if let Some(batch) = self.batch {
+            job = job.batch(batch);
+        }
         job = match self.unlimited {
             true => job.unlimited(),
             false => job.rate(self.rate),

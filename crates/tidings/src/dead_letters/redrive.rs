@@ -22,6 +22,8 @@ use super::{
 pub const CAME_BACK_MIN: u64 = 10;
 
 const BATCH: usize = 100;
+/// Without a limit of the rate: each batch waits for the broker a few times.
+const BATCH_UNLIMITED: usize = 500;
 const BATCH_MAX: usize = 1000;
 const RATE: NonZeroU32 = NonZeroU32::new(500).unwrap();
 const RAMP: Duration = Duration::from_secs(10);
@@ -35,7 +37,7 @@ pub struct Redrive<'a> {
     to: Box<str>,
     job: Box<str>,
     is_dry: bool,
-    batch: usize,
+    batch: Option<usize>,
     rate: Option<NonZeroU32>,
     ramp: Duration,
     stop_above: Option<f64>,
@@ -51,7 +53,7 @@ impl<'a> Redrive<'a> {
             to: letters.consumer().into(),
             job: uuid::Uuid::now_v7().simple().to_string().into(),
             is_dry: false,
-            batch: BATCH,
+            batch: None,
             rate: Some(RATE),
             ramp: RAMP,
             stop_above: Some(STOP_ABOVE),
@@ -85,10 +87,16 @@ impl<'a> Redrive<'a> {
         self
     }
 
-    /// How many letters are sent at a time, at most 1000. Default: 100.
+    /// How many letters are sent at a time, at most 1000. Default: 100, and 500 without a limit of the
+    /// rate.
     pub fn batch(mut self, letters: usize) -> Self {
-        self.batch = letters.clamp(1, BATCH_MAX);
+        self.batch = Some(letters.clamp(1, BATCH_MAX));
         self
+    }
+
+    fn batch_size(&self) -> usize {
+        let default = self.rate.map_or(BATCH_UNLIMITED, |_| BATCH);
+        self.batch.unwrap_or(default)
     }
 
     /// How many letters are sent in a second, once the [ramp](Self::ramp) is over. Default: 500.

@@ -88,7 +88,7 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
 
     pub(super) async fn run(mut self) -> Result<Report, Error> {
         while self.report.stopped.is_none() {
-            if !self.is_through && self.pending.len() < self.redrive.batch {
+            if !self.is_through && self.pending.len() < self.redrive.batch_size() {
                 self.read().await?;
             }
             if self.pending.is_empty() {
@@ -111,7 +111,7 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
     }
 
     async fn read(&mut self) -> Result<(), Error> {
-        match self.walk.next(self.redrive.batch).await? {
+        match self.walk.next(self.redrive.batch_size()).await? {
             Step::Letters(letters) => {
                 for letter in letters {
                     self.sort(letter)?;
@@ -170,7 +170,7 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
 
     /// Sends the next ones, and takes out those that are confirmed.
     async fn send(&mut self, room: usize) -> Result<(), Error> {
-        let batch = self.take_batch(room.min(self.redrive.batch));
+        let batch = self.take_batch(room.min(self.redrive.batch_size()));
         let job = &self.redrive.job;
         let envelopes = batch.iter().map(|letter| letter.to_send(job)).collect();
         let access = self.redrive.letters.access()?;
