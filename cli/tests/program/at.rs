@@ -208,7 +208,11 @@ async fn operates(stack: Stack) {
     ];
     assert_eq!(run(&discard).await.ends(0).json()["count"], 1);
     let body = world.folder.path().join("body.json");
-    std::fs::write(&body, r#"{"order_id":"o-2","card":"fine","statement":["a","b"]}"#).unwrap();
+    std::fs::write(
+        &body,
+        r#"{"order_id":"o-2","card":"fine","statement":["a","b"]}"#,
+    )
+    .unwrap();
     let body = body.to_str().unwrap();
     let edit = [
         "dead-letters",
