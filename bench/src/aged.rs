@@ -145,11 +145,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         report.add("rows forgotten", "while a handler runs", "D2", forgotten);
     }
     drop(snapshot);
-    report.print();
-    match &options.json {
-        Some(path) => report.write(path),
-        None => Ok(()),
-    }
+    report.finish(options.json.as_deref())
 }
 
 /// How many messages per second.

@@ -20,6 +20,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, ensure};
 use futures_util::future::{BoxFuture, join_all};
+use tempfile::TempDir;
 use tidings::{Envelope, Producer, Router, Store, prelude::*, serve};
 use tidings_postgres::{
     PostgresStore,
@@ -92,22 +93,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn measure(options: &Options) -> anyhow::Result<()> {
-    let folder = tempfile::tempdir_in(std::env::current_dir()?)?;
-    let postgres = match options.postgres {
-        true => Some(Postgres::start()?),
-        false => None,
-    };
-    let database = match options.postgres {
-        true => "PostgreSQL",
-        false => "SQLite",
-    };
+    let worlds = Worlds::start(options.postgres)?;
     let settings = BTreeMap::from([
-        ("database", database.to_owned()),
+        ("database", worlds.database().to_owned()),
         ("messages of a turn", options.messages.to_string()),
         ("rounds", options.rounds.to_string()),
     ]);
     let mut report = Report::new(Machine::look()?, settings);
-    let url = postgres.as_ref().map(Postgres::url);
     let mut number = 0;
     for round in 1..=options.rounds {
         for (job, name) in Job::ALL {
@@ -119,7 +111,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             for per_commit in turns {
                 number += 1;
                 let schema = format!("floor_{number}");
-                let world = World::new(url.as_deref(), folder.path(), &schema).await?;
+                let world = worlds.open(&schema).await?;
                 let count = match (job, per_commit) {
                     (Job::Relay, _) => options.messages * 10,
                     (Job::Inbox, None | Some(64)) => options.messages * 5,
@@ -143,10 +135,35 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             }
         }
     }
-    report.print();
-    match &options.json {
-        Some(path) => report.write(path),
-        None => Ok(()),
+    report.finish(options.json.as_deref())
+}
+
+/// Where the databases of a run are, until it ends.
+pub(crate) struct Worlds {
+    /// Beside where the program was started.
+    folder: TempDir,
+    postgres: Option<Postgres>,
+}
+
+impl Worlds {
+    pub(crate) fn start(postgres: bool) -> anyhow::Result<Self> {
+        Ok(Self {
+            folder: tempfile::tempdir_in(std::env::current_dir()?)?,
+            postgres: postgres.then(Postgres::start).transpose()?,
+        })
+    }
+
+    /// As the settings of a report name it.
+    pub(crate) fn database(&self) -> &'static str {
+        match self.postgres {
+            Some(_) => "PostgreSQL",
+            None => "SQLite",
+        }
+    }
+
+    pub(crate) async fn open(&self, name: &str) -> anyhow::Result<World> {
+        let url = self.postgres.as_ref().map(Postgres::url);
+        World::new(url.as_deref(), self.folder.path(), name).await
     }
 }
 

@@ -134,11 +134,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             note(&mut report, round, &job, "toolkit", took.cpu);
         }
     }
-    report.print();
-    match &options.json {
-        Some(path) => report.write(path),
-        None => Ok(()),
-    }
+    report.finish(options.json.as_deref())
 }
 
 fn note(report: &mut Report, round: usize, job: &str, peer: &str, figure: f64) {

@@ -136,11 +136,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             report.add("commit, relay, handler", outbox, "D2", rate);
         }
     }
-    report.print();
-    match &options.json {
-        Some(path) => report.write(path),
-        None => Ok(()),
-    }
+    report.finish(options.json.as_deref())
 }
 
 async fn open(

@@ -108,11 +108,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             }
         }
     }
-    report.print();
-    match &options.json {
-        Some(path) => report.write(path),
-        None => Ok(()),
-    }
+    report.finish(options.json.as_deref())
 }
 
 /// A turn of each, who begins changing from round to round.

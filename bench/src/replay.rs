@@ -17,11 +17,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use tidings::{Queue, Topology, Transport, replay::Replay};
 use tidings_amqp::Amqp;
-use tidings_testing::servers::Postgres;
 
 use crate::{
     amqp,
-    floors::{self, Job, World},
+    floors::{self, Job, World, Worlds},
     machine::Machine,
     peers::{self, Tidings},
     report::Report,
@@ -60,29 +59,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn measure(options: &Options) -> anyhow::Result<()> {
-    let folder = tempfile::tempdir_in(std::env::current_dir()?)?;
-    let postgres = match options.postgres {
-        true => Some(Postgres::start()?),
-        false => None,
-    };
-    let database = match options.postgres {
-        true => "PostgreSQL",
-        false => "SQLite",
-    };
+    let worlds = Worlds::start(options.postgres)?;
     let settings = BTreeMap::from([
-        ("database", database.to_owned()),
+        ("database", worlds.database().to_owned()),
         ("events of a turn", options.events.to_string()),
         ("rounds", options.rounds.to_string()),
     ]);
     let mut report = Report::new(Machine::look()?, settings);
     let program = peers::sibling(options.tidings.as_deref(), "tidings-broker")?;
     let broker = Tidings::start(&program)?;
-    let url = postgres.as_ref().map(Postgres::url);
     for round in 1..=options.rounds {
         for turn in 0..2 {
             let keeps = (round + turn) % 2 == 0;
             let name = format!("replay_{round}_{turn}");
-            let world = World::new(url.as_deref(), folder.path(), &name).await?;
+            let world = worlds.open(&name).await?;
             if keeps {
                 let store = world.store();
                 store.log().context("the store has no log")?.keep(RETENTION);
@@ -97,11 +87,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             }
         }
     }
-    report.print();
-    match &options.json {
-        Some(path) => report.write(path),
-        None => Ok(()),
-    }
+    report.finish(options.json.as_deref())
 }
 
 fn note(

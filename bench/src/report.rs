@@ -98,6 +98,12 @@ impl Report {
         }
     }
 
+    /// Prints it, and writes it to a file if one was named.
+    pub(crate) fn finish(&self, json: Option<&std::path::Path>) -> anyhow::Result<()> {
+        self.print();
+        json.map_or(Ok(()), |path| self.write(path))
+    }
+
     /// The same as JSON, for machines.
     pub(crate) fn write(&self, path: &std::path::Path) -> anyhow::Result<()> {
         std::fs::write(path, serde_json::to_vec_pretty(self)?)?;

@@ -26,10 +26,13 @@ use tidings::{
     sagas::{Answer, Arrival, Definition, Part, Start, Turn},
     serve,
 };
-use tidings_testing::servers::Postgres;
 use tokio::{sync::oneshot, time::sleep};
 
-use crate::{floors::World, machine::Machine, report::Report};
+use crate::{
+    floors::{World, Worlds},
+    machine::Machine,
+    report::Report,
+};
 use driver::Driver;
 
 /// Nothing may stand still for so long.
@@ -125,31 +128,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn measure(options: &Options) -> anyhow::Result<()> {
-    let folder = tempfile::tempdir_in(std::env::current_dir()?)?;
-    let postgres = match options.postgres {
-        true => Some(Postgres::start()?),
-        false => None,
-    };
-    let database = match options.postgres {
-        true => "PostgreSQL",
-        false => "SQLite",
-    };
+    let worlds = Worlds::start(options.postgres)?;
     let settings = BTreeMap::from([
-        ("database", database.to_owned()),
+        ("database", worlds.database().to_owned()),
         ("sagas of a turn", options.sagas.to_string()),
         ("timers", options.timers.to_string()),
         ("rounds", options.rounds.to_string()),
     ]);
     let mut report = Report::new(Machine::look()?, settings);
-    let url = postgres.as_ref().map(Postgres::url);
     let bodies = journals()?;
     for round in 1..=options.rounds {
         let world = |name: &str| format!("sagas_{name}_{round}");
         let steps = options.sagas * STEPS;
-        let turn = World::new(url.as_deref(), folder.path(), &world("toolkit")).await?;
+        let turn = worlds.open(&world("toolkit")).await?;
         let took = toolkit(&turn, options.sagas).await?;
         add(&mut report, round, "steps", "toolkit", steps, took);
-        let turn = World::new(url.as_deref(), folder.path(), &world("floor")).await?;
+        let turn = worlds.open(&world("floor")).await?;
         let took = floor::run(&turn, options.sagas, &bodies).await?;
         add(
             &mut report,
@@ -160,7 +154,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             took,
         );
         if options.timers > 0 {
-            let turn = World::new(url.as_deref(), folder.path(), &world("timers")).await?;
+            let turn = worlds.open(&world("timers")).await?;
             let took = timers(&turn, options.timers).await?;
             add(
                 &mut report,
@@ -172,11 +166,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             );
         }
     }
-    report.print();
-    match &options.json {
-        Some(path) => report.write(path),
-        None => Ok(()),
-    }
+    report.finish(options.json.as_deref())
 }
 
 fn add(report: &mut Report, round: usize, job: &str, who: &str, count: u64, took: Duration) {

@@ -208,7 +208,7 @@ impl Frame {
             let service = located.service.clone();
             let learned = async {
                 let database = located.open(Access::Look).await?;
-                anyhow::Ok(marked.learn_from(&*database.store).await?)
+                marked.learn_from(&*database.store).await.map_err(toolkit)
             };
             if let Err(error) = learned.await {
                 unknown(&format!("`{service}` has"), error);

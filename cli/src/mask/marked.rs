@@ -6,13 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-use tidings::{RecordQuery, Store, StoreError};
-
-/// The kind of the records in which services write down their handlers.
-const KIND: &str = "tidings.handler";
-/// How many records are read at once.
-const PAGE_COUNT_MAX: usize = 500;
+use tidings::{Error, Store, handlers};
 
 /// What is marked, by message.
 #[derive(Debug, Default)]
@@ -33,14 +27,6 @@ pub(crate) struct Paths {
     at_any_depth: bool,
 }
 
-/// What a record says about a handler, as far as it matters here.
-#[derive(Deserialize)]
-struct Handler {
-    message: String,
-    #[serde(default)]
-    sensitive: Vec<String>,
-}
-
 enum Segment {
     Name(String),
     All,
@@ -48,32 +34,13 @@ enum Segment {
 
 impl Marked {
     /// Learns what the handlers of a database have marked.
-    pub(crate) async fn learn_from(&mut self, store: &dyn Store) -> Result<(), StoreError> {
-        let mut after = None;
-        loop {
-            let query = RecordQuery {
-                kind: KIND.into(),
-                after: after.take(),
-                limit: PAGE_COUNT_MAX,
-                ..RecordQuery::default()
-            };
-            let page = store.records().list(&query).await?;
-            for record in &page {
-                // A newer program may write it otherwise; then names are all there is.
-                let read = serde_json::from_slice::<Handler>(&record.value.body);
-                for path in read.iter().flat_map(|it| &it.sensitive) {
-                    if let Ok(handler) = &read {
-                        self.learn(&handler.message, path);
-                    }
-                }
-            }
-            match page.last() {
-                Some(last) if page.len() == PAGE_COUNT_MAX => {
-                    after = Some((last.written, last.id.id.clone()));
-                }
-                _ => return Ok(()),
+    pub(crate) async fn learn_from(&mut self, store: &dyn Store) -> Result<(), Error> {
+        for (message, paths) in handlers::sensitive(store).await? {
+            for path in paths {
+                self.learn(&message, &path);
             }
         }
+        Ok(())
     }
 
     /// Learns a path in messages of this name.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use clap::Subcommand;
+use serde::Serialize;
 use tidings::{
     Topology, Transport as _,
     handlers::{self, HandlerRecord, ServiceRecord},
@@ -125,6 +126,34 @@ impl Written {
             }
         }
         Ok(needed)
+    }
+}
+
+/// A piece in a report.
+#[derive(Debug, Serialize)]
+struct Needed {
+    kind: &'static str,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    services: BTreeSet<String>,
+    /// Its name in a table.
+    #[serde(skip)]
+    told: String,
+}
+
+impl Needed {
+    fn new(piece: Piece, needed_by: &BTreeMap<Piece, BTreeSet<String>>) -> Self {
+        Self {
+            kind: kind_of(&piece),
+            told: name_of(&piece),
+            services: needed_by.get(&piece).cloned().unwrap_or_default(),
+            name: piece.name,
+            from: piece.source,
+            key: piece.routing_key,
+        }
     }
 }
 

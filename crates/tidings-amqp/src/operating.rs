@@ -346,24 +346,10 @@ impl Asking {
     }
 
     async fn look(&mut self, part: &Part) -> Result<PieceState, TransportError> {
-        let passive = match part {
-            Part::Exchange(it) => {
-                let passive = ExchangeDeclare {
-                    passive: true,
-                    ..it.clone()
-                };
-                self.ask(&passive).await?
-            }
-            Part::Queue(it) | Part::Letters(it) => {
-                let passive = QueueDeclare {
-                    passive: true,
-                    ..it.clone()
-                };
-                self.ask(&passive).await?
-            }
-            _ => return Ok(PieceState::Unseen),
+        let Some(passive) = part.passive() else {
+            return Ok(PieceState::Unseen);
         };
-        match passive {
+        match self.declared(&passive).await? {
             Err(closed) if closed.code == reply::NOT_FOUND => return Ok(PieceState::Missing),
             Err(closed) => return Ok(PieceState::Unknown(closed.reason.to_string())),
             Ok(_) => {}

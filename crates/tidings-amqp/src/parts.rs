@@ -20,6 +20,23 @@ pub(crate) enum Part {
     Unbinding(QueueUnbind),
 }
 
+impl Part {
+    /// What asks whether it is there, and changes nothing. `None`: AMQP does not show bindings.
+    pub(crate) fn passive(&self) -> Option<Self> {
+        match self {
+            Self::Exchange(it) => Some(Self::Exchange(ExchangeDeclare {
+                passive: true,
+                ..it.clone()
+            })),
+            Self::Queue(it) | Self::Letters(it) => Some(Self::Queue(QueueDeclare {
+                passive: true,
+                ..it.clone()
+            })),
+            Self::Binding(_) | Self::Link(_) | Self::Unbinding(_) => None,
+        }
+    }
+}
+
 pub(crate) fn table<const N: usize>(entries: [(&'static str, Value); N]) -> Table {
     let named = entries.map(|(name, value)| (ShortStr::from_static(name), value));
     named.into_iter().collect()

@@ -227,14 +227,16 @@ impl Declared {
         self.topics.iter().cloned().chain(delays).chain(commands)
     }
 
-    /// Declares everything, in a pipeline on a channel of its own. If the URL says that nothing is declared, it
-    /// only looks whether exchanges and queues are there (bindings cannot be seen); queues that belong to this
-    /// connection's user alone are made nevertheless.
+    /// Declares everything, in a pipeline on a channel of its own; or only [looks](Self::look), if the URL says
+    /// that nothing is declared.
     ///
     /// Queues of dead letters that are there with another type (made by an older version in a virtual host
     /// whose queues are quorum queues, or by hand) are taken as they are: they do, for as long as few look at
     /// them.
     pub(crate) async fn declare(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
+        if !session.declares {
+            return self.look(session).await.map_err(DeclareError::only_looked);
+        }
         let mut as_they_are = BTreeSet::new();
         loop {
             match self.declare_but(session, &as_they_are).await {
@@ -270,22 +272,30 @@ impl Declared {
 
         let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
         let mut asked = Asked::on(&channel);
-        if !session.declares {
-            for part in &self.parts()? {
-                asked.look_at(part, &self.ephemeral);
-            }
-            return asked
-                .all_answered()
-                .await
-                .map_err(DeclareError::only_looked);
-        }
         for topic in &topics {
             asked.ask(topic, format!("topic `{}`", topic.exchange));
         }
         for part in parts.iter().chain(&left) {
             match part {
-                Part::Letters(it) if there.contains(&it.queue) => asked.ask_whether(it),
+                Part::Letters(it) if there.contains(&it.queue) => asked.ask_whether(part),
                 _ => asked.ask_for(part),
+            }
+        }
+        asked.all_answered().await
+    }
+
+    /// Looks whether exchanges and queues are there; bindings cannot be seen. Queues that belong to this
+    /// connection's user alone are made nevertheless.
+    async fn look(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
+        let parts = self.parts()?;
+        let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
+        let mut asked = Asked::on(&channel);
+        for part in &parts {
+            match part {
+                Part::Queue(it) if self.ephemeral.contains(&*it.queue.to_str_lossy()) => {
+                    asked.ask_for(part);
+                }
+                _ => asked.ask_whether(part),
             }
         }
         asked.all_answered().await
@@ -402,14 +412,11 @@ impl<'a> Asked<'a> {
         });
     }
 
-    /// Whether a queue is there.
-    fn ask_whether(&mut self, declare: &QueueDeclare) {
-        let passive = QueueDeclare {
-            passive: true,
-            arguments: Table::default(),
-            ..declare.clone()
-        };
-        self.ask(&passive, format!("queue `{}`", declare.queue));
+    /// Asks whether it is there, if that can be seen.
+    fn ask_whether(&mut self, part: &Part) {
+        if let Some(passive) = part.passive() {
+            self.ask_for(&passive);
+        }
     }
 
     fn ask_for(&mut self, part: &Part) {
@@ -433,30 +440,6 @@ impl<'a> Asked<'a> {
                 let (queue, topic) = (&it.queue, &it.exchange);
                 self.ask(it, format!("that the queue `{queue}` leaves `{topic}`"));
             }
-        }
-    }
-
-    /// Asks whether it is there, as far as that can be seen. What is ephemeral is asked for.
-    fn look_at(&mut self, part: &Part, ephemeral: &BTreeSet<String>) {
-        match part {
-            Part::Exchange(it) => {
-                let passive = ExchangeDeclare {
-                    passive: true,
-                    ..it.clone()
-                };
-                self.ask(&passive, format!("exchange `{}`", it.exchange));
-            }
-            Part::Queue(it) | Part::Letters(it)
-                if !ephemeral.contains(&*it.queue.to_str_lossy()) =>
-            {
-                let passive = QueueDeclare {
-                    passive: true,
-                    ..it.clone()
-                };
-                self.ask(&passive, format!("queue `{}`", it.queue));
-            }
-            Part::Queue(_) | Part::Letters(_) => self.ask_for(part),
-            Part::Binding(_) | Part::Link(_) | Part::Unbinding(_) => {}
         }
     }
 

@@ -114,6 +114,16 @@ impl Commit {
     }
 }
 
+/// One record, and nothing else.
+impl From<RecordChange> for Commit {
+    fn from(change: RecordChange) -> Self {
+        Self {
+            records: vec![change],
+            ..Self::default()
+        }
+    }
+}
+
 /// How a commit ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {

@@ -85,14 +85,11 @@ async fn write(
     consumer: &str,
     value: Option<RecordValue>,
 ) -> Result<(), StoreError> {
-    let commit = Commit {
-        records: vec![RecordChange {
-            id: RecordId::new(KIND, consumer),
-            expected: Expected::Anything,
-            value,
-        }],
-        ..Commit::default()
-    };
+    let commit = Commit::from(RecordChange {
+        id: RecordId::new(KIND, consumer),
+        expected: Expected::Anything,
+        value,
+    });
     retry::commit(store, commit).await.map(drop)
 }
 

@@ -271,6 +271,25 @@ pub async fn list(store: &dyn Store) -> Result<Vec<HandlerRecord>, Error> {
     Ok(all)
 }
 
+/// The fields that the handlers of a database have marked as sensitive, with the name of their message. It reads
+/// no more than that of a record, so that what a newer program has written does as well, if it says that.
+///
+/// # Errors
+///
+/// When the database does not answer.
+pub async fn sensitive(store: &dyn Store) -> Result<Vec<(String, Vec<String>)>, Error> {
+    #[derive(Deserialize)]
+    struct Marks {
+        message: String,
+        #[serde(default)]
+        sensitive: Vec<String>,
+    }
+    let records = records_of(store, KIND).await?;
+    let marks = records.iter().map(|it| &it.value.body);
+    let marks = marks.filter_map(|body| serde_json::from_slice::<Marks>(body).ok());
+    Ok(marks.map(|it| (it.message, it.sensitive)).collect())
+}
+
 /// The services that are written down in a database, by their names.
 ///
 /// # Errors
@@ -385,17 +404,14 @@ pub async fn forget(store: &dyn Store, handler: &HandlerRecord) -> Result<bool, 
         left: Vec::new(),
         ..handler.clone()
     };
-    let commit = Commit {
-        records: vec![RecordChange {
-            id: RecordId::new(KIND, &*handler.consumer),
-            expected: Expected::Version(handler.revision),
-            value: match handler.is_gone() {
-                true => None,
-                false => Some(write::value_of(&kept)?),
-            },
-        }],
-        ..Commit::default()
-    };
+    let commit = Commit::from(RecordChange {
+        id: RecordId::new(KIND, &*handler.consumer),
+        expected: Expected::Version(handler.revision),
+        value: match handler.is_gone() {
+            true => None,
+            false => Some(write::value_of(&kept)?),
+        },
+    });
     match retry::commit(store, commit).await {
         Ok(_) => Ok(true),
         Err(error) if error.is_conflict() => Ok(false),

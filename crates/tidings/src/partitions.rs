@@ -220,17 +220,14 @@ impl Share {
         }
         let body = serde_json::to_vec(&shares).map_err(|error| BeatError::Fatal(error.into()))?;
         let expected = record.map_or(Expected::Nothing, |it| Expected::Version(it.version));
-        let commit = Commit {
-            records: vec![RecordChange {
-                id,
-                expected,
-                value: Some(RecordValue {
-                    body: body.into(),
-                    ..RecordValue::default()
-                }),
-            }],
-            ..Commit::default()
-        };
+        let commit = Commit::from(RecordChange {
+            id,
+            expected,
+            value: Some(RecordValue {
+                body: body.into(),
+                ..RecordValue::default()
+            }),
+        });
         self.store.commit(commit).await?;
         Ok(shares)
     }

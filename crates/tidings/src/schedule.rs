@@ -82,14 +82,11 @@ pub(crate) async fn cancel(store: &dyn Store, id: &ScheduleId) -> Result<bool, S
         let Some(Some(found)) = found.into_iter().next() else {
             return Ok(false);
         };
-        let commit = Commit {
-            records: vec![RecordChange {
-                id: record.clone(),
-                expected: Expected::Version(found.version),
-                value: None,
-            }],
-            ..Commit::default()
-        };
+        let commit = Commit::from(RecordChange {
+            id: record.clone(),
+            expected: Expected::Version(found.version),
+            value: None,
+        });
         match store.commit(commit).await {
             Ok(_) => return Ok(true),
             Err(error) if error.is_conflict() => {} // Sent or replaced meanwhile: look again.

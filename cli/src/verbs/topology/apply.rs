@@ -1,11 +1,9 @@
 //! `tidings topology apply`: makes what is missing.
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 use tidings_amqp::{Amqp, PieceMade};
 
-use super::{Written, kind_of, name_of, note};
+use super::{Needed, Written, note};
 use crate::{
     code::Code,
     frame::{Ended, Frame},
@@ -21,18 +19,11 @@ struct Applied {
 
 #[derive(Debug, Serialize)]
 struct Item {
-    kind: &'static str,
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
+    #[serde(flatten)]
+    piece: Needed,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
-    services: BTreeSet<String>,
-    #[serde(skip)]
-    told: String,
 }
 
 impl Report for Applied {
@@ -40,8 +31,8 @@ impl Report for Applied {
         let is_told = |it: &&Item| matches!(it.outcome, "made" | "refused");
         let row = |it: &Item| -> Vec<Cell> {
             vec![
-                it.kind.into(),
-                (&it.told).into(),
+                it.piece.kind.into(),
+                (&it.piece.told).into(),
                 match it.outcome {
                     "made" => Cell::good(it.outcome),
                     _ => Cell::bad(it.outcome),
@@ -76,12 +67,7 @@ pub(super) async fn run(frame: &Frame, broker: &Amqp, written: &Written) -> anyh
             PieceMade::Refused(why) => ("refused", Some(why)),
         };
         Item {
-            kind: kind_of(&piece),
-            told: name_of(&piece),
-            services: needed_by.get(&piece).cloned().unwrap_or_default(),
-            name: piece.name,
-            from: piece.source,
-            key: piece.routing_key,
+            piece: Needed::new(piece, &needed_by),
             outcome,
             why,
         }

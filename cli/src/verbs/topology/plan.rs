@@ -1,11 +1,9 @@
 //! `tidings topology plan`: what is there, and what is not.
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 use tidings_amqp::{Amqp, PieceState};
 
-use super::{Written, kind_of, name_of, note};
+use super::{Needed, Written, note};
 use crate::{
     code::Code,
     frame::{Ended, Frame},
@@ -23,27 +21,20 @@ struct Plan {
 
 #[derive(Debug, Serialize)]
 struct Item {
-    kind: &'static str,
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
+    #[serde(flatten)]
+    piece: Needed,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
-    services: BTreeSet<String>,
-    #[serde(skip)]
-    told: String,
 }
 
 impl Report for Plan {
     fn tell(&self, page: &mut Page) {
         let row = |it: &Item| -> Vec<Cell> {
-            let services: Vec<&str> = it.services.iter().map(|it| &**it).collect();
+            let services: Vec<&str> = it.piece.services.iter().map(|it| &**it).collect();
             vec![
-                it.kind.into(),
-                (&it.told).into(),
+                it.piece.kind.into(),
+                (&it.piece.told).into(),
                 match it.state {
                     "there" => Cell::good(it.state),
                     "unknown" => Cell::warning(it.state),
@@ -79,12 +70,7 @@ pub(super) async fn run(frame: &Frame, broker: &Amqp, written: &Written) -> anyh
             PieceState::Unseen => ("unseen", None),
         };
         Item {
-            kind: kind_of(&piece),
-            told: name_of(&piece),
-            services: needed_by.get(&piece).cloned().unwrap_or_default(),
-            name: piece.name,
-            from: piece.source,
-            key: piece.routing_key,
+            piece: Needed::new(piece, &needed_by),
             state,
             why,
         }

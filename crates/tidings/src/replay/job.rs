@@ -196,10 +196,7 @@ impl Job {
         let mut patience = Patience::new(&self.progress.to);
         let mut conflicts = 0;
         loop {
-            let commit = Commit {
-                records: vec![change.clone()],
-                ..Commit::default()
-            };
+            let commit = Commit::from(change.clone());
             let error = match store.commit(commit).await {
                 Ok(_) => {
                     self.version += 1;

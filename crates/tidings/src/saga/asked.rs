@@ -128,14 +128,11 @@ async fn write(
     expected: Expected,
     value: Option<RecordValue>,
 ) -> Result<(), StoreError> {
-    let commit = Commit {
-        records: vec![RecordChange {
-            id,
-            expected,
-            value,
-        }],
-        ..Commit::default()
-    };
+    let commit = Commit::from(RecordChange {
+        id,
+        expected,
+        value,
+    });
     retry::commit(store, commit).await.map(drop)
 }
 

@@ -147,10 +147,7 @@ fn fire(kind: &Kind, sender: &Sender, lease: Lease, record: &Record) -> Option<C
                 expected,
                 value: Some(value),
             };
-            return Some(Commit {
-                records: vec![change],
-                ..Commit::default()
-            });
+            return Some(Commit::from(change));
         }
     };
     if journal.state.is_ended() {
@@ -159,10 +156,7 @@ fn fire(kind: &Kind, sender: &Sender, lease: Lease, record: &Record) -> Option<C
             expected,
             value: None,
         };
-        return Some(Commit {
-            records: vec![change],
-            ..Commit::default()
-        });
+        return Some(Commit::from(change));
     }
     if let Some(due) = record.value.due {
         let saga = kind.definition.name().to_owned();

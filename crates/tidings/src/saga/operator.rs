@@ -163,10 +163,7 @@ pub async fn operate(
             body: serde_json::to_vec(&asked)?.into(),
         }),
     };
-    let commit = Commit {
-        records: vec![change],
-        ..Commit::default()
-    };
+    let commit = Commit::from(change);
     retry::commit(store, commit).await?;
     Ok(OperationId(id))
 }
@@ -285,10 +282,7 @@ async fn end(store: &dyn Store, lease: Lease, record: Record) -> Result<(), Stor
         expected: Expected::Lease(lease),
         value: None,
     };
-    let commit = Commit {
-        records: vec![change],
-        ..Commit::default()
-    };
+    let commit = Commit::from(change);
     match store.commit(commit).await {
         Err(error) if error.is_conflict() => Ok(()),
         ended => ended.map(drop),

@@ -185,14 +185,11 @@ async fn change(
         let mut recurring = Recurring::read(&record.value.body)
             .map_err(|why| Error::msg(format!("the schedule `{name}` cannot be read: {why}")))?;
         change(&mut recurring);
-        let commit = Commit {
-            records: vec![RecordChange {
-                id: id.clone(),
-                expected: Expected::Version(record.version),
-                value: Some(recurring.value()),
-            }],
-            ..Commit::default()
-        };
+        let commit = Commit::from(RecordChange {
+            id: id.clone(),
+            expected: Expected::Version(record.version),
+            value: Some(recurring.value()),
+        });
         match store.commit(commit).await {
             Err(error) if error.is_conflict() => {} // It was sent just now.
             Err(error) => return Err(error.into()),
