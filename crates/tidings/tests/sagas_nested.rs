@@ -271,6 +271,12 @@ async fn a_saga_is_a_step_of_another_one(world: World) {
     assert_eq!(world.states(&*world.trips, "trip").await, trips);
     let stays = trips.map(|trip| format!("trip/0/stay/{trip}"));
     assert_eq!(world.states(&*world.hotels, "stay").await, stays);
+    // A saga that has ended has written what it tells; the relay sends it after that.
+    until("what they tell is sent", async || {
+        let confirmed = world.broker.published_as::<TripConfirmed>().len();
+        confirmed + world.broker.published_as::<TripCancelled>().len() >= trips.len()
+    })
+    .await;
     let confirmed = world.broker.published_as::<TripConfirmed>();
     let mut confirmed: Vec<String> = confirmed.into_iter().map(|it| it.what).collect();
     confirmed.sort_unstable();
