@@ -491,18 +491,21 @@ pub(crate) async fn go_on(connection: &Connection, order: &OrderKey) -> Result<(
 
 /// The parameters are asked for in a roundabout way, so that the planner does not count how many there
 /// are: it would make a new plan for each number.
+/// Each message is looked up for itself: a plan for all values that was made while the inbox was nearly
+/// empty would read all of it where it joins.
 pub(crate) const LOOK: &str = concat!(
-    "select row.state, row.redrive, ",
+    "select row.state, row.redrive, asked.order_key is not null and ",
     has_head!(
         "asked.order_group",
         "asked.order_key",
         "and not (head.consumer = asked.consumer and head.message = asked.message)"
     ),
-    " from unnest((select $1::text[]), (select $2::text[]), (select $3::text[]), (select $4::text[]))
-         with ordinality
+    " from unnest($1::text[], $2::text[], $3::text[], $4::text[]) with ordinality
          as asked (consumer, message, order_group, order_key, number)
-     left join tidings_inbox as row
-         on row.consumer = asked.consumer and row.message = asked.message
+     left join lateral (
+         select state, redrive from tidings_inbox as own
+         where own.consumer = asked.consumer and own.message = asked.message limit 1
+     ) as row on true
      order by asked.number"
 );
 

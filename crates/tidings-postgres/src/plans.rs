@@ -355,6 +355,68 @@ async fn taking_due_records_does_not_read_those_that_are_not() {
     .await;
 }
 
+/// What is looked up by name is not joined: the plan for all values that a connection keeps may have been
+/// made while there was next to nothing.
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn looking_up_by_name_reads_no_others_in_tables_that_were_empty() {
+    const NAMED: &str = "array['k', 'k', 'k'], array['1', '70000', 'new']";
+    let records = format!(
+        "insert into tidings_record (kind, id, label, body)
+         select 'k', number, '', '' from generate_series(1, {ROWS}) as number"
+    );
+    let inbox = format!(
+        "insert into tidings_inbox (consumer, message)
+         select 'k', number from generate_series(1, {ROWS}) as number"
+    );
+    let none = "array[null, null, null]::text[]";
+    let versions = "array[1, 1, null]::bigint[]";
+    let values = "array['', '', ''], array[null, null, null]::bigint[], array['', '', '']::bytea[]";
+    let read = ["tidings_record_pkey"];
+    for (rows, sql, values, indexes) in [
+        (&records, records::READ, NAMED.to_owned(), read),
+        (&records, records::LOCK, NAMED.to_owned(), read),
+        (
+            &records,
+            records::UPDATE,
+            format!("{NAMED}, {versions}, {none}, {values}"),
+            read,
+        ),
+        (
+            &records,
+            records::DELETE,
+            format!("{NAMED}, {versions}, {none}"),
+            read,
+        ),
+        (
+            &inbox,
+            inbox::LOOK,
+            format!("{NAMED}, {none}, {none}"),
+            ["tidings_inbox_pkey"],
+        ),
+    ] {
+        let store = store().await;
+        let connection = store.0.pool.get().await.expect("a connection");
+        let prepare = format!("set plan_cache_mode = force_generic_plan; prepare early as {sql}");
+        connection.run(&prepare).await.expect("prepared");
+        let explain = format!("explain (analyze, format json) execute early ({values})");
+        // The plan is made now, and kept.
+        for rows in ["select", &**rows] {
+            connection.run(rows).await.expect("rows");
+            let row = connection.row(&explain, &[]).await.expect("a plan");
+            let Plan(plan) = row.try_get(0).expect("JSON");
+            let plan = &plan[0]["Plan"];
+            let (read, used) = walk(plan);
+            assert!(read < READ_MAX, "{read} rows: {}", brief(plan, 0));
+            for index in indexes {
+                let is_used = used.iter().any(|used| used == index);
+                assert!(is_used, "{index}: {}", brief(plan, 0));
+            }
+        }
+        connection.discard();
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs PostgreSQL"]
 async fn a_page_of_the_log_reads_no_other() {

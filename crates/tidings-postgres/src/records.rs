@@ -3,14 +3,19 @@
 //! `due` is the time that was written; `take_at` is when a worker may take the record: the same, or
 //! the end of its lease.
 
-use std::time::Duration;
+mod write;
 
-use futures_util::future::join_all;
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::future::join;
 use tidings_core::{
-    BoxFuture, Expected, Lease, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records,
-    StoreError,
+    BoxFuture, Lease, Record, RecordId, RecordQuery, RecordValue, Records, StoreError,
 };
 use tokio_postgres::Row;
+
+pub(crate) use write::write;
+#[cfg(test)]
+pub(crate) use write::{DELETE, UPDATE};
 
 use crate::{
     Shared,
@@ -89,6 +94,7 @@ macro_rules! time {
         )
     };
 }
+use time;
 
 /// The columns of a record in the order of [`record`]; times in microseconds.
 macro_rules! columns {
@@ -128,27 +134,43 @@ fn id_columns<'a>(ids: impl IntoIterator<Item = &'a RecordId>) -> (Vec<&'a str>,
 
 async fn read(pool: &Pool, ids: &[RecordId]) -> Result<Vec<Option<Record>>, StoreError> {
     let (kinds, names) = id_columns(ids);
-    let rows = pool
-        .rows(
-            concat!(
-                "select ",
-                columns!(),
-                " from (select distinct * from unnest($1::text[], $2::text[])
-                            as named (kind, id)) as named
-                 join tidings_record as row using (kind, id)"
-            ),
-            &[&kinds, &names],
-        )
-        .await
-        .map_err(|error| explain("read records", error))?;
-    in_order(ids, &rows)
+    let rows = pool.rows(READ, &[&kinds, &names]).await;
+    in_order(ids, &rows.map_err(|error| explain("read records", error))?)
 }
 
 fn in_order(ids: &[RecordId], rows: &[Row]) -> Result<Vec<Option<Record>>, StoreError> {
-    let records = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
-    let find = |id: &RecordId| records.iter().find(|record| record.id == *id).cloned();
-    Ok(ids.iter().map(find).collect())
+    let mut records = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let record = record(row)?;
+        records.insert(record.id.clone(), record);
+    }
+    Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
 }
+
+/// Each is looked up for itself, by its name: a plan for all values that was made while there were few
+/// records would read all of them where it joins.
+pub(crate) const READ: &str = concat!(
+    "select ",
+    columns!(),
+    " from (select distinct * from unnest($1::text[], $2::text[]) as named (kind, id)) as named,
+         lateral (
+             select * from tidings_record as own
+             where own.kind = named.kind and own.id = named.id limit 1
+         ) as row"
+);
+
+/// As [`READ`], one after the other, in the order in which they are named.
+pub(crate) const LOCK: &str = concat!(
+    "select ",
+    columns!(),
+    " from (
+         select * from unnest($1::text[], $2::text[]) with ordinality as named (kind, id, number)
+         order by number
+     ) as named, lateral (
+         select * from tidings_record as own
+         where own.kind = named.kind and own.id = named.id for update
+     ) as row"
+);
 
 /// The records with these names, locked, also those that are not there.
 pub(crate) async fn read_locked(
@@ -191,153 +213,22 @@ pub(crate) async fn lock(
     let mut hashes: Vec<i32> = missing.map(|id| hash_of_pair(&id.kind, &id.id)).collect();
     hashes.sort_unstable();
     hashes.dedup();
-    connection
-        .execute(
-            "select count(pg_advisory_xact_lock($1, name)) from unnest($2::int[]) as name",
-            &[&names.records, &hashes],
-        )
-        .await
-        .map_err(failed)?;
-    lock_rows(connection, sorted).await.map_err(failed)
+    // Both are sent at once; the second sees what was committed before the first was done.
+    let prepared = connection.prepare(LOCK_NAMES).await;
+    prepared.map_err(failed)?;
+    let params: Params<'_> = &[&names.records, &hashes];
+    let locked = connection.execute(LOCK_NAMES, params);
+    let (locked, rows) = join(locked, lock_rows(connection, sorted)).await;
+    locked.map_err(failed)?;
+    rows.map_err(failed)
 }
+
+const LOCK_NAMES: &str =
+    "select count(pg_advisory_xact_lock($1, name)) from unnest($2::int[]) as name";
 
 async fn lock_rows(connection: &Connection, sorted: &[&RecordId]) -> Result<Vec<Row>, Error> {
     let (kinds, names) = id_columns(sorted.iter().copied());
-    connection
-        .rows(
-            concat!(
-                "select ",
-                columns!(),
-                " from unnest($1::text[], $2::text[]) with ordinality as named (kind, id, number)
-                 join tidings_record as row using (kind, id)
-                 order by named.number for update of row"
-            ),
-            &[&kinds, &names],
-        )
-        .await
-}
-
-/// Writes records that are as expected.
-///
-/// # Errors
-///
-/// A conflict at the first that is not.
-pub(crate) async fn write(
-    connection: &Connection,
-    changes: &[RecordChange],
-) -> Result<(), StoreError> {
-    let mut changes: Vec<&RecordChange> = changes.iter().collect();
-    changes.sort_unstable_by(|one, other| one.id.cmp(&other.id));
-    // The first alone, so that the statement is prepared; the others are sent at once.
-    let (first, others) = changes.split_at(changes.len().min(1));
-    let mut outcomes = Vec::with_capacity(changes.len());
-    for changes in [first, others] {
-        let writing = changes.iter().map(|change| write_one(connection, change));
-        outcomes.extend(join_all(writing).await);
-    }
-    for (change, as_expected) in changes.into_iter().zip(outcomes) {
-        let RecordId { kind, id } = &change.id;
-        if !as_expected.map_err(|error| explain("write a record", error))? {
-            return Err(StoreError::conflict(format!(
-                "the record `{id}` of kind `{kind}` is not as expected: somebody else has written \
-                 it; read it and try again"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// False if the record is not as expected.
-async fn write_one(connection: &Connection, change: &RecordChange) -> Result<bool, Error> {
-    match &change.value {
-        Some(value) => put(connection, change, value).await,
-        None => delete(connection, change).await,
-    }
-}
-
-/// What must be there, as two columns.
-fn expected(expected: &Expected) -> (Option<i64>, Option<&str>) {
-    match expected {
-        Expected::Anything | Expected::Nothing => (None, None),
-        Expected::Version(version) => (Some(version.cast_signed()), None),
-        Expected::Lease(lease) => (None, Some(&lease.0)),
-    }
-}
-
-macro_rules! insert {
-    () => {
-        concat!(
-            "insert into tidings_record as row (kind, id, label, due, take_at, body)
-             select $1, $2, $3, due, due, $5 from (select ",
-            time!("$4"),
-            " as due) as value"
-        )
-    };
-}
-
-async fn put(
-    connection: &Connection,
-    change: &RecordChange,
-    value: &RecordValue,
-) -> Result<bool, Error> {
-    let sql = match change.expected {
-        Expected::Nothing => concat!(insert!(), " on conflict do nothing"),
-        Expected::Anything => concat!(
-            insert!(),
-            " on conflict (kind, id) do update
-             set version = row.version + 1, label = excluded.label, due = excluded.due,
-                 take_at = excluded.due, lease = null, written = excluded.written,
-                 body = excluded.body"
-        ),
-        Expected::Version(_) | Expected::Lease(_) => concat!(
-            "update tidings_record
-             set version = version + 1, label = $3, due = ",
-            time!("$4"),
-            ", take_at = ",
-            time!("$4"),
-            ", lease = null, written = statement_timestamp(), body = $5
-             where kind = $1 and id = $2 and ($6::bigint is null or version = $6)
-               and ($7::text is null or lease = $7)"
-        ),
-    };
-    let (version, lease) = expected(&change.expected);
-    let params: Params<'_> = &[
-        &change.id.kind,
-        &change.id.id,
-        &value.label,
-        &value.due.map(jiff::Timestamp::as_microsecond),
-        &&*value.body,
-        &version,
-        &lease,
-    ];
-    // An insert asks for nothing that is there.
-    let params = match change.expected {
-        Expected::Version(_) | Expected::Lease(_) => params,
-        Expected::Nothing | Expected::Anything => &params[..5],
-    };
-    Ok(connection.execute(sql, params).await? > 0)
-}
-
-async fn delete(connection: &Connection, change: &RecordChange) -> Result<bool, Error> {
-    let (version, lease) = expected(&change.expected);
-    if change.expected == Expected::Nothing {
-        let row = connection
-            .row(
-                "select not exists (select from tidings_record where kind = $1 and id = $2)",
-                &[&change.id.kind, &change.id.id],
-            )
-            .await?;
-        return Ok(row.try_get(0)?);
-    }
-    let deleted = connection
-        .execute(
-            "delete from tidings_record
-             where kind = $1 and id = $2 and ($3::bigint is null or version = $3)
-               and ($4::text is null or lease = $4)",
-            &[&change.id.kind, &change.id.id, &version, &lease],
-        )
-        .await?;
-    Ok(deleted > 0 || change.expected == Expected::Anything)
+    connection.rows(LOCK, &[&kinds, &names]).await
 }
 
 pub(crate) const TAKE_DUE: &str = concat!(

@@ -1,4 +1,5 @@
 //! A record that was read in a transaction stays as it was read, also one that is not there.
+//! And what becomes of one that a commit names twice.
 
 use server::{fresh_schema, open};
 use tidings_core::{
@@ -112,4 +113,47 @@ async fn records_that_are_read_in_opposite_orders_do_not_deadlock() {
     let read = store.records().read(&ids).await.expect("records");
     let version = read[0].as_ref().expect("a record").version;
     assert_eq!(version, 40, "each write was counted");
+}
+
+/// The port asks for different records within a commit. Who names one twice after all writes it twice, in
+/// that order, although all records of a commit are written at once.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL"]
+async fn a_record_that_is_named_twice_in_a_commit_is_written_twice() {
+    let store = open(&fresh_schema()).await;
+    let change = |name: &str, expected: Expected, body: &'static str| RecordChange {
+        id: RecordId::new("journal", name),
+        expected,
+        value: Some(RecordValue {
+            body: body.into(),
+            ..RecordValue::default()
+        }),
+    };
+    let commit = |records: Vec<RecordChange>| Commit {
+        records,
+        ..Commit::default()
+    };
+    let changes = vec![
+        change("1", Expected::Nothing, "first"),
+        change("0", Expected::Nothing, ""),
+        change("1", Expected::Version(1), "second"),
+        change("2", Expected::Nothing, ""),
+    ];
+    let written = store.commit(commit(changes)).await;
+    assert_eq!(written.expect("an answer"), Committed::Done);
+    let twice = read(&store).await.expect("a record");
+    assert_eq!((twice.version, &*twice.value.body), (2, &b"second"[..]));
+
+    // The second expects what is not there after the first.
+    let changes = vec![
+        change("1", Expected::Version(2), "third"),
+        change("3", Expected::Nothing, ""),
+        change("1", Expected::Version(2), "fourth"),
+    ];
+    let error = store.commit(commit(changes)).await;
+    assert!(error.expect_err("it is not as expected").is_conflict());
+    assert_eq!(read(&store).await, Some(twice));
+    let other = [RecordId::new("journal", "3")];
+    let other = store.records().read(&other).await.expect("records");
+    assert_eq!(other, [None]);
 }

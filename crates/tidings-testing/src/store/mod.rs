@@ -220,6 +220,7 @@ pub async fn conformance<S: Subject>(fresh: impl AsyncFn() -> S) {
         records {
             a_record_says_what_was_written_and_counts_its_writes
             a_record_that_is_not_as_expected_fails_the_commit
+            a_commit_writes_many_records_in_all_ways_or_none
             of_many_who_expect_one_version_one_writes
             a_record_read_in_a_transaction_is_locked
             due_records_go_to_one_worker_under_a_lease

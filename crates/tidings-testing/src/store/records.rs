@@ -186,6 +186,93 @@ pub(super) async fn a_record_that_is_not_as_expected_fails_the_commit(subject: A
     assert_eq!(read(&store, "1").await, None);
 }
 
+const OF_EACH_WAY: usize = 4;
+
+/// Changes in all ways in which a commit writes records, several in each.
+fn in_all_ways(leases: &[(Lease, Record)]) -> Vec<RecordChange> {
+    let mut changes = Vec::new();
+    for number in 0..OF_EACH_WAY {
+        let name = |way: &str| format!("{way}-{number}");
+        let lease = |way: &str| {
+            let mut leases = leases.iter();
+            let found = leases.find(|(_, record)| *record.id.id == *name(way));
+            Expected::Lease(found.expect("it was due").0.clone())
+        };
+        let new = || value("new", &name("body"));
+        changes.extend([
+            change(&name("put"), Expected::Anything, new()),
+            change(&name("put-new"), Expected::Anything, new()),
+            change(&name("insert"), Expected::Nothing, new()),
+            change(&name("update"), Expected::Version(1), new()),
+            change(&name("fire"), lease("fire"), due_in(3600)),
+            change(&name("delete"), Expected::Anything, None),
+            change(&name("delete-version"), Expected::Version(1), None),
+            change(&name("delete-fired"), lease("delete-fired"), None),
+            change(&name("delete-none"), Expected::Anything, None),
+            change(&name("miss"), Expected::Nothing, None),
+        ]);
+    }
+    changes
+}
+
+pub(super) async fn a_commit_writes_many_records_in_all_ways_or_none(subject: Arc<impl Subject>) {
+    let store = subject.store();
+    let before = ["put", "update", "delete", "delete-version"].map(|way| (way, value("old", "")));
+    let due = ["fire", "delete-fired"].map(|way| (way, due_in(-60)));
+    for number in 0..OF_EACH_WAY {
+        for (way, old) in before.iter().chain(&due) {
+            put(&store, &format!("{way}-{number}"), old.clone()).await;
+        }
+    }
+    let leases = take_records(&store, Duration::from_secs(600), 2 * OF_EACH_WAY).await;
+    let changes = in_all_ways(&leases);
+    let ids: Vec<RecordId> = changes.iter().map(|change| change.id.clone()).collect();
+    let old = read_all(&store, &ids).await;
+
+    // One in the middle is not as expected, in each way once.
+    let wrong = [
+        ("insert", Expected::Nothing, "put-1"),
+        ("update", Expected::Version(2), "update-1"),
+        ("update", Expected::Version(1), "miss-1"),
+        ("update", Expected::Lease(Lease("none".into())), "fire-1"),
+        ("delete", Expected::Version(2), "delete-version-1"),
+        (
+            "delete",
+            Expected::Lease(Lease("none".into())),
+            "delete-fired-1",
+        ),
+        ("miss", Expected::Nothing, "put-1"),
+    ];
+    for (way, expected, id) in wrong {
+        let mut changes = changes.clone();
+        let place = ids.iter().position(|it| *it.id == *id).expect("a change");
+        let is_put = matches!(way, "insert" | "update");
+        changes[place] = change(id, expected, is_put.then(|| value("wrong", "")));
+        let mut transaction = begin(&store).await;
+        let read = transaction.read(&ids).await.expect("records can be read");
+        assert_eq!(read, old);
+        for committed in [
+            transaction.commit(commit(changes.clone())).await,
+            store.commit(commit(changes)).await,
+        ] {
+            let error = committed.expect_err("one is not as expected");
+            assert!(error.is_conflict(), "{error}");
+            assert!(error.to_string().contains(&format!("`{id}`")), "{error}");
+        }
+        assert_eq!(read_all(&store, &ids).await, old, "after {way} of {id}");
+    }
+
+    done(&store, commit(changes.clone())).await;
+    let new = read_all(&store, &ids).await;
+    for ((change, old), new) in changes.iter().zip(old).zip(new) {
+        let version = old.as_ref().map_or(0, |old| old.version) + 1;
+        let new = new.map(|new| (new.version, new.value));
+        let expected = change.value.clone().map(|value| (version, value));
+        assert_eq!(new, expected, "{:?}", change.id);
+    }
+    assert!(take_records(&store, Duration::ZERO, 1).await.is_empty());
+}
+
 pub(super) async fn of_many_who_expect_one_version_one_writes(subject: Arc<impl Subject>) {
     const WRITERS: u64 = 12;
     let store = subject.store();
