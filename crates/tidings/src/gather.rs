@@ -31,7 +31,8 @@ use crate::{
     Ask, BoxError, Committed, Context, Handled, Handler, HandlerInput, InboxEntry, Metadata, Over,
     Store, StoreError, TransactionSlot, Work, WorkError,
     batch::Gather,
-    handler::{Attempts, claim_of, entry_of, refused, took_too_long},
+    handler::{Attempts, claim_of, entry_of, refused},
+    limit::{Begun, within},
     retry::{NotAsked, is_conflict, reason, untried},
     steps,
     throttle::Throttle,
@@ -155,9 +156,9 @@ where
         let mut left: Vec<usize> = (0..members.len()).collect();
         loop {
             let limit = self.attempts.surroundings.limit;
-            let once = timeout(limit, self.once(&mut members, &mut left, &mut outcomes));
-            let ended = once.await.unwrap_or_else(|_| Err(took_too_long(limit)));
-            match ended {
+            let begun = Begun::default();
+            let once = self.once(&begun, &mut members, &mut left, &mut outcomes);
+            match within(limit, Some(&begun), once).await {
                 Ok(Once::Refused) => {}
                 Ok(Once::Done) => {
                     for place in left {
@@ -194,6 +195,7 @@ where
     /// Runs the handler once with those that are `left`, after those that need not be handled.
     async fn once(
         &self,
+        begun: &Begun,
         members: &mut [Member<T::Message>],
         left: &mut Vec<usize>,
         outcomes: &mut [Told<T::Message>],
@@ -219,12 +221,14 @@ where
         }
         let input = (self.gather)(messages);
         let Some(slot) = context.transaction().map(Arc::clone) else {
+            begun.begin();
             let messages = self.attempts.call(input, &context).await?;
             self.attempts.publish(messages, &context).await?;
             return Ok(Once::Done);
         };
         let (places, entries) = entries_of(members, left);
-        match self.commit(slot, context, input, entries).await? {
+        let begun = begun.clone();
+        match self.commit(begun, slot, context, input, entries).await? {
             Committed::Done => Ok(Once::Done),
             Committed::Refused { entry, why } => {
                 let place = places.get(entry).copied().ok_or_else(|| {
@@ -274,6 +278,7 @@ where
     /// Runs the handler as one piece of work, whose commit holds all `entries`.
     async fn commit(
         &self,
+        begun: Begun,
         slot: Arc<TransactionSlot>,
         context: Context,
         input: T,
@@ -285,6 +290,7 @@ where
         let claim = entries.next();
         let rest: Vec<InboxEntry> = entries.collect();
         let work = async move {
+            begun.begin();
             let messages = attempts.call(input, &context).await?;
             let mut commit = attempts.commit(messages, &context)?;
             commit.inbox = rest;

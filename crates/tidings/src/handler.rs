@@ -9,10 +9,9 @@
 
 use std::{
     any::Any,
-    future,
     marker::PhantomData,
     panic::AssertUnwindSafe,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{self, Poll},
     time::Duration,
@@ -29,6 +28,7 @@ use crate::{
     TransactionSlot, Transport, Work, WorkError,
     accept::{Upcast, decode},
     gather::Gatherer,
+    limit::{Begun, within},
     publish::Sender,
     retry::NotAsked,
     steps::{self, Fenced},
@@ -229,29 +229,6 @@ pub(crate) struct Effects {
     pub(crate) transport: Arc<dyn Transport>,
 }
 
-/// `attempt`, unless it still runs this long after it first had to wait. The clock is for those that
-/// have to wait: most attempts of a consumer without a store do not.
-async fn within(
-    limit: Duration,
-    attempt: impl Future<Output = Result<Handled, BoxError>>,
-) -> Result<Handled, BoxError> {
-    let (mut attempt, mut late) = (pin!(attempt), pin!(None));
-    future::poll_fn(|task| {
-        if let Poll::Ready(outcome) = attempt.as_mut().poll(task) {
-            return Poll::Ready(outcome);
-        }
-        if late.is_none() {
-            late.set(Some(tokio::time::sleep(limit)));
-        }
-        let is_late = late.as_mut().as_pin_mut().map(|late| late.poll(task));
-        match is_late {
-            Some(Poll::Ready(())) => Poll::Ready(Err(took_too_long(limit))),
-            _ => Poll::Pending,
-        }
-    })
-    .await
-}
-
 /// What surrounds a handler.
 pub(crate) struct Surroundings {
     pub(crate) queue: Arc<str>,
@@ -297,7 +274,7 @@ where
         context: Context,
         message: Option<T::Message>,
     ) -> Result<Handled, BoxError> {
-        within(self.surroundings.limit, async {
+        within(self.surroundings.limit, None, async {
             let messages = self.call_with(message, &context).await?;
             if messages != Messages::default() {
                 Box::pin(self.publish(messages, &context)).await?;
@@ -323,7 +300,10 @@ where
             Some(_) => Ok(None),
         };
         let fenced = fenced.map_err(Error::into_inner)?;
+        let begun = Begun::default();
+        let begins = begun.clone();
         let work = async move {
+            begins.begin();
             let writing = match fenced {
                 None => None,
                 Some(Fenced::CarryOut(writing)) => Some(writing),
@@ -344,7 +324,7 @@ where
         };
         // The store may run it in a thread of its own.
         let work = Work::new(slot, work.in_current_span()).claiming(entry);
-        within(limit, async {
+        within(limit, Some(&begun), async {
             match work.hand_to(&*store).await {
                 Ok(Committed::Done) => Ok(Handled::Done),
                 Ok(Committed::Refused { why, .. }) => Ok(refused(why)),
@@ -411,10 +391,6 @@ where
 
 const CANNOT_REPLY: &str = "it takes a `Batch` and returns a `Reply` or a `StepReply`, but a \
                             reply answers one message; take one message instead";
-
-pub(crate) fn took_too_long(limit: Duration) -> BoxError {
-    format!("the handler was still running after the `attempt_timeout` of {limit:?}").into()
-}
 
 /// The row of a message that is handled.
 pub(crate) fn entry_of(context: &Context) -> InboxEntry {

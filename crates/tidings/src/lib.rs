@@ -85,6 +85,7 @@ mod gather;
 mod handler;
 pub mod handlers;
 mod handling;
+mod limit;
 mod needs;
 mod options;
 mod ordered;

@@ -506,7 +506,9 @@ impl Router {
     }
 
     /// The longest one attempt may take, in case no timeout layer is shorter (default 15 minutes:
-    /// half of what RabbitMQ waits for an acknowledgement).
+    /// half of what RabbitMQ waits for an acknowledgement). It begins when the handler does: an attempt
+    /// that waits for a busy store has not, is given back after this time (at least 5 s), and does not
+    /// count.
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
         self.defaults = self.defaults.attempt_timeout(limit);
         self

@@ -457,26 +457,6 @@ async fn the_default_policy_tries_for_a_quarter_of_an_hour() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_takes_too_long_has_failed() {
-    let broker = Broker::default();
-    let hang = |_: MoneyDeposited| async { std::future::pending::<Result<()>>().await };
-    let router = Router::new("bank")
-        .on(hang)
-        .attempt_timeout(Duration::from_millis(20))
-        .retry(Retry::none());
-    let bank = Running::start(&broker, router).await;
-    broker.publish_raw(outgoing(&deposit("a", 1)));
-    until("a dead letter", async || {
-        broker.dead_letters(QUEUE).len() == 1
-    })
-    .await;
-    bank.stop().await;
-    let dead = broker.dead_letters(QUEUE);
-    let reason = &dead[0].history[0].reason;
-    assert!(reason.contains("`attempt_timeout` of 20ms"), "{reason}");
-}
-
-#[tokio::test]
 async fn a_message_is_remembered_for_its_window_and_then_forgotten() {
     let (broker, database) = (Broker::default(), Database::new().await);
     let again = async |window, expected| {
@@ -505,41 +485,6 @@ async fn a_message_is_remembered_for_its_window_and_then_forgotten() {
     assert_eq!(database.effects().await.len(), 1, "it is known");
     again(Duration::from_millis(1), 0).await;
     assert_eq!(database.effects().await.len(), 2, "it was forgotten");
-}
-
-#[tokio::test]
-async fn each_message_that_is_sent_can_be_looked_at_changed_and_refused() {
-    let (broker, database) = (Broker::default(), Database::new().await);
-    let listener = listen(&broker).await;
-    let router = Router::new("bank")
-        .on(book)
-        .transactional(database.store.clone())
-        .retry(Retry::none())
-        .on_send(|message| {
-            message
-                .envelope
-                .headers
-                .push(("tenant".into(), "t-1".into()));
-            Ok(())
-        })
-        .on_send(|message| match message.envelope.header("tenant") {
-            Some("t-1") if !message.envelope.body.ends_with(b":2}") => Ok(()),
-            _ => Err("not for this tenant").permanent(),
-        });
-    let bank = Running::start(&broker, router).await;
-    broker.publish_raw(outgoing(&deposit("a", 1)));
-    broker.publish_raw(outgoing(&deposit("a", 2)));
-    until("one is refused", async || {
-        broker.dead_letters(QUEUE).len() == 1
-    })
-    .await;
-    until("the other is out", async || {
-        broker.published_as::<BalanceChanged>().len() == 1
-    })
-    .await;
-    bank.stop().await;
-    listener.stop().await;
-    assert_eq!(database.effects().await, [("a".to_owned(), 1)]);
 }
 
 /// As when another service takes over: what is there is worked off, and nothing new comes.

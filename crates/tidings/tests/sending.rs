@@ -13,7 +13,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use support::{
-    BalanceChanged, Database, LetterWritten, MoneyDeposited, Running, bank::QUEUE, broker::Broker,
+    BalanceChanged, Database, LetterWritten, MoneyDeposited, Running,
+    bank::{self, QUEUE},
+    broker::Broker,
     deposit, outgoing, until, write,
 };
 use tidings::{
@@ -48,6 +50,41 @@ async fn scheduled(database: &Database) -> usize {
     };
     let records = database.store.records().list(&query).await;
     records.expect("records").len()
+}
+
+#[tokio::test]
+async fn each_message_that_is_sent_can_be_looked_at_changed_and_refused() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let router = Router::new("bank")
+        .on(bank::book)
+        .transactional(database.store.clone())
+        .retry(Retry::none())
+        .on_send(|message| {
+            message
+                .envelope
+                .headers
+                .push(("tenant".into(), "t-1".into()));
+            Ok(())
+        })
+        .on_send(|message| match message.envelope.header("tenant") {
+            Some("t-1") if !message.envelope.body.ends_with(b":2}") => Ok(()),
+            _ => Err("not for this tenant").permanent(),
+        });
+    let running = Running::start(&broker, router).await;
+    broker.publish_raw(outgoing(&deposit("a", 1)));
+    broker.publish_raw(outgoing(&deposit("a", 2)));
+    until("one is refused", async || {
+        broker.dead_letters(QUEUE).len() == 1
+    })
+    .await;
+    until("the other is out", async || {
+        broker.published_as::<BalanceChanged>().len() == 1
+    })
+    .await;
+    running.stop().await;
+    listener.stop().await;
+    assert_eq!(database.effects().await, [("a".to_owned(), 1)]);
 }
 
 #[tokio::test]
