@@ -8,7 +8,7 @@ use std::{
     any::{Any, TypeId, type_name},
     collections::HashMap,
     future,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{self, Poll, Waker},
 };
 
@@ -45,8 +45,9 @@ pub struct Incoming {
     pub over: Over,
     /// What order is kept by, at consumers that ask for order.
     pub order: Option<OrderKey>,
-    /// W3C trace context of the handling: what messages carry that it sends.
-    pub traceparent: Option<Box<str>>,
+    /// W3C trace context of the handling: what messages carry that it sends. The toolkit makes it when
+    /// it is first asked for.
+    pub traceparent: OnceLock<Box<str>>,
 }
 
 struct Received {

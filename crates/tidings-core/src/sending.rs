@@ -144,7 +144,7 @@ pub struct With<M> {
 struct Cause {
     correlation_id: Box<str>,
     causation_id: Box<str>,
-    traceparent: Option<Box<str>>,
+    traceparent: Box<str>,
 }
 
 /// Says how a message is sent: `Ok(OrderExpired { order_id }.after(DEADLINE))`.
@@ -199,14 +199,15 @@ impl<M: Message> With<M> {
         self
     }
 
-    /// For the toolkit: it follows from the message of `context`.
-    pub fn caused_by(mut self, context: &Context) -> Self {
+    /// For the toolkit: it follows from the message of `context`, whose handling is the span
+    /// `traceparent`.
+    pub fn caused_by(mut self, context: &Context, traceparent: &str) -> Self {
         let id = context.message_id().as_str();
         let correlation_id = context.envelope().correlation_id.clone();
         self.cause = Some(Cause {
             correlation_id: correlation_id.unwrap_or_else(|| id.into()),
             causation_id: id.into(),
-            traceparent: context.incoming().traceparent.clone(),
+            traceparent: traceparent.into(),
         });
         self
     }
@@ -229,7 +230,7 @@ impl<M: Message> IntoMessages for With<M> {
         if let Some(cause) = self.cause {
             message.envelope.correlation_id = Some(cause.correlation_id);
             message.envelope.causation_id = Some(cause.causation_id);
-            message.envelope.traceparent = cause.traceparent;
+            message.envelope.traceparent = Some(cause.traceparent);
         }
         match self.when {
             None => into.now.push(message),

@@ -3,7 +3,8 @@
 use std::{any::type_name, ops::Deref};
 
 use crate::{
-    BoxFuture, Context, Envelope, Error, FromBatch, FromContext, Message, MessageId, Provided, With,
+    BoxFuture, Context, Envelope, Error, FromBatch, FromContext, Message, MessageId, Provided,
+    With, trace,
 };
 
 /// A value that was given to the router with [`with_state`](crate::Router::with_state), cloned for
@@ -51,7 +52,7 @@ impl Metadata {
     /// one as its cause. What a handler of one message returns has all that anyway; a handler of a
     /// [`Batch`](crate::Batch) says which of the messages it was.
     pub fn causes<M: Message>(&self, message: M) -> With<M> {
-        With::from(message).caused_by(&self.0)
+        With::from(message).caused_by(&self.0, trace::of(&self.0))
     }
 
     /// The queue the message came from.

@@ -7,7 +7,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -179,7 +179,7 @@ impl Handling {
                 group: (**group).into(),
                 key: delivery.envelope.key.clone().unwrap_or_default(),
             }),
-            traceparent: None,
+            traceparent: OnceLock::new(),
         }
     }
 
@@ -189,9 +189,7 @@ impl Handling {
     }
 
     /// Decodes a message. This runs code of the user's message, so it may panic.
-    pub(crate) fn accept(&self, mut incoming: Incoming) -> Result<Context, BoxError> {
-        let above = incoming.envelope.traceparent.as_deref();
-        incoming.traceparent = Some(trace::below(above));
+    pub(crate) fn accept(&self, incoming: Incoming) -> Result<Context, BoxError> {
         let accept = || (self.accept)(incoming, &self.upcasts, &self.states, self.store.as_ref());
         let accepted = catch_unwind(AssertUnwindSafe(accept));
         Ok(accepted.map_err(|panic| panicked("reading the message", &*panic))??)
@@ -249,7 +247,7 @@ impl Handling {
             "handle",
             queue = &*self.queue,
             id = %context.message_id(),
-            traceparent = incoming.traceparent.as_deref(),
+            traceparent = trace::of(context),
             parent = incoming.envelope.traceparent.as_deref(),
         )
     }

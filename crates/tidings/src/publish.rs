@@ -118,7 +118,7 @@ impl Sender {
                     envelope.correlation_id =
                         Some(correlation_id.unwrap_or_else(|| incoming_id.as_str().into()));
                     envelope.causation_id = Some(incoming_id.as_str().into());
-                    envelope.traceparent = context.incoming().traceparent.clone();
+                    envelope.traceparent = Some(trace::of(context).into());
                 }
                 None => {
                     let first = || id.as_str().into();

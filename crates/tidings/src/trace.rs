@@ -8,6 +8,16 @@
 
 use uuid::{Uuid, fmt::Simple};
 
+use crate::Context;
+
+/// The `traceparent` of the handling of a message. It is made when somebody asks: most handlings send
+/// nothing, and nobody collects their spans.
+pub(crate) fn of(context: &Context) -> &str {
+    let above = context.envelope().traceparent.as_deref();
+    let own = &context.incoming().traceparent;
+    own.get_or_init(|| below(above))
+}
+
 /// A new span's `traceparent`: below the one that `above` names; the first of a trace if it names none.
 pub(crate) fn below(above: Option<&str>) -> Box<str> {
     let mut traceparent = String::with_capacity(TRACEPARENT_BYTES);

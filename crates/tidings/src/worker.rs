@@ -11,7 +11,12 @@
 //! is ended again and again for another reason does not blame the same row each time. A slow suspect
 //! holds up the others for [`ALONE_MAX`] at most; one that finds no quiet is given back for a while.
 
-use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
@@ -432,7 +437,7 @@ async fn handle_once(handling: &Handling, due: Due, alone: Option<Alone>) -> Opt
         failures: due.failures,
         over: Over::Lease(due.lease.clone()),
         order: due.order.clone(),
-        traceparent: None,
+        traceparent: OnceLock::new(),
     };
     if due.unfinished >= UNFINISHED_MAX {
         let error = format!(

@@ -23,13 +23,12 @@ use tokio::sync::Notify;
 /// 2. and 3. the message's own two texts
 /// 4. the message, kept until its handler takes it
 /// 5. its id
-/// 6. the `traceparent` of what the handler sends
-/// 7. the context
-/// 8. what is handled, which becomes a task if it has to wait
-/// 9. the attempt, around which layers may be
-/// 10. the extractor `State`
-/// 11. the settlement
-const ALLOCATIONS_MAX: u64 = 11;
+/// 6. the context
+/// 7. what is handled, which becomes a task if it has to wait
+/// 8. the attempt, around which layers may be
+/// 9. the extractor `State`
+/// 10. the settlement
+const ALLOCATIONS_MAX: u64 = 10;
 
 #[derive(Serialize, Deserialize, Event)]
 #[event(name = "thing-noted.v1", key = "key")]
