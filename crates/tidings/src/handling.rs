@@ -65,10 +65,11 @@ pub(crate) struct Handling {
     pub(crate) store: Option<Arc<dyn Store>>,
     /// How many messages are handled at the same time.
     pub(crate) concurrency: usize,
-    pub(crate) permits: Semaphore,
+    /// Without a store there is no worker, and the consumer keeps to the concurrency by itself.
+    pub(crate) permits: Option<Semaphore>,
     /// Held while something is handled, by all handlers of one `serve`. Who holds it wholly is alone
-    /// (see the [worker](crate::worker)).
-    pub(crate) company: Arc<RwLock<()>>,
+    /// (see the [worker](crate::worker)). `None` if none of them has a worker.
+    pub(crate) company: Option<Arc<RwLock<()>>>,
     /// Who is trying, for the history of a message.
     pub(crate) instance: Arc<str>,
     pub(crate) counts: Counts,
@@ -132,7 +133,7 @@ pub(crate) struct Handles<'a> {
     pub(crate) route: &'a Route,
     pub(crate) effects: &'a Arc<Effects>,
     pub(crate) states: &'a Arc<States>,
-    pub(crate) company: &'a Arc<RwLock<()>>,
+    pub(crate) company: Option<&'a Arc<RwLock<()>>>,
     pub(crate) instance: &'a str,
     pub(crate) deferred: &'a Arc<Notify>,
 }
@@ -156,8 +157,8 @@ impl Handling {
             states: Arc::clone(of.states),
             store: router.store.clone(),
             concurrency,
-            permits: Semaphore::new(concurrency),
-            company: Arc::clone(of.company),
+            permits: router.store.as_ref().map(|_| Semaphore::new(concurrency)),
+            company: of.company.cloned(),
             instance: of.instance.into(),
             counts: Counts::new(&route.queue),
             gate: Gate::new(router.store.is_some()),
@@ -198,14 +199,20 @@ impl Handling {
     /// Runs the handler beside others, if the gate lets it.
     pub(crate) async fn run(&self, context: Context, source: Source) -> Outcome {
         // Before the permit: who is alone must find one.
-        let _company = self.company.read().await;
+        let _company = match &self.company {
+            Some(company) => Some(company.read().await),
+            None => None,
+        };
         self.run_alone(context, source).await
     }
 
     /// The same for one who sees to it that nothing else runs.
     pub(crate) async fn run_alone(&self, context: Context, source: Source) -> Outcome {
         // An error is impossible: nobody closes it.
-        let _permit = self.permits.acquire().await;
+        let _permit = match &self.permits {
+            Some(permits) => permits.acquire().await.ok(),
+            None => None,
+        };
         let is_trial = match self.gate.pass(source) {
             Pass::Closed => return Outcome::Untried,
             Pass::Trial => true,

@@ -286,7 +286,8 @@ struct Service {
     /// Cancelled when there is no time left for what is being handled.
     cut_off: CancellationToken,
     /// Held by what is handled, wholly by what must be alone.
-    company: Arc<RwLock<()>>,
+    /// `None` if nobody has a store: then nobody has to be.
+    company: Option<Arc<RwLock<()>>>,
     /// Relays and upkeep.
     upkeep: Tasks,
     stop_upkeep: CancellationToken,
@@ -303,12 +304,13 @@ impl Service {
         deliveries: Vec<Vec<Deliveries>>,
     ) -> Self {
         let shutdown_timeout = routers.iter().map(|router| router.limits.shutdown_timeout);
+        let has_store = routers.iter().any(|router| router.store.is_some());
         let mut service = Self {
             name: name.to_owned(),
             handling: JoinSet::new(),
             stop_handling: CancellationToken::new(),
             cut_off: CancellationToken::new(),
-            company: Arc::default(),
+            company: has_store.then(Arc::default),
             upkeep: JoinSet::new(),
             stop_upkeep: CancellationToken::new(),
             flush_until: Arc::default(),
@@ -421,7 +423,7 @@ impl Service {
                 route,
                 effects: &effects,
                 states: &states,
-                company: &self.company,
+                company: self.company.as_ref(),
                 instance,
                 deferred: &deferred,
             }));
@@ -441,7 +443,7 @@ impl Service {
             self.receive(async move { Ok(running.await?) });
         }
         let groups = router.groups();
-        let Some(store) = router.store else {
+        let (Some(store), Some(company)) = (router.store, self.company.clone()) else {
             return;
         };
         for group in groups {
@@ -464,7 +466,7 @@ impl Service {
             router.limits.lease,
             &handlings,
             deferred,
-            Arc::clone(&self.company),
+            company,
         );
         let working = worker.run(self.stop_handling.clone(), self.cut_off.clone());
         watch(
