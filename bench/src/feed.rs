@@ -185,20 +185,19 @@ impl Settler for State {
         delivery: Delivery,
         settlement: Settlement,
     ) -> BoxFuture<'static, Result<(), TransportError>> {
-        self.free.add_permits(1);
-        match settlement {
-            Settlement::Ack => {
-                if self.acknowledged.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
-                    *self.ended.lock() = Some(Instant::now());
-                    self.is_over.notify_waiters();
-                }
-            }
-            other => {
-                *self.trouble.lock() = Some(format!("message {}: {other:?}", delivery.tag()));
-                self.is_over.notify_waiters();
-            }
-        }
+        let trouble = format!("message {}: {settlement:?}", delivery.tag());
+        *self.trouble.lock() = Some(trouble);
+        self.is_over.notify_waiters();
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn acknowledge(&self, _: u64) -> Option<Result<(), TransportError>> {
+        self.free.add_permits(1);
+        if self.acknowledged.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
+            *self.ended.lock() = Some(Instant::now());
+            self.is_over.notify_waiters();
+        }
+        Some(Ok(()))
     }
 
     fn dropped(&self, tag: u64) {

@@ -480,18 +480,10 @@ impl Settler for Consumer {
         let tag = delivery.tag();
         // From here on, and not from the first poll.
         let held = Held::new(Arc::clone(&self), tag);
-        let ending = match settlement {
-            Settlement::Ack => Some(Ending::Ack),
-            Settlement::Requeue => Some(Ending::Requeue),
-            _ => None,
-        };
-        if let Some(ending) = ending {
-            return Box::pin(async move { held.end(ending) });
-        }
         Box::pin(async move {
-            let _held = held;
             match settlement {
-                Settlement::Ack | Settlement::Requeue => Ok(()), // See above.
+                Settlement::Ack => held.end(Ending::Ack),
+                Settlement::Requeue => held.end(Ending::Requeue),
                 Settlement::Retry { delay, attempt } => {
                     self.copy(&delivery, CopyFor::Retry(&attempt), delay).await
                 }
@@ -502,6 +494,10 @@ impl Settler for Consumer {
                 }
             }
         })
+    }
+
+    fn acknowledge(&self, tag: u64) -> Option<Result<(), TransportError>> {
+        Some(self.end(tag, Ending::Ack))
     }
 
     fn dropped(&self, tag: u64) {

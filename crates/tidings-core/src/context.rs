@@ -50,30 +50,36 @@ pub struct Incoming {
     pub traceparent: OnceLock<Box<str>>,
 }
 
-struct Received {
+/// What all attempts at a message share, in one piece of memory.
+struct Received<D: ?Sized = dyn Any + Send> {
     incoming: Incoming,
-    message_id: MessageId,
-    decoded: Mutex<Option<Box<dyn Any + Send>>>,
+    /// `None`: the envelope's.
+    identity: Option<MessageId>,
+    /// An `Option` of the message's own type.
+    decoded: Mutex<D>,
 }
 
 impl Context {
-    /// For the toolkit: the first attempt at a message.
-    pub fn new(
+    /// For the toolkit: the first attempt at a message. It keeps `decoded`, so that the attempt need not
+    /// decode the message again. `identity` counts more than the envelope's id. `None` if there is neither.
+    pub fn new<M: Send + 'static>(
         incoming: Incoming,
-        message_id: MessageId,
+        identity: Option<MessageId>,
+        decoded: M,
         states: Arc<States>,
         store: Option<Arc<dyn Store>>,
-    ) -> Self {
+    ) -> Option<Self> {
+        identity.as_ref().or(incoming.envelope.id.as_ref())?;
         let message = Received {
             incoming,
-            message_id,
-            decoded: Mutex::new(None),
+            identity,
+            decoded: Mutex::new(Some(decoded)),
         };
-        Self {
+        Some(Self {
             message: Arc::new(message),
             states,
             transaction: store.map(|store| Arc::new(TransactionSlot::new(store))),
-        }
+        })
     }
 
     /// For the toolkit: the same delivery, tried again, with a transaction of its own.
@@ -89,16 +95,10 @@ impl Context {
         }
     }
 
-    /// For the toolkit: keeps the message that was decoded on arrival, so that the first attempt
-    /// need not decode it again.
-    pub fn keep_decoded<M: Send + 'static>(&self, message: M) {
-        *self.message.decoded.lock() = Some(Box::new(message));
-    }
-
-    /// For the toolkit: what [`keep_decoded`](Self::keep_decoded) kept; once.
+    /// For the toolkit: the message that [`new`](Self::new) was given; once.
     pub fn take_decoded<M: Send + 'static>(&self) -> Option<M> {
-        let decoded = self.message.decoded.lock().take()?;
-        decoded.downcast().ok().map(|message| *message)
+        let mut decoded = self.message.decoded.lock();
+        decoded.downcast_mut::<Option<M>>()?.take()
     }
 
     /// Metadata and body of the message.
@@ -113,7 +113,11 @@ impl Context {
 
     /// The id that identifies the message for ever.
     pub fn message_id(&self) -> &MessageId {
-        &self.message.message_id
+        let Received {
+            identity, incoming, ..
+        } = &*self.message;
+        let id = identity.as_ref().or(incoming.envelope.id.as_ref());
+        id.expect("`new` makes no context without one")
     }
 
     /// The queue the message came from.
@@ -130,6 +134,11 @@ impl Context {
     pub fn state<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
         let state = self.states.get(&TypeId::of::<T>())?;
         Arc::clone(state).downcast().ok()
+    }
+
+    /// The same, lent.
+    pub fn state_ref<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.states.get(&TypeId::of::<T>())?.downcast_ref()
     }
 
     /// This attempt's transaction. `None` if the consumer has no store.
@@ -396,6 +405,13 @@ pub trait FromContext: Sized {
     /// Makes the argument. An error counts as a failed attempt.
     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>>;
 
+    /// The same for an extractor that never waits: the toolkit asks for this first, and then needs no
+    /// future. `None` (the default) if it may have to wait.
+    fn at_once(context: &Context) -> Option<Result<Self, Error>> {
+        let _ = context;
+        None
+    }
+
     /// Says, before the service starts, what the router must still be given for this argument. An
     /// error stops the start; it says what to add.
     fn check(provided: &Provided<'_>) -> Result<(), String> {
@@ -473,10 +489,18 @@ impl FromContext for MessageId {
     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
         Box::pin(async move { Ok(context.message_id().clone()) })
     }
+
+    fn at_once(context: &Context) -> Option<Result<Self, Error>> {
+        Some(Ok(context.message_id().clone()))
+    }
 }
 
 impl FromContext for Context {
     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
         Box::pin(async move { Ok(context.clone()) })
+    }
+
+    fn at_once(context: &Context) -> Option<Result<Self, Error>> {
+        Some(Ok(context.clone()))
     }
 }

@@ -1,6 +1,13 @@
 //! One attempt of a broker to hand a message to a consumer, and how it ends.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -53,15 +60,17 @@ impl Delivery {
     ///
     /// When the connection is gone. The broker will deliver the message again, so there is nothing
     /// to do but to go on.
-    pub fn settle(
-        mut self,
-        settlement: Settlement,
-    ) -> BoxFuture<'static, Result<(), TransportError>> {
-        match self.settler.take() {
-            Some(settler) => settler.settle(self, settlement),
-            // Only `settle` takes it, and it takes the delivery too.
-            None => Box::pin(std::future::ready(Ok(()))),
+    pub fn settle(mut self, settlement: Settlement) -> Settling {
+        // Only `settle` takes it, and it takes the delivery too.
+        let Some(settler) = self.settler.take() else {
+            return Settling::Done(Ok(()));
+        };
+        if settlement == Settlement::Ack
+            && let Some(done) = settler.acknowledge(self.tag)
+        {
+            return Settling::Done(done);
         }
+        Settling::UnderWay(settler.settle(self, settlement))
     }
 
     /// True if it cannot be settled any more (its connection is gone, its partition was taken
@@ -94,6 +103,26 @@ impl fmt::Debug for Delivery {
             .field("redelivered", &self.redelivered)
             .field("failures", &self.failures)
             .finish_non_exhaustive()
+    }
+}
+
+/// The end of a delivery: resolves to what [`Delivery::settle`] promises.
+#[must_use = "await it to know that the delivery is settled"]
+pub enum Settling {
+    /// There is nothing to wait for.
+    Done(Result<(), TransportError>),
+    /// The engine says when.
+    UnderWay(BoxFuture<'static, Result<(), TransportError>>),
+}
+
+impl Future for Settling {
+    type Output = Result<(), TransportError>;
+
+    fn poll(self: Pin<&mut Self>, task: &mut task::Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Done(done) => Poll::Ready(std::mem::replace(done, Ok(()))),
+            Self::UnderWay(settling) => settling.as_mut().poll(task),
+        }
     }
 }
 
@@ -201,6 +230,13 @@ pub trait Settler: Send + Sync {
         delivery: Delivery,
         settlement: Settlement,
     ) -> BoxFuture<'static, Result<(), TransportError>>;
+
+    /// Acknowledges the delivery `tag`, if the engine need not wait for that: then nothing has to be kept
+    /// of it meanwhile. `None` (the default): [`settle`](Self::settle) does it.
+    fn acknowledge(&self, tag: u64) -> Option<Result<(), TransportError>> {
+        let _ = tag;
+        None
+    }
 
     /// A delivery was dropped without a settlement: gives it back to its queue. Must not block.
     fn dropped(&self, tag: u64);

@@ -22,7 +22,7 @@ pub(crate) fn accept<M: Message>(
     store: Option<&Arc<dyn Store>>,
 ) -> Result<Context, Permanent> {
     let message = decode::<M>(&incoming.envelope, upcasts)?;
-    let id = message_id(&message, &incoming.envelope)?;
+    let identity = identity(&message, &incoming.envelope);
     // The consumer has named its group; what the message says its key is counts more than the
     // envelope's.
     incoming.order = incoming.order.and_then(|OrderKey { group, key }| {
@@ -30,28 +30,31 @@ pub(crate) fn accept<M: Message>(
         let key = own.or_else(|| (!key.is_empty()).then_some(key))?;
         Some(OrderKey { group, key })
     });
-    let context = Context::new(incoming, id, Arc::clone(states), store.cloned());
-    context.keep_decoded(message);
-    Ok(context)
+    let context = Context::new(
+        incoming,
+        identity,
+        message,
+        Arc::clone(states),
+        store.cloned(),
+    );
+    context.ok_or_else(|| {
+        Permanent::new(format!(
+            "the message has no id, so a duplicate of it could not be told; send a \
+             `message_id` property or a `cloudEvents:id` header with it, or say which field \
+             identifies a `{}` with `id = \"field\"` beside its name",
+            M::NAME
+        ))
+    })
 }
 
 /// What the message says it is counts more than the id it came with: a foreign program may send
 /// the same fact twice under two ids. Not so the step of a saga: two sagas may ask for the same, and one
 /// asks again after a refusal; the step's fence sees to it that each is done once.
-fn message_id<M: Message>(message: &M, envelope: &Envelope) -> Result<MessageId, Permanent> {
-    let is_step = envelope.header(STEP_HEADER).is_some();
-    let identity = match is_step {
-        true => None,
-        false => identity_of(message),
-    };
-    identity.or_else(|| envelope.id.clone()).ok_or_else(|| {
-        Permanent::new(format!(
-            "the message has no id, so a duplicate of it could not be told; send a \
-                 `message_id` property or a `cloudEvents:id` header with it, or say which field \
-                 identifies a `{}` with `id = \"field\"` beside its name",
-            M::NAME
-        ))
-    })
+fn identity<M: Message>(message: &M, envelope: &Envelope) -> Option<MessageId> {
+    match envelope.header(STEP_HEADER) {
+        Some(_) => None,
+        None => identity_of(message),
+    }
 }
 
 /// An older message that a handler of a newer one takes as well.

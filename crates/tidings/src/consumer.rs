@@ -28,7 +28,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -141,6 +141,8 @@ struct Running {
     handling: Arc<Handling>,
     ready: VecDeque<Delivery>,
     tasks: JoinSet<()>,
+    /// The memory of a delivery that was done at once, for the next one.
+    done: Option<ReusableBoxFuture<'static, ()>>,
     /// When the step began that the loop makes itself.
     step_began: Instant,
     /// How many in a row took too long.
@@ -156,6 +158,7 @@ impl Running {
             handling,
             ready: VecDeque::new(),
             tasks: JoinSet::new(),
+            done: None,
             step_began: Instant::now(),
             long_steps: 0,
             tasks_to_come: 0,
@@ -302,10 +305,16 @@ impl Running {
             self.tasks.spawn(handled);
             return;
         }
-        let mut handled = Box::pin(handled);
+        let mut handled = match self.done.take() {
+            Some(mut done) => {
+                done.set(handled);
+                done
+            }
+            None => ReusableBoxFuture::new(handled),
+        };
         // What this wakes is nobody: a task begins by asking again. A panic ends no more than it would
         // in a task.
-        let step = catch_unwind(AssertUnwindSafe(|| handled.as_mut().now_or_never()));
+        let step = catch_unwind(AssertUnwindSafe(|| (&mut handled).now_or_never()));
         let now = Instant::now();
         match now - self.step_began > STEP_MAX {
             true => self.long_steps += 1,
@@ -315,8 +324,10 @@ impl Running {
         if self.long_steps == LONG_STEPS_MAX {
             (self.long_steps, self.tasks_to_come) = (0, TASKS_AFTER_LONG_STEPS);
         }
-        if let Ok(None) = step {
-            self.tasks.spawn(handled);
+        match step {
+            Ok(Some(())) => self.done = Some(handled),
+            Ok(None) => drop(self.tasks.spawn(handled)),
+            Err(_) => {}
         }
     }
 }

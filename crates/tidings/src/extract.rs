@@ -16,10 +16,11 @@ pub struct State<T>(pub T);
 
 impl<T: Clone + Send + Sync + 'static> FromContext for State<T> {
     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
-        let state = context.state::<T>().map(|state| Self((*state).clone()));
-        Box::pin(std::future::ready(
-            state.ok_or_else(|| Error::msg(missing::<T>())),
-        ))
+        Box::pin(std::future::ready(state(context)))
+    }
+
+    fn at_once(context: &Context) -> Option<Result<Self, Error>> {
+        Some(state(context))
     }
 
     fn check(provided: &Provided<'_>) -> Result<(), String> {
@@ -31,6 +32,11 @@ impl<T: Clone + Send + Sync + 'static> FromContext for State<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> FromBatch for State<T> {}
+
+fn state<T: Clone + Send + Sync + 'static>(context: &Context) -> Result<State<T>, Error> {
+    let state = context.state_ref::<T>().cloned().map(State);
+    state.ok_or_else(|| Error::msg(missing::<T>()))
+}
 
 fn missing<T>() -> String {
     let name = type_name::<T>();
@@ -77,5 +83,9 @@ impl Deref for Metadata {
 impl FromContext for Metadata {
     fn from_context(context: &Context) -> BoxFuture<'_, Result<Self, Error>> {
         Box::pin(std::future::ready(Ok(Self(context.clone()))))
+    }
+
+    fn at_once(context: &Context) -> Option<Result<Self, Error>> {
+        Some(Ok(Self(context.clone())))
     }
 }

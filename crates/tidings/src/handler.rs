@@ -117,7 +117,10 @@ macro_rules! functions_are_handlers {
             $($argument: HandlerArgument<T> + Send,)*
         {
             async fn call(self, input: T, context: Context) -> Result<Messages, Error> {
-                $(let $argument = $argument::from_context(&context).await?;)*
+                $(let $argument = match $argument::at_once(&context) {
+                    Some(argument) => argument?,
+                    None => $argument::from_context(&context).await?,
+                };)*
                 let returned = self(input, $($argument),*).await.into_result()?;
                 let mut messages = Messages::default();
                 returned.into_messages(&mut messages)?;

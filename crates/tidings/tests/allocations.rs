@@ -21,14 +21,9 @@ use tokio::sync::Notify;
 ///
 /// 1. the envelope, shared between the delivery and the handler's context
 /// 2. and 3. the message's own two texts
-/// 4. the message, kept until its handler takes it
-/// 5. its id
-/// 6. the context
-/// 7. what is handled, which becomes a task if it has to wait
-/// 8. the attempt, around which layers may be
-/// 9. the extractor `State`
-/// 10. the settlement
-const ALLOCATIONS_MAX: u64 = 10;
+/// 4. the context, which keeps the message until its handler takes it
+/// 5. the attempt, around which layers may be
+const ALLOCATIONS_MAX: u64 = 5;
 
 #[derive(Serialize, Deserialize, Event)]
 #[event(name = "thing-noted.v1", key = "key")]
@@ -149,11 +144,14 @@ impl Settler for Feed {
         delivery: Delivery,
         settlement: Settlement,
     ) -> BoxFuture<'static, Result<(), TransportError>> {
-        assert_eq!(settlement, Settlement::Ack, "{delivery:?}");
+        panic!("{delivery:?} was not acknowledged but {settlement:?}");
+    }
+
+    fn acknowledge(&self, _: u64) -> Option<Result<(), TransportError>> {
         if self.acknowledged.fetch_add(1, Ordering::Relaxed) + 1 == self.count {
             self.is_over.notify_one();
         }
-        Box::pin(std::future::ready(Ok(())))
+        Some(Ok(()))
     }
 
     fn dropped(&self, tag: u64) {
