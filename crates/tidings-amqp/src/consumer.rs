@@ -1,18 +1,19 @@
 //! Receiving from a queue: one channel per subscription and connection, and a stream that goes on
 //! over all of them.
 //!
-//! Deliveries are handed on by the reading task and decoded where they are used. What was delivered
-//! on a connection that is gone is thrown away there: the broker delivers it again, and nobody
+//! Deliveries are handed on by the reading task, as many at once as were read at once, and decoded
+//! where they are used. What was delivered on a connection that is gone is thrown away there: the broker delivers it again, and nobody
 //! could acknowledge it any more.
 
 use std::{
     pin::Pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
+    vec,
 };
 
 use bytes::BytesMut;
@@ -22,7 +23,10 @@ use tidings_core::{BoxFuture, Delivery, Settlement, Settler, Subscription, Trans
 use tidings_wire::{
     BasicCancel, BasicConsume, BasicQos, Command, Delivered, Method, Properties, ShortStr, reply,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{
+    Notify,
+    mpsc::{self, error::TrySendError},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -38,8 +42,31 @@ use crate::{
 
 /// What one connection delivers.
 struct Source {
-    raws: mpsc::Receiver<Delivered>,
+    batches: mpsc::Receiver<Vec<Delivered>>,
+    /// What is left of the batch that was received last.
+    batch: vec::IntoIter<Delivered>,
     consumer: Arc<Consumer>,
+}
+
+impl Source {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivered>> {
+        loop {
+            if let Some(next) = self.batch.next() {
+                return Poll::Ready(Some(next));
+            }
+            match ready!(self.batches.poll_recv(cx)) {
+                Some(batch) => self.received(batch),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn received(&mut self, batch: Vec<Delivered>) {
+        self.consumer
+            .waiting
+            .fetch_sub(batch.len(), Ordering::Relaxed);
+        self.batch = batch.into_iter();
+    }
 }
 
 impl Drop for Source {
@@ -48,9 +75,15 @@ impl Drop for Source {
             return self.consumer.leave();
         }
         self.consumer.cancel();
-        self.raws.close();
-        while let Ok(raw) = self.raws.try_recv() {
-            self.consumer.give_back(raw.delivery_tag);
+        self.batches.close();
+        loop {
+            for raw in self.batch.by_ref() {
+                self.consumer.give_back(raw.delivery_tag);
+            }
+            match self.batches.try_recv() {
+                Ok(batch) => self.received(batch),
+                Err(_) => return,
+            }
         }
     }
 }
@@ -67,7 +100,7 @@ impl Stream for Deliveries {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Some(source) = &mut self.source {
-                match ready!(source.raws.poll_recv(cx)) {
+                match ready!(source.poll_next(cx)) {
                     Some(raw) if !source.consumer.is_ended() => {
                         return Poll::Ready(Some(Ok(source.consumer.deliver(raw))));
                     }
@@ -197,7 +230,7 @@ impl Keeper {
         session: &Arc<Session>,
     ) -> Result<(Channel, Source), Closed> {
         // No delivery beyond the prefetch count can come, so that there is always room.
-        let (sender, raws) = mpsc::channel(self.prefetch.into());
+        let (sender, batches) = mpsc::channel(self.prefetch.into());
         let mut consumer = None;
         let channel = Channel::open(session, |id| {
             let it = consumer.insert(Arc::new_cyclic(|me| Consumer {
@@ -211,10 +244,13 @@ impl Keeper {
                 ended: CancellationToken::new(),
                 is_ended: AtomicBool::new(false),
                 settled: Notify::new(),
+                waiting: AtomicUsize::new(0),
             }));
             Box::new(Incoming {
                 consumer: Arc::clone(it),
-                raws: Some(sender),
+                waiting_max: self.prefetch.into(),
+                batch: Vec::new(),
+                batches: Some(sender),
             })
         })
         .await?;
@@ -232,7 +268,12 @@ impl Keeper {
             ..BasicConsume::default()
         };
         channel.call(&consume).await?;
-        Ok((channel, Source { raws, consumer }))
+        let source = Source {
+            batches,
+            batch: Vec::new().into_iter(),
+            consumer,
+        };
+        Ok((channel, source))
     }
 
     /// Lets the stream have the source. False when the stream is gone, and all is wound down.
@@ -275,21 +316,28 @@ impl Keeper {
 /// The reading task's end of a subscription.
 struct Incoming {
     consumer: Arc<Consumer>,
-    raws: Option<mpsc::Sender<Delivered>>,
+    /// The prefetch count: no more may wait for the stream.
+    waiting_max: usize,
+    /// What has been read and is not handed on yet.
+    batch: Vec<Delivered>,
+    batches: Option<mpsc::Sender<Vec<Delivered>>>,
 }
 
 impl Inbound for Incoming {
     fn receive(&mut self, command: Command) {
         match (command.method, command.content) {
-            (Method::BasicDeliver(deliver), Some(content)) => self.deliver(Delivered {
-                delivery_tag: deliver.delivery_tag,
-                redelivered: deliver.redelivered,
-                content,
-            }),
+            (Method::BasicDeliver(deliver), Some(content)) => {
+                self.deliver(Delivered {
+                    delivery_tag: deliver.delivery_tag,
+                    redelivered: deliver.redelivered,
+                    content,
+                });
+                self.hand_on();
+            }
             (Method::BasicCancel(_), _) => {
                 let queue = &self.consumer.queue;
                 warn!(%queue, "the broker ended the subscription; subscribing again");
-                self.raws = None;
+                self.batches = None;
                 self.consumer.gone();
             }
             _ => {}
@@ -305,7 +353,7 @@ impl Inbound for Incoming {
             let queue = &self.consumer.queue;
             warn!(%queue, reason = %closed.reason, "the broker closed a subscription's channel");
         }
-        self.raws = None;
+        self.batches = None;
         self.consumer.gone();
     }
 }
@@ -313,21 +361,43 @@ impl Inbound for Incoming {
 impl Whole for Incoming {
     fn deliver(&mut self, delivered: Delivered) {
         let (tag, content) = (delivered.delivery_tag, &delivered.content);
-        let properties = content.properties.clone();
-        self.consumer.unsettled.lock().insert(tag, properties);
         if content.is_too_large() {
             error!(
                 queue = %self.consumer.queue,
                 "a message of {} bytes is too large; the broker moves it to the dead letters",
                 content.body_bytes
             );
+            let properties = content.properties.clone();
+            self.consumer.unsettled.lock().insert(tag, properties);
             // It has just come, so that it cannot be stale.
             return drop(self.consumer.end(tag, Ending::Reject));
         }
-        let sent = self.raws.as_ref().map(|raws| raws.try_send(delivered));
-        if !matches!(sent, Some(Ok(()))) {
-            // The stream was dropped.
-            self.consumer.give_back(tag);
+        self.batch.push(delivered);
+    }
+
+    fn hand_on(&mut self) {
+        let room = Vec::with_capacity(self.batch.len());
+        let mut batch = std::mem::replace(&mut self.batch, room);
+        {
+            let mut unsettled = self.consumer.unsettled.lock();
+            for it in &batch {
+                unsettled.insert(it.delivery_tag, it.content.properties.clone());
+            }
+        }
+        let waiting = &self.consumer.waiting;
+        let room = self
+            .waiting_max
+            .saturating_sub(waiting.load(Ordering::Relaxed));
+        let beyond = batch.split_off(room.min(batch.len()));
+        waiting.fetch_add(batch.len(), Ordering::Relaxed);
+        let sent = match &self.batches {
+            _ if batch.is_empty() => Ok(()),
+            Some(batches) => batches.try_send(batch).map_err(TrySendError::into_inner),
+            None => Err(batch),
+        };
+        // What the broker sent although it must not, or the stream was dropped.
+        for it in beyond.iter().chain(sent.err().iter().flatten()) {
+            self.consumer.give_back(it.delivery_tag);
         }
     }
 }
@@ -347,6 +417,8 @@ pub(crate) struct Consumer {
     /// The same, for who looks at each delivery: the token takes a lock to tell.
     is_ended: AtomicBool,
     settled: Notify,
+    /// How many deliveries wait for the stream.
+    waiting: AtomicUsize,
 }
 
 impl Flush for Consumer {

@@ -546,23 +546,32 @@ impl Written {
     }
 }
 
-/// Hands on the delivery at the front of `buffer`, if it is one like nearly all: whole, and for a channel
-/// that is open and takes such.
+/// Hands on the deliveries at the front of `buffer` that are like nearly all: whole, and for one channel
+/// that is open and takes such. False if there is none.
 fn deliver_whole(channels: &mut Channels, buffer: &mut BytesMut, bytes_max: u32) -> bool {
-    let Some(whole) = WholeDelivery::find(buffer, bytes_max) else {
+    let Some(mut whole) = WholeDelivery::find(buffer, bytes_max) else {
         return false;
     };
-    let slot = channels.slots.get_mut(usize::from(whole.channel()));
-    match slot.and_then(Option::as_mut) {
-        Some(slot) if matches!(slot.state, SlotState::Open) && slot.assembler.is_idle() => {
-            let Some(inbound) = slot.inbound.whole() else {
-                return false;
-            };
-            inbound.deliver(whole.take(buffer));
-            true
-        }
-        _ => false,
+    let channel = whole.channel();
+    let slot = channels.slots.get_mut(usize::from(channel));
+    let Some(slot) = slot.and_then(Option::as_mut) else {
+        return false;
+    };
+    if !matches!(slot.state, SlotState::Open) || !slot.assembler.is_idle() {
+        return false;
     }
+    let Some(inbound) = slot.inbound.whole() else {
+        return false;
+    };
+    loop {
+        inbound.deliver(whole.take(buffer));
+        match WholeDelivery::find(buffer, bytes_max) {
+            Some(next) if next.channel() == channel => whole = next,
+            _ => break,
+        }
+    }
+    inbound.hand_on();
+    true
 }
 
 fn answer(slot: &mut Slot, method: Method) -> Result<(), WireError> {

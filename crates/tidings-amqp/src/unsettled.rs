@@ -6,7 +6,7 @@
 //! end of the subscription goes before what is settled after it, so that no settlement makes room
 //! for another delivery to a consumer that is gone.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use bytes::BytesMut;
 use tidings_wire::{BasicCancel, BasicNack, Properties, ShortStr, encode_ack, encode_method};
@@ -25,10 +25,19 @@ pub(crate) enum Ending {
     Reject,
 }
 
-/// The deliveries that the broker waits for, by their tags. No more than the prefetch count.
+/// Deliveries that the broker was told of, while an earlier one is still out, are kept until they are so
+/// many and more than half of all.
+const TOLD_MAX: usize = 64;
+
+/// The deliveries that the broker waits for, in the order of their tags. No more than the prefetch count,
+/// and those of which the broker was told out of order.
 #[derive(Debug, Default)]
 pub(crate) struct Unsettled {
-    entries: BTreeMap<u64, Entry>,
+    /// Tags count up one by one, so that a delivery is nearly always found at its distance from the
+    /// first. The first is never one that was told.
+    entries: VecDeque<(u64, Entry)>,
+    /// How many of them were told.
+    told: usize,
     /// Settled ones that the broker has not been told of, in the order in which they were settled.
     to_tell: Vec<u64>,
     /// The broker is to be told that the consumer is gone.
@@ -45,18 +54,37 @@ enum Entry {
     Out(Properties),
     /// Settled; the broker will be told soon.
     Settled(Ending),
+    /// The broker has been told.
+    Told,
 }
 
 impl Unsettled {
     /// Takes a delivery in.
     pub(crate) fn insert(&mut self, tag: u64, properties: Properties) {
-        self.entries.insert(tag, Entry::Out(properties));
+        let entry = Entry::Out(properties);
+        if self.entries.back().is_none_or(|(last, _)| *last < tag) {
+            return self.entries.push_back((tag, entry));
+        }
+        // A broker that does not count up.
+        match self.entries.binary_search_by_key(&tag, |(it, _)| *it) {
+            Ok(at) => self.entries[at] = (tag, entry),
+            Err(at) => self.entries.insert(at, (tag, entry)),
+        }
+    }
+
+    fn place(&self, tag: u64) -> Option<usize> {
+        let (first, _) = self.entries.front()?;
+        let at = usize::try_from(tag.checked_sub(*first)?).ok()?;
+        match self.entries.get(at) {
+            Some((found, _)) if *found == tag => Some(at),
+            _ => self.entries.binary_search_by_key(&tag, |(it, _)| *it).ok(),
+        }
     }
 
     /// The properties of a delivery that is not settled yet.
     pub(crate) fn properties(&self, tag: u64) -> Option<&Properties> {
-        match self.entries.get(&tag) {
-            Some(Entry::Out(properties)) => Some(properties),
+        match &self.entries[self.place(tag)?] {
+            (_, Entry::Out(properties)) => Some(properties),
             _ => None,
         }
     }
@@ -64,8 +92,9 @@ impl Unsettled {
     /// Marks a delivery as settled. `None` if it is not out (any more); otherwise true if a
     /// [`write`](Self::write) has to be asked for.
     pub(crate) fn settle(&mut self, tag: u64, ending: Ending) -> Option<bool> {
-        match self.entries.get_mut(&tag) {
-            Some(entry @ Entry::Out(_)) => *entry = Entry::Settled(ending),
+        let at = self.place(tag)?;
+        match &mut self.entries[at] {
+            (_, entry @ Entry::Out(_)) => *entry = Entry::Settled(ending),
             _ => return None,
         }
         self.to_tell.push(tag);
@@ -88,8 +117,8 @@ impl Unsettled {
         self.entries.is_empty()
     }
 
-    /// Writes what the broker has not been told: the end of the subscription; in the order of the tags up to the lowest that is
-    /// out, with one acknowledgement for each run of them, and then one by one.
+    /// Writes what the broker has not been told: the end of the subscription; in the order of the tags
+    /// up to the lowest that is out, with one acknowledgement for each run of them, and then one by one.
     pub(crate) fn write(&mut self, channel: u16, out: &mut BytesMut) {
         self.is_asked = false;
         if self.is_closed {
@@ -107,27 +136,40 @@ impl Unsettled {
             count: 0,
             last: 0,
         };
-        while let Some(lowest) = self.entries.first_entry()
-            && let Entry::Settled(ending) = *lowest.get()
+        while let Some((_, Entry::Settled(_) | Entry::Told)) = self.entries.front()
+            && let Some((tag, entry)) = self.entries.pop_front()
         {
-            let tag = *lowest.key();
-            lowest.remove();
-            match ending {
-                Ending::Ack => {
+            match entry {
+                Entry::Settled(Ending::Ack) => {
                     run.count += 1;
                     run.last = tag;
                 }
-                ending => {
+                Entry::Settled(ending) => {
                     run.write(out);
                     write_one(channel, tag, ending, out);
                 }
+                Entry::Told => self.told -= 1,
+                Entry::Out(_) => {}
             }
         }
         run.write(out);
-        for tag in self.to_tell.drain(..) {
-            if let Some(Entry::Settled(ending)) = self.entries.remove(&tag) {
+        let mut to_tell = std::mem::take(&mut self.to_tell);
+        for tag in to_tell.drain(..) {
+            let Some(at) = self.place(tag) else {
+                continue; // It was told above.
+            };
+            if let (_, entry @ Entry::Settled(_)) = &mut self.entries[at]
+                && let Entry::Settled(ending) = std::mem::replace(entry, Entry::Told)
+            {
                 write_one(channel, tag, ending, out);
+                self.told += 1;
             }
+        }
+        self.to_tell = to_tell;
+        if self.told > TOLD_MAX.max(self.entries.len() / 2) {
+            self.entries
+                .retain(|(_, entry)| !matches!(entry, Entry::Told));
+            self.told = 0;
         }
     }
 }
@@ -162,7 +204,10 @@ fn write_one(channel: u16, tag: u64, ending: Ending, out: &mut BytesMut) {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::{BuildHasher, RandomState};
+    use std::{
+        collections::BTreeMap,
+        hash::{BuildHasher, RandomState},
+    };
 
     use tidings_wire::{Frame, Method, Payload, decode_frame};
 
@@ -279,6 +324,27 @@ mod tests {
             Some(true),
             "to be asked for again"
         );
+    }
+
+    #[test]
+    fn one_that_is_out_for_long_does_not_keep_all_later_ones() {
+        let mut ours = Unsettled::default();
+        ours.insert(1, Properties::default());
+        for tag in 2..10_000 {
+            ours.insert(tag, Properties::default());
+            assert!(ours.settle(tag, Ending::Ack).is_some());
+            ours.write(CHANNEL, &mut BytesMut::new());
+            assert!(ours.properties(tag).is_none());
+            assert!(ours.entries.len() <= TOLD_MAX + 2);
+        }
+        // The tags that are left do not count up one by one.
+        ours.insert(10_000, Properties::default());
+        for tag in [10_000, 1] {
+            assert!(ours.properties(tag).is_some());
+            assert!(ours.settle(tag, Ending::Ack).is_some());
+        }
+        ours.write(CHANNEL, &mut BytesMut::new());
+        assert!(ours.is_empty());
     }
 
     #[test]

@@ -20,7 +20,10 @@ pub(crate) trait Inbound: Send {
 
 /// Takes deliveries for which it does not matter from where they came; called as [`Inbound`] is.
 pub(crate) trait Whole {
+    /// Takes one of several that have been read at once.
     fn deliver(&mut self, delivered: Delivered);
+    /// Those were all for now.
+    fn hand_on(&mut self);
 }
 
 /// A channel that nothing comes from but replies.
