@@ -184,6 +184,9 @@ on_both! {
     what_a_handler_has_left_is_found_and_pruned:
         what_a_handler_has_left_is_found_and_pruned_in_the_box,
         what_a_handler_has_left_is_found_and_pruned_on_rabbitmq;
+    letters_that_somebody_holds_are_not_pruned:
+        letters_that_somebody_holds_are_not_pruned_in_the_box,
+        letters_that_somebody_holds_are_not_pruned_on_rabbitmq;
     a_group_that_others_are_in_stays:
         a_group_that_others_are_in_stays_in_the_box,
         a_group_that_others_are_in_stays_on_rabbitmq;
@@ -451,6 +454,66 @@ async fn what_a_handler_has_left_is_found_and_pruned(shop: Shop) {
         "{pruned:#}"
     );
     shop.run(&["topology", "plan"]).await.ends(0);
+}
+
+/// What is fetched does not count as being in the queue, which looks empty and unused meanwhile.
+async fn letters_that_somebody_holds_are_not_pruned(shop: Shop) {
+    shop.start(shop.router(), "")
+        .await
+        .expect("it starts")
+        .stop()
+        .await;
+    shop.start(Router::new(shop.service.clone()), "")
+        .await
+        .expect("it starts")
+        .stop()
+        .await;
+    let queue = shop.queue("order-placed");
+    let dead = dead_letter_queue(&queue);
+    let letters = || Destination::Queue(dead.clone().into());
+    for _ in 0..3 {
+        shop.publish(letters(), "order-placed.v1", "{").await;
+    }
+    let other = Amqp::connect(&shop.url).await.unwrap();
+    let access = other.dead_letter_access().unwrap();
+    let mut held = access.hold(&dead).await.unwrap();
+    assert_eq!(held.next(10).await.unwrap().len(), 3);
+    assert_eq!(shop.depth(&dead).await, Some(0), "as if it were empty");
+
+    let why = format!("an operator holds the dead letters of `{dead}`");
+    let listed = shop.run(&["topology", "prune", "--json"]).await;
+    let listed = listed.ends(0).json();
+    let both = |outcome| [("queue", &*queue, outcome), ("queue", &*dead, outcome)];
+    assert_eq!(states(&listed, "outcome"), both("would-keep"));
+    for how in [&["--yes"][..], &["--yes", "--with-messages"]] {
+        let kept = shop.run(&[&["topology", "prune"], how].concat()).await;
+        kept.ends(1).says("(TDG-9033)").tells(&why);
+    }
+    // Who comes between the look and the deletion is seen by the deletion itself.
+    for with_messages in [false, true] {
+        let kept = shop.amqp.delete_queue(&dead, with_messages).await.unwrap();
+        let tidings_amqp::Deleted::Refused(why) = kept else {
+            panic!("it was held: {kept:?}");
+        };
+        assert!(why.contains("somebody else holds the letters"), "{why}");
+    }
+    held.release().await.unwrap();
+    assert_eq!(shop.depth(&dead).await, Some(3), "they are all there");
+    assert!(
+        shop.depth(&queue).await.is_some(),
+        "and so is what is beside them"
+    );
+
+    let pruned = shop
+        .run(&["topology", "prune", "--yes", "--with-messages"])
+        .await;
+    pruned.ends(0).tells("3 messages were deleted");
+    assert_eq!(shop.depth(&dead).await, None);
+    // What was deleted is not held: it can be made and looked at anew.
+    let anew = Topology::new().queue(Queue::new(queue.clone()));
+    shop.amqp.declare(&anew).await.unwrap();
+    access.hold(&dead).await.unwrap().release().await.unwrap();
+    assert!(!shop.amqp.is_held(&dead).await.unwrap());
 }
 
 /// A handler that is gone from an ordered group leaves the group to the others.

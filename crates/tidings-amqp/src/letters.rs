@@ -4,11 +4,9 @@
 //! What is held is unacknowledged on one channel; the broker puts it back in its old place when the
 //! channel or the connection ends, also by `kill -9`. RabbitMQ takes its time for that and answers
 //! questions about the queue meanwhile, so whoever gives back waits until the queue is as long as it
-//! must be.
-//!
-//! Only one may hold a queue: two that look at the same time would see half of it each. An exclusive
-//! queue, whose name says which one is held, is the lock; the broker deletes it with the connection
-//! it belongs to. Two holds of one process share a connection, so that a list in memory keeps those apart.
+//! must be. Only one may hold a queue (`lock.rs`).
+
+mod lock;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -18,17 +16,19 @@ use std::{
 use tidings_core::{
     AccessError, AccessErrorKind, BoxFuture, DeadLetter, DeadLetterAccess, Destination, Envelope,
     HeldLetters, LetterPlace, Outgoing, PublishError, PublishErrorKind, RECORD_QUEUE,
-    RECORDED_COUNT_MAX, Unrouted, hash_of_key,
+    RECORDED_COUNT_MAX, Unrouted,
 };
 use tidings_wire::{
-    BasicGet, Command, Content, Method, QueueDeclare, QueueDelete, ShortStr, Table, Value,
-    encode_ack, encode_method, reply,
+    BasicGet, Command, Content, Method, ShortStr, Value, encode_ack, encode_method, reply,
 };
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 use tracing::debug;
+
+pub(crate) use lock::{Lock, is_held};
+use lock::{count, short};
 
 use crate::{
     Shared, message, parts,
@@ -190,7 +190,7 @@ fn all_failed(count: usize, error: &AccessError) -> Vec<Outcome> {
 }
 
 /// The connection for receiving: settlements must go through while publishers are blocked.
-async fn session(shared: &Shared) -> Result<Arc<Session>, AccessError> {
+pub(crate) async fn session(shared: &Shared) -> Result<Arc<Session>, AccessError> {
     match timeout(CONNECT_TIME_MAX, shared.consuming().up()).await {
         Ok(Ok(session)) => Ok((*session).clone()),
         Ok(Err(error)) => Err(AccessError::new(
@@ -204,28 +204,7 @@ async fn session(shared: &Shared) -> Result<Arc<Session>, AccessError> {
     }
 }
 
-fn short(name: &str) -> Result<ShortStr, AccessError> {
-    ShortStr::try_from(name).map_err(|error| {
-        let message = format!("the queue `{name}` cannot be: {error}");
-        AccessError::new(AccessErrorKind::Missing, message)
-    })
-}
-
-/// How many messages are ready in `queue`, after all that was said on the channel before.
-async fn count(channel: &Channel, queue: &str) -> Result<u64, AccessError> {
-    let passive = QueueDeclare {
-        passive: true,
-        queue: short(queue)?,
-        ..QueueDeclare::default()
-    };
-    match channel.call(&passive).await {
-        Ok(Method::QueueDeclareOk(ok)) => Ok(ok.message_count.into()),
-        Ok(_) => Ok(0),
-        Err(closed) => Err(refused(queue, &closed)),
-    }
-}
-
-fn refused(queue: &str, closed: &Closed) -> AccessError {
+pub(crate) fn refused(queue: &str, closed: &Closed) -> AccessError {
     let said = &closed.reason;
     let (kind, message) = match closed.code {
         _ if closed.passes() => (
@@ -303,31 +282,6 @@ impl Inbound for Incoming {
     }
 }
 
-/// Keeps the holds of this process apart.
-struct Mine {
-    shared: Arc<Shared>,
-    queue: String,
-}
-
-impl Mine {
-    fn take(shared: &Arc<Shared>, queue: &str) -> Result<Self, AccessError> {
-        if !shared.held.lock().insert(queue.to_owned()) {
-            let message = format!("somebody else in this process holds the letters of `{queue}`");
-            return Err(AccessError::new(AccessErrorKind::Busy, message));
-        }
-        Ok(Self {
-            shared: Arc::clone(shared),
-            queue: queue.to_owned(),
-        })
-    }
-}
-
-impl Drop for Mine {
-    fn drop(&mut self) {
-        self.shared.held.lock().remove(&self.queue);
-    }
-}
-
 struct Hold {
     /// `None` once it is released.
     held: Option<Held>,
@@ -346,17 +300,15 @@ struct Held {
     channel: Channel,
     /// How many.
     count: u64,
-    /// Who asks on this one does not wait for letters.
-    control: Channel,
-    lock: ShortStr,
-    mine: Mine,
+    /// Who asks on its channel does not wait for letters.
+    lock: Lock,
 }
 
 impl Hold {
     async fn start(shared: &Arc<Shared>, queue: &str) -> Result<Self, AccessError> {
         let name = short(queue)?;
-        let mine = Mine::take(shared, queue)?;
         let session = session(shared).await?;
+        let lock = Lock::take(shared, &session, queue).await?;
         let (sender, answers) = mpsc::channel(2 * GETS_MAX);
         let closed = Arc::new(OnceLock::new());
         let incoming = Incoming {
@@ -364,27 +316,18 @@ impl Hold {
             closed: Arc::clone(&closed),
         };
         let channel = Channel::open(&session, |_| Box::new(incoming)).await;
-        let channel = channel.map_err(|closed| refused(queue, &closed))?;
-        let control = Channel::open(&session, |_| Box::new(Quiet)).await;
-        let control = control.map_err(|closed| refused(queue, &closed))?;
-        let lock = lock_of(queue);
-        count(&control, queue).await?;
-        let exclusive = QueueDeclare {
-            queue: lock.clone(),
-            exclusive: true,
-            arguments: Table::default(),
-            ..QueueDeclare::default()
+        let channel = match channel {
+            Ok(channel) => channel,
+            Err(closed) => {
+                lock.release().await?;
+                return Err(refused(queue, &closed));
+            }
         };
-        let locked = control.call(&exclusive).await;
-        locked.map_err(|closed| refused(queue, &closed))?;
-        all_back(&control, queue).await?;
         Ok(Self {
             held: Some(Held {
                 channel,
                 count: 0,
-                control,
                 lock,
-                mine,
             }),
             name,
             answers,
@@ -461,7 +404,7 @@ impl Hold {
         }
         let received = message::read(&content.properties, content.body);
         let looked = received.delivered_before.filter(|_| redelivered);
-        let looks_max = self.held()?.mine.shared.looks_max;
+        let looks_max = self.held()?.lock.shared().looks_max;
         if looked.is_some_and(|looked| looked >= looks_max) {
             return Err(AccessError::new(
                 AccessErrorKind::UsesUp,
@@ -511,7 +454,7 @@ impl HeldLetters for Hold {
     }
 
     fn behind(&mut self) -> BoxFuture<'_, Result<u64, AccessError>> {
-        Box::pin(async move { count(&self.held()?.control, &self.name.to_str_lossy()).await })
+        Box::pin(async move { count(&self.held()?.lock.control, &self.name.to_str_lossy()).await })
     }
 
     fn release(mut self: Box<Self>) -> BoxFuture<'static, Result<(), AccessError>> {
@@ -533,38 +476,15 @@ impl Held {
         let Self {
             channel,
             count: held,
-            control,
             lock,
-            mine: _mine,
         } = self;
-        let expected = held + count(&control, queue).await?;
+        let expected = held + count(&lock.control, queue).await?;
         drop(channel);
         let deadline = Instant::now() + BACK_TIME_MAX;
-        while count(&control, queue).await? < expected && Instant::now() < deadline {
+        while count(&lock.control, queue).await? < expected && Instant::now() < deadline {
             sleep(LOOK_EVERY).await;
         }
-        let unlock = QueueDelete {
-            queue: lock,
-            ..QueueDelete::default()
-        };
-        let unlocked = control.call(&unlock).await;
-        unlocked.map_err(|closed| refused(queue, &closed))?;
-        Ok(())
-    }
-}
-
-/// Waits until what somebody held whose connection was lost is back: the broker may free the lock a
-/// moment before, and then the count still grows.
-async fn all_back(control: &Channel, queue: &str) -> Result<(), AccessError> {
-    let deadline = Instant::now() + BACK_TIME_MAX;
-    let mut before = count(control, queue).await?;
-    loop {
-        sleep(LOOK_EVERY).await;
-        let now = count(control, queue).await?;
-        if now <= before || Instant::now() > deadline {
-            return Ok(());
-        }
-        before = now;
+        lock.release().await
     }
 }
 
@@ -576,7 +496,7 @@ impl Drop for Hold {
         let queue = self.name.to_str_lossy().into_owned();
         // Outside of a runtime the channel closes, and the lock goes with the connection.
         if tokio::runtime::Handle::try_current().is_ok() {
-            let tasks = held.mine.shared.around.tasks.clone();
+            let tasks = held.lock.shared().around.tasks.clone();
             tasks.spawn(async move {
                 if let Err(error) = held.give_back(&queue).await {
                     debug!("{error}");
@@ -584,10 +504,4 @@ impl Drop for Hold {
             });
         }
     }
-}
-
-/// A name that says what is held, and fits whatever that is called.
-fn lock_of(queue: &str) -> ShortStr {
-    let hash = hash_of_key(queue);
-    ShortStr::truncated(&format!("tidings.held.{hash:016x}.{queue}"))
 }

@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use tidings_core::{Topology, TransportError};
+use tidings_core::{AccessError, AccessErrorKind, Topology, TransportError, dead_letter_queue};
 use tidings_wire::{
     EncodeMethod, ExchangeDeclare, ExchangeDelete, Method, QueueDeclare, QueueDelete,
     QueueDeleteOk, ShortStr, reply,
@@ -16,6 +16,7 @@ use tidings_wire::{
 use crate::{
     Amqp,
     groups::command_exchange,
+    letters,
     parts::{Part, is_of_another_type},
     session::{Channel, Closed, Quiet, Session},
     topology::{DeclareError, Declared, checked_name, no_queue_of_a_command},
@@ -227,7 +228,8 @@ impl Amqp {
     }
 
     /// Deletes a queue from which nobody receives, if it is empty, or with its messages. The broker decides, in
-    /// the moment in which it deletes.
+    /// the moment in which it deletes. One of dead letters is not deleted while somebody
+    /// [holds](Self::is_held) letters of it, whether they have fetched any or not.
     ///
     /// # Errors
     ///
@@ -238,6 +240,14 @@ impl Amqp {
         with_messages: bool,
     ) -> Result<Deleted, TransportError> {
         let name = short("queue", queue)?;
+        let is_of_letters = queue.ends_with(dead_letter_queue("").as_str());
+        let lock = match is_of_letters {
+            true => match self.lock(queue).await {
+                Ok(lock) => Some(lock),
+                Err(error) => return not_locked(error),
+            },
+            false => None,
+        };
         let passive = QueueDeclare {
             passive: true,
             queue: name.clone(),
@@ -249,7 +259,30 @@ impl Amqp {
             if_empty: !with_messages,
             ..QueueDelete::default()
         };
-        self.delete(&passive, &delete).await
+        let deleted = self.delete(&passive, &delete).await;
+        if let Some(lock) = lock {
+            // If it fails, the broker frees it with the connection.
+            let _ = lock.release().await;
+        }
+        deleted
+    }
+
+    /// Whether an operator holds dead letters of this queue: looks at them, mends them or sends them. What they have
+    /// fetched does not count as being in it ([`depths`](Self::depths)). It changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost, or the broker refuses the look.
+    pub async fn is_held(&self, queue: &str) -> Result<bool, TransportError> {
+        short("queue", queue)?;
+        let session = letters::session(&self.shared).await.map_err(as_transport)?;
+        let held = letters::is_held(&self.shared, &session, queue).await;
+        held.map_err(as_transport)
+    }
+
+    async fn lock(&self, queue: &str) -> Result<letters::Lock, AccessError> {
+        let session = letters::session(&self.shared).await?;
+        letters::Lock::take(&self.shared, &session, queue).await
     }
 
     /// Deletes an exchange that leads nowhere.
@@ -298,6 +331,22 @@ impl Amqp {
             session: Arc::clone(&up.session),
             channel: None,
         })
+    }
+}
+
+/// What becomes of a queue of dead letters that could not be locked.
+fn not_locked(error: AccessError) -> Result<Deleted, TransportError> {
+    match error.kind() {
+        AccessErrorKind::Missing => Ok(Deleted::NotThere),
+        AccessErrorKind::Unavailable => Err(as_transport(error)),
+        _ => Ok(Deleted::Refused(error.to_string())),
+    }
+}
+
+fn as_transport(error: AccessError) -> TransportError {
+    match error.kind() {
+        AccessErrorKind::Unavailable => TransportError::temporary(error.to_string()),
+        _ => TransportError::fatal(error.to_string()),
     }
 }
 

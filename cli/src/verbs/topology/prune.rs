@@ -2,7 +2,8 @@
 //!
 //! A place is what a handler received from: its queue with its dead letters, or its ordered group. Nothing of a
 //! place is deleted while one of its queues has messages or receivers: without the dead-letter queue, what the
-//! other gives up would be lost.
+//! other gives up would be lost. Nor while an operator holds its dead letters, which do not count as being in their
+//! queue meanwhile.
 
 use std::collections::{HashMap, HashSet};
 
@@ -173,6 +174,9 @@ impl Pruning<'_> {
             .filter_map(|(queue, depth)| Some((*queue, depth?)))
             .collect();
         let mut stands = depths.iter().find_map(|(queue, depth)| self.stands(queue, *depth));
+        if stands.is_none() {
+            stands = self.held(depths.keys().copied()).await?;
+        }
         for piece in &pieces {
             if self.gone.contains_key(piece) {
                 continue; // Another handler of the group was here.
@@ -190,7 +194,7 @@ impl Pruning<'_> {
                         ("deleted", None)
                     }
                     Deleted::Refused(why) => {
-                        let why = format!("the broker keeps it, since it is in use or no longer empty: {why}");
+                        let why = format!("it stays, since it is in use or no longer empty: {why}");
                         stands = Some(why.clone());
                         ("refused", Some(why))
                     }
@@ -238,6 +242,21 @@ impl Pruning<'_> {
                  all {ready} for good"
             ),
         })
+    }
+
+    /// Why the place stays, if an operator holds dead letters of it. (One who begins after this look is seen by
+    /// the deletion itself.)
+    async fn held(&self, queues: impl Iterator<Item = &str>) -> anyhow::Result<Option<String>> {
+        for queue in queues.filter(|queue| queue.ends_with(".dead")) {
+            let is_held = self.broker.is_held(queue).await;
+            if is_held.map_err(|error| Code::Broker.of(error))? {
+                return Ok(Some(format!(
+                    "an operator holds the dead letters of `{queue}` at the moment: run this again when that \
+                     has ended"
+                )));
+            }
+        }
+        Ok(None)
     }
 
     async fn delete(&self, piece: &Piece) -> anyhow::Result<Deleted> {
