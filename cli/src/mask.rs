@@ -19,6 +19,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use crate::out::counted;
+
 /// Fields that are hidden unless the command line names others.
 pub(crate) const SENSITIVE: &str = "address,api-key,authorization,card,cookie,credential,cvc,cvv,\
                                     email,iban,pan,password,phone,pin,secret,ssn,token";
@@ -67,9 +69,10 @@ impl Mask {
         }
         let text = match self.reveal {
             true => String::from_utf8_lossy(body).into_owned(),
-            false => format!(
-                "{} bytes that are not JSON; `--reveal` shows them",
-                body.len()
+            false => counted(
+                body.len() as u64,
+                "byte that is not JSON; `--reveal` shows it",
+                "bytes that are not JSON; `--reveal` shows them",
             ),
         };
         raw(serde_json::Value::from(text).to_string())

@@ -232,6 +232,14 @@ pub(crate) fn should_be_zero(count: u64) -> Cell {
     }
 }
 
+/// A count with its words: `1 letter is`, `2 letters are`.
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
+    match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {many}"),
+    }
+}
+
 /// A text in which nothing commands a terminal: control characters, and those that change the
 /// direction of the text, are shown as Rust writes them.
 pub(crate) fn plain(text: &str) -> String {
@@ -288,6 +296,17 @@ mod tests {
         check("a\rb\tc", "a\\rb\\tc");
         check("\u{202e}gnp.exe", "\\u{202e}gnp.exe");
         check("\u{9b}2J", "\\u{9b}2J");
+    }
+
+    #[test]
+    fn one_thing_is_told_as_one() {
+        let check = |count, expected: &str| {
+            assert_eq!(counted(count, "letter is", "letters are"), expected);
+        };
+        check(0, "0 letters are");
+        check(1, "1 letter is");
+        check(2, "2 letters are");
+        check(11, "11 letters are");
     }
 
     #[test]

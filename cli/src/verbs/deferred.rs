@@ -11,7 +11,7 @@ use tidings::{Ask, Attempt, Claim, InboxQuery, InboxRow, InboxState, MessageId, 
 use crate::{
     frame::{Database, Ended, Frame},
     message::{ShownMessage, tell_attempts},
-    out::{Cell, Page, Report, from_now, one_line, should_be_zero},
+    out::{Cell, Page, Report, counted, from_now, one_line, should_be_zero},
     places::Access,
 };
 
@@ -373,7 +373,7 @@ impl Report for Shown {
             (false, None) => String::new(),
         };
         page.line(format!("state          {}{due}", self.state.word()));
-        page.line(format!("failed         {} times", self.failures));
+        page.line(format!("failed         {}", counted(self.failures.into(), "time", "times")));
         tell_attempts(&self.history, self.failures, page);
         match &self.message {
             Some(message) => message.tell(page),
@@ -438,7 +438,7 @@ impl Report for Changed {
             what,
             ..
         } = self;
-        page.line(format!("{what} {count} messages of {consumer}"));
+        page.line(format!("{what} {} of {consumer}", counted(*count, "message", "messages")));
     }
 }
 
@@ -511,10 +511,12 @@ fn changed(
     })?;
     if count < asked as u64 {
         let left = asked as u64 - count;
-        frame.out.note(&format!(
-            "{left} of the messages were left alone: they do not wait (any more), are parked, or are \
-             being tried now"
-        ));
+        let left = counted(
+            left,
+            "of the messages was left alone: it does not wait (any more), is parked, or is being tried now",
+            "of the messages were left alone: they do not wait (any more), are parked, or are being tried now",
+        );
+        frame.out.note(&left);
         return Ok(Ended::Problem);
     }
     Ok(Ended::Done)

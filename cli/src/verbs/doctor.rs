@@ -19,7 +19,7 @@ use super::{
 use crate::{
     code::Code,
     frame::{Database, Ended, Frame, Usage, time, toolkit},
-    out::{Cell, Page, Report, brief, from_now, one_line},
+    out::{Cell, Page, Report, brief, counted, from_now, one_line},
     places::Access,
 };
 
@@ -202,13 +202,19 @@ impl Queue {
             ),
             (Role::Declared | Role::Seen, Some(own)) if own.receivers == 0 && !is_paused => found(
                 Code::NobodyReceives,
-                format!("nobody receives from `{name}`, where {} messages wait", own.ready),
+                format!(
+                    "nobody receives from `{name}`, where {}",
+                    counted(own.ready.into(), "message waits", "messages wait")
+                ),
                 format!("start `{service}`; its messages are kept"),
             ),
             // Somebody receives: an instance of another version.
             (Role::Gone, Some(own)) if own.receivers == 0 && own.ready > 0 => found(
                 Code::HandlerGone,
-                format!("{} messages are in `{name}`, which no handler of `{service}` receives from any more", own.ready),
+                format!(
+                    "{} in `{name}`, which no handler of `{service}` receives from any more",
+                    counted(own.ready.into(), "message is", "messages are")
+                ),
                 "`tidings topology prune` says what to do about it; until then it may go on to fill".to_owned(),
             ),
             _ => None,
@@ -222,7 +228,10 @@ impl Queue {
         Some(Finding::new(
             Code::DeadLetters,
             &self.service,
-            format!("{} dead letters are in `{dead_letters}`", dead.ready),
+            format!(
+                "{} in `{dead_letters}`",
+                counted(dead.ready.into(), "dead letter is", "dead letters are")
+            ),
             "`tidings dead-letters groups` shows their reasons; mend the cause, then `tidings dead-letters redrive`".to_owned(),
         ))
     }
@@ -315,20 +324,22 @@ impl Looked {
         let service = &*database.service;
         let stats = database.store.outbox().stats().await?;
         if stats.ready > 0 && stats.oldest_ready_age >= unsent {
-            let (count, age) = (stats.ready, brief(stats.oldest_ready_age));
+            let age = brief(stats.oldest_ready_age);
+            let messages = counted(stats.ready, "message is", "messages are");
             self.findings.push(Finding::new(
                 Code::OutboxOld,
                 service,
-                format!("{count} messages are not sent, the oldest for {age}"),
+                format!("{messages} not sent, the oldest for {age}"),
                 format!("see that `{service}` runs and reaches the broker"),
             ));
         }
         if stats.held > 0 {
-            let (count, age) = (stats.held, brief(stats.oldest_held_age));
+            let age = brief(stats.oldest_held_age);
+            let messages = counted(stats.held, "message", "messages");
             self.findings.push(Finding::new(
                 Code::Held,
                 service,
-                format!("the broker does not take {count} messages, the oldest for {age}"),
+                format!("the broker does not take {messages}, the oldest for {age}"),
                 format!("see why with `tidings outbox list --state held --service {service}`"),
             ));
         }
@@ -336,10 +347,14 @@ impl Looked {
             self.findings.push(Finding::new(
                 Code::SetAside,
                 service,
-                format!("{} messages cannot be sent as they are", stats.set_aside),
+                counted(
+                    stats.set_aside,
+                    "message cannot be sent as it is",
+                    "messages cannot be sent as they are",
+                ),
                 format!(
-                    "look at them with `tidings outbox list --state set-aside --service {service}`, then \
-                     restore or discard them"
+                    "look at what is set aside with `tidings outbox list --state set-aside --service {service}`, then \
+                     restore or discard it"
                 ),
             ));
         }

@@ -9,7 +9,7 @@ use tidings::{ListedRow, OutboxState, OutboxStats, Store};
 use crate::{
     frame::{Ended, Frame},
     message::ShownMessage,
-    out::{Cell, Page, Report, brief, from_now, one_line, should_be_zero},
+    out::{Cell, Page, Report, brief, counted, from_now, one_line, should_be_zero},
     places::Access,
 };
 
@@ -340,7 +340,7 @@ struct Changed {
 impl Report for Changed {
     fn tell(&self, page: &mut Page) {
         let Self { service, count, what } = self;
-        page.line(format!("{what} {count} rows of {service}"));
+        page.line(format!("{what} {} of {service}", counted(*count, "row", "rows")));
     }
 }
 
@@ -354,7 +354,12 @@ fn changed(
     frame.out.show(&Changed { service, count, what })?;
     if count < asked as u64 {
         let left = asked as u64 - count;
-        frame.out.note(&format!("{left} of the rows are not set aside, and were left alone"));
+        let left = counted(
+            left,
+            "of the rows is not set aside, and was left alone",
+            "of the rows are not set aside, and were left alone",
+        );
+        frame.out.note(&left);
         return Ok(Ended::Problem);
     }
     Ok(Ended::Done)

@@ -18,6 +18,7 @@ use tidings_amqp::{Amqp, Piece, PieceKind};
 use crate::{
     code::Code,
     frame::{Ended, Frame, toolkit},
+    out::counted,
     places::Access,
 };
 
@@ -175,8 +176,9 @@ fn name_of(piece: &Piece) -> String {
 }
 
 /// Says on stderr what is not as it should be, with where to read on.
-fn note(frame: &Frame, code: Code, count: usize, what: &str) {
+fn note(frame: &Frame, code: Code, count: usize, one: &str, many: &str) {
     if count > 0 {
-        frame.out.note(&format!("{count} {what} ({code})"));
+        let what = counted(count as u64, one, many);
+        frame.out.note(&format!("{what} ({code})"));
     }
 }

@@ -276,12 +276,12 @@ async fn what_fails_again_ends_with_a_problem_and_is_discarded_into_the_record()
         .run(&discard)
         .await
         .ends(0)
-        .tells("discarded 1 letters");
+        .tells("discarded 1 letter of");
     payment
         .run(&discard)
         .await
         .ends(1)
-        .tells("discarded 0 letters");
+        .tells("discarded no letter of");
     payment.letters(14).await;
     let shown = payment
         .run(&["show", "tidings.discarded", "order-placed.v1/o-3"])

@@ -77,7 +77,7 @@ async fn a_healthy_system_and_a_sick_one(stack: Stack, version: &str) {
         "{saga}"
     );
     let dead = find("TDG-9008")["what"].as_str().unwrap();
-    assert_eq!(dead, "1 dead letters are in `payment.charge-card.v1.dead`");
+    assert_eq!(dead, "1 dead letter is in `payment.charge-card.v1.dead`");
     running.stop().await;
 
     world.place("o-3", "fine").await;

@@ -382,7 +382,7 @@ fn it_ends_when_its_time_is_over_or_nobody_reads() {
     let topic = Topic::in_the_box();
     topic.tail(&["--for", "100ms"]).end().ends(0);
     let late = topic.tail(&["--for", "100ms", "--count", "1"]).end();
-    late.ends(1).says("0 of 1 events came");
+    late.ends(1).says("0 of 1 event came");
     // Nobody reads what it prints, and more is there than fits on the way.
     let mut stuck = topic.tail(&["--json"]);
     let pad = format!("{{\"pad\":\"{}\"}}", "x".repeat(10_000));

@@ -390,7 +390,7 @@ async fn what_a_handler_has_left_is_found_and_pruned(shop: Shop) {
     let in_use = shop
         .run(&["topology", "prune", "--yes", "--with-messages"])
         .await;
-    in_use.ends(1).tells("receive from");
+    in_use.ends(1).tells("1 receives from");
     drop(deliveries);
     receiver.close().await;
     shop.until("it is given back", async || {
@@ -404,7 +404,7 @@ async fn what_a_handler_has_left_is_found_and_pruned(shop: Shop) {
         .await;
     pruned
         .ends(0)
-        .tells("1 messages were deleted")
+        .tells("1 message was deleted with its queue")
         .tells("its record is removed");
     for gone in [&left, &dead] {
         assert_eq!(shop.depth(gone).await, None, "{gone}");
@@ -552,7 +552,7 @@ async fn a_handler_that_could_read_nothing_is_seen(shop: Shop) {
         .json();
     assert_eq!(groups["groups"][0]["consumer"], *queue);
     let doctor = shop.run(&["doctor", "--json"]).await.ends(1).json();
-    let expected = ("TDG-9008", &*format!("1 dead letters are in `{dead}`"));
+    let expected = ("TDG-9008", &*format!("1 dead letter is in `{dead}`"));
     assert_eq!(codes(&doctor), [expected]);
     let listed = shop
         .run(&["consumers", "list", "--json"])
@@ -577,5 +577,5 @@ async fn a_handler_that_could_read_nothing_is_seen(shop: Shop) {
         .json();
     assert_eq!(groups["count"], 1, "also when it is gone");
     let pruned = shop.run(&["topology", "prune", "--yes"]).await;
-    pruned.ends(1).tells("1 dead letters are in it");
+    pruned.ends(1).tells("1 dead letter is in it");
 }

@@ -125,7 +125,7 @@ async fn outbox(world: &World) {
     let restored = world.tidings(&restore).await;
     restored
         .ends(1)
-        .tells("restored 1 rows of checkout")
+        .tells("restored 1 row of checkout")
         .says("left alone");
     let discard = [&["outbox", "discard", &aside][..], &of_checkout].concat();
     world.tidings(&discard).await.ends(1).tells("discarded 0");
@@ -230,7 +230,7 @@ async fn deferred(world: &World) {
         .tidings(&release)
         .await
         .ends(0)
-        .tells("released 1 messages");
+        .tells("released 1 message of");
     world
         .until(&["deferred", "list", "--json"], |json| {
             json["messages"][0]["failures"] == 2
@@ -241,7 +241,7 @@ async fn deferred(world: &World) {
         .tidings(&cancel)
         .await
         .ends(0)
-        .tells("cancelled 1 messages");
+        .tells("cancelled 1 message of");
     world.tidings(&cancel).await.ends(1).says("left alone");
     world.tidings(&show).await.ends(1);
     world

@@ -10,7 +10,7 @@ use tidings::dead_letters::{BODY_BYTES_MAX, DeadLetters};
 use super::{Who, select::Select};
 use crate::{
     frame::{Ended, Frame},
-    out::{Page, Report},
+    out::{Page, Report, counted},
     places::Access,
 };
 
@@ -47,8 +47,12 @@ impl Report for Edited {
             page.line(format!("the message has no id of its own: from now on the letter is {id}"));
         }
         if self.followers > 0 {
-            let followers = self.followers;
-            page.line(format!("{followers} later letters of its key are behind it again"));
+            let followers = counted(
+                self.followers as u64,
+                "later letter of its key is",
+                "later letters of its key are",
+            );
+            page.line(format!("{followers} behind it again"));
         }
     }
 }
@@ -108,7 +112,12 @@ impl Report for Discarded {
             count,
             released,
         } = self;
-        page.line(format!("discarded {count} letters of {consumer}; they are in the record"));
+        let letters = match count {
+            1 => format!("1 letter of {consumer}; it is in the record"),
+            0 => format!("no letter of {consumer}"),
+            _ => format!("{count} letters of {consumer}; they are in the record"),
+        };
+        page.line(format!("discarded {letters}"));
         if *released > 0 {
             page.line(format!("behind {released} of them, messages of their keys go on"));
         }

@@ -14,7 +14,7 @@ use super::{letters_of, select::Select};
 use crate::{
     frame::{Ended, Frame},
     message::{ShownMessage, tell_attempts},
-    out::{Cell, Page, Report, from_now, one_line},
+    out::{Cell, Page, Report, counted, from_now, one_line},
 };
 
 /// How many letters are read at a time.
@@ -99,7 +99,8 @@ impl Report for FoundGroups {
         ];
         page.table(&headings, &self.groups.iter().map(row).collect::<Vec<_>>());
         if self.left_out > 0 {
-            page.line(format!("and {} letters of further groups", self.left_out));
+            let letters = counted(self.left_out, "letter", "letters");
+            page.line(format!("and {letters} of further groups"));
         }
     }
 }
@@ -266,7 +267,8 @@ impl Report for Shown {
             page.line(format!("died           {at} ({})", from_now(at)));
         }
         let (failures, redrives) = (self.failures, self.redrives);
-        page.line(format!("failed         {failures} times, redriven {redrives} times"));
+        let times = |count: u32| counted(count.into(), "time", "times");
+        page.line(format!("failed         {}, redriven {}", times(failures), times(redrives)));
         page.line(format!("fingerprint    {}", self.fingerprint));
         for (at, error) in self.errors.iter().enumerate() {
             let what = if at == 0 { "error" } else { "because" };

@@ -10,7 +10,7 @@ use tidings::dead_letters::{self, DeadLetters, Event, Letter, Outcome};
 use super::select::Select;
 use crate::{
     frame::{Ended, Frame},
-    out::{Cell, Page, Report, one_line},
+    out::{Cell, Page, Report, counted, one_line},
 };
 
 /// How many outcomes are told of one by one as JSON.
@@ -121,17 +121,24 @@ impl Report for Redriven {
     fn tell(&self, page: &mut Page) {
         let would = if self.dry_run { "would be " } else { "" };
         page.line(format!(
-            "{} of {} letters of {} {would}sent, {} not selected",
-            self.sent, self.total, self.consumer, self.passed_over
+            "{} of {} of {} {would}sent, {} not selected",
+            self.sent,
+            counted(self.total, "letter", "letters"),
+            self.consumer,
+            self.passed_over
         ));
-        let mut count = |count: u64, what: &str| {
+        let mut count = |count: u64, one: &str, many: &str| {
             if count > 0 {
-                page.line(format!("{count} {what}"));
+                page.line(counted(count, one, many));
             }
         };
-        count(self.came_back, "came back");
-        count(self.kept_back, "stay behind an earlier letter of their key");
-        count(self.not_sent, "cannot be sent");
+        count(self.came_back, "came back", "came back");
+        count(
+            self.kept_back,
+            "stays behind an earlier letter of its key",
+            "stay behind an earlier letter of their key",
+        );
+        count(self.not_sent, "cannot be sent", "cannot be sent");
         let not_sent = self.letters.iter().filter(|it| it.reason.is_some());
         let row = |it: &Told| -> Vec<Cell> {
             vec![

@@ -14,7 +14,7 @@ use tidings::event_map::{Emission, EventMap, Finding, ServiceMap, Severity};
 use crate::{
     code::Code,
     frame::{Ended, Frame},
-    out::{Cell, Page, Report},
+    out::{Cell, Page, Report, counted},
 };
 
 /// The largest file that is read. A map of a thousand services has about two million bytes.
@@ -170,8 +170,8 @@ impl Args {
         if findings.is_empty() {
             return Ok(Ended::Done);
         }
-        let count = findings.len();
-        let error = Code::EventMapFinding.of(format!("the event map has {count} findings"));
+        let count = counted(findings.len() as u64, "finding", "findings");
+        let error = Code::EventMapFinding.of(format!("the event map has {count}"));
         frame.out.note(&format!("tidings: {error}"));
         Ok(Ended::Problem)
     }

@@ -12,7 +12,7 @@ use tidings::{
 
 use crate::{
     frame::{Ended, Frame, Usage},
-    out::{Page, Report},
+    out::{Page, Report, counted},
     places::Access,
 };
 
@@ -171,13 +171,24 @@ impl Replayed {
 impl Report for Replayed {
     fn tell(&self, page: &mut Page) {
         page.line(format!(
-            "{} events of `{}` were sent to `{}`; {} of other kinds or times were passed over",
-            self.sent, self.service, self.to, self.passed_over
+            "{} sent to `{}`; {} passed over",
+            counted(
+                self.sent,
+                &format!("event of `{}` was", self.service),
+                &format!("events of `{}` were", self.service)
+            ),
+            self.to,
+            counted(
+                self.passed_over,
+                "of another kind or time was",
+                "of other kinds or times were"
+            )
         ));
         if self.not_sent > 0 {
-            page.line(format!(
-                "{} could not be sent; each is named on stderr",
-                self.not_sent
+            page.line(counted(
+                self.not_sent,
+                "could not be sent; it is named on stderr",
+                "could not be sent; each is named on stderr",
             ));
         }
     }

@@ -25,7 +25,7 @@ use crate::{
     frame::{BROKER_WAIT_MAX, Ended, Frame, time},
     mask::Mask,
     message::{ShownMessage, json_line},
-    out::{Page, Report, one_line},
+    out::{Page, Report, counted, one_line},
 };
 
 /// How much is printed at once.
@@ -123,7 +123,8 @@ impl Args {
         match (self.count, tail.left) {
             (Some(count), Some(left)) if left > 0 && timed_out => {
                 let came = count - left;
-                frame.out.note(&format!("{came} of {count} events came"));
+                let events = counted(count, "event", "events");
+                frame.out.note(&format!("{came} of {events} came"));
                 Ok(Ended::Problem)
             }
             _ => Ok(Ended::Done),
@@ -177,8 +178,10 @@ impl Tail<'_> {
                 self.printed.extend(self.frame.out.one_of_many(&event)?);
                 self.left = self.left.map(|left| left - 1);
             }
-            Tailed::Dropped { count } => self.frame.out.note(&format!(
-                "{count} events are not shown: they came faster than they were printed"
+            Tailed::Dropped { count } => self.frame.out.note(&counted(
+                count,
+                "event is not shown: it came faster than events were printed",
+                "events are not shown: they came faster than they were printed",
             )),
             Tailed::QueueFull => self.frame.out.note(&format!(
                 "events are missed, and nobody counts them: more than {} wait on the broker, which \

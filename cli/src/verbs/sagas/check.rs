@@ -14,7 +14,7 @@ use super::{NAMES_MAX, State};
 use crate::{
     code::Code,
     frame::{Ended, Frame, time, toolkit},
-    out::{Page, Report, one_line},
+    out::{Page, Report, counted, one_line},
     places::Access,
 };
 
@@ -99,10 +99,10 @@ impl Report for Checks {
                 }
             }
             page.line(format!(
-                "{saga} of {service}: {} open journals were replayed, {} go another way, for {} there is no \
+                "{saga} of {service}: {} replayed, {} another way, for {} there is no \
                  function{}",
-                line.checked,
-                line.mismatch_count,
+                counted(line.checked as u64, "open journal was", "open journals were"),
+                counted(line.mismatch_count as u64, "goes", "go"),
                 line.foreign_count,
                 match line.whole {
                     true => "",

@@ -7,7 +7,7 @@ use super::{Needed, Written, note};
 use crate::{
     code::Code,
     frame::{Ended, Frame},
-    out::{Cell, Page, Report, one_line},
+    out::{Cell, Page, Report, counted, one_line},
 };
 
 #[derive(Debug, Serialize)]
@@ -44,13 +44,16 @@ impl Report for Applied {
         if !rows.is_empty() {
             page.table(&["WHAT", "NAME", "OUTCOME", "WHY"], &rows);
         }
-        let count = |outcome: &str| self.items.iter().filter(|it| it.outcome == outcome).count();
+        let count = |outcome: &str, one: &str, many: &str| {
+            let items = self.items.iter().filter(|it| it.outcome == outcome);
+            counted(items.count() as u64, one, many)
+        };
         page.line(format!(
-            "{} were there, {} were made, {} bindings are sure, {} could not be made",
-            count("kept"),
-            count("made"),
-            count("ensured"),
-            count("refused")
+            "{}, {}, {}, {}",
+            count("kept", "was there", "were there"),
+            count("made", "was made", "were made"),
+            count("ensured", "binding is sure", "bindings are sure"),
+            count("refused", "could not be made", "could not be made")
         ));
     }
 }
@@ -78,7 +81,7 @@ pub(super) async fn run(frame: &Frame, broker: &Amqp, written: &Written) -> anyh
         complete: refused == 0,
         items,
     })?;
-    note(frame, Code::DiffersOnBroker, refused, "could not be made");
+    note(frame, Code::DiffersOnBroker, refused, "could not be made", "could not be made");
     match refused {
         0 => Ok(Ended::Done),
         _ => Ok(Ended::Problem),

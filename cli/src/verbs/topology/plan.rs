@@ -7,7 +7,7 @@ use super::{Needed, Written, note};
 use crate::{
     code::Code,
     frame::{Ended, Frame},
-    out::{Cell, Page, Report, one_line},
+    out::{Cell, Page, Report, counted, one_line},
 };
 
 #[derive(Debug, Serialize)]
@@ -49,10 +49,12 @@ impl Report for Plan {
         page.table(&["WHAT", "NAME", "STATE", "SERVICES", "WHY"], &rows);
         let unseen = self.items.iter().filter(|it| it.state == "unseen").count();
         page.line(format!(
-            "and {unseen} bindings, which AMQP does not show: `tidings topology apply` makes sure of them"
+            "and {}, which AMQP does not show: `tidings topology apply` makes sure",
+            counted(unseen as u64, "binding", "bindings")
         ));
         if self.gone > 0 {
-            page.line(format!("{} handlers are gone: see `tidings topology prune`", self.gone));
+            let gone = counted(self.gone as u64, "handler is", "handlers are");
+            page.line(format!("{gone} gone: see `tidings topology prune`"));
         }
     }
 }
@@ -85,8 +87,14 @@ pub(super) async fn run(frame: &Frame, broker: &Amqp, written: &Written) -> anyh
         gone: gone.count(),
         items,
     })?;
-    note(frame, Code::MissingOnBroker, missing, "are missing");
-    note(frame, Code::DiffersOnBroker, differs, "are there otherwise than services need them");
+    note(frame, Code::MissingOnBroker, missing, "is missing", "are missing");
+    note(
+        frame,
+        Code::DiffersOnBroker,
+        differs,
+        "is there otherwise than services need it",
+        "are there otherwise than services need them",
+    );
     match complete {
         true => Ok(Ended::Done),
         false => Ok(Ended::Problem),

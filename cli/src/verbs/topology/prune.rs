@@ -16,7 +16,7 @@ use super::{Written, kind_of, note};
 use crate::{
     code::Code,
     frame::{Ended, Frame, toolkit},
-    out::{Cell, Page, Report, from_now, one_line},
+    out::{Cell, Page, Report, counted, from_now, one_line},
     places::Access,
 };
 
@@ -82,7 +82,11 @@ impl Report for Pruned {
         ];
         page.table(&headings, &self.items.iter().map(row).collect::<Vec<_>>());
         if self.lost > 0 {
-            page.line(format!("{} messages were deleted with their queues", self.lost));
+            page.line(counted(
+                self.lost,
+                "message was deleted with its queue",
+                "messages were deleted with their queues",
+            ));
         }
         for consumer in &self.forgotten {
             page.line(format!("{consumer}: its record is removed"));
@@ -147,7 +151,7 @@ impl Prune {
         if !self.yes && !pruned.items.is_empty() {
             frame.out.note("nothing was deleted: `--yes` does it");
         }
-        note(frame, Code::NotPruned, refused, "are not deleted");
+        note(frame, Code::NotPruned, refused, "is not deleted", "are not deleted");
         match refused {
             0 => Ok(Ended::Done),
             _ => Ok(Ended::Problem),
@@ -224,8 +228,9 @@ impl Pruning<'_> {
         } = depth;
         if receivers > 0 {
             return Some(format!(
-                "{receivers} receive from `{queue}`: stop the instances of the version that has this handler; if it \
-                 is not gone, start the newest version again, which writes that down"
+                "{} from `{queue}`: stop the instances of the version that has this handler; if it \
+                 is not gone, start the newest version again, which writes that down",
+                counted(receivers.into(), "receives", "receive")
             ));
         }
         if ready == 0 || self.how.with_messages {
@@ -233,13 +238,15 @@ impl Pruning<'_> {
         }
         Some(match queue.strip_suffix(".dead") {
             Some(consumer) => format!(
-                "{ready} dead letters are in it: look at them with `tidings dead-letters list {consumer}`, send them \
-                 where they belong or discard them; `--with-messages` deletes all {ready} for good"
+                "{} in it: `tidings dead-letters list {consumer}` shows what is there; send all of it where it \
+                 belongs or discard it; `--with-messages` deletes all {ready} for good",
+                counted(ready.into(), "dead letter is", "dead letters are")
             ),
             None => format!(
-                "{ready} messages are in `{queue}`: let a version that has the handler work them off \
-                 (`Router::unsubscribed` takes no new ones), or move them; `--with-messages` deletes \
-                 all {ready} for good"
+                "{} in `{queue}`: let a version that has the handler work off what is there \
+                 (`Router::unsubscribed` takes nothing new), or move it; `--with-messages` deletes \
+                 all {ready} for good",
+                counted(ready.into(), "message is", "messages are")
             ),
         })
     }
