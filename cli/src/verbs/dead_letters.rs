@@ -45,9 +45,11 @@ Examples:
   tidings dead-letters list --recorded                        what was discarded, or is edited since
 
 As JSON:
-  groups   {groups: [{consumer, name, fingerprint, pattern, count, first?, last?, example: {id, reason}}], count, leftOut}
-  list     {letters: [{consumer, id, name, key?, diedAt?, failures, redrives, fingerprint, reason}], more}
-  show     {consumer, id, diedAt?, failures, redrives, fingerprint, errors, history, edits, recorded?, message}
+  groups   {groups: [{consumer, name, fingerprint, pattern, count, edited, redriven, first?, last?,
+            example: {id, reason}}], count, leftOut}
+  list     {letters: [{consumer, id, name, key?, diedAt?, failures, redrives, editCount, fingerprint, reason}],
+            more}
+  show     {consumer, id, diedAt?, failures, redrives, editCount, fingerprint, errors, history, edits, recorded?, message}
   edit     {consumer, was, id, followers}
   discard  {consumer, count, released}
   redrive  {consumer, job, dryRun, total, sent, cameBack, keptBack, notSent, passedOver, stopped?,

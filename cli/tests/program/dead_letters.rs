@@ -181,6 +181,8 @@ async fn a_broken_order_is_found_mended_and_sent_on() {
         (&json!("alice"), &json!("a typing error"))
     );
 
+    shown_is_edited(&payment, &id).await;
+
     let dry = payment
         .run(&["redrive", QUEUE, "--all", "--dry-run", "--json"])
         .await;
@@ -206,6 +208,24 @@ async fn a_broken_order_is_found_mended_and_sent_on() {
         .ends(0)
         .tells("no dead letters");
     payment.stop().await;
+}
+
+/// A letter that was edited is not shown as redriven.
+async fn shown_is_edited(payment: &Payment, id: &str) {
+    let shown = payment.run(&["show", QUEUE, id]).await;
+    shown.ends(0).tells("redriven 0 times, edited 1 time\n");
+    let list = payment.run(&["list", QUEUE, "--json"]).await.json();
+    let letter = &list["letters"][0];
+    assert_eq!(
+        (&letter["redrives"], &letter["editCount"]),
+        (&json!(0), &json!(1))
+    );
+    let groups = payment.run(&["groups", QUEUE, "--json"]).await.json();
+    let group = &groups["groups"][0];
+    assert_eq!(
+        (&group["redriven"], &group["edited"]),
+        (&json!(0), &json!(1))
+    );
 }
 
 impl Payment {

@@ -256,11 +256,14 @@ async fn an_edited_letter_is_handled_as_it_is_now() {
         "it still says why it is here"
     );
 
-    let numbers = (now[0].redrives, now[1].redrives, now[2].redrives);
+    let numbers = now.iter().map(|it| {
+        let number = it.envelope.header(tidings::REDRIVE_HEADER);
+        (it.redrives, it.edit_count, number)
+    });
     assert_eq!(
-        numbers,
-        (0, 1, 0),
-        "a consumer tries it over the letter as it was"
+        numbers.collect::<Vec<_>>(),
+        [(0, 0, None), (0, 1, Some("1")), (0, 0, None)],
+        "a consumer tries it over the letter as it was, and nobody has redriven it"
     );
 
     let record = DeadLetters::record(bank.transport.connect());
@@ -275,6 +278,43 @@ async fn an_edited_letter_is_handled_as_it_is_now() {
         bank.database.effects().await == expected
     })
     .await;
+    bank.service.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_done_to_a_letter_is_told_apart() {
+    let bank = Bank::open(|router| router).await;
+    bank.bury("bad", 0..2).await;
+    let letters = bank.letters();
+    let id = all(&letters, &Selection::all()).await[0].id.clone();
+    let edit = async |edit: usize| {
+        let body = format!(r#"{{"account":"bad","number":0{}}}"#, " ".repeat(edit));
+        letters
+            .edit(&id, body, &audit())
+            .await
+            .expect("it is edited");
+    };
+    for number in 1..=12 {
+        edit(number).await;
+    }
+    let told = async || {
+        let letter = letters.show(&id).await.expect("it is there");
+        (letter.redrives, letter.edit_count, letter.edits().len())
+    };
+    assert_eq!(told().await, (0, 12, 10), "the list forgets two");
+    let group = async || {
+        let groups = letters.groups(&Selection::all()).await.expect("it reads");
+        let group = &groups.groups[0];
+        (group.count, group.edited, group.redriven)
+    };
+    assert_eq!(group().await, (2, 1, 0));
+
+    let report = quickly(&letters, Selection::all().id(&id)).await;
+    assert_eq!((report.sent, report.came_back), (1, 1));
+    assert_eq!(told().await, (1, 12, 10));
+    edit(13).await;
+    assert_eq!(told().await, (1, 13, 10));
+    assert_eq!(group().await, (2, 1, 1));
     bank.service.stop().await;
 }
 

@@ -46,6 +46,9 @@ struct FoundGroup {
     fingerprint: String,
     pattern: String,
     count: u64,
+    /// How many of them.
+    edited: u64,
+    redriven: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     first: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,6 +70,8 @@ impl FoundGroup {
             fingerprint: group.fingerprint.id.into(),
             pattern: group.fingerprint.pattern.into(),
             count: group.count,
+            edited: group.edited,
+            redriven: group.redriven,
             first: group.first,
             last: group.last,
             example: Example {
@@ -86,6 +91,8 @@ impl Report for FoundGroups {
         let row = |it: &FoundGroup| -> Vec<Cell> {
             vec![
                 Cell::bad(it.count.to_string()),
+                it.edited.to_string().into(),
+                it.redriven.to_string().into(),
                 (&it.consumer).into(),
                 or_dash(&it.name).into(),
                 (&it.fingerprint).into(),
@@ -95,7 +102,7 @@ impl Report for FoundGroups {
             ]
         };
         let headings = [
-            "LETTERS", "CONSUMER", "MESSAGE", "FINGERPRINT", "FIRST", "LAST", "REASON",
+            "LETTERS", "EDITED", "REDRIVEN", "CONSUMER", "MESSAGE", "FINGERPRINT", "FIRST", "LAST", "REASON",
         ];
         page.table(&headings, &self.groups.iter().map(row).collect::<Vec<_>>());
         if self.left_out > 0 {
@@ -157,6 +164,7 @@ struct Listed {
     died_at: Option<Timestamp>,
     failures: u32,
     redrives: u32,
+    edit_count: u32,
     fingerprint: String,
     reason: String,
 }
@@ -171,6 +179,7 @@ impl Listed {
             died_at: letter.died_at,
             failures: letter.failures,
             redrives: letter.redrives,
+            edit_count: letter.edit_count,
             fingerprint: letter.fingerprint.id.into(),
             reason: letter.reason.into(),
         }
@@ -190,12 +199,13 @@ impl Report for Letters {
                 it.died_at.map_or("-".to_owned(), from_now).into(),
                 it.failures.to_string().into(),
                 it.redrives.to_string().into(),
+                it.edit_count.to_string().into(),
                 it.key.as_deref().unwrap_or("-").into(),
                 one_line(or_dash(&it.reason)).into(),
             ]
         };
         let headings = [
-            "CONSUMER", "ID", "MESSAGE", "DIED", "FAILED", "REDRIVEN", "KEY", "REASON",
+            "CONSUMER", "ID", "MESSAGE", "DIED", "FAILED", "REDRIVEN", "EDITED", "KEY", "REASON",
         ];
         page.table(&headings, &self.letters.iter().map(row).collect::<Vec<_>>());
         if self.more {
@@ -250,6 +260,7 @@ struct Shown {
     died_at: Option<Timestamp>,
     failures: u32,
     redrives: u32,
+    edit_count: u32,
     fingerprint: String,
     /// The error and its causes.
     errors: Vec<String>,
@@ -266,9 +277,10 @@ impl Report for Shown {
         if let Some(at) = self.died_at {
             page.line(format!("died           {at} ({})", from_now(at)));
         }
-        let (failures, redrives) = (self.failures, self.redrives);
         let times = |count: u32| counted(count.into(), "time", "times");
-        page.line(format!("failed         {}, redriven {}", times(failures), times(redrives)));
+        let (failed, redriven) = (times(self.failures), times(self.redrives));
+        let edited = times(self.edit_count);
+        page.line(format!("failed         {failed}, redriven {redriven}, edited {edited}"));
         page.line(format!("fingerprint    {}", self.fingerprint));
         for (at, error) in self.errors.iter().enumerate() {
             let what = if at == 0 { "error" } else { "because" };
@@ -306,6 +318,7 @@ impl Show {
                 died_at: letter.died_at,
                 failures: letter.failures,
                 redrives: letter.redrives,
+                edit_count: letter.edit_count,
                 fingerprint: letter.fingerprint.id.into(),
                 history: letter.history,
             })?;

@@ -8,6 +8,9 @@ use crate::{Envelope, hash_of_key};
 /// The header that lists what was edited, as JSON: the first and the latest nine [`Audit`]s.
 pub const EDITS_HEADER: &str = "tidings-edits";
 
+/// The header that says how often a letter was edited.
+pub(super) const EDIT_COUNT_HEADER: &str = "tidings-edit-count";
+
 /// The header of a letter in the record that says why it is there, as JSON: a [`Recorded`].
 pub const RECORDED_HEADER: &str = "tidings-recorded";
 
@@ -88,8 +91,17 @@ pub(super) fn edits_of(envelope: &Envelope) -> Vec<Audit> {
         .unwrap_or_default()
 }
 
+/// How often a letter was edited. The list forgets middle ones, and one of an earlier version has no count.
+pub(super) fn edit_count(envelope: &Envelope) -> u32 {
+    let count = envelope.header(EDIT_COUNT_HEADER);
+    let count = count.and_then(|count| count.parse().ok()).unwrap_or(0);
+    u32::try_from(edits_of(envelope).len()).map_or(count, |known| count.max(known))
+}
+
 /// Adds an edit, and forgets middle ones when there are too many.
 pub(super) fn add_edit(envelope: &mut Envelope, edit: Audit) {
+    let count = edit_count(envelope).saturating_add(1);
+    set_header(envelope, EDIT_COUNT_HEADER, count.to_string());
     let mut edits = edits_of(envelope);
     edits.push(edit);
     while edits.len() > EDITS_MAX {

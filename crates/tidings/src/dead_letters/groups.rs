@@ -36,6 +36,10 @@ pub struct Group {
     pub fingerprint: Fingerprint,
     /// How many there are.
     pub count: u64,
+    /// How many of them were edited.
+    pub edited: u64,
+    /// How many of them were redriven.
+    pub redriven: u64,
     /// When the first of them died.
     pub first: Option<Timestamp>,
     /// When the last of them died.
@@ -53,6 +57,8 @@ impl Group {
             name: (*letter.envelope.name).into(),
             fingerprint: letter.fingerprint.clone(),
             count: 0,
+            edited: 0,
+            redriven: 0,
             first: letter.died_at,
             last: letter.died_at,
             example_id: letter.id.clone(),
@@ -62,6 +68,8 @@ impl Group {
 
     fn add(&mut self, letter: &Letter) {
         self.count += 1;
+        self.edited += u64::from(letter.edit_count > 0);
+        self.redriven += u64::from(letter.redrives > 0);
         if let Some(at) = letter.died_at {
             self.first = Some(self.first.map_or(at, |first| first.min(at)));
             self.last = Some(self.last.map_or(at, |last| last.max(at)));

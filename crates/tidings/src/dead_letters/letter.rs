@@ -36,9 +36,13 @@ pub struct Letter {
     pub history: Vec<Attempt>,
     /// How often it was redriven.
     pub redrives: u32,
+    /// How often it was edited; [`edits`](Self::edits) knows the first and the latest ones.
+    pub edit_count: u32,
     /// Metadata and body.
     pub envelope: Envelope,
     pub(super) place: LetterPlace,
+    /// The number of its last redrive, or of its last edit, which counts as one to its consumer.
+    pub(super) number: u32,
 }
 
 impl Letter {
@@ -53,6 +57,7 @@ impl Letter {
     pub(super) fn new(letter: DeadLetter, consumer: &str) -> Self {
         let envelope = letter.envelope;
         let last = letter.history.last();
+        let (number, edit_count) = (number_of(&envelope), audit::edit_count(&envelope));
         let reason = letter
             .reason
             .or(last.map(|last| last.reason.as_str().into()));
@@ -64,7 +69,9 @@ impl Letter {
             reason,
             died_at: last.map(|last| last.at).or(envelope.time),
             failures: letter.failures,
-            redrives: number_of(&envelope),
+            redrives: number.saturating_sub(edit_count),
+            edit_count,
+            number,
             history: letter.history,
             envelope,
             place: letter.place,
@@ -118,7 +125,7 @@ impl Letter {
             .headers
             .retain(|(name, _)| **name != *RECORDED_HEADER);
         set_header(&mut envelope, HISTORY_HEADER, audit::as_json(&self.history));
-        let number = self.redrives.saturating_add(1);
+        let number = self.number.saturating_add(1);
         set_header(&mut envelope, REDRIVE_HEADER, number.to_string());
         set_header(&mut envelope, JOB_HEADER, job);
         envelope
@@ -147,7 +154,7 @@ impl Letter {
     pub(super) fn to_edit(&self, body: bytes::Bytes, audit: &Audit) -> Envelope {
         let mut envelope = self.to_put();
         audit::add_edit(&mut envelope, audit.of_edit(&self.envelope.body));
-        let number = self.redrives.saturating_add(1);
+        let number = self.number.saturating_add(1);
         set_header(&mut envelope, REDRIVE_HEADER, number.to_string());
         // To the job that sent it as it was, it is another letter.
         envelope.headers.retain(|(name, _)| **name != *JOB_HEADER);

@@ -211,17 +211,17 @@ impl DeadLetters {
         };
         let with_claims = letters
             .iter()
-            .filter_map(|letter| Some((letter.redrives, letter.claim()?)));
-        let (redrives, claims): (Vec<u32>, Vec<_>) = with_claims.unzip();
+            .filter_map(|letter| Some((letter.number, letter.claim()?)));
+        let (numbers, claims): (Vec<u32>, Vec<_>) = with_claims.unzip();
         let asks = claims.iter().map(|claim| Ask {
             claim: claim.clone(),
             order: None,
         });
         let asks: Vec<Ask> = asks.collect();
         let seen = Store::look(&**store, &asks).await?;
-        let known = claims.into_iter().zip(redrives).zip(seen);
-        let dead = known.filter(|((_, redrives), seen)| {
-            seen.state == Some(InboxState::Dead) && seen.redrive <= *redrives
+        let known = claims.into_iter().zip(numbers).zip(seen);
+        let dead = known.filter(|((_, number), seen)| {
+            seen.state == Some(InboxState::Dead) && seen.redrive <= *number
         });
         let dead: Vec<_> = dead.map(|((claim, _), _)| claim).collect();
         Ok(store.deferred().discard(&dead).await?)

@@ -363,7 +363,7 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
     /// Tells what is seen again in each pass.
     fn tell_once(&mut self, letter: &Letter, outcome: Outcome) -> Result<bool, Error> {
         let what = std::mem::discriminant(&outcome);
-        let name = format!("{what:?} {} {}", letter.redrives, letter.id);
+        let name = format!("{what:?} {} {}", letter.number, letter.id);
         let is_new = self.told.insert(hash_of_key(&name));
         check_room(self.told.len())?;
         if is_new {
