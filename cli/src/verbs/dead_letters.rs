@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use clap::Subcommand;
 use tidings::{
-    Transport,
+    Store, Transport,
     dead_letters::{Audit, DeadLetters, consumers_in, consumers_of},
     handlers::{self, HandlerRecord},
 };
@@ -102,6 +102,23 @@ struct Who {
 impl Who {
     fn audit(&self) -> Audit {
         Audit::now(&self.by, &self.why)
+    }
+}
+
+/// The database of a consumer's service, if the command line says where it is.
+async fn store_of(
+    frame: &Frame,
+    consumer: &str,
+    access: Access,
+) -> anyhow::Result<Option<Arc<dyn Store>>> {
+    if !frame.has_database() {
+        return Ok(None);
+    }
+    let service = consumer.split('.').next().unwrap_or_default();
+    let located = frame.located().await?;
+    match located.into_iter().find(|it| it.service == service) {
+        Some(located) => Ok(Some(located.open(access).await?.store)),
+        None => Ok(None),
     }
 }
 

@@ -326,3 +326,40 @@ async fn what_fails_again_ends_with_a_problem_and_is_discarded_into_the_record()
         .says("(TDG-2007)");
     payment.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_nobody_would_take_is_not_sent() {
+    let payment = Payment::start().await;
+    let stranger = Outgoing {
+        destination: Destination::Queue(tidings::dead_letter_queue(QUEUE).into()),
+        unrouted: Unrouted::Hold,
+        envelope: Envelope::new("order-shipped.v1", json!({"order_id": "o-1"}).to_string()),
+    };
+    payment
+        .amqp
+        .publish(vec![stranger])
+        .await
+        .remove(0)
+        .unwrap();
+    payment.letters(1).await;
+    let database = payment.database();
+    let all = [
+        "redrive",
+        QUEUE,
+        "--all",
+        "--settle",
+        "500ms",
+        "--database",
+        &database,
+    ];
+    let kept = payment.run(&all).await;
+    kept.ends(1)
+        .tells("0 of 1 letter of")
+        .tells("1 cannot be sent")
+        .tells("takes `order-shipped.v1`")
+        .tells("(TDG-2011)");
+    let sent = payment.run(&[&all[..], &["--unchecked"]].concat()).await;
+    sent.ends(1).tells("1 came back").tells("(TDG-2011)");
+    payment.letters(1).await;
+    payment.stop().await;
+}

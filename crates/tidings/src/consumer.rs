@@ -32,8 +32,8 @@ use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    BoxError, Context, Deliveries, Delivery, Settlement, Store, StoreError, Subscription,
-    Transport, TransportError,
+    BoxError, Context, Deliveries, Delivery, Permanent, REDRIVE_HEADER, Settlement, Store,
+    StoreError, Subscription, Transport, TransportError, dead_letters,
     gate::Source,
     handling::{Handling, Message, Outcome},
     retry::SILENT_STORE,
@@ -247,7 +247,13 @@ impl Running {
         let is_old = self.handling.skips_replayed && delivery.envelope.is_replayed();
         if is_old || self.is_foreign(&delivery) {
             let handling = Arc::clone(&self.handling);
-            self.run(is_trial, async move { skip(&handling, delivery).await });
+            let passed = async move {
+                match is_old {
+                    true => skip(&handling, delivery).await,
+                    false => pass_over(&handling, delivery).await,
+                }
+            };
+            self.run(is_trial, passed);
         } else {
             self.ready.push_back(delivery);
         }
@@ -485,6 +491,19 @@ pub(crate) async fn dead_letter(handling: &Handling, delivery: Delivery, error: 
 pub(crate) async fn skip(handling: &Handling, delivery: Delivery) {
     handling.counts.skipped.increment(1);
     settle(handling, delivery, Settlement::Ack).await;
+}
+
+/// Passes over a message that no handler here takes: acknowledges it, since a topic may carry several kinds.
+/// One that an operator has redriven came from no topic: it is a dead letter again, so that it is not lost.
+pub(crate) async fn pass_over(handling: &Handling, delivery: Delivery) {
+    let envelope = &delivery.envelope;
+    if envelope.header(REDRIVE_HEADER).is_none() {
+        return skip(handling, delivery).await;
+    }
+    let place = handling.group.as_ref().unwrap_or(&handling.queue);
+    let error = dead_letters::Error::name_not_taken(&envelope.name, place);
+    let error = Permanent::new(error.to_string()).into();
+    Box::pin(dead_letter(handling, delivery, &error)).await;
 }
 
 async fn give_back(handling: &Handling, delivery: Delivery) {

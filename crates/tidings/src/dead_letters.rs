@@ -99,7 +99,7 @@ impl DeadLetters {
     }
 
     /// Gives it the consumer's store, so that discarding a letter lets later messages of its key go on
-    /// that are parked behind it.
+    /// that are parked behind it, and a redrive knows which messages the consumer takes.
     pub fn store(mut self, store: impl Into<Arc<dyn Store>>) -> Self {
         self.store = Some(store.into());
         self

@@ -14,6 +14,7 @@
 //! A service is known by the name of its router. If the handlers of one name and one database are spread over
 //! several programs, the one that started last marks those of the others as gone.
 
+mod taken;
 mod write;
 
 use std::{collections::BTreeSet, num::NonZeroU16};
@@ -22,6 +23,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tidings_saga::{ANSWER_NAME, CALL_OFF_NAME};
 
+pub(crate) use taken::{Taken, taken_at};
 pub(crate) use write::{Report, write_down};
 
 use crate::{
@@ -55,6 +57,10 @@ pub struct HandlerRecord {
     /// The version in that name, if it ends with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
+    /// The names of the messages that it takes: that one, and older ones ([`Router::upcast`]). Empty if an
+    /// earlier version of the toolkit has written the record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takes: Vec<String>,
     /// What the message is.
     pub kind: MessageKind,
     /// Its part in a saga, if it is of one.
@@ -168,6 +174,10 @@ impl HandlerRecord {
             consumer: route.queue.to_string(),
             message: route.name.to_owned(),
             version: version_in(route.name),
+            takes: std::iter::once(route.name)
+                .chain(upcasts.iter().map(|upcast| upcast.name))
+                .map(str::to_owned)
+                .collect(),
             kind: match route.topic {
                 Some(_) => MessageKind::Event,
                 None if route.name == ANSWER_NAME => MessageKind::Reply,

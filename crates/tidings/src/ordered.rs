@@ -21,7 +21,7 @@ use tracing::{debug, info};
 
 use crate::{
     BoxError, Context, Deliveries, Delivery, Subscription, Transport, TransportError,
-    consumer::{dead_letter, handle_accepted, skip},
+    consumer::{dead_letter, handle_accepted, pass_over, skip},
     gate::Source,
     handling::Handling,
 };
@@ -258,7 +258,7 @@ impl Lines {
             );
         }
         self.tasks.spawn(async move {
-            skip(&handling, delivery).await;
+            pass_over(&handling, delivery).await;
             Done::default()
         });
     }

@@ -5,13 +5,20 @@ mod support;
 use std::{num::NonZeroU32, time::Duration};
 
 use support::{
-    deposit,
+    BalanceChanged, Database, MoneyDeposited, Running, deposit,
     letters::{Dying, QUEUE, all, desk, letter, publish},
+    until, write,
 };
 use tidings::{
     Queue, REDRIVE_HEADER, Topology, Transport,
-    dead_letters::{Audit, Code, DeadLetters, Event, JOB_HEADER, Outcome, Selection, consumers_of},
+    dead_letters::{
+        Audit, Code, DeadLetters, Event, JOB_HEADER, Outcome, Redrive, Report, Selection,
+        consumers_of,
+    },
+    prelude::*,
 };
+use tidings_memory::MemoryTransport;
+use tidings_sqlite::Tx;
 use tokio::time::Instant;
 
 #[tokio::test]
@@ -197,4 +204,121 @@ async fn a_redrive_or_a_discard_that_dies_anywhere_loses_nothing() {
         }
         assert!(deaths >= 10, "it died {deaths} times");
     }
+}
+
+async fn book(deposit: MoneyDeposited, mut tx: Tx) -> Result<()> {
+    Ok(write(&mut tx, &deposit).await?)
+}
+
+async fn look(_: BalanceChanged) -> Result<()> {
+    Ok(())
+}
+
+fn changed(account: &str) -> BalanceChanged {
+    BalanceChanged {
+        account: account.into(),
+        number: 1,
+    }
+}
+
+/// What became of letters, and why some were not sent.
+async fn outcome(redrive: Redrive<'_>) -> (Report, Vec<String>) {
+    let mut not_sent = Vec::new();
+    let redrive = redrive.unlimited().settle(Duration::from_millis(500));
+    let report = redrive.run(|event| {
+        if let Event::Letter {
+            outcome: Outcome::NotSent { why },
+            ..
+        } = event
+        {
+            not_sent.push(why);
+        }
+    });
+    (report.await.expect("it runs"), not_sent)
+}
+
+#[tokio::test]
+async fn what_a_consumer_does_not_take_is_not_sent_or_comes_back() {
+    for (place, partitions) in [(QUEUE, None), ("bank.ordered", Some(2))] {
+        let (transport, database) = (MemoryTransport::new(), Database::new().await);
+        let mut router = Router::new("bank")
+            .on(book)
+            .transactional(database.store.clone());
+        if let Some(partitions) = partitions {
+            router = router.ordered(partitions);
+        }
+        let service = Running::start(&transport, router).await;
+        let mut nameless = letter(&deposit("b", 2), place, "no", 2);
+        nameless.envelope.name = "".into();
+        let batch = [
+            letter(&changed("x"), place, "no", 0),
+            letter(&deposit("a", 1), place, "no", 1),
+            nameless,
+        ];
+        publish(&transport, batch.into()).await;
+
+        let letters = DeadLetters::new(transport.connect(), place).store(database.store.clone());
+        let dry = letters.redrive(Selection::all()).dry_run();
+        let (report, _) = outcome(dry).await;
+        assert_eq!((report.sent, report.not_sent), (2, 1), "{place}");
+        let (report, why) = outcome(letters.redrive(Selection::all())).await;
+        assert_eq!((report.sent, report.not_sent), (2, 1), "{place}");
+        assert_eq!(
+            why,
+            [format!(
+                "no handler of `{place}` takes `balance-changed.v1`; redrive the letter to a consumer that \
+                 does, or discard it (TDG-2011)"
+            )]
+        );
+        until("what it takes is handled", async || {
+            database.effects().await == [("a".to_owned(), 1), ("b".to_owned(), 2)]
+        })
+        .await;
+        let stays = all(&letters, &Selection::all()).await;
+        assert_eq!((stays.len(), &*stays[0].reason), (1, "no"), "{place}");
+
+        // An operator who says so sends it; so does one who has no database at hand.
+        let elsewhere = DeadLetters::new(transport.connect(), place);
+        for redrive in [
+            letters.redrive(Selection::all()).unchecked(),
+            elsewhere.redrive(Selection::all()),
+        ] {
+            let (report, _) = outcome(redrive).await;
+            assert_eq!((report.sent, report.came_back), (1, 1), "{place}");
+        }
+        let back = all(&letters, &Selection::all()).await;
+        assert_eq!((back.len(), back[0].redrives), (1, 2), "{place}");
+        let why = "takes `balance-changed.v1`";
+        assert!(back[0].reason.contains(why), "{}", back[0].reason);
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_to_where_a_handler_has_been() {
+    let (transport, database) = (MemoryTransport::new(), Database::new().await);
+    let router = || Router::new("bank").transactional(database.store.clone());
+    let start = async |router: Router| Running::start(&transport, router).await;
+    start(router().on(book)).await.stop().await;
+    publish(&transport, vec![letter(&deposit("a", 1), QUEUE, "no", 0)]).await;
+    let letters = DeadLetters::new(transport.connect(), QUEUE).store(database.store.clone());
+    let redrive = || letters.redrive(Selection::all());
+
+    start(router().on(look)).await.stop().await;
+    let (report, why) = outcome(redrive()).await;
+    assert_eq!((report.sent, report.not_sent), (0, 1));
+    let gone = format!("nobody receives from `{QUEUE}` any more");
+    assert!(why[0].contains(&gone), "{why:?}");
+
+    let service = start(router().on(book).ordered(2)).await;
+    let (report, why) = outcome(redrive()).await;
+    assert_eq!((report.sent, report.not_sent), (0, 1));
+    assert!(why[0].contains("redrive it to `bank.ordered`"), "{why:?}");
+    let (report, _) = outcome(redrive().to("bank.ordered")).await;
+    assert_eq!((report.sent, report.not_sent), (1, 0));
+    until("it is handled", async || {
+        database.effects().await == [("a".to_owned(), 1)]
+    })
+    .await;
+    service.stop().await;
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tidings::Transport;
 use tidings::dead_letters::{BODY_BYTES_MAX, DeadLetters};
 
-use super::{Who, select::Select};
+use super::{Who, select::Select, store_of};
 use crate::{
     frame::{Ended, Frame},
     out::{Page, Report, counted},
@@ -129,7 +129,7 @@ impl Discard {
         let selection = self.select.selection_or_all(self.all)?;
         let mut letters = DeadLetters::new(Arc::clone(broker), &self.consumer);
         let is_ordered = self.consumer.ends_with(".ordered");
-        match self.store(frame).await? {
+        match store_of(frame, &self.consumer, Access::Change).await? {
             Some(store) => letters = letters.store(store),
             None if is_ordered => frame.out.note(
                 "without the consumer's database (`--database`), messages that are parked behind \
@@ -151,18 +151,5 @@ impl Discard {
             0 => Ended::Problem,
             _ => Ended::Done,
         })
-    }
-
-    /// The database of the consumer's service, if the command line says where it is.
-    async fn store(&self, frame: &Frame) -> anyhow::Result<Option<Arc<dyn tidings::Store>>> {
-        if !frame.has_database() {
-            return Ok(None);
-        }
-        let service = self.consumer.split('.').next().unwrap_or_default();
-        let located = frame.located().await?;
-        match located.into_iter().find(|it| it.service == service) {
-            Some(located) => Ok(Some(located.open(Access::Change).await?.store)),
-            None => Ok(None),
-        }
     }
 }

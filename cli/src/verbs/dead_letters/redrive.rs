@@ -7,10 +7,11 @@ use serde::Serialize;
 use tidings::Transport;
 use tidings::dead_letters::{self, DeadLetters, Event, Letter, Outcome};
 
-use super::select::Select;
+use super::{select::Select, store_of};
 use crate::{
     frame::{Ended, Frame},
     out::{Cell, Page, Report, counted, one_line},
+    places::Access,
 };
 
 /// How many outcomes are told of one by one as JSON.
@@ -56,6 +57,9 @@ pub(super) struct Redrive {
     /// Send to another consumer than they are of
     #[arg(long, value_name = "CONSUMER", help_heading = "How to send")]
     to: Option<String>,
+    /// Send also what the consumer does not take, as its database (`--database`) says
+    #[arg(long, help_heading = "How to send")]
+    unchecked: bool,
     /// Go on with this job, which died: with the same letters
     #[arg(long, value_name = "JOB", help_heading = "How to send")]
     job: Option<String>,
@@ -157,7 +161,11 @@ impl Report for Redriven {
 impl Redrive {
     pub(super) async fn run(self, frame: &Frame, broker: &Arc<dyn Transport>) -> anyhow::Result<Ended> {
         let selection = self.select.selection_or_all(self.all)?;
-        let letters = DeadLetters::new(Arc::clone(broker), &self.consumer);
+        let mut letters = DeadLetters::new(Arc::clone(broker), &self.consumer);
+        let to = self.to.as_ref().unwrap_or(&self.consumer);
+        if let Some(store) = store_of(frame, to, Access::Look).await? {
+            letters = letters.store(store);
+        }
         let job = self.describe(letters.redrive(selection));
         let name = job.name().to_owned();
         let bar = frame.progress(letters.count().await?, "redriving");
@@ -224,6 +232,9 @@ impl Redrive {
         }
         if let Some(name) = &self.job {
             job = job.job(name);
+        }
+        if self.unchecked {
+            job = job.unchecked();
         }
         match self.dry_run {
             true => job.dry_run(),

@@ -35,6 +35,8 @@ pub enum Code {
     NotTaken,
     /// `TDG-2010`: a redrive stopped because too many letters came back.
     Stopped,
+    /// `TDG-2011`: the consumer does not take messages of a letter's name.
+    NameNotTaken,
 }
 
 impl Code {
@@ -50,6 +52,7 @@ impl Code {
         Self::NoEdit,
         Self::NotTaken,
         Self::Stopped,
+        Self::NameNotTaken,
     ];
 
     /// As it is written: `TDG-2001`.
@@ -65,6 +68,7 @@ impl Code {
             Self::NoEdit => "TDG-2008",
             Self::NotTaken => "TDG-2009",
             Self::Stopped => "TDG-2010",
+            Self::NameNotTaken => "TDG-2011",
         }
     }
 }
@@ -94,6 +98,23 @@ impl Error {
              over AMQP"
         );
         Self::new(Code::NoAccess, says)
+    }
+
+    pub(crate) fn name_not_taken(name: &str, consumer: &str) -> Self {
+        let says = format!(
+            "no handler of `{consumer}` takes `{name}`; redrive the letter to a consumer that does, or \
+             discard it"
+        );
+        Self::new(Code::NameNotTaken, says)
+    }
+
+    pub(super) fn nobody_takes(consumer: &str, instead: Option<&str>) -> Self {
+        let instead = match instead {
+            Some(instead) => format!("redrive it to `{instead}`, where its handler is now"),
+            None => "redrive it to another consumer, or discard it".to_owned(),
+        };
+        let says = format!("nobody receives from `{consumer}` any more; {instead}");
+        Self::new(Code::NameNotTaken, says)
     }
 
     pub(super) fn no_letter(id: &str, consumer: &str) -> Self {

@@ -43,6 +43,7 @@ pub struct Redrive<'a> {
     stop_above: Option<f64>,
     settle: Duration,
     keeps_order: bool,
+    is_unchecked: bool,
 }
 
 impl<'a> Redrive<'a> {
@@ -60,6 +61,7 @@ impl<'a> Redrive<'a> {
             settle: SETTLE,
             // As the toolkit names them.
             keeps_order: letters.consumer().ends_with(".ordered"),
+            is_unchecked: false,
         }
     }
 
@@ -141,6 +143,14 @@ impl<'a> Redrive<'a> {
     /// selected ones or could not be sent. Default: yes for ordered groups.
     pub fn keep_order(mut self, keeps: bool) -> Self {
         self.keeps_order = keeps;
+        self
+    }
+
+    /// Sends also letters whose name the consumer does not take. By default they stay
+    /// ([`Outcome::NotSent`]), if the [store](DeadLetters::store) that was given is the consumer's, which has the
+    /// names that it takes. A consumer that gets one nevertheless makes it a dead letter again.
+    pub fn unchecked(mut self) -> Self {
+        self.is_unchecked = true;
         self
     }
 

@@ -20,6 +20,7 @@ use crate::{
         walk::{Step, Walk},
         watch::Watch,
     },
+    handlers::{Taken, taken_at},
     hash_of_key,
 };
 
@@ -52,10 +53,16 @@ pub(super) struct Job<'a, F> {
     /// How many came back of those that this run sent.
     fresh: u64,
     refusals: u32,
+    /// What is taken where they are sent.
+    taken: Taken,
 }
 
 impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
     pub(super) async fn begin(redrive: &'a Redrive<'a>, on: F) -> Result<Self, Error> {
+        let taken = match &redrive.letters.store {
+            Some(store) if !redrive.is_unchecked => taken_at(&**store, &redrive.to).await?,
+            _ => Taken::Any,
+        };
         let walk = Walk::begin(redrive.letters).await?;
         let report = Report {
             job: redrive.job.clone(),
@@ -83,6 +90,7 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
             told: HashSet::new(),
             fresh: 0,
             refusals: 0,
+            taken,
         })
     }
 
@@ -139,8 +147,22 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
             self.report.kept_back += 1;
             return self.tell_once(&letter, Outcome::KeptBack).map(drop);
         }
+        if let Some(error) = self.refuses(&letter) {
+            return self.not_sent(&letter, error.to_string());
+        }
         self.pending.push_back(letter);
         Ok(())
+    }
+
+    /// Why a letter would not be taken.
+    fn refuses(&self, letter: &Letter) -> Option<Error> {
+        let (name, to) = (&*letter.envelope.name, &*self.redrive.to);
+        match &self.taken {
+            Taken::Any => None,
+            Taken::Only(names) if name.is_empty() || names.contains(name) => None,
+            Taken::Only(_) => Some(Error::name_not_taken(name, to)),
+            Taken::Nothing { instead } => Some(Error::nobody_takes(to, instead.as_deref())),
+        }
     }
 
     fn would_send(&mut self) {
@@ -181,7 +203,7 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
             match outcome {
                 Ok(()) => sent.push(letter),
                 Err(error) => match error.kind() {
-                    PublishErrorKind::Invalid => self.not_sent(&letter, &error)?,
+                    PublishErrorKind::Invalid => self.not_sent(&letter, error.to_string())?,
                     PublishErrorKind::Unroutable => gone = Some(error),
                     _ => {
                         again.push(letter);
@@ -240,11 +262,10 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
         Ok(())
     }
 
-    fn not_sent(&mut self, letter: &Letter, error: &PublishError) -> Result<(), Error> {
+    fn not_sent(&mut self, letter: &Letter, why: String) -> Result<(), Error> {
         self.report.not_sent += 1;
         let key = letter.envelope.key.as_deref().map(hash_of_key);
         self.stays(key)?;
-        let why = error.to_string();
         self.tell_once(letter, Outcome::NotSent { why }).map(drop)
     }
 
