@@ -117,6 +117,29 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
     Duration::try_from(time).map_err(|_| wrong())
 }
 
+/// Reads at most `limit` in steps of at most `step`: `read` is given the last one that was read, and how many to read
+/// after it; fewer than that are the last.
+///
+/// # Errors
+///
+/// Those of `read`.
+pub(crate) async fn pages<T>(
+    limit: usize,
+    step: usize,
+    mut read: impl AsyncFnMut(Option<&T>, usize) -> anyhow::Result<Vec<T>>,
+) -> anyhow::Result<Vec<T>> {
+    let mut all = Vec::new();
+    loop {
+        let count = step.min(limit - all.len());
+        let next = read(all.last(), count).await?;
+        let is_last = next.len() < count;
+        all.extend(next);
+        if is_last || all.len() >= limit {
+            return Ok(all);
+        }
+    }
+}
+
 /// An error of the toolkit, which is no [`std::error::Error`] of its own.
 pub(crate) fn toolkit(error: tidings::Error) -> anyhow::Error {
     anyhow::Error::from_boxed(error.into_inner())
@@ -490,5 +513,25 @@ mod tests {
         for wrong in ["", "5", "-5s", "soon", "d", "-1d"] {
             check(wrong, None);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_read_in_steps_is_all_or_as_much_as_was_asked_for() {
+        let check = async |there: usize, limit: usize, steps: &[usize]| {
+            let mut asked = Vec::new();
+            let all = pages(limit, 4, async |last: Option<&usize>, count| {
+                asked.push(count);
+                let from = last.map_or(0, |last| last + 1);
+                Ok((from..there.min(from + count)).collect())
+            });
+            let all = all.await.unwrap();
+            assert!(all.into_iter().eq(0..there.min(limit)), "{there} {limit}");
+            assert_eq!(asked, steps, "{there} {limit}");
+        };
+        check(0, 10, &[4]).await;
+        check(3, 10, &[4]).await;
+        check(8, 10, &[4, 4, 2]).await;
+        check(20, 10, &[4, 4, 2]).await;
+        check(20, 8, &[4, 4]).await;
     }
 }

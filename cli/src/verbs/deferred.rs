@@ -9,7 +9,7 @@ use serde::Serialize;
 use tidings::{Ask, Attempt, Claim, InboxQuery, InboxRow, InboxState, MessageId, Store};
 
 use crate::{
-    frame::{Database, Ended, Frame},
+    frame::{Database, Ended, Frame, pages},
     message::{ShownMessage, tell_attempts},
     out::{Cell, Page, Report, counted, from_now, one_line, should_be_zero},
     places::Access,
@@ -335,17 +335,12 @@ async fn read(
     mut query: InboxQuery,
     limit: usize,
 ) -> anyhow::Result<Vec<InboxRow>> {
-    let mut rows: Vec<InboxRow> = Vec::new();
-    loop {
-        query.after = rows.last().map(|row| row.number);
-        query.limit = ROWS_PER_STEP.min(limit - rows.len());
-        let read = store.deferred().list(&query).await?;
-        let is_last = read.len() < query.limit;
-        rows.extend(read);
-        if is_last || rows.len() >= limit {
-            return Ok(rows);
-        }
-    }
+    pages(limit, ROWS_PER_STEP, async |last: Option<&InboxRow>, count| {
+        query.after = last.map(|row| row.number);
+        query.limit = count;
+        Ok(store.deferred().list(&query).await?)
+    })
+    .await
 }
 
 #[derive(Debug, Serialize)]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tidings::{ListedRow, OutboxState, OutboxStats, Store};
 
 use crate::{
-    frame::{Ended, Frame},
+    frame::{Ended, Frame, pages},
     message::ShownMessage,
     out::{Cell, Page, Report, brief, counted, from_now, one_line, should_be_zero},
     places::Access,
@@ -260,17 +260,11 @@ async fn list(frame: &Frame, state: Option<State>, limit: usize) -> anyhow::Resu
 
 /// The oldest rows of a state.
 async fn read(store: &dyn Store, state: State, limit: usize) -> anyhow::Result<Vec<ListedRow>> {
-    let mut rows: Vec<ListedRow> = Vec::new();
-    loop {
-        let after = rows.last().map(|row| row.position);
-        let count = ROWS_PER_READ.min(limit - rows.len());
-        let read = store.outbox().list(state.of_store(), after, count).await?;
-        let is_last = read.len() < count;
-        rows.extend(read);
-        if is_last || rows.len() >= limit {
-            return Ok(rows);
-        }
-    }
+    pages(limit, ROWS_PER_READ, async |last: Option<&ListedRow>, count| {
+        let after = last.map(|row| row.position);
+        Ok(store.outbox().list(state.of_store(), after, count).await?)
+    })
+    .await
 }
 
 #[derive(Debug, Serialize)]
