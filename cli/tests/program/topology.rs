@@ -1,6 +1,8 @@
 //! `tidings topology`, and what else rests on what services write down about their handlers: on the broker in the
 //! box and on RabbitMQ.
 
+mod permissions;
+
 use std::{
     sync::{
         Arc,

@@ -25,7 +25,7 @@ use tidings_core::{Group, SLOT_COUNT, dead_letter_queue, slot_of};
 use tidings_wire::{ShortStr, Table, Value};
 
 use crate::{
-    parts::{Part, binding, exchange, letters, link, queue, table},
+    parts::{Part, binding, exchange, letters, link, of_type, queue, table},
     topology::{DeclareError, NAME_BYTES_MAX, checked_name},
 };
 
@@ -108,7 +108,8 @@ pub(crate) fn parts(
             short("queue", &dead, ShortStr::BYTES_MAX)?,
             Table::default(),
         )),
-        Part::Queue(queue(any.clone(), single.clone())),
+        // Classic ones put back what is given back in its old place, which keeps the order.
+        Part::Queue(of_type("classic", &queue(any.clone(), single.clone()))),
         Part::Exchange(exchange(any.clone(), "fanout", Table::default())),
         Part::Binding(binding(any.clone(), any, None)),
         Part::Exchange(exchange(direct.clone(), "direct", alternate)),
@@ -116,7 +117,10 @@ pub(crate) fn parts(
     let mut queues = Vec::new();
     for partition in 0..partitions.get() {
         let name = short("queue", &group.partition(partition), NAME_BYTES_MAX)?;
-        parts.push(Part::Queue(queue(name.clone(), single.clone())));
+        parts.push(Part::Queue(of_type(
+            "classic",
+            &queue(name.clone(), single.clone()),
+        )));
         queues.push(name);
     }
     for (slot, key) in (0..SLOT_COUNT).zip(&*SLOT_KEYS) {

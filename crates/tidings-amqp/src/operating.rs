@@ -17,7 +17,7 @@ use crate::{
     Amqp,
     groups::command_exchange,
     letters,
-    parts::{Part, is_of_another_type},
+    parts::{Part, QUEUE_TYPES, is_of_another_type, of_type},
     session::{Channel, Closed, Quiet, Session},
     topology::{DeclareError, Declared, checked_name, no_queue_of_a_command},
 };
@@ -50,7 +50,7 @@ pub enum PieceKind {
 /// Whether a [`Piece`] is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PieceState {
-    /// It is there, as described. (Dead letters may be in a queue of another type, from an older version.)
+    /// It is there, as described. (A queue may be of another type: services use it as it is.)
     There,
     /// It is there; why it is not known whether it is as described.
     Unknown(String),
@@ -405,15 +405,29 @@ impl Asking {
         }
         Ok(match self.declared(part).await? {
             Ok(_) => PieceState::There,
-            // Services take it as it is.
-            Err(closed) if matches!(part, Part::Letters(_)) && is_of_another_type(&closed) => {
-                PieceState::There
-            }
+            Err(closed) if is_of_another_type(&closed) => self.look_at_type(part, closed).await?,
             Err(closed) if closed.code == reply::ACCESS_REFUSED => {
                 PieceState::Unknown(closed.reason.to_string())
             }
             Err(closed) => PieceState::Differs(closed.reason.to_string()),
         })
+    }
+
+    /// Services take a queue of another type as it is if it differs in nothing else.
+    async fn look_at_type(
+        &mut self,
+        part: &Part,
+        closed: Closed,
+    ) -> Result<PieceState, TransportError> {
+        let Part::Queue(queue) = part else {
+            return Ok(PieceState::There);
+        };
+        for queue_type in QUEUE_TYPES {
+            if self.ask(&of_type(queue_type, queue)).await?.is_ok() {
+                return Ok(PieceState::There);
+            }
+        }
+        Ok(PieceState::Differs(closed.reason.to_string()))
     }
 
     async fn declared(&mut self, part: &Part) -> Result<Result<Method, Closed>, TransportError> {

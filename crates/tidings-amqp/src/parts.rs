@@ -68,11 +68,21 @@ pub(crate) fn queue(queue: ShortStr, arguments: Table) -> QueueDeclare {
 /// A queue of dead letters. It is a classic one, whatever type the virtual host gives to others: a
 /// quorum queue counts how often a letter was handed out, and on RabbitMQ 4 drops it after 20 times.
 pub(crate) fn letters(queue: ShortStr, arguments: Table) -> QueueDeclare {
-    let queue_type = (
-        ShortStr::from_static("x-queue-type"),
-        Value::from("classic"),
-    );
-    self::queue(queue, arguments.iter().chain([queue_type]).collect())
+    of_type("classic", &self::queue(queue, arguments))
+}
+
+/// The types of queues that a consumer can receive from.
+pub(crate) const QUEUE_TYPES: [&str; 2] = ["quorum", "classic"];
+
+/// The same queue, of this type.
+pub(crate) fn of_type(queue_type: &'static str, queue: &QueueDeclare) -> QueueDeclare {
+    let name = ShortStr::from_static("x-queue-type");
+    let others = queue.arguments.iter().filter(|(other, _)| *other != name);
+    let arguments = others.chain([(name.clone(), Value::from(queue_type))]);
+    QueueDeclare {
+        arguments: arguments.collect(),
+        ..queue.clone()
+    }
 }
 
 /// True if a declaration was refused because the queue is there with another type.

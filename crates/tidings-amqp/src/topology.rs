@@ -230,17 +230,30 @@ impl Declared {
     /// Declares everything, in a pipeline on a channel of its own; or only [looks](Self::look), if the URL says
     /// that nothing is declared.
     ///
-    /// Queues of dead letters that are there with another type (made by an older version in a virtual host
-    /// whose queues are quorum queues, or by hand) are taken as they are: they do, for as long as few look at
-    /// them.
+    /// Queues that are there with another type (made by hand, by an older version, or before the virtual host got
+    /// another type by default) are taken as they are: those of dead letters whatever else they are, since they
+    /// do for as long as few look at them; those of consumers if they differ in nothing but their type.
     pub(crate) async fn declare(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
         if !session.declares {
             return self.look(session).await.map_err(DeclareError::only_looked);
         }
-        let mut as_they_are = BTreeSet::new();
+        let mut as_they_are = BTreeMap::new();
         loop {
             match self.declare_but(session, &as_they_are).await {
-                Err(DeclareError::OtherType { queue, closed }) => {
+                Err(DeclareError::OtherType {
+                    queue,
+                    is_of_letters: false,
+                    closed,
+                }) => match tried_after(as_they_are.get(&queue)) {
+                    Some(next) => {
+                        as_they_are.insert(queue, AsItIs::Type(next));
+                    }
+                    None => {
+                        let what = format!("queue `{queue}`");
+                        return Err(DeclareError::Closed { what, closed });
+                    }
+                },
+                Err(DeclareError::OtherType { queue, closed, .. }) => {
                     let said = &closed.reason;
                     warn!(
                         "the queue of dead letters `{queue}` was not made as a classic queue, and is \
@@ -248,18 +261,22 @@ impl Declared {
                          RabbitMQ 4 drops what had 20; redrive or discard its letters and delete it, \
                          then it is made anew (the broker said: {said})"
                     );
-                    as_they_are.insert(queue);
+                    as_they_are.insert(queue, AsItIs::Letters);
                 }
-                declared => return declared,
+                Ok(()) => {
+                    warn_of_types(&as_they_are);
+                    return Ok(());
+                }
+                failed => return failed,
             }
         }
     }
 
-    /// Declares everything but queues of dead letters that have to be there already.
+    /// Declares everything but what is there as it is.
     async fn declare_but(
         &self,
         session: &Arc<Session>,
-        there: &BTreeSet<ShortStr>,
+        there: &BTreeMap<ShortStr, AsItIs>,
     ) -> Result<(), DeclareError> {
         // Before anything is asked: a name that cannot be is nobody else's trouble.
         let topics = self.topics.iter().map(|topic| exchange(topic));
@@ -277,7 +294,13 @@ impl Declared {
         }
         for part in parts.iter().chain(&left) {
             match part {
-                Part::Letters(it) if there.contains(&it.queue) => asked.ask_whether(part),
+                Part::Letters(it) if there.contains_key(&it.queue) => asked.ask_whether(part),
+                Part::Queue(it) => match there.get(&it.queue) {
+                    Some(AsItIs::Type(queue_type)) => {
+                        asked.ask_for(&Part::Queue(parts::of_type(queue_type, it)));
+                    }
+                    _ => asked.ask_for(part),
+                },
                 _ => asked.ask_for(part),
             }
         }
@@ -343,6 +366,35 @@ impl Declared {
     }
 }
 
+/// How a queue that is there with another type is declared.
+enum AsItIs {
+    /// As one of this type.
+    Type(&'static str),
+    /// Not at all: it is one of dead letters.
+    Letters,
+}
+
+/// The type that is tried next for a queue which is there with another one.
+fn tried_after(tried: Option<&AsItIs>) -> Option<&'static str> {
+    let mut types = parts::QUEUE_TYPES.into_iter();
+    match tried {
+        Some(AsItIs::Type(tried)) => types.skip_while(|it| it != tried).nth(1),
+        _ => types.next(),
+    }
+}
+
+fn warn_of_types(as_they_are: &BTreeMap<ShortStr, AsItIs>) {
+    for (queue, as_it_is) in as_they_are {
+        if let AsItIs::Type("quorum") = as_it_is {
+            warn!(
+                "the queue `{queue}` is a quorum queue, and is used as it is: what a consumer gives back may come \
+                 after later messages there, and a message that was handed out more often than its delivery limit \
+                 allows (20 times by default on RabbitMQ 4) is a dead letter"
+            );
+        }
+    }
+}
+
 /// Looks whether there is an exchange of this name, of whatever type.
 pub(crate) async fn find_exchange(session: &Arc<Session>, name: &str) -> Result<(), DeclareError> {
     let channel = Channel::open(session, |_| Box::new(Quiet)).await?;
@@ -388,8 +440,8 @@ struct Asked<'a> {
 
 struct Asking {
     what: String,
-    /// The queue of dead letters that it is about.
-    letters: Option<ShortStr>,
+    /// The queue that it makes, and whether it is one of dead letters.
+    queue: Option<(ShortStr, bool)>,
     answer: Result<Answer, Closed>,
 }
 
@@ -407,7 +459,7 @@ impl<'a> Asked<'a> {
     fn ask(&mut self, method: &impl EncodeMethod, what: String) {
         self.answers.push(Asking {
             what,
-            letters: None,
+            queue: None,
             answer: self.channel.request(method),
         });
     }
@@ -422,10 +474,9 @@ impl<'a> Asked<'a> {
     fn ask_for(&mut self, part: &Part) {
         match part {
             Part::Exchange(it) => self.ask(it, format!("exchange `{}`", it.exchange)),
-            Part::Queue(it) => self.ask(it, format!("queue `{}`", it.queue)),
-            Part::Letters(it) => self.answers.push(Asking {
+            Part::Queue(it) | Part::Letters(it) => self.answers.push(Asking {
                 what: format!("queue `{}`", it.queue),
-                letters: Some(it.queue.clone()),
+                queue: Some((it.queue.clone(), matches!(part, Part::Letters(_)))),
                 answer: self.channel.request(it),
             }),
             Part::Binding(it) => {
@@ -450,9 +501,13 @@ impl<'a> Asked<'a> {
                 Err(closed) => Err(closed),
             };
             let what = asking.what;
-            answer.map_err(|closed| match asking.letters {
-                Some(queue) if parts::is_of_another_type(&closed) => {
-                    DeclareError::OtherType { queue, closed }
+            answer.map_err(|closed| match asking.queue {
+                Some((queue, is_of_letters)) if parts::is_of_another_type(&closed) => {
+                    DeclareError::OtherType {
+                        queue,
+                        is_of_letters,
+                        closed,
+                    }
                 }
                 _ => DeclareError::Closed { what, closed },
             })?;

@@ -68,6 +68,8 @@ behaviours! {
     of crate::behaviour::letters, on url();
     queues_of_dead_letters_are_classic
     queues_of_dead_letters_that_are_there_are_used_as_they_are
+    queues_of_consumers_that_are_there_are_used_as_they_are
+    a_queue_that_loses_dead_letters_is_refused
     looking_uses_up_nothing_whatever_type_queues_have
 }
 

@@ -2,8 +2,16 @@
 
 mod behaviour;
 
-use behaviour::{behaviours, delays, failures, groups, processes};
+use std::time::Duration;
+
+use behaviour::{
+    behaviours, connect, delays, failures, groups, letters, processes, publish_all, to_queue,
+    topology, unique,
+};
+use futures_util::StreamExt;
+use tidings_core::{Settlement, Subscription, Transport, dead_letter_queue};
 use tidings_testing::servers::{RabbitMq, rabbitmq_url};
+use tokio::time::{Instant, timeout};
 
 behaviours! {
     of crate::behaviour, on async { rabbitmq_url() };
@@ -47,6 +55,8 @@ behaviours! {
     #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
     queues_of_dead_letters_are_classic
     queues_of_dead_letters_that_are_there_are_used_as_they_are
+    queues_of_consumers_that_are_there_are_used_as_they_are
+    a_queue_that_loses_dead_letters_is_refused
     looking_uses_up_nothing_whatever_type_queues_have
 }
 
@@ -137,17 +147,67 @@ async fn it_keeps_the_contract_of_a_transport() {
     behaviour::conformance(&rabbitmq_url()).await;
 }
 
-/// The virtual host makes quorum queues of what does not say its type, which RabbitMQ 4 can.
+/// The virtual host makes quorum queues of what does not say its type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
 async fn dead_letters_are_safe_where_queues_are_quorum_queues() {
-    let version = RabbitMq::version().unwrap_or_default();
-    if version.starts_with("3.") {
-        eprintln!("skipped: RabbitMQ {version} has no type of queue by default");
-        return;
+    let server = RabbitMq::start().expect("it starts");
+    let ctl = |args: &[&str]| server.ctl(args).expect("it does it");
+    ctl(&["add_vhost", "quorum", "--default-queue-type", "quorum"]);
+    ctl(&["set_permissions", "-p", "quorum", "guest", ".*", ".*", ".*"]);
+    let limit = r#"{"delivery-limit": 3}"#;
+    ctl(&[
+        "set_policy",
+        "-p",
+        "quorum",
+        "limit",
+        "limited",
+        limit,
+        "--apply-to",
+        "queues",
+    ]);
+    let url = format!("{}/quorum", server.url());
+    letters::queues_of_dead_letters_that_are_there_are_used_as_they_are(url.clone()).await;
+    letters::queues_of_consumers_that_are_there_are_used_as_they_are(url.clone()).await;
+    letters::looking_uses_up_nothing_whatever_type_queues_have(url.clone()).await;
+    let queue = what_is_handed_out_too_often_is_a_dead_letter(url).await;
+    let types = ctl(&["list_queues", "-p", "quorum", "name", "type"]);
+    let type_of = |queue: &str| {
+        let mut lines = types.lines().map(|line| line.split_whitespace());
+        lines.find_map(|mut line| (line.next() == Some(queue)).then(|| line.next()))
+    };
+    assert_eq!(type_of(&queue), Some(Some("quorum")), "{types}");
+    let dead = dead_letter_queue(&queue);
+    assert_eq!(type_of(&dead), Some(Some("classic")), "{types}");
+}
+
+/// A queue that counts deliveries, with a limit of three: what a consumer gives back more often is not lost, but a dead
+/// letter that says why. Returns the queue.
+async fn what_is_handed_out_too_often_is_a_dead_letter(url: String) -> String {
+    let amqp = connect(&url).await;
+    let queue = unique("limited");
+    amqp.declare(&topology(&queue, &[]))
+        .await
+        .expect("declared");
+    publish_all(&amqp, vec![to_queue(&queue, "1")]).await;
+    let subscription = Subscription::new(queue.clone());
+    let mut deliveries = amqp.subscribe(subscription).await.expect("subscribed");
+    let dead = dead_letter_queue(&queue);
+    let access = amqp.dead_letter_access().expect("it has one");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while access.count(&dead).await.expect("it counts") == 0 {
+        assert!(Instant::now() < deadline, "it is nowhere");
+        let soon = Duration::from_millis(200);
+        if let Ok(Some(delivery)) = timeout(soon, deliveries.next()).await {
+            let delivery = delivery.expect("a delivery");
+            delivery.settle(Settlement::Requeue).await.expect("settled");
+        }
     }
-    let server = RabbitMq::start_with("default_queue_type = quorum").expect("it starts");
-    behaviour::letters::queues_of_dead_letters_that_are_there_are_used_as_they_are(server.url())
-        .await;
-    behaviour::letters::looking_uses_up_nothing_whatever_type_queues_have(server.url()).await;
+    let mut held = access.hold(&dead).await.expect("it is held");
+    let letters = held.next(10).await.expect("it is read");
+    let why = letters[0].reason.as_deref();
+    assert_eq!(why, Some("the broker moved it: delivery_limit"));
+    assert_eq!(letters[0].consumer.as_deref(), Some(&*queue));
+    held.release().await.expect("it is back");
+    queue
 }

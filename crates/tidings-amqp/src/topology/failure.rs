@@ -5,6 +5,11 @@ use tidings_wire::{ShortStr, reply};
 
 use crate::session::Closed;
 
+/// What a user does who may not declare.
+const MAY_NOT: &str = "the user of the broker's URL may not: grant it the permission to configure, write and read \
+                       it, or have it made with `tidings topology apply` by a user who may, and add \
+                       `?declare=false` to the URL (TDG-4001)";
+
 /// Why a declaration failed.
 #[derive(Debug)]
 pub(crate) enum DeclareError {
@@ -14,9 +19,11 @@ pub(crate) enum DeclareError {
         what: String,
         closed: Closed,
     },
-    /// A queue of dead letters is there with another type.
+    /// A queue is there with another type.
     OtherType {
         queue: ShortStr,
+        /// It is one of dead letters.
+        is_of_letters: bool,
         closed: Closed,
     },
 }
@@ -35,7 +42,8 @@ impl DeclareError {
             {
                 Self::Name(format!(
                     "{what} is not there, and the broker's URL says `declare=false`: have it made with \
-                     `tidings topology apply` by a user who may"
+                     `tidings topology apply` by a user who may \
+                     (TDG-4002)"
                 ))
             }
             other => other,
@@ -45,7 +53,7 @@ impl DeclareError {
     pub(crate) fn into_transport(self) -> TransportError {
         match self {
             Self::Name(reason) => TransportError::fatal(reason),
-            Self::OtherType { queue, closed } => Self::Closed {
+            Self::OtherType { queue, closed, .. } => Self::Closed {
                 what: format!("queue `{queue}`"),
                 closed,
             }
@@ -60,10 +68,7 @@ impl DeclareError {
                         "it exists but differs; delete it (after draining it), or give this one \
                          another name"
                     }
-                    reply::ACCESS_REFUSED => {
-                        "grant the user of the broker's URL the permission to configure, write \
-                         and read it"
-                    }
+                    reply::ACCESS_REFUSED => MAY_NOT,
                     reply::RESOURCE_LOCKED => "another connection has it for itself",
                     _ => "the broker refused",
                 };
@@ -81,6 +86,25 @@ impl From<Closed> for DeclareError {
         Self::Closed {
             what: "a topic or queue".into(),
             closed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn each_code_has_a_page() {
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
+        let source = include_str!("failure.rs");
+        for code in ["TDG-4001", "TDG-4002"] {
+            let page = std::fs::read_to_string(docs.join(format!("{code}.md"))).expect("a page");
+            assert!(page.starts_with(&format!("# {code}: ")), "{code}");
+            assert!(source.contains(&format!("({code})")), "{code} is used");
+            let table = std::fs::read_to_string(docs.join("README.md")).expect("the table");
+            assert!(
+                table.contains(&format!("| [{code}]({code}.md) |")),
+                "{code}"
+            );
         }
     }
 }

@@ -109,6 +109,61 @@ pub(crate) async fn queues_of_dead_letters_that_are_there_are_used_as_they_are(u
     }
 }
 
+/// An operator has made a consumer's queues as quorum queues, or the virtual host does so by default since: the service
+/// uses what is there, if it differs in nothing else.
+pub(crate) async fn queues_of_consumers_that_are_there_are_used_as_they_are(url: String) {
+    let mut raw = Raw::connect(&url).await;
+    let (quorum, classic) = (unique("quorum"), unique("classic"));
+    let group = Group::new(unique("group"), std::num::NonZeroU16::MIN);
+    let declare = async |raw: &mut Raw, queue: &str, dead: &str, queue_type: &str, single: bool| {
+        let mut words = vec![("x-dead-letter-exchange", ""), ("x-queue-type", queue_type)];
+        let dead = dead_letter_queue(dead);
+        words.push(("x-dead-letter-routing-key", &dead));
+        let mut arguments = arguments(&words);
+        if single {
+            arguments.push(("x-single-active-consumer", Value::Bool(true)));
+        }
+        raw.declare_queue(queue, &arguments).await;
+    };
+    declare(&mut raw, &quorum, &quorum, "quorum", false).await;
+    declare(&mut raw, &classic, &classic, "classic", false).await;
+    declare(&mut raw, &group.partition(0), &group.name, "quorum", true).await;
+    let amqp = connect(&url).await;
+    let wanted = [&quorum, &classic]
+        .into_iter()
+        .fold(Topology::new(), |wanted, queue| {
+            wanted.queue(tidings_core::Queue::new(queue.clone()))
+        });
+    let wanted = wanted.group(group);
+    amqp.declare(&wanted).await.expect("it is declared");
+    // Once more, as after a restart.
+    amqp.declare(&wanted).await.expect("it is declared");
+    for (piece, state) in amqp.inspect(&wanted).await.expect("it looks") {
+        let is_there = !matches!(state, PieceState::Missing | PieceState::Differs(_));
+        assert!(is_there, "{piece:?}: {state:?}");
+    }
+    for (piece, made) in amqp.make(&wanted).await.expect("it looks") {
+        let is_kept = matches!(made, PieceMade::Kept | PieceMade::Ensured);
+        assert!(is_kept, "{piece:?}: {made:?}");
+    }
+}
+
+/// A quorum queue whose dead letters would go nowhere is not one that a service could use.
+pub(crate) async fn a_queue_that_loses_dead_letters_is_refused(url: String) {
+    let mut raw = Raw::connect(&url).await;
+    let (amqp, other) = (connect(&url).await, unique("other"));
+    raw.declare_queue(&other, &arguments(&QUORUM)).await;
+    let wanted = topology(&other, &[]);
+    let refused = amqp.declare(&wanted).await.expect_err("it differs");
+    let said = refused.to_string();
+    assert!(said.contains("x-dead-letter-exchange"), "{said}");
+    let states = amqp.inspect(&wanted).await.expect("it looks");
+    let differs = |(piece, state): &(tidings_amqp::Piece, PieceState)| {
+        piece.name == other && matches!(state, PieceState::Differs(_))
+    };
+    assert!(states.iter().any(differs), "{states:?}");
+}
+
 /// In a virtual host whose queues are quorum queues unless they say otherwise, looking uses up nothing.
 pub(crate) async fn looking_uses_up_nothing_whatever_type_queues_have(url: String) {
     let amqp = connect(&url).await;

@@ -110,7 +110,7 @@ pub(crate) fn attempt(reason: &str) -> Attempt {
     }
 }
 
-async fn publish_all(amqp: &Amqp, batch: Vec<Outgoing>) {
+pub(crate) async fn publish_all(amqp: &Amqp, batch: Vec<Outgoing>) {
     for outcome in within("confirms", amqp.publish(batch)).await {
         outcome.expect("confirmed");
     }

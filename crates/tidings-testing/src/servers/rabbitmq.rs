@@ -147,7 +147,7 @@ impl RabbitMq {
     /// Starts the node again on its old data and ports, killing it first when it still runs.
     pub fn restart(&mut self) -> Result<()> {
         self.kill9();
-        let mut node = Process::start(self.command())?;
+        let mut node = Process::start(self.command(&self.server))?;
         super::wait_until("RabbitMQ to accept", START_MAX, || {
             !node.is_running() || speaks_amqp(self.port)
         })
@@ -166,16 +166,34 @@ impl RabbitMq {
         Ok(())
     }
 
-    fn command(&self) -> Command {
+    /// Runs `rabbitmqctl` on the node, and returns what it printed: `["list_queues", "name", "type"]`.
+    pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        let program = self.server.with_file_name("rabbitmqctl");
+        let mut command = self.command(&program);
+        let output = command.arg("--quiet").args(args).output();
+        let output = output.with_context(|| format!("cannot run {}", program.display()))?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        match output.status.success() {
+            true => Ok(printed),
+            false => Err(anyhow!(
+                "rabbitmqctl {args:?} failed ({}): {printed}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            )),
+        }
+    }
+
+    /// A program of RabbitMQ's, with this node's surroundings.
+    fn command(&self, program: &Path) -> Command {
         let (home, mut command) = match &self.root {
             None => {
                 let home = self.folder.path();
-                let mut command = super::command(&self.server, self.user.as_ref());
+                let mut command = super::command(program, self.user.as_ref());
                 command.current_dir(home);
                 (home.to_owned(), command)
             }
             Some(root) => {
-                let words = super::words(self.server.as_os_str(), self.user.as_ref());
+                let words = super::words(program.as_os_str(), self.user.as_ref());
                 let home = self.folder.path().strip_prefix(root);
                 let home = Path::new("/").join(home.unwrap_or(self.folder.path()));
                 (home, rooted(root, words.iter().map(|word| &**word)))
