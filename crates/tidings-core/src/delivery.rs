@@ -61,16 +61,14 @@ impl Delivery {
     /// When the connection is gone. The broker will deliver the message again, so there is nothing
     /// to do but to go on.
     pub fn settle(mut self, settlement: Settlement) -> Settling {
-        // Only `settle` takes it, and it takes the delivery too.
-        let Some(settler) = self.settler.take() else {
-            return Settling::Done(Ok(()));
-        };
-        if settlement == Settlement::Ack
-            && let Some(done) = settler.acknowledge(self.tag)
-        {
-            return Settling::Done(done);
+        if settlement == Settlement::Ack {
+            return Settling(State::Ack(Some(self)));
         }
-        Settling::UnderWay(settler.settle(self, settlement))
+        Settling(match self.settler.take() {
+            Some(settler) => State::UnderWay(settler.settle(self, settlement)),
+            // Only settling takes it, and it takes the delivery too.
+            None => State::Ack(None),
+        })
     }
 
     /// True if it cannot be settled any more (its connection is gone, its partition was taken
@@ -106,12 +104,14 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// The end of a delivery: resolves to what [`Delivery::settle`] promises.
-#[must_use = "await it to know that the delivery is settled"]
-pub enum Settling {
-    /// There is nothing to wait for.
-    Done(Result<(), TransportError>),
-    /// The engine says when.
+/// The end of a delivery: resolves to what [`Delivery::settle`] promises. If it is dropped before, the
+/// delivery is given back to its queue, unless it is settled already.
+#[must_use = "a delivery whose settling is not awaited is given back"]
+pub struct Settling(State);
+
+enum State {
+    /// To be acknowledged; `None` once it is.
+    Ack(Option<Delivery>),
     UnderWay(BoxFuture<'static, Result<(), TransportError>>),
 }
 
@@ -119,9 +119,22 @@ impl Future for Settling {
     type Output = Result<(), TransportError>;
 
     fn poll(self: Pin<&mut Self>, task: &mut task::Context<'_>) -> Poll<Self::Output> {
-        match self.get_mut() {
-            Self::Done(done) => Poll::Ready(std::mem::replace(done, Ok(()))),
-            Self::UnderWay(settling) => settling.as_mut().poll(task),
+        let state = &mut self.get_mut().0;
+        if let State::Ack(delivery) = state {
+            let Some(mut delivery) = delivery.take() else {
+                return Poll::Ready(Ok(()));
+            };
+            let Some(settler) = delivery.settler.take() else {
+                return Poll::Ready(Ok(()));
+            };
+            if let Some(done) = settler.acknowledge(delivery.tag) {
+                return Poll::Ready(done);
+            }
+            *state = State::UnderWay(settler.settle(delivery, Settlement::Ack));
+        }
+        match state {
+            State::UnderWay(settling) => settling.as_mut().poll(task),
+            State::Ack(_) => Poll::Ready(Ok(())),
         }
     }
 }
