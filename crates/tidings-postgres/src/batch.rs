@@ -465,10 +465,7 @@ impl Batch<'_> {
         let connection = &self.connection;
         let begun = self.send(handover.prelude().0).await;
         begun.map_err(|error| explain("begin a transaction", error))?;
-        if let Some((entry, why)) = inbox::write_new(connection, commit).await? {
-            return Ok(Committed::Refused { entry, why });
-        }
-        commit::write_rest(connection, self.shared, locked, commit).await
+        commit::write_but_outbox(connection, self.shared, locked, commit).await
     }
 
     async fn send(&self, statements: Option<String>) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use futures_util::future::join3;
 use tidings_core::{Commit, Committed, Fate, InboxEntry, Over, RecordId, StoreError};
 
 use crate::{
@@ -46,11 +47,8 @@ pub(crate) async fn write(
     if is_usual(commit) {
         return outbox::write_usual(connection, shared, commit).await;
     }
-    if let Some((entry, why)) = inbox::write_new(connection, commit).await? {
-        return Ok(Committed::Refused { entry, why });
-    }
     if let refused @ Committed::Refused { .. } =
-        write_rest(connection, shared, locked, commit).await?
+        write_but_outbox(connection, shared, locked, commit).await?
     {
         return Ok(refused);
     }
@@ -64,8 +62,8 @@ pub(crate) async fn write(
     Ok(Committed::Done)
 }
 
-/// What remains besides new rows of the inbox and the outbox, whose keys are locked too.
-pub(crate) async fn write_rest(
+/// Everything but the rows of the outbox, whose keys are locked too.
+pub(crate) async fn write_but_outbox(
     connection: &Connection,
     shared: &Shared,
     locked: &HashSet<RecordId>,
@@ -73,6 +71,12 @@ pub(crate) async fn write_rest(
 ) -> Result<Committed, StoreError> {
     let changed = commit.records.iter().map(|change| &change.id);
     let mut unlocked: Vec<&RecordId> = changed.filter(|id| !locked.contains(*id)).collect();
+    if unlocked.is_empty() && commit.inbox.iter().all(is_plain) {
+        return write_at_once(connection, shared, commit).await;
+    }
+    if let Some((entry, why)) = inbox::write_new(connection, commit).await? {
+        return Ok(Committed::Refused { entry, why });
+    }
     unlocked.sort_unstable();
     records::lock(connection, shared.locks, &unlocked).await?;
     locks::lock_keys(connection, shared.locks, commit).await?;
@@ -80,6 +84,28 @@ pub(crate) async fn write_rest(
         return Ok(Committed::Refused { entry, why });
     }
     records::write(connection, &commit.records).await?;
+    Ok(Committed::Done)
+}
+
+/// The same if nothing of it depends on an answer: messages without order, and records that are locked. A
+/// batch of answers to sagas is that.
+async fn write_at_once(
+    connection: &Connection,
+    shared: &Shared,
+    commit: &Commit,
+) -> Result<Committed, StoreError> {
+    // Else what is prepared already would overtake it.
+    inbox::prepare_claims(connection).await?;
+    locks::prepare(connection).await?;
+    let claims = inbox::write_new(connection, commit);
+    let keys = locks::lock_keys(connection, shared.locks, commit);
+    let records = records::write(connection, &commit.records);
+    let (refused, keys, records) = join3(claims, keys, records).await;
+    if let Some((entry, why)) = refused? {
+        return Ok(Committed::Refused { entry, why });
+    }
+    keys?;
+    records?;
     Ok(Committed::Done)
 }
 

@@ -101,6 +101,12 @@ pub(crate) async fn claim(
         .collect()
 }
 
+/// So that claims are sent before what is sent after them.
+pub(crate) async fn prepare_claims(connection: &Connection) -> Result<(), StoreError> {
+    let prepared = connection.prepare(CLAIM).await;
+    prepared.map_err(|error| explain("write claims", error))
+}
+
 const CLAIM: &str = "
     insert into tidings_inbox (consumer, message)
     select consumer, message

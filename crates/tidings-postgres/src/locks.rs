@@ -13,7 +13,12 @@
 
 use tidings_core::{Claim, Commit, OrderKey, Outgoing, Over, StoreError};
 
-use crate::{commit::is_plain, connection::Connection, error::explain, values::claim_columns};
+use crate::{
+    commit::is_plain,
+    connection::{Connection, Params},
+    error::explain,
+    values::claim_columns,
+};
 
 /// The first halves of the names of a schema's locks.
 #[derive(Debug, Clone, Copy)]
@@ -111,21 +116,26 @@ pub(crate) async fn lock(
     claims: Vec<&Claim>,
 ) -> Result<String, StoreError> {
     let (consumers, messages) = claim_columns(claims);
-    let locked = connection
-        .row(
-            "select current_setting('transaction_isolation'), count(pg_advisory_xact_lock($1, key))
-         from (
-             select unnest($2::int[]) as key
-             union
-             select row.order_hash
-             from unnest($3::text[], $4::text[]) as named (consumer, message)
-             join tidings_inbox as row using (consumer, message)
-             where row.order_hash is not null
-             order by key
-         ) as keys",
-            &[&names.keys, &keys, &consumers, &messages],
-        )
-        .await;
+    let params: Params<'_> = &[&names.keys, &keys, &consumers, &messages];
+    let locked = connection.row(LOCK, params).await;
     let isolation = locked.and_then(|row| Ok(row.try_get(0)?));
     isolation.map_err(|error| explain("lock the keys of messages", error))
 }
+
+/// So that the locks are asked for before what is sent after them.
+pub(crate) async fn prepare(connection: &Connection) -> Result<(), StoreError> {
+    let prepared = connection.prepare(LOCK).await;
+    prepared.map_err(|error| explain("lock the keys of messages", error))
+}
+
+const LOCK: &str = "
+    select current_setting('transaction_isolation'), count(pg_advisory_xact_lock($1, key))
+    from (
+        select unnest($2::int[]) as key
+        union
+        select row.order_hash
+        from unnest($3::text[], $4::text[]) as named (consumer, message)
+        join tidings_inbox as row using (consumer, message)
+        where row.order_hash is not null
+        order by key
+    ) as keys";

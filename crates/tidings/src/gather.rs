@@ -154,12 +154,14 @@ where
         outcomes.resize_with(members.len(), || Told::Alone);
         // The places of those that are left.
         let mut left: Vec<usize> = (0..members.len()).collect();
+        let mut asks = !self.attempts.surroundings.only_writes;
         loop {
             let limit = self.attempts.surroundings.limit;
             let begun = Begun::default();
-            let once = self.once(&begun, &mut members, &mut left, &mut outcomes);
+            let once = self.once(&begun, asks, &mut members, &mut left, &mut outcomes);
             match within(limit, Some(&begun), once).await {
-                Ok(Once::Refused) => {}
+                // There may be more of them.
+                Ok(Once::Refused) => asks = true,
                 Ok(Once::Done) => {
                     for place in left {
                         outcomes[place] = Told::Ended(Ok(Handled::Done));
@@ -192,10 +194,12 @@ where
         }
     }
 
-    /// Runs the handler once with those that are `left`, after those that need not be handled.
+    /// Runs the handler once with those that are `left`. Those that need not be handled are told before,
+    /// if it `asks` for them.
     async fn once(
         &self,
         begun: &Begun,
+        asks: bool,
         members: &mut [Member<T::Message>],
         left: &mut Vec<usize>,
         outcomes: &mut [Told<T::Message>],
@@ -203,7 +207,7 @@ where
         let slot = left
             .first()
             .and_then(|it| members[*it].context.transaction());
-        if let Some(store) = slot.map(|slot| Arc::clone(slot.store())) {
+        if let Some(store) = slot.filter(|_| asks).map(|slot| Arc::clone(slot.store())) {
             self.sort_out(&*store, members, left, outcomes).await?;
         }
         if left.len() < 2 {

@@ -244,6 +244,8 @@ pub(crate) struct Surroundings {
     pub(crate) batch_max: usize,
     /// It takes many steps of sagas at once, and answers each itself.
     pub(crate) answers_steps: bool,
+    /// It may run in vain.
+    pub(crate) only_writes: bool,
 }
 
 /// A handler with what its attempts need.

@@ -21,6 +21,9 @@ pub struct HandlerOptions {
     pub(crate) skip_replayed: bool,
     /// It takes batches of steps, and answers each: what starts sagas that are steps of others does.
     pub(crate) answers_steps: bool,
+    /// It does nothing but write, as what takes answers to steps of sagas: so it may run in vain, and its
+    /// messages need not be asked about before.
+    pub(crate) only_writes: bool,
 }
 
 /// What becomes of the later messages of a key when one of them is a dead letter, at a consumer that
@@ -131,13 +134,22 @@ impl HandlerOptions {
             emits: Vec::new(), // They stand in the route.
             skip_replayed: self.skip_replayed,
             answers_steps: self.answers_steps,
+            only_writes: self.only_writes,
+        }
+    }
+
+    /// Those of what starts and leads sagas.
+    pub(crate) fn of_sagas() -> Self {
+        Self {
+            only_writes: true,
+            ..Self::default()
         }
     }
 
     pub(crate) fn answering_steps() -> Self {
         Self {
             answers_steps: true,
-            ..Self::default()
+            ..Self::of_sagas()
         }
     }
 }

@@ -567,6 +567,7 @@ impl Router {
             limit,
             batch_max: batch_max_of(route).get().into(),
             answers_steps: route.options.answers_steps,
+            only_writes: route.options.only_writes,
         });
         let layers = route.layers.as_deref().unwrap_or(&self.layers).iter().rev();
         layers.fold(attempt, |service, layer| layer(service))

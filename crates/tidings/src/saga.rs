@@ -217,10 +217,11 @@ impl Router {
         };
         let of = Arc::clone(&kind.definition);
         self = self.with_kind(kind.clone());
-        self = self.on(move |messages: Batch<M>, transaction: TransactionHandle| {
+        let handler = move |messages: Batch<M>, transaction: TransactionHandle| {
             let (kind, key_of) = (kind.clone(), Arc::clone(&key_of));
             async move { start(&kind, &*key_of, messages, transaction).await }
-        });
+        };
+        self = self.on_with(handler, HandlerOptions::of_sagas());
         self.of_saga(&of);
         self
     }
@@ -331,7 +332,7 @@ impl Router {
                 let registry = registry.clone();
                 async move { answered(&registry, answers, transaction).await }
             },
-            HandlerOptions::new().retry(retry),
+            HandlerOptions::of_sagas().retry(retry),
         )
     }
 }
