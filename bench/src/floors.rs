@@ -54,12 +54,18 @@ pub(crate) struct Options {
     /// PostgreSQL instead of SQLite; one is started from what is installed.
     #[arg(long)]
     postgres: bool,
+    /// Only these jobs; all if none is named.
+    #[arg(long)]
+    job: Vec<Job>,
+    /// Only the toolkit, without the floors: beside a profiler, or in turns with another version.
+    #[arg(long)]
+    only_toolkit: bool,
     /// Where to write the figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Job {
     Handler,
     Inbox,
@@ -108,7 +114,13 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
                 Job::Relay => &[None, Some(1)],
                 Job::Handler | Job::Inbox => &[None, Some(64), Some(8), Some(1)],
             };
+            if !options.job.is_empty() && !options.job.contains(&job) {
+                continue;
+            }
             for per_commit in turns {
+                if options.only_toolkit && per_commit.is_some() {
+                    continue;
+                }
                 number += 1;
                 let schema = format!("floor_{number}");
                 let world = worlds.open(&schema).await?;

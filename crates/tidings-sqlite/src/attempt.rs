@@ -28,9 +28,9 @@ use tokio::{
 
 use crate::{
     Shared, SqliteStore,
-    clock::now_ms,
     error::{self, Failure},
     inbox,
+    own::Own,
     transaction::{Begun, SqliteTransaction, gone, take_postponed, write_commit},
     writer::{Job, Session, Unit},
 };
@@ -205,13 +205,18 @@ impl Attempt {
         self.shared.habits.leaves(self.claim.as_ref())
     }
 
-    /// Runs in a savepoint, which the caller closes. If `others_wait` to be committed with it, it
-    /// cannot stay away in the middle of its transaction.
-    pub(crate) fn run(mut self, connection: &Rc<Connection>, others_wait: bool) -> Reached {
+    /// Runs in a part of the outer transaction, which the caller ends. If `others_wait` to be committed
+    /// with it, it cannot stay away in the middle of its transaction.
+    pub(crate) fn run(
+        mut self,
+        connection: &Rc<Connection>,
+        own: &mut Own<'_>,
+        others_wait: bool,
+    ) -> Reached {
         if self.reply.is_closed() {
             return Reached::Gone; // Nobody waited for it any more.
         }
-        match self.write_claim(connection) {
+        match self.write_claim(own) {
             Ok(None) => {}
             Ok(Some(refused)) => return self.end(Ok(refused), false),
             Err(error) => return self.end(Err(WorkError::NotBegun(error)), false),
@@ -226,6 +231,9 @@ impl Attempt {
                 Ok(Poll::Ready(ended)) => break ended,
                 Err(_) => break Err("the attempt panicked; see the log for where".into()),
                 Ok(Poll::Pending) if self.slot.is_wanted(task) => {
+                    if let Err(error) = self.save(own) {
+                        return self.end(Err(WorkError::Store(error)), false);
+                    }
                     let handover = Arc::new(Handover::default());
                     transaction =
                         Some((Entered::new(&handover, connection), Arc::clone(&handover)));
@@ -243,7 +251,7 @@ impl Attempt {
                 "the handler has returned; a transaction cannot outlive it",
             )));
         }
-        self.finish(connection, ended)
+        self.finish(connection, own, ended)
     }
 
     /// How long its handler kept the thread.
@@ -259,15 +267,21 @@ impl Attempt {
         }
     }
 
-    fn write_claim(&self, connection: &Connection) -> Result<Option<Committed>, StoreError> {
+    /// What it writes from now on can be undone.
+    fn save(&self, own: &mut Own<'_>) -> Result<(), StoreError> {
+        own.save()
+            .map_err(|error| error::explain(&self.shared.path, "begin to write", &error))
+    }
+
+    fn write_claim(&self, own: &mut Own<'_>) -> Result<Option<Committed>, StoreError> {
         let Some(entry) = &self.claim else {
             return Ok(None);
         };
         if let Some(why) = inbox::misuse(entry) {
             return Err(StoreError::new(why));
         }
-        let written = inbox::write(connection, entry, now_ms());
-        let refusal = written
+        let refusal = own
+            .claim(entry)
             .map_err(|error| error::explain(&self.shared.path, "write to the inbox", &error))?;
         Ok(refusal.map(|why| Committed::Refused { entry: 0, why }))
     }
@@ -303,14 +317,25 @@ impl Attempt {
         Reached::Holds(session)
     }
 
-    fn finish(self, connection: &Connection, ended: Result<Commit, BoxError>) -> Reached {
+    fn finish(
+        self,
+        connection: &Connection,
+        own: &mut Own<'_>,
+        ended: Result<Commit, BoxError>,
+    ) -> Reached {
         let transaction = self.slot.take();
         let commit = match (ended, transaction) {
             (Err(error), _) => return self.end(Err(WorkError::Failed(error)), false),
             (Ok(_), Err(error)) => return self.end(Err(WorkError::Store(error)), false),
             (Ok(commit), Ok(transaction)) => {
                 let postponed = take_postponed(transaction);
-                let written = write_commit(&self.shared, connection, postponed, &commit);
+                let has_more = !commit.is_empty() || !postponed.is_empty();
+                let written = match has_more {
+                    true => self
+                        .save(own)
+                        .and_then(|()| write_commit(&self.shared, connection, postponed, &commit)),
+                    false => Ok(Committed::Done),
+                };
                 written.map(|committed| (committed, !commit.outbox.is_empty()))
             }
         };

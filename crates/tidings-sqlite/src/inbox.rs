@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rusqlite::{Connection, OptionalExtension, Result, Row};
+use rusqlite::{Connection, OptionalExtension, Result, Row, Statement};
 use tidings_core::{
     Ask, Attempt, Claim, Envelope, Fate, InboxEntry, InboxState, Lease, OrderKey, Over, Refusal,
     Seen,
@@ -21,7 +21,7 @@ select claim, state, redrive, lease, order_group, order_key \
 from tidings_inbox where consumer = ?1 and message = ?2";
 
 /// A message that is handled at its first delivery, in no order: what happens nearly always.
-const HANDLE: &str = "\
+pub(crate) const HANDLE: &str = "\
 insert into tidings_inbox (consumer, message, changed_at) values (?1, ?2, ?3) \
 on conflict do nothing";
 
@@ -79,6 +79,17 @@ pub(crate) fn misuse(entry: &InboxEntry) -> Option<String> {
     })
 }
 
+/// Whether it is a message that is handled at its first delivery, in no order.
+pub(crate) fn is_plain(entry: &InboxEntry) -> bool {
+    entry.over == Over::Nothing && entry.order.is_none() && entry.fate == Fate::Handled
+}
+
+/// Writes such an entry by the statement [`HANDLE`]. False if the message is known.
+pub(crate) fn handle(statement: &mut Statement<'_>, entry: &InboxEntry, now: i64) -> Result<bool> {
+    let claim = (&*entry.claim.consumer, entry.claim.message.as_str(), now);
+    Ok(statement.execute(claim)? > 0)
+}
+
 /// Writes what becomes of a message, or says why not; then the caller rolls back.
 pub(crate) fn write(
     connection: &Connection,
@@ -86,10 +97,9 @@ pub(crate) fn write(
     now: i64,
 ) -> Result<Option<Refusal>> {
     match &entry.over {
-        Over::Nothing if entry.order.is_none() && entry.fate == Fate::Handled => {
-            let claim = (&*entry.claim.consumer, entry.claim.message.as_str(), now);
-            let written = connection.prepare_cached(HANDLE)?.execute(claim)?;
-            Ok((written == 0).then_some(Refusal::Known))
+        Over::Nothing if is_plain(entry) => {
+            let is_new = handle(&mut *connection.prepare_cached(HANDLE)?, entry, now)?;
+            Ok((!is_new).then_some(Refusal::Known))
         }
         Over::Nothing => insert(connection, entry, 0, now),
         Over::Dead { redrive } => match find(connection, &entry.claim)? {

@@ -37,6 +37,7 @@ mod lanes;
 mod log;
 mod migrations;
 mod outbox;
+mod own;
 mod readers;
 mod records;
 mod schema;

@@ -27,11 +27,13 @@ insert into tidings_outbox (lane, created_at, destination, key_hash, message, bo
 values (?1, ?2, ?3, ?4, ?5, ?6)";
 
 pub(crate) const READY: &str = "\
-select position from tidings_outbox where lane = ?1 and state = 0 order by position limit ?2";
+select position from tidings_outbox \
+where lane = ?1 and state = 0 and position > ?2 order by position limit ?3";
 
-const ROW: &str = "\
+/// Of positions all of which are wanted.
+pub(crate) const ROWS: &str = "\
 select position, created_at, message, body, destination, key_hash \
-from tidings_outbox where position = ?1";
+from tidings_outbox where position between ?1 and ?2 order by position";
 
 pub(crate) const IS_HELD: &str = "\
 select 1 from tidings_outbox where destination = ?1 and key_hash = ?2 and state = 1";
@@ -45,7 +47,8 @@ pub(crate) const NEXT_HELD: &str = "\
 select position from tidings_outbox \
 where lane = ?1 and destination = ?2 and state = 1 order by position limit ?3";
 
-const CONFIRMED: &str = "delete from tidings_outbox where position = ?1";
+/// All of these positions are confirmed.
+pub(crate) const CONFIRMED: &str = "delete from tidings_outbox where position between ?1 and ?2";
 
 /// Only in lanes that the relay `?3` has at the time `?4`. A row that was set aside stays so.
 const HOLD: &str = "\
@@ -145,7 +148,7 @@ impl Outbox for SqliteStore {
     ) -> BoxFuture<'a, std::result::Result<Vec<OutboxRow>, StoreError>> {
         let lanes = lanes.to_vec();
         let held = held.iter().map(Destination::to_text).collect();
-        let except = except.iter().copied().collect();
+        let except = except.to_vec();
         Box::pin(self.read(move |connection| next(connection, &lanes, &held, &except, limit)))
     }
 
@@ -154,8 +157,10 @@ impl Outbox for SqliteStore {
         positions: &'a [i64],
     ) -> BoxFuture<'a, std::result::Result<(), StoreError>> {
         let positions = positions.to_vec();
-        let confirmed = self.write(move |connection| each(connection, CONFIRMED, &positions));
-        Box::pin(async { confirmed.await.map(drop) })
+        Box::pin(self.write(move |connection| {
+            let mut confirmed = connection.prepare_cached(CONFIRMED)?;
+            runs(positions).try_for_each(|run| confirmed.execute(run).map(drop))
+        }))
     }
 
     fn hold<'a>(
@@ -280,24 +285,39 @@ fn each_of_relay(
 }
 
 /// The oldest ready rows of `lanes`: first their positions, from the index alone, then the rows.
+///
+/// Of each lane some positions are read, and more of those lanes that may have more of the oldest:
+/// not as many of each as of all together.
 pub(crate) fn next(
     connection: &Connection,
     lanes: &[Lane],
     held: &HashSet<String>,
-    except: &HashSet<i64>,
+    except: &[i64],
     count_max: usize,
 ) -> Result<Vec<OutboxRow>> {
+    let mut except = except.to_vec();
+    except.sort_unstable();
     let mut oldest = Smallest::new(count_max);
     let mut ready = connection.prepare_cached(READY)?;
-    let enough = limit(count_max.saturating_add(except.len()));
-    for lane in lanes {
-        let mut positions = ready.query((lane.0, enough))?;
-        while let Some(row) = positions.next()? {
-            let position = row.get(0)?;
-            if !except.contains(&position) && !oldest.take(position) {
-                break;
+    let of_each = count_max.saturating_add(except.len()) / lanes.len().max(1) + 1;
+    let mut open: Vec<(Lane, i64)> = lanes.iter().map(|lane| (*lane, i64::MIN)).collect();
+    while !open.is_empty() {
+        let mut still_open = Vec::new();
+        for (lane, after) in open {
+            let mut positions = ready.query((lane.0, after, limit(of_each)))?;
+            let (mut count, mut last) = (0, after);
+            while let Some(row) = positions.next()? {
+                (count, last) = (count + 1, row.get(0)?);
+                if except.binary_search(&last).is_err() && !oldest.take(last) {
+                    count = 0; // All others of this lane are younger.
+                    break;
+                }
+            }
+            if count == of_each {
+                still_open.push((lane, last));
             }
         }
+        open = still_open;
     }
     rows(connection, oldest, held)
 }
@@ -346,31 +366,43 @@ fn rows(
     held: &HashSet<String>,
 ) -> Result<Vec<OutboxRow>> {
     let now = now_ms();
-    let mut select = connection.prepare_cached(ROW)?;
+    let mut select = connection.prepare_cached(ROWS)?;
     let mut is_held = connection.prepare_cached(IS_HELD)?;
-    let mut rows = Vec::new();
-    for position in positions.ascending() {
-        let row = select
-            .query_row((position,), |row| {
-                let destination = row.get_ref(4)?.as_str().unwrap_or_default();
-                let key_hash: Option<i64> = row.get(5)?;
-                let is_behind = match key_hash {
-                    Some(hash) if held.contains(destination) => {
-                        is_held.exists((destination, hash))?
-                    }
-                    _ => false,
-                };
-                Ok(OutboxRow {
-                    position,
-                    age: between(row.get(1)?, now),
-                    is_behind,
-                    message: message_of(row),
-                })
-            })
-            .optional()?;
-        rows.extend(row);
+    let positions = positions.ascending();
+    let mut found = Vec::with_capacity(positions.len());
+    for run in runs(positions) {
+        let mut rows = select.query(run)?;
+        while let Some(row) = rows.next()? {
+            let destination = row.get_ref(4)?.as_str().unwrap_or_default();
+            let key_hash: Option<i64> = row.get(5)?;
+            let is_behind = match key_hash {
+                Some(hash) if held.contains(destination) => is_held.exists((destination, hash))?,
+                _ => false,
+            };
+            found.push(OutboxRow {
+                position: row.get(0)?,
+                age: between(row.get(1)?, now),
+                is_behind,
+                message: message_of(row),
+            });
+        }
     }
-    Ok(rows)
+    Ok(found)
+}
+
+/// Positions as runs in which each number is one of them, from the first to the last: what is said of
+/// a run is said of them and of no other row.
+fn runs(mut positions: Vec<i64>) -> impl Iterator<Item = (i64, i64)> {
+    positions.sort_unstable();
+    let mut positions = positions.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let first = positions.next()?;
+        let mut last = first;
+        while let Some(next) = positions.next_if(|next| *next <= last.saturating_add(1)) {
+            last = next;
+        }
+        Some((first, last))
+    })
 }
 
 /// The message whose metadata and body are the columns 2 and 3, or why it cannot be read: one bad
@@ -460,4 +492,23 @@ fn stats(connection: &Connection) -> Result<OutboxStats> {
         oldest_held_age: age(OLDEST_HELD)?,
         set_aside: count(COUNT_SET_ASIDE)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(positions: &[i64], expected: &[(i64, i64)]) {
+        let found: Vec<_> = runs(positions.to_vec()).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_run_has_no_number_that_was_not_given() {
+        check(&[], &[]);
+        check(&[7], &[(7, 7)]);
+        check(&[3, 1, 2, 2], &[(1, 3)]);
+        check(&[1, 2, 4, 5, 9], &[(1, 2), (4, 5), (9, 9)]);
+        check(&[i64::MAX, i64::MAX - 1], &[(i64::MAX - 1, i64::MAX)]);
+    }
 }

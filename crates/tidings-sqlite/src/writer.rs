@@ -24,24 +24,18 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     rc::Rc,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-        mpsc as std_mpsc,
-    },
+    sync::{Arc, OnceLock, mpsc as std_mpsc},
     time::{Duration, Instant},
 };
 
-use rusqlite::{
-    Connection,
-    hooks::{AuthAction, AuthContext, Authorization},
-};
+use rusqlite::Connection;
 use tidings_core::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     attempt::{Attempt, Reached},
     error::{self, Failure},
+    own::{Command, Guard, Own},
 };
 
 /// The most transactions that share one commit. Bounds how much one failed disk write undoes.
@@ -62,9 +56,6 @@ const IDLE_BEFORE_OTHERS_MAX: Duration = Duration::from_millis(100);
 /// How long, after a session was idle for longer than that, sessions begin with nothing before
 /// them. Long enough for a handler to be tried again.
 const APART_AFTER_IDLE: Duration = Duration::from_secs(1);
-
-/// The savepoint of the transaction that runs.
-const SAVEPOINT: &str = "tidings";
 
 /// What the writer does next.
 pub(crate) enum Job {
@@ -124,10 +115,12 @@ pub(crate) fn spawn(
         .watch(&connection)
         .map_err(|error| error::explain(&path, "guard transactions", &error))?;
     let run = move || {
+        let connection = Rc::new(connection);
         let writer = Writer {
-            connection: Rc::new(connection),
+            connection: &connection,
             path,
             idle_max,
+            own: Own::new(&connection, Arc::clone(&guard)),
             guard,
             alone: 0,
             apart_until: None,
@@ -141,51 +134,12 @@ pub(crate) fn spawn(
         .map_err(|error| StoreError::new("cannot start the writer's thread").with_source(error))
 }
 
-/// Only the writer begins, commits and rolls back. A closure that did would commit, or undo, its
-/// neighbours' half-done work.
-#[derive(Default)]
-struct Guard {
-    /// True while the writer's own statements run.
-    own: AtomicBool,
-    /// SQLite has rolled back the outer transaction by itself (a full disk, `insert or rollback`).
-    /// A closure that goes on would write outside of any transaction.
-    lost: AtomicBool,
-}
-
-impl Guard {
-    /// Statements that are prepared are asked about by the authorizer. Those that were prepared
-    /// before are not; if one writes after the transaction was lost, its commit is turned into a
-    /// rollback.
-    fn watch(self: &Arc<Self>, connection: &Connection) -> rusqlite::Result<()> {
-        let (ask, commit, roll_back) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
-        connection.authorizer(Some(move |context: AuthContext<'_>| {
-            ask.authorize(&context)
-        }))?;
-        connection.commit_hook(Some(move || !commit.own.load(Ordering::Relaxed)))?;
-        connection.rollback_hook(Some(move || roll_back.lost.store(true, Ordering::Relaxed)))
-    }
-
-    fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
-        let guarded = match context.action {
-            AuthAction::Transaction { .. } => true,
-            AuthAction::Savepoint { savepoint_name, .. } => {
-                savepoint_name.eq_ignore_ascii_case(SAVEPOINT)
-            }
-            _ => self.lost.load(Ordering::Relaxed),
-        };
-        if guarded && !self.own.load(Ordering::Relaxed) {
-            Authorization::Deny
-        } else {
-            Authorization::Allow
-        }
-    }
-}
-
-struct Writer {
+struct Writer<'c> {
     /// Shared with the attempt that runs on this thread.
-    connection: Rc<Connection>,
+    connection: &'c Rc<Connection>,
     path: Arc<Path>,
     idle_max: Duration,
+    own: Own<'c>,
     guard: Arc<Guard>,
     /// How many transactions are to be committed alone.
     alone: usize,
@@ -193,12 +147,12 @@ struct Writer {
     apart_until: Option<Instant>,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut next = None;
         while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
             match job {
-                Job::Look(look) => look(Ok(&self.connection)),
+                Job::Look(look) => look(Ok(self.connection)),
                 job => next = self.transaction(job, &mut jobs),
             }
         }
@@ -207,7 +161,7 @@ impl Writer {
     /// Runs `first` and whatever waits behind it, and commits them together. Returns a job that
     /// has to begin after that commit, if it came upon one.
     fn transaction(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
-        if let Err(error) = self.own("begin immediate /* own */") {
+        if let Err(error) = self.own.run(Command::Begin) {
             let why = Failure::of(&self.path, "begin to write", &error);
             // Taken before anybody is told: who hears of it and comes again waits for the lock anew.
             let mut waited = vec![first];
@@ -245,7 +199,7 @@ impl Writer {
             next = if full { None } else { jobs.try_recv().ok() };
         }
         self.alone = self.alone.saturating_sub(1);
-        match self.own("commit /* own */") {
+        match self.own.run(Command::Commit) {
             Ok(()) => waiting.into_iter().for_each(|unit| (unit.done)(Ok(()))),
             Err(error) => {
                 let mut why = Failure::of(&self.path, "commit", &error);
@@ -288,9 +242,9 @@ impl Writer {
     }
 
     /// Ends the outer transaction without its commit and tells those who waited for it.
-    fn fail(&self, waiting: Vec<Unit>, why: &Failure) {
+    fn fail(&mut self, waiting: Vec<Unit>, why: &Failure) {
         self.roll_back_all();
-        self.guard.lost.store(false, Ordering::Relaxed);
+        self.guard.forget_loss();
         tracing::error!(
             path = %self.path.display(),
             transactions = waiting.len(),
@@ -304,10 +258,14 @@ impl Writer {
     /// Runs a transaction inside the outer one. What it returns waits for the outer commit.
     fn job(&mut self, job: Job, others_wait: bool) -> Option<Unit> {
         if let Job::Look(look) = job {
-            look(Ok(&self.connection));
+            look(Ok(self.connection));
             return None;
         }
-        if let Err(error) = self.own("savepoint tidings /* own */") {
+        self.own.start();
+        // An attempt sets its savepoint itself, when it needs one.
+        if !matches!(job, Job::Attempt(_))
+            && let Err(error) = self.own.save()
+        {
             refuse(job, &Failure::of(&self.path, "begin to write", &error));
             return None;
         }
@@ -320,7 +278,7 @@ impl Writer {
     }
 
     fn attempt(&mut self, attempt: Attempt, others_wait: bool) -> Option<Unit> {
-        match attempt.run(&self.connection, others_wait) {
+        match attempt.run(self.connection, &mut self.own, others_wait) {
             Reached::Ended(unit) => {
                 self.end(unit.keep);
                 Some(unit)
@@ -335,7 +293,7 @@ impl Writer {
 
     fn session(&mut self, session: Session, others_wait: bool) -> Option<Unit> {
         if let Some(first) = session.first {
-            first(Ok(&self.connection));
+            first(Ok(self.connection));
         }
         let idle_max = if others_wait {
             self.idle_max.min(IDLE_BEFORE_OTHERS_MAX)
@@ -356,20 +314,20 @@ impl Writer {
                 self.apart_until = Some(Instant::now() + APART_AFTER_IDLE);
             }
             match step {
-                Ok(Step::Statement(statement)) => statement(Ok(&self.connection)),
+                Ok(Step::Statement(statement)) => statement(Ok(self.connection)),
                 Ok(Step::Commit(work)) => return self.finish(work),
                 Ok(Step::Rollback(done)) => {
-                    self.undo();
+                    self.end(false);
                     let _ = done.send(());
                     return None;
                 }
                 Err(std_mpsc::RecvTimeoutError::Disconnected) => {
-                    self.undo();
+                    self.end(false);
                     return None;
                 }
                 Err(std_mpsc::RecvTimeoutError::Timeout) => {
                     let _ = session.ended.set(self.too_idle(idle_max));
-                    self.undo();
+                    self.end(false);
                     return None;
                 }
             }
@@ -394,57 +352,38 @@ impl Writer {
     }
 
     /// Runs the last step of a transaction and closes its savepoint.
-    fn finish(&self, work: Work) -> Option<Unit> {
+    fn finish(&mut self, work: Work) -> Option<Unit> {
         // A panic drops its owner's channel, which tells the owner.
-        let unit = catch_unwind(AssertUnwindSafe(|| work(Ok(&self.connection)))).ok();
+        let connection = self.connection;
+        let unit = catch_unwind(AssertUnwindSafe(|| work(Ok(connection)))).ok();
         self.end(unit.as_ref().is_some_and(|unit| unit.keep));
         unit
     }
 
-    /// Closes the savepoint, unless SQLite has rolled back everything by itself.
-    fn end(&self, keep: bool) {
+    /// Ends a transaction that shares the outer one, unless SQLite has rolled back everything by
+    /// itself.
+    fn end(&mut self, keep: bool) {
         if self.connection.is_autocommit() {
             return;
         }
-        if keep {
-            self.close("release tidings /* own */");
-        } else {
-            self.undo();
-        }
-    }
-
-    /// Rolls back to the savepoint.
-    fn undo(&self) {
-        self.close("rollback to tidings /* own */");
-        self.close("release tidings /* own */");
-    }
-
-    /// Ends a savepoint. If even that fails, nothing of the outer transaction can be trusted.
-    fn close(&self, sql: &str) {
-        if let Err(error) = self.own(sql) {
-            tracing::error!(path = %self.path.display(), %error, "cannot `{sql}`");
+        let ended = match keep {
+            true => self.own.keep(),
+            false => self.own.undo(),
+        };
+        // If even that fails, nothing of the outer transaction can be trusted.
+        if let Err((command, error)) = ended {
+            let path = self.path.display();
+            tracing::error!(%path, %error, "cannot `{}`", command.sql());
             self.roll_back_all();
         }
     }
 
-    fn roll_back_all(&self) {
+    fn roll_back_all(&mut self) {
         if !self.connection.is_autocommit()
-            && let Err(error) = self.own("rollback /* own */")
+            && let Err(error) = self.own.run(Command::RollBack)
         {
             tracing::error!(path = %self.path.display(), %error, "cannot roll back");
         }
-    }
-
-    /// Runs one of the writer's own statements. Their texts hold `/* own */`, since a closure with
-    /// the same text would find the statement prepared, past the guard.
-    fn own(&self, sql: &str) -> rusqlite::Result<()> {
-        self.guard.own.store(true, Ordering::Relaxed);
-        let outcome = self
-            .connection
-            .prepare_cached(sql)
-            .and_then(|mut statement| statement.execute(()));
-        self.guard.own.store(false, Ordering::Relaxed);
-        outcome.map(drop)
     }
 }
 
