@@ -79,7 +79,9 @@ struct Batch<'a> {
     line: Arc<Line>,
     /// How its outbox rows are written.
     writing: outbox::Writing,
-    /// Claims that are written, and that nobody has used yet.
+    /// All claims were free, and no two are the same.
+    all_free: bool,
+    /// Else those that are written, and that nobody has used yet.
     free: HashSet<Claim>,
     /// How many attempts still wait that have the same claim as another one.
     twice: HashMap<Claim, usize>,
@@ -153,6 +155,7 @@ pub(crate) async fn run_together(shared: &Arc<Shared>, mut attempts: Vec<Attempt
         is_alone: attempts.len() == 1,
         line: Arc::new(Line::new(attempts.len() > 1)),
         writing,
+        all_free: false,
         free: HashSet::new(),
         twice: HashMap::new(),
         outbox: Vec::new(),
@@ -193,7 +196,7 @@ fn refuse(attempts: Vec<Attempt>, why: &StoreError) {
 
 impl Batch<'_> {
     /// Begins, and writes the claims of all messages.
-    async fn claim(&mut self, claims: Vec<&Claim>) -> Result<(), StoreError> {
+    async fn claim(&mut self, mut claims: Vec<&Claim>) -> Result<(), StoreError> {
         if claims.is_empty() {
             return Ok(());
         }
@@ -201,15 +204,17 @@ impl Batch<'_> {
             true => "begin",
             false => BEGIN_SHARED,
         };
-        let mut seen = HashMap::with_capacity(claims.len());
-        for claim in &claims {
-            *seen.entry(*claim).or_insert(0) += 1;
-        }
-        let twice = seen.into_iter().filter(|(_, count)| *count > 1);
-        self.twice = twice.map(|(claim, count)| (claim.clone(), count)).collect();
+        claims.sort_unstable();
+        let same = claims.chunk_by(|one, other| one == other);
+        let twice = same.filter(|same| same.len() > 1);
+        self.twice = twice.map(|same| (same[0].clone(), same.len())).collect();
+        let count = claims.len();
         let attempted = "write claims";
         let connection = Arc::clone(&self.connection);
-        let begun = join(connection.run(begin), inbox::claim(&connection, claims));
+        let begun = join(
+            connection.run(begin),
+            inbox::write_claims(&connection, claims),
+        );
         let limit = match self.is_alone {
             true => COMMIT_MAX,
             false => SILENT_MAX,
@@ -218,7 +223,11 @@ impl Batch<'_> {
         let begun = self.wait(begun, self.patience(), limit).await;
         let (begun, free) = begun.map_err(|error| explain(attempted, error))?;
         begun.map_err(|error| explain(attempted, error))?;
-        self.free = free.map_err(|error| explain(attempted, error))?;
+        let free = free.map_err(|error| explain(attempted, error))?;
+        self.all_free = free.len() == count;
+        if !self.all_free {
+            self.free = inbox::claims_of(&free).map_err(|error| explain(attempted, error))?;
+        }
         self.line.began();
         Ok(())
     }
@@ -248,17 +257,22 @@ impl Batch<'_> {
     async fn run(&mut self, mut started: Started, turns: &mut Turns) -> Result<(), Broken> {
         started.handover.turn();
         let since = Instant::now();
-        let mut patience = Some(Box::pin(sleep(self.patience())));
+        let (patience, mut timer, mut is_patient) = (self.patience(), None, true);
         let reached = poll_fn(|task| {
             let reached = match started.reached.take() {
                 Some(reached) => Poll::Ready(reached),
                 None => self.poll(&mut started, task),
             };
+            // Most have nothing to wait for.
             if reached.is_pending()
-                && let Some(timer) = &mut patience
-                && timer.as_mut().poll(task).is_ready()
+                && is_patient
+                && timer
+                    .get_or_insert_with(|| Box::pin(sleep(patience)))
+                    .as_mut()
+                    .poll(task)
+                    .is_ready()
             {
-                patience = None;
+                is_patient = false;
                 self.step_aside();
             }
             if reached.is_pending() && started.has_sent_all() {

@@ -81,16 +81,25 @@ fn is_new(entry: &InboxEntry) -> bool {
 ///
 /// They are written in their order, so that two transactions with the same claims do not wait for
 /// each other in a circle.
-pub(crate) async fn claim(
-    connection: &Connection,
-    mut claims: Vec<&Claim>,
-) -> Result<HashSet<Claim>, Error> {
+async fn claim(connection: &Connection, mut claims: Vec<&Claim>) -> Result<HashSet<Claim>, Error> {
     if claims.is_empty() {
         return Ok(HashSet::new());
     }
     claims.sort_unstable();
+    claims_of(&write_claims(connection, claims).await?)
+}
+
+/// Writes claims, which are sorted. Returns the rows of those that were free ([`claims_of`]).
+pub(crate) async fn write_claims(
+    connection: &Connection,
+    claims: Vec<&Claim>,
+) -> Result<Vec<Row>, Error> {
     let (consumers, messages) = claim_columns(claims);
-    let rows = connection.rows(CLAIM, &[&consumers, &messages]).await?;
+    connection.rows(CLAIM, &[&consumers, &messages]).await
+}
+
+/// The claims of rows.
+pub(crate) fn claims_of(rows: &[Row]) -> Result<HashSet<Claim>, Error> {
     rows.iter()
         .map(|row| {
             Ok(Claim {

@@ -155,7 +155,11 @@ impl PostgresOptions {
         let kept = RESERVED_CONNECTIONS - 2;
         let reserved = Pool::new(config.clone(), tls.clone(), kept, RESERVED_WAIT_MAX);
         let mut removing = config.clone();
-        add_options(&mut removing, "-c synchronous_commit=off");
+        // Rows are removed by position, also where the plan was made for a table that was empty.
+        add_options(
+            &mut removing,
+            "-c synchronous_commit=off -c enable_seqscan=off",
+        );
         let removals = Pool::new(removing, tls.clone(), 1, RESERVED_WAIT_MAX);
         let alone_until = Arc::new(Mutex::new(None));
         let commits = watch::Sender::new(0);

@@ -145,6 +145,9 @@ fn runner(shared: Arc<Shared>) -> BoxFuture<'static, ()> {
             if let Next::End = run_together(&shared, attempts).await {
                 return;
             }
+            // Who was told brings the next attempt. Without this the first of them has a commit of its
+            // own, while all others come: every second one.
+            tokio::task::yield_now().await;
         }
     })
 }

@@ -185,7 +185,7 @@ impl Batch<'_> {
             *waiting -= 1;
         }
         let is_claimed = match &attempt.claim {
-            Some(entry) if !self.free.remove(&entry.claim) => {
+            Some(entry) if !self.all_free && !self.free.remove(&entry.claim) => {
                 let why = Refusal::Known;
                 self.tell(attempt.reply, Ok(Committed::Refused { entry: 0, why }));
                 return None;
