@@ -1,6 +1,7 @@
 //! The relay: publishes what the outbox holds, and removes what the broker confirmed.
 //!
-//! While there is more to send, the rows of one round are removed while those of the next are read.
+//! While there is more to send, the rows of one round are removed, and those of the next but one are
+//! read, while those of the round between them are published.
 //!
 //! There is no leader. The instances of a service share the outbox's lanes by leases; an instance
 //! that dies loses its lanes when the lease ends. A round reads the oldest ready rows of its lanes,
@@ -40,7 +41,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     CircuitBreaker, Destination, Lane, OutboxRow, Outgoing, Permit, Store, StoreError, Transport,
-    round::{About, Batch, Round, Why},
+    round::{About, Ahead, Batch, ReadAhead, Round, Why, read_ahead},
     throttle::Throttle,
 };
 
@@ -71,11 +72,15 @@ pub(crate) struct Relay {
     lanes: Vec<Lane>,
     /// How many lanes to give up for relays that have fewer.
     surplus: usize,
+    /// Since when it has had just these lanes.
+    lanes_since: Instant,
     leased_until: Instant,
     renew_at: Instant,
     held: HashMap<Destination, Held>,
-    /// Rows that the broker has, removed while the next round reads.
+    /// Rows that the broker has, removed while the next round reads and publishes.
     removing: Vec<i64>,
+    /// Ready rows of the lanes it has, read ahead while the round before was published.
+    read_ahead: Vec<OutboxRow>,
     /// How long a topic's rows may be held, if not for ever.
     held_max: Option<Duration>,
     sent: Counter,
@@ -119,10 +124,12 @@ impl Relay {
                 .open_for_max(BREAKER.1),
             lanes: Vec::new(),
             surplus: 0,
+            lanes_since: Instant::now(),
             leased_until: Instant::now(),
             renew_at: Instant::now(),
             held: HashMap::new(),
             removing: Vec::new(),
+            read_ahead: Vec::new(),
             held_max,
             sent: counter!("tidings_outbox_sent_total", "service" => service.to_owned()),
             store_trouble: Throttle::new(Duration::from_secs(5)),
@@ -177,7 +184,11 @@ impl Relay {
             }
             self.publish_ready().await
         };
-        match outcome.await {
+        let after = outcome.await;
+        if !matches!(after, Ok(After::Again)) {
+            self.read_ahead.clear(); // It would be old by then.
+        }
+        match after {
             Ok(after) => after,
             Err(error) => {
                 if self.store_trouble.allows() {
@@ -213,8 +224,26 @@ impl Relay {
         if batch.rows.is_empty() || self.leased_until <= Instant::now() {
             permit.unused();
         } else {
-            let round = self.publish(batch.rows).await;
+            // What is held is read with regard to what was held before.
+            let read = match is_full && self.held.is_empty() && !permit.is_trial() {
+                true => {
+                    let in_flight = batch.rows.iter().map(|(position, _)| *position).collect();
+                    let removed = self.removing.clone();
+                    let (store, lanes) = (Arc::clone(&self.store), self.lanes.clone());
+                    Some(read_ahead(
+                        store,
+                        lanes,
+                        in_flight,
+                        removed,
+                        BATCH_COUNT_MAX,
+                    ))
+                }
+                false => None,
+            };
+            let (round, read) = self.publish(batch.rows, read).await;
+            let taken = read.map_or(Ok(()), |read| self.take_ahead(read, round.is_clean()));
             self.conclude(round, permit).await?;
+            taken?;
             if !is_full {
                 self.remove().await?;
             }
@@ -259,6 +288,10 @@ impl Relay {
         held: &[Destination],
         limit: usize,
     ) -> Result<Vec<OutboxRow>, StoreError> {
+        let read_ahead = std::mem::take(&mut self.read_ahead);
+        if !read_ahead.is_empty() && held.is_empty() && read_ahead.len() <= limit {
+            return Ok(read_ahead);
+        }
         let outbox = self.store.outbox();
         if self.removing.is_empty() {
             return outbox.next(&self.lanes, held, &[], limit).await;
@@ -270,6 +303,18 @@ impl Relay {
         removed?;
         self.removing.clear();
         ready
+    }
+
+    /// Keeps what was read ahead, unless rows before it were not taken, or the lanes had somebody else
+    /// meanwhile.
+    fn take_ahead(&mut self, read: ReadAhead, is_clean: bool) -> Result<(), StoreError> {
+        read.confirmed?;
+        self.removing.clear();
+        let rows = read.rows?;
+        if is_clean && self.lanes_since <= read.began {
+            self.read_ahead = rows;
+        }
+        Ok(())
     }
 
     /// Removes what the broker has.
@@ -376,8 +421,12 @@ impl Relay {
         }
     }
 
-    /// Publishes rows and sorts them by their outcome; keeps the lease meanwhile.
-    async fn publish(&mut self, rows: Vec<(i64, Outgoing)>) -> Round {
+    /// Publishes rows and sorts them by their outcome; reads ahead and keeps the lease meanwhile.
+    async fn publish(
+        &mut self,
+        rows: Vec<(i64, Outgoing)>,
+        mut ahead: Option<Ahead>,
+    ) -> (Round, Option<ReadAhead>) {
         let mut about = Vec::with_capacity(rows.len());
         let mut batch = Vec::with_capacity(rows.len());
         for (position, message) in rows {
@@ -386,22 +435,30 @@ impl Relay {
         }
         let transport = Arc::clone(&self.transport);
         let mut publishing = transport.publish(batch);
-        let outcomes = loop {
+        let (mut outcomes, mut read) = (None, None);
+        while outcomes.is_none() || ahead.is_some() {
+            let reading = async {
+                match &mut ahead {
+                    Some(ahead) => ahead.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                outcomes = &mut publishing => break outcomes,
+                told = &mut publishing, if outcomes.is_none() => outcomes = Some(told),
+                rows = reading => (read, ahead) = (Some(rows), None),
                 () = sleep_until(self.renew_at) => if let Err(error) = self.renew().await
                     && self.store_trouble.allows()
                 {
                     warn!("the relay cannot renew its lease of the outbox: {error}");
                 },
             }
-        };
+        }
         drop(publishing);
         let mut round = Round::default();
-        for (about, outcome) in about.into_iter().zip(outcomes) {
+        for (about, outcome) in about.into_iter().zip(outcomes.into_iter().flatten()) {
             round.take(about, outcome);
         }
-        round
+        (round, read)
     }
 
     /// Writes down what came of a round.
@@ -494,6 +551,8 @@ impl Relay {
             }
         };
         if leased.lanes != self.lanes || self.leased_until <= now {
+            self.lanes_since = Instant::now();
+            self.read_ahead.clear();
             // What others held there meanwhile is not known here yet.
             for destination in outbox.held(&leased.lanes).await? {
                 self.held.entry(destination).or_insert_with(|| Held {
@@ -522,6 +581,8 @@ impl Relay {
             .lanes
             .split_off(self.lanes.len().saturating_sub(self.surplus));
         self.surplus = 0;
+        self.lanes_since = Instant::now();
+        self.read_ahead.clear();
         self.store.outbox().release(&self.id, Some(&given_up)).await
     }
 }

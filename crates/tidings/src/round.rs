@@ -3,9 +3,15 @@
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
+    sync::Arc,
 };
 
-use crate::{Destination, OutboxRow, Outgoing, PublishError, PublishErrorKind, Unrouted};
+use tokio::time::Instant;
+
+use crate::{
+    BoxFuture, Destination, Lane, OutboxRow, Outgoing, PublishError, PublishErrorKind, Store,
+    StoreError, Unrouted,
+};
 
 /// Why rows are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +83,11 @@ pub(crate) struct Round {
 }
 
 impl Round {
+    /// Everything was taken.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.held.is_empty() && self.invalid.is_empty() && self.trouble.is_none()
+    }
+
     pub(crate) fn take(&mut self, about: About, outcome: Result<(), PublishError>) {
         let About {
             position,
@@ -107,4 +118,41 @@ impl Round {
         let (_, _, positions) = held.or_insert_with(|| (why, error.to_string(), Vec::new()));
         positions.push(position);
     }
+}
+
+/// What was read while a round was published.
+pub(crate) struct ReadAhead {
+    pub(crate) began: Instant,
+    pub(crate) rows: Result<Vec<OutboxRow>, StoreError>,
+    /// Whether the rows of the round before are removed.
+    pub(crate) confirmed: Result<(), StoreError>,
+}
+
+pub(crate) type Ahead = BoxFuture<'static, ReadAhead>;
+
+/// Reads the rows behind those that are `in_flight` now, and removes those of the round before.
+pub(crate) fn read_ahead(
+    store: Arc<dyn Store>,
+    lanes: Vec<Lane>,
+    in_flight: Vec<i64>,
+    removed: Vec<i64>,
+    limit: usize,
+) -> Ahead {
+    let began = Instant::now();
+    Box::pin(async move {
+        let outbox = store.outbox();
+        let except = [&*in_flight, &*removed].concat();
+        let confirm = async {
+            match removed.is_empty() {
+                true => Ok(()),
+                false => outbox.confirmed(&removed).await,
+            }
+        };
+        let (rows, confirmed) = tokio::join!(outbox.next(&lanes, &[], &except, limit), confirm);
+        ReadAhead {
+            began,
+            rows,
+            confirmed,
+        }
+    })
 }

@@ -339,6 +339,53 @@ fn assert_in_order(broker: &Broker, account: &str) {
     assert!(numbers.is_sorted(), "{account}: {numbers:?}");
 }
 
+/// Three rounds of a relay, which reads each while the one before is published. One message is not
+/// taken when it is offered for the first time.
+async fn not_taken_at_first(number: u64, kind: PublishErrorKind) -> Broker {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let mut transaction = producer(&database).transaction();
+    for number in 0..3000 {
+        let message = deposit(number % 10, number);
+        transaction.publish(&message).expect("it is small");
+    }
+    transaction.commit().await.expect("it commits");
+    let mut is_first = true;
+    broker.judge(move |message: &Outgoing| {
+        let deposit: MoneyDeposited = serde_json::from_slice(&message.envelope.body).ok()?;
+        let refuses = deposit.number == number && std::mem::take(&mut is_first);
+        refuses.then_some(kind)
+    });
+    let service = Running::start(&broker, teller(&database)).await;
+    until("the outbox is empty", async || unsent(&database).await == 0).await;
+    for running in [service, listener] {
+        running.stop().await;
+    }
+    assert_eq!(numbers(&broker).len(), 3000);
+    broker
+}
+
+#[tokio::test]
+async fn what_was_read_ahead_is_not_sent_before_what_a_lost_connection_left() {
+    for number in [5, 1500] {
+        let broker = not_taken_at_first(number, PublishErrorKind::Unavailable).await;
+        assert_in_order_per_account(&broker, 10);
+    }
+}
+
+#[tokio::test]
+async fn what_was_read_ahead_is_held_behind_a_refused_message_of_its_key() {
+    let broker = not_taken_at_first(503, PublishErrorKind::Refused).await;
+    let numbers = numbers(&broker);
+    let refused = numbers.iter().position(|number| *number == 503);
+    // Those of its own round were offered with it.
+    let overtook = numbers
+        .iter()
+        .take(refused.expect("it was sent"))
+        .filter(|number| **number % 10 == 3 && **number >= 1000);
+    assert_eq!(overtook.count(), 0, "they overtook it");
+}
+
 #[tokio::test]
 async fn a_destination_nobody_listens_to_costs_one_probe_now_and_then() {
     let (broker, database) = (Broker::default(), Database::new().await);
