@@ -1,7 +1,7 @@
 //! Attempts that run where the data is: the future of a handler is polled on the writer's own thread.
 //!
 //! A handler that only uses its `Tx` is done there without a change of thread: the claim of its
-//! message, its statements and its outbox rows follow one another in one savepoint. One that awaits
+//! message, and in a savepoint its statements and its outbox rows, follow one another. One that awaits
 //! something else goes on in its own task: with nothing written it comes back when it wants its
 //! transaction. In the middle of its transaction it is undone, so that the others are committed, and
 //! tried again with nothing before it; then it keeps the writer, as any [`Session`] does.

@@ -3,7 +3,7 @@
 //! SQLite has one writer at a time and pays one disk sync per commit. So transactions that wait
 //! run one after the other as savepoints of one outer transaction, which commits when none waits
 //! or a bound is reached: many transactions share one sync. A failing one rolls back to its
-//! savepoint alone. Nobody hears the outcome of a transaction, be it `Done` or `Refused`, before
+//! savepoint alone ([`Own`]). Nobody hears the outcome of a transaction, be it `Done` or `Refused`, before
 //! the outer commit: until then its neighbours' writes, on which it may rest, are not durable.
 //!
 //! What SQLite finds only at the outer commit (a deferred foreign key) fails all that share it, and
