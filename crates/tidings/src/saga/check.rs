@@ -207,7 +207,8 @@ pub(crate) async fn at_start(router: &Router) -> Result<(), BoxError> {
         }
         match (checked.mismatch_count, start_check.is_forced) {
             (0, _) if checked.foreign_count > 0 => warn!(saga, "{checked}"),
-            (0, _) => info!(saga, "{checked}"),
+            (0, _) if checked.count > 0 => info!(saga, "{checked}"),
+            (0, _) => {}
             (_, true) => error!(saga, "the start is forced (TDG-3001): {checked}"),
             (_, false) => {
                 return Err(format!(
