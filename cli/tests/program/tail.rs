@@ -339,6 +339,8 @@ fn counts_what_it_drops(topic: &Topic) {
     };
     for first in (0..EVENTS).step_by(1000) {
         topic.publish_all((first..first + 1000).map(placed).collect());
+        // Not so fast that the broker's queue is full for less than a second, which is not told.
+        std::thread::sleep(Duration::from_millis(100));
     }
     let mut stdout = BufReader::new(tail.child.stdout.take().unwrap()).lines();
     let mut shown = Vec::new();

@@ -62,7 +62,8 @@ pub enum Tailed {
         /// How many, since this was last said.
         count: u64,
     },
-    /// The queue is full, so that the broker drops the oldest messages; nobody counts them.
+    /// The queue is full, so that the broker drops the oldest messages; nobody counts them. It is looked at
+    /// once a second: one that is full for shorter than that is not told.
     QueueFull,
     /// The connection was lost and is there again; what was published meanwhile was missed.
     Reconnected,
