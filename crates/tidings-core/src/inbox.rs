@@ -69,6 +69,11 @@ impl InboxEntry {
             fate: Fate::Handled,
         }
     }
+
+    /// Whether it is what [`handled`](Self::handled) makes: what happens nearly always.
+    pub fn is_plain(&self) -> bool {
+        self.over == Over::Nothing && self.order.is_none() && self.fate == Fate::Handled
+    }
 }
 
 /// Which row an [`InboxEntry`] is written over.

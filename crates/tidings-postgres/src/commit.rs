@@ -7,7 +7,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use futures_util::future::join3;
-use tidings_core::{Commit, Committed, Fate, InboxEntry, Over, RecordId, StoreError};
+use tidings_core::{Commit, Committed, InboxEntry, RecordId, StoreError};
 
 use crate::{
     PostgresTransaction, Shared, connection::Connection, error::explain, inbox, locks, outbox,
@@ -71,7 +71,7 @@ pub(crate) async fn write_but_outbox(
 ) -> Result<Committed, StoreError> {
     let changed = commit.records.iter().map(|change| &change.id);
     let mut unlocked: Vec<&RecordId> = changed.filter(|id| !locked.contains(*id)).collect();
-    if unlocked.is_empty() && commit.inbox.iter().all(is_plain) {
+    if unlocked.is_empty() && commit.inbox.iter().all(InboxEntry::is_plain) {
         return write_at_once(connection, shared, commit).await;
     }
     if let Some((entry, why)) = inbox::write_new(connection, commit).await? {
@@ -113,15 +113,10 @@ async fn write_at_once(
 fn is_usual(commit: &Commit) -> bool {
     let handled = match &*commit.inbox {
         [] => true,
-        [entry] => is_plain(entry),
+        [entry] => entry.is_plain(),
         _ => false,
     };
     handled && commit.records.is_empty()
-}
-
-/// A delivery that was handled, at a consumer that asks for no order.
-pub(crate) fn is_plain(entry: &InboxEntry) -> bool {
-    entry.over == Over::Nothing && entry.order.is_none() && entry.fate == Fate::Handled
 }
 
 /// Fails if a statement of this transaction failed: the database answers its commit with a
@@ -137,7 +132,7 @@ async fn refuse_aborted(connection: &Connection) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use tidings_core::{
-        Claim, Destination, Envelope, Expected, OrderKey, Outgoing, RecordChange, RecordId,
+        Claim, Destination, Envelope, Expected, OrderKey, Outgoing, Over, RecordChange, RecordId,
         Unrouted,
     };
 

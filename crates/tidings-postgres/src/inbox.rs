@@ -14,7 +14,6 @@ use tidings_core::{
 use tokio_postgres::{Row, types::ToSql};
 
 use crate::{
-    commit::is_plain,
     connection::{Connection, Pool},
     error::{Error, explain},
     locks::hash_of_order,
@@ -56,7 +55,7 @@ pub(crate) async fn write_new(
     commit: &Commit,
 ) -> Result<Option<(usize, Refusal)>, StoreError> {
     let entries = commit.inbox.iter().enumerate();
-    let plain = || entries.clone().filter(|(_, entry)| is_plain(entry));
+    let plain = || entries.clone().filter(|(_, entry)| entry.is_plain());
     let claims = plain().map(|(_, entry)| &entry.claim).collect();
     let free = claim(connection, claims)
         .await
@@ -65,7 +64,7 @@ pub(crate) async fn write_new(
     if let Some((place, _)) = place {
         return Ok(Some((place, Refusal::Known)));
     }
-    let new = entries.filter(|(_, entry)| is_new(entry) && !is_plain(entry));
+    let new = entries.filter(|(_, entry)| is_new(entry) && !entry.is_plain());
     let mut new: Vec<_> = new.collect();
     new.sort_unstable_by(|(_, one), (_, other)| one.claim.cmp(&other.claim));
     write_entries(connection, commit, new).await
@@ -504,8 +503,6 @@ pub(crate) async fn go_on(connection: &Connection, order: &OrderKey) -> Result<(
         .map_err(|error| explain("let the next message of a key go on", error))
 }
 
-/// The parameters are asked for in a roundabout way, so that the planner does not count how many there
-/// are: it would make a new plan for each number.
 /// Each message is looked up for itself: a plan for all values that was made while the inbox was nearly
 /// empty would read all of it where it joins.
 pub(crate) const LOOK: &str = concat!(

@@ -14,7 +14,6 @@
 use tidings_core::{Claim, Commit, OrderKey, Outgoing, Over, StoreError};
 
 use crate::{
-    commit::is_plain,
     connection::{Connection, Params},
     error::explain,
     values::claim_columns,
@@ -96,7 +95,7 @@ pub(crate) async fn lock_keys(
         return Ok(());
     }
     let isolation = lock(connection, names, &keys, over_rows).await?;
-    let looks_at_keys = commit.inbox.iter().any(|entry| !is_plain(entry));
+    let looks_at_keys = commit.inbox.iter().any(|entry| !entry.is_plain());
     if looks_at_keys && isolation != "read committed" {
         return Err(StoreError::new(format!(
             "cannot keep the order of keys in a transaction that is `{isolation}`; leave the \

@@ -25,7 +25,6 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     PostgresStore, Shared,
     batch::{Next, run_together},
-    commit::is_plain,
 };
 
 /// How many attempts share a transaction at most: PostgreSQL keeps 64 savepoints of a transaction
@@ -182,7 +181,7 @@ pub(crate) enum Ran {
 /// can be written together with those of others.
 pub(crate) fn is_for_runners(shared: &Shared, work: &Work) -> bool {
     let (claim, habits) = (work.claim(), &shared.habits);
-    claim.is_none_or(is_plain)
+    claim.is_none_or(InboxEntry::is_plain)
         && !work.slot().is_used()
         && !habits.leaves(claim)
         && !habits.is_busy(claim)

@@ -79,12 +79,7 @@ pub(crate) fn misuse(entry: &InboxEntry) -> Option<String> {
     })
 }
 
-/// Whether it is a message that is handled at its first delivery, in no order.
-pub(crate) fn is_plain(entry: &InboxEntry) -> bool {
-    entry.over == Over::Nothing && entry.order.is_none() && entry.fate == Fate::Handled
-}
-
-/// Writes such an entry by the statement [`HANDLE`]. False if the message is known.
+/// Writes a [plain](InboxEntry::is_plain) entry by the statement [`HANDLE`]. False if the message is known.
 pub(crate) fn handle(statement: &mut Statement<'_>, entry: &InboxEntry, now: i64) -> Result<bool> {
     let claim = (&*entry.claim.consumer, entry.claim.message.as_str(), now);
     Ok(statement.execute(claim)? > 0)
@@ -97,7 +92,7 @@ pub(crate) fn write(
     now: i64,
 ) -> Result<Option<Refusal>> {
     match &entry.over {
-        Over::Nothing if is_plain(entry) => {
+        Over::Nothing if entry.is_plain() => {
             let is_new = handle(&mut *connection.prepare_cached(HANDLE)?, entry, now)?;
             Ok((!is_new).then_some(Refusal::Known))
         }

@@ -152,7 +152,7 @@ impl<'c> Own<'c> {
 
     /// Writes the entry of a message as the first thing that its transaction writes, or says why not.
     pub(crate) fn claim(&mut self, entry: &InboxEntry) -> Result<Option<Refusal>> {
-        if !inbox::is_plain(entry) {
+        if !entry.is_plain() {
             self.save()?;
             return inbox::write(self.connection, entry, now_ms());
         }

@@ -29,11 +29,11 @@ use tracing::{Instrument, debug_span, warn};
 
 use crate::{
     Ask, BoxError, Committed, Context, Handled, Handler, HandlerInput, InboxEntry, Metadata, Over,
-    Store, StoreError, TransactionSlot, Work, WorkError,
+    Store, StoreError, TransactionSlot, Work,
     batch::Gather,
     handler::{Attempts, claim_of, entry_of, refused},
     limit::{Begun, within},
-    retry::{NotAsked, is_conflict, reason, untried},
+    retry::{is_conflict, not_begun, of_work, reason, untried},
     steps,
     throttle::Throttle,
 };
@@ -305,10 +305,7 @@ where
         if let Some(claim) = claim {
             work = work.claiming(claim);
         }
-        work.hand_to(&*store).await.map_err(|error| match error {
-            WorkError::NotBegun(error) => not_begun(error),
-            error => error.into_inner(),
-        })
+        work.hand_to(&*store).await.map_err(of_work)
     }
 }
 
@@ -332,13 +329,6 @@ fn entries_of<M>(members: &[Member<M>], left: &[usize]) -> (Vec<usize>, Vec<Inbo
         (plain(one), &one.claim).cmp(&(plain(other), &other.claim))
     });
     entries.into_iter().unzip()
-}
-
-fn not_begun(error: StoreError) -> BoxError {
-    match error.is_invalid() {
-        true => error.into(),
-        false => NotAsked(error).into(),
-    }
 }
 
 async fn all_gone<M>(tellings: &mut [Telling<M>]) {

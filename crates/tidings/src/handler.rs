@@ -25,12 +25,12 @@ use tracing::Instrument;
 use crate::{
     BoxError, BoxFuture, Claim, Commit, Committed, Context, Error, Fate, HandlerArgument,
     HandlerInput, InboxEntry, IntoMessages, Messages, Permanent, Provided, Refusal, Sends,
-    TransactionSlot, Transport, Work, WorkError,
+    TransactionSlot, Transport, Work,
     accept::{Upcast, decode},
     gather::Gatherer,
     limit::{Begun, within},
     publish::Sender,
-    retry::NotAsked,
+    retry::of_work,
     steps::{self, Fenced},
 };
 
@@ -330,13 +330,9 @@ where
         // The store may run it in a thread of its own.
         let work = Work::new(slot, work.in_current_span()).claiming(entry);
         within(limit, Some(&begun), async {
-            match work.hand_to(&*store).await {
-                Ok(Committed::Done) => Ok(Handled::Done),
-                Ok(Committed::Refused { why, .. }) => Ok(refused(why)),
-                Err(WorkError::NotBegun(error)) if !error.is_invalid() => {
-                    Err(NotAsked(error).into())
-                }
-                Err(error) => Err(error.into_inner()),
+            match work.hand_to(&*store).await.map_err(of_work)? {
+                Committed::Done => Ok(Handled::Done),
+                Committed::Refused { why, .. } => Ok(refused(why)),
             }
         })
         .await

@@ -15,7 +15,7 @@ use futures_util::poll;
 use tidings_core::{BoxError, StoreError};
 use tokio::time::{Instant, timeout};
 
-use crate::retry::NotAsked;
+use crate::retry::not_begun;
 
 /// How long an attempt waits for its store to begin it, if its limit is shorter.
 const STORE_WAIT: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ impl Begun {
 ///
 /// # Errors
 ///
-/// The attempt's own, that it took too long, or [`NotAsked`].
+/// The attempt's own, that it took too long, or that [nothing was begun](not_begun).
 pub(crate) async fn within<T>(
     limit: Duration,
     begun: Option<&Begun>,
@@ -58,7 +58,7 @@ pub(crate) async fn within<T>(
             Some(at) if at.elapsed() < limit => {}
             Some(_) => return Err(took_too_long(limit)),
             None if since.elapsed() < limit.max(STORE_WAIT) => {}
-            None => return Err(NotAsked(busy(since.elapsed())).into()),
+            None => return Err(not_begun(busy(since.elapsed()))),
         }
     }
 }

@@ -17,7 +17,7 @@ use tower::{Service, load_shed::error::Overloaded};
 
 use crate::{
     BoxError, CircuitOpen, Commit, Committed, Context, Handled, HandlerService, RetryAfter, Store,
-    StoreError, is_permanent,
+    StoreError, WorkError, is_permanent,
 };
 
 /// How often and when a message is tried, before it becomes a dead letter.
@@ -223,6 +223,22 @@ impl fmt::Display for NotAsked {
 impl StdError for NotAsked {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source()
+    }
+}
+
+/// Why nothing was begun: the database did not answer, or cannot take what it was asked.
+pub(crate) fn not_begun(error: StoreError) -> BoxError {
+    match error.is_invalid() {
+        true => error.into(),
+        false => NotAsked(error).into(),
+    }
+}
+
+/// What became of an attempt that was not committed.
+pub(crate) fn of_work(error: WorkError) -> BoxError {
+    match error {
+        WorkError::NotBegun(error) => not_begun(error),
+        error => error.into_inner(),
     }
 }
 

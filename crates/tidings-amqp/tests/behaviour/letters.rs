@@ -1,6 +1,6 @@
 //! Queues of dead letters as they are declared: classic ones, and those that were there before.
 
-use tidings_amqp::{PieceMade, PieceState};
+use tidings_amqp::{Amqp, PieceMade, PieceState};
 use tidings_core::{Group, Topology, Transport, dead_letter_queue};
 use tidings_wire::{Method, QueueDeclare, Table, Value, reply};
 
@@ -75,18 +75,7 @@ pub(crate) async fn queues_of_dead_letters_that_are_there_are_used_as_they_are(u
         wanted.queue(tidings_core::Queue::new((*queue).clone()))
     });
     let wanted = wanted.group(Group::new(group.clone(), partitions));
-    amqp.declare(&wanted).await.expect("it is declared");
-    // Once more, as after a restart.
-    amqp.declare(&wanted).await.expect("it is declared");
-    // An operator is told the same: nothing is missing, and nothing is in the way.
-    for (piece, state) in amqp.inspect(&wanted).await.expect("it looks") {
-        let is_there = !matches!(state, PieceState::Missing | PieceState::Differs(_));
-        assert!(is_there, "{piece:?}: {state:?}");
-    }
-    for (piece, made) in amqp.make(&wanted).await.expect("it looks") {
-        let is_kept = matches!(made, PieceMade::Kept | PieceMade::Ensured);
-        assert!(is_kept, "{piece:?}: {made:?}");
-    }
+    is_used_as_it_is(&amqp, &wanted).await;
     let access = amqp.dead_letter_access().expect("it has one");
     for consumer in [&plain, &quorum, &group, &other] {
         let dead = dead_letter_queue(consumer);
@@ -106,6 +95,21 @@ pub(crate) async fn queues_of_dead_letters_that_are_there_are_used_as_they_are(u
             .await
             .declare_queue(&dead_letter_queue(consumer), &counting)
             .await;
+    }
+}
+
+/// Everything is declared, also once more as after a restart; and an operator is told the same: nothing is
+/// missing, and nothing is in the way.
+async fn is_used_as_it_is(amqp: &Amqp, wanted: &Topology) {
+    amqp.declare(wanted).await.expect("it is declared");
+    amqp.declare(wanted).await.expect("it is declared");
+    for (piece, state) in amqp.inspect(wanted).await.expect("it looks") {
+        let is_there = !matches!(state, PieceState::Missing | PieceState::Differs(_));
+        assert!(is_there, "{piece:?}: {state:?}");
+    }
+    for (piece, made) in amqp.make(wanted).await.expect("it looks") {
+        let is_kept = matches!(made, PieceMade::Kept | PieceMade::Ensured);
+        assert!(is_kept, "{piece:?}: {made:?}");
     }
 }
 
@@ -135,17 +139,7 @@ pub(crate) async fn queues_of_consumers_that_are_there_are_used_as_they_are(url:
             wanted.queue(tidings_core::Queue::new(queue.clone()))
         });
     let wanted = wanted.group(group);
-    amqp.declare(&wanted).await.expect("it is declared");
-    // Once more, as after a restart.
-    amqp.declare(&wanted).await.expect("it is declared");
-    for (piece, state) in amqp.inspect(&wanted).await.expect("it looks") {
-        let is_there = !matches!(state, PieceState::Missing | PieceState::Differs(_));
-        assert!(is_there, "{piece:?}: {state:?}");
-    }
-    for (piece, made) in amqp.make(&wanted).await.expect("it looks") {
-        let is_kept = matches!(made, PieceMade::Kept | PieceMade::Ensured);
-        assert!(is_kept, "{piece:?}: {made:?}");
-    }
+    is_used_as_it_is(&amqp, &wanted).await;
 }
 
 /// A quorum queue whose dead letters would go nowhere is not one that a service could use.
