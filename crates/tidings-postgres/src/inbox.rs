@@ -8,8 +8,7 @@
 use std::{collections::HashSet, time::SystemTime};
 
 use tidings_core::{
-    Ask, Claim, Commit, Fate, InboxEntry, InboxState, OrderKey, Over, Refusal, Seen, StoreError,
-    Waiting,
+    Claim, Commit, Fate, InboxEntry, InboxState, OrderKey, Over, Refusal, StoreError, Waiting,
 };
 use tokio_postgres::{Row, types::ToSql};
 
@@ -18,7 +17,7 @@ use crate::{
     error::{Error, explain},
     locks::hash_of_order,
     progress::Progress,
-    values::{claim_columns, count, counter, order_key, seconds},
+    values::{claim_columns, count, order_key, seconds},
 };
 
 /// Whether there is a head of a key, other than what `$not` leaves out.
@@ -47,6 +46,11 @@ macro_rules! has_head {
         )
     };
 }
+
+mod looking; // After the macro, which it uses.
+pub(crate) use looking::look;
+#[cfg(test)]
+pub(crate) use looking::{LOOK, LOOK_ONE, LOOK_ONE_OF_KEY};
 
 /// Writes the rows of messages without order that nothing is known of. Says which was refused, and
 /// why; what was written must be rolled back then.
@@ -501,55 +505,6 @@ pub(crate) async fn go_on(connection: &Connection, order: &OrderKey) -> Result<(
         .await;
     gone.map(drop)
         .map_err(|error| explain("let the next message of a key go on", error))
-}
-
-/// Each message is looked up for itself: a plan for all values that was made while the inbox was nearly
-/// empty would read all of it where it joins.
-pub(crate) const LOOK: &str = concat!(
-    "select row.state, row.redrive, asked.order_key is not null and ",
-    has_head!(
-        "asked.order_group",
-        "asked.order_key",
-        "and not (head.consumer = asked.consumer and head.message = asked.message)"
-    ),
-    " from unnest($1::text[], $2::text[], $3::text[], $4::text[]) with ordinality
-         as asked (consumer, message, order_group, order_key, number)
-     left join lateral (
-         select state, redrive from tidings_inbox as own
-         where own.consumer = asked.consumer and own.message = asked.message limit 1
-     ) as row on true
-     order by asked.number"
-);
-
-pub(crate) async fn look(pool: &Pool, asked: &[Ask]) -> Result<Vec<Seen>, StoreError> {
-    if asked.is_empty() {
-        return Ok(Vec::new());
-    }
-    let failed = |error| explain("look for messages in the inbox", error);
-    let (consumers, messages) = claim_columns(asked.iter().map(|ask| &ask.claim));
-    let orders = asked.iter().map(|ask| ask.order.as_ref());
-    let (groups, keys): (Vec<Option<&str>>, Vec<Option<&str>>) = orders
-        .map(|order| {
-            (
-                order.map(|order| &*order.group),
-                order.map(|order| &*order.key),
-            )
-        })
-        .unzip();
-    let rows = pool
-        .rows(LOOK, &[&consumers, &messages, &groups, &keys])
-        .await;
-    let rows = rows.map_err(failed)?;
-    let seen = rows.iter().map(|row| {
-        let state: Option<i16> = row.try_get(0)?;
-        let redrive: Option<i64> = row.try_get(1)?;
-        Ok(Seen {
-            state: state.and_then(InboxState::from_number),
-            redrive: counter(redrive.unwrap_or(0)),
-            behind: row.try_get(2)?,
-        })
-    });
-    seen.collect::<Result<_, Error>>().map_err(failed)
 }
 
 /// Another instance that forgets at the same moment takes other rows. The limit is asked for as in

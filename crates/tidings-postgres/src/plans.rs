@@ -2,7 +2,7 @@
 //! not concern them, however many there are.
 
 use serde_json::Value;
-use tidings_core::{BoxError, Store};
+use tidings_core::{Ask, BoxError, Claim, OrderKey, Store};
 use tokio_postgres::types::{FromSql, Type};
 
 use crate::{PostgresStore, connection::Pool, deferred, inbox, log, outbox, records};
@@ -322,6 +322,13 @@ async fn looking_and_forgetting_read_only_what_they_are_about() {
     .await;
     check(
         pool,
+        inbox::LOOK_ONE_OF_KEY,
+        "'c', '2', 'g', 'k'",
+        &["tidings_inbox_pkey", "tidings_inbox_head"],
+    )
+    .await;
+    check(
+        pool,
         inbox::GO_ON,
         "'g', 'k'",
         &["tidings_inbox_parked", "tidings_inbox_head"],
@@ -353,6 +360,46 @@ async fn taking_due_records_does_not_read_those_that_are_not() {
         &["tidings_record_due", "tidings_record_pkey"],
     )
     .await;
+}
+
+/// It is asked in front of each attempt that may call the outside: planning costs ten times as much as looking.
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn looking_for_one_message_is_not_planned_each_time() {
+    const LOOKS: i64 = 20;
+    let store = store().await;
+    let pool = &store.0.pool;
+    let claim = Claim {
+        consumer: "c".into(),
+        message: "m".into(),
+    };
+    let order = OrderKey {
+        group: "g".into(),
+        key: "k".into(),
+    };
+    for order in [None, Some(order)] {
+        let asked = [Ask {
+            claim: claim.clone(),
+            order,
+        }];
+        for _ in 0..LOOKS {
+            inbox::look(pool, &asked).await.expect("nothing");
+        }
+    }
+    // One after the other, so it was one connection.
+    let plans = "select generic_plans, custom_plans from pg_prepared_statements
+                 where statement like '%from (select) as asked%'
+                   and statement not like '%pg_prepared_statements%'";
+    let plans = pool.rows(plans, &[]).await.expect("plans");
+    assert_eq!(plans.len(), 2, "statements");
+    for row in plans {
+        let [generic, custom] = [0, 1].map(|column| row.get::<_, i64>(column));
+        assert_eq!(generic + custom, LOOKS);
+        assert!(
+            custom <= 5,
+            "planned for its values {custom} times of {LOOKS}"
+        );
+    }
 }
 
 /// What is looked up by name is not joined: the plan for all values that a connection keeps may have been
@@ -392,6 +439,12 @@ async fn looking_up_by_name_reads_no_others_in_tables_that_were_empty() {
             &inbox,
             inbox::LOOK,
             format!("{NAMED}, {none}, {none}"),
+            ["tidings_inbox_pkey"],
+        ),
+        (
+            &inbox,
+            inbox::LOOK_ONE,
+            "'k', '70000'".to_owned(),
             ["tidings_inbox_pkey"],
         ),
     ] {
