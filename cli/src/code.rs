@@ -41,6 +41,8 @@ pub(crate) enum Code {
     EventMapFinding,
     /// Topics cannot be watched.
     Tail,
+    /// Messages were not moved to another broker.
+    NotMoved,
 }
 
 impl Code {
@@ -65,6 +67,7 @@ impl Code {
             Code::EventMapFile => "TDG-9040",
             Code::EventMapFinding => "TDG-9041",
             Code::Tail => "TDG-9050",
+            Code::NotMoved => "TDG-9060",
         }
     }
 

@@ -438,6 +438,15 @@ impl Frame {
             )),
             Some(url) => url,
         };
+        Self::reach(url, "--broker").await
+    }
+
+    /// A connection with the broker at `url`, which `option` names, within ten seconds.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be reached.
+    pub(crate) async fn reach(url: &str, option: &str) -> anyhow::Result<Amqp> {
         let builder = Amqp::builder(url).map_err(|error| Usage::new(error.to_string()))?;
         let amqp = builder.name("tidings");
         match timeout(BROKER_WAIT_MAX, amqp.connect()).await {
@@ -445,7 +454,7 @@ impl Frame {
             Ok(Err(error)) => Err(Code::Broker.of(error)),
             Err(_) => Err(Code::Broker.of(format!(
                 "the broker cannot be reached: it did not answer in {} seconds; see that it runs, and \
-                 that `--broker` names its address",
+                 that `{option}` names its address",
                 BROKER_WAIT_MAX.as_secs()
             ))),
         }

@@ -36,6 +36,7 @@ verbs! { Verb:
     doctor => Doctor,
     events => Events,
     explain => Explain,
+    r#move => Move,
     outbox => Outbox,
     sagas => Sagas,
     schedules => Schedules,

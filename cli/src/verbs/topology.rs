@@ -78,14 +78,14 @@ impl Args {
 }
 
 /// What services have written down.
-struct Written {
+pub(super) struct Written {
     /// With the names of their databases.
-    handlers: Vec<(String, HandlerRecord)>,
+    pub(super) handlers: Vec<(String, HandlerRecord)>,
     services: Vec<ServiceRecord>,
 }
 
 impl Written {
-    async fn read(frame: &Frame) -> anyhow::Result<Self> {
+    pub(super) async fn read(frame: &Frame) -> anyhow::Result<Self> {
         let mut written = Self {
             handlers: Vec::new(),
             services: Vec::new(),
@@ -110,7 +110,7 @@ impl Written {
     }
 
     /// What all of them need.
-    fn topology(&self) -> Topology {
+    pub(super) fn topology(&self) -> Topology {
         let handlers = self.handlers.iter().map(|(_, handler)| handler);
         handlers::topology(handlers, &self.services)
     }

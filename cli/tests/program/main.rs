@@ -6,6 +6,7 @@ mod dead_letters;
 mod doctor;
 mod events_map;
 mod explain;
+mod moving;
 mod replay;
 mod run;
 mod sagas;

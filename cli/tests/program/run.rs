@@ -66,6 +66,7 @@ pub(crate) fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Com
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
     for variable in [
         "TIDINGS_BROKER",
+        "TIDINGS_MOVE_TO",
         "TIDINGS_DATABASE",
         "TIDINGS_SENSITIVE",
         "TIDINGS_AT",

@@ -86,6 +86,7 @@ mod handler;
 pub mod handlers;
 mod handling;
 mod limit;
+pub mod moving;
 mod needs;
 mod options;
 mod ordered;

@@ -54,7 +54,7 @@ impl Letter {
         }
     }
 
-    pub(super) fn new(letter: DeadLetter, consumer: &str) -> Self {
+    pub(crate) fn new(letter: DeadLetter, consumer: &str) -> Self {
         let envelope = letter.envelope;
         let last = letter.history.last();
         let (number, edit_count) = (number_of(&envelope), audit::edit_count(&envelope));
@@ -132,7 +132,7 @@ impl Letter {
     }
 
     /// The same letter again, to be put behind the others.
-    pub(super) fn to_put(&self) -> Envelope {
+    pub(crate) fn to_put(&self) -> Envelope {
         let mut envelope = self.envelope.clone();
         set_header(&mut envelope, FAILURES_HEADER, self.failures.to_string());
         set_header(&mut envelope, HISTORY_HEADER, audit::as_json(&self.history));
