@@ -11,7 +11,7 @@ use tidings_sqlite::SqliteStore;
 use tidings_testing::servers::rabbitmq_url;
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::run::{Ran, tidings};
+use crate::run::{Ran, command, tidings};
 
 const SOON: Duration = Duration::from_secs(30);
 const PLACED: u32 = 500;
@@ -238,6 +238,140 @@ async fn what_waits_is_moved(new: String) {
         assert!(numbers.is_sorted(), "order of {key}: {numbers:?}");
         assert_eq!(numbers.len(), (SHIPPED / KEYS) as usize);
     }
+}
+
+/// Killed in the middle, it loses nothing, and what is on both brokers then is handled once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_is_killed_goes_on_where_it_was() {
+    const MANY: u32 = 20_000;
+    let [one, other] = [Options::ephemeral(), Options::ephemeral()];
+    let (one, other) = (
+        Broker::start(one).await.unwrap(),
+        Broker::start(other).await.unwrap(),
+    );
+    let (old, new) = (one.amqp_url(), other.amqp_url());
+    let service = Service::new();
+    service.start(&old).await.stop().await;
+    service
+        .run(&["topology", "apply", "--broker", &new])
+        .await
+        .ends(0);
+    let amqp = Amqp::connect(&old).await.unwrap();
+    let order = |number| OrderPlaced {
+        order_id: format!("o-{number}"),
+    };
+    publish(&amqp, (0..MANY).map(order)).await;
+    let queue = service.queue("order-placed.v1");
+    let there = Amqp::connect(&new).await.unwrap();
+    let database = format!("sqlite://{}", service.folder.path().display());
+    for kill in 1..=3 {
+        let args = [
+            "move",
+            "--broker",
+            &old,
+            "--to",
+            &new,
+            "--database",
+            &database,
+        ];
+        let mut moving = command(args)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        until("a part of them is moved", async || {
+            depth(&there, &queue).await > kill * 2000
+        })
+        .await;
+        moving.kill().unwrap();
+        moving.wait().unwrap();
+    }
+    // What it held goes back when its connection is gone.
+    until("what was held is back", async || {
+        depth(&amqp, &queue).await + depth(&there, &queue).await >= MANY
+    })
+    .await;
+    let left = depth(&amqp, &queue).await;
+    assert!(left > 0, "it was killed in the middle");
+    let args = ["move", "--broker", &old, "--to", &new, "--json"];
+    let moved = service.run(&args).await.ends(0).json();
+    assert_eq!(moved["moved"], left, "{moved:#}");
+    let twice = depth(&there, &queue).await - MANY;
+    assert!(twice <= 3 * 400, "on both brokers: {twice}");
+
+    let running = service.start(&new).await;
+    until("all is handled", async || {
+        service.book.lock().placed.len() == MANY as usize && depth(&there, &queue).await == 0
+    })
+    .await;
+    running.stop().await;
+    assert!(
+        service.book.lock().placed.values().all(|count| *count == 1),
+        "once each"
+    );
+}
+
+/// A new broker that takes nothing for a while is waited for; one that will not take a message is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_broker_that_is_restarted_meanwhile_is_waited_for() {
+    const MANY: u32 = 20_000;
+    let old = Broker::start(Options::ephemeral()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut new = Broker::start(Options::durable(folder.path().to_owned()))
+        .await
+        .unwrap();
+    let address = new.amqp_url();
+    let service = Service::new();
+    service.start(&old.amqp_url()).await.stop().await;
+    service
+        .run(&["topology", "apply", "--broker", &address])
+        .await
+        .ends(0);
+    let amqp = Amqp::connect(&old.amqp_url()).await.unwrap();
+    let order = |number| OrderPlaced {
+        order_id: format!("o-{number}"),
+    };
+    publish(&amqp, (0..MANY).map(order)).await;
+    let queue = service.queue("order-placed.v1");
+    let there = Amqp::connect(&address).await.unwrap();
+    let database = format!("sqlite://{}", service.folder.path().display());
+    let (from, to) = (old.amqp_url(), address.clone());
+    let moving = tokio::task::spawn_blocking(move || {
+        let args = [
+            "move",
+            "--broker",
+            &from,
+            "--to",
+            &to,
+            "--database",
+            &database,
+            "--json",
+        ];
+        tidings(args)
+    });
+    until("a part of them is moved", async || {
+        depth(&there, &queue).await > 2000
+    })
+    .await;
+    let listen = new.amqp_addr();
+    new.shutdown().await.unwrap();
+    assert!(depth(&amqp, &queue).await > 0, "it was in the middle");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    new = Broker::start(Options::durable(folder.path().to_owned()).listen(listen))
+        .await
+        .unwrap();
+    let moved = moving.await.unwrap();
+    moved.ends(0);
+    assert_eq!(depth(&amqp, &queue).await, 0);
+    let running = service.start(&new.amqp_url()).await;
+    until("all is handled", async || {
+        service.book.lock().placed.len() == MANY as usize
+    })
+    .await;
+    running.stop().await;
+    assert!(
+        service.book.lock().placed.values().all(|count| *count == 1),
+        "once each"
+    );
 }
 
 /// The service goes from one broker to the other while events are published to both.
