@@ -59,9 +59,6 @@ impl Attributes {
             Some("unrouted") => self.drop_unrouted = drop_unrouted(meta)?,
             Some("not_past_tense") if event => self.not_past_tense = Some(reason(meta)?),
             Some("crate") => self.tidings = meta.value()?.parse::<LitStr>()?.parse()?,
-            None if meta.path.is_ident("crate") => {
-                self.tidings = meta.value()?.parse::<LitStr>()?.parse()?;
-            }
             Some("topic") => {
                 return Err(meta.error(
                     "a command has no topic: it goes to the queue of its `target` alone; if \

@@ -1,5 +1,6 @@
-//! The derives of Tidings: [`Event`] and [`Command`] name a type on the wire, and [`macro@handler`]
-//! explains which argument of a handler is wrong.
+//! The derives of Tidings: [`Event`] and [`Command`] name a type on the wire,
+//! [`Sensitive`](macro@Sensitive) says which of its fields are not shown, [`macro@handler`] explains which
+//! argument of a handler is wrong, and [`macro@test`] gives a test a world of its own.
 //!
 //! They never change what a type or a function does: without them the same code could be written by
 //! hand in ten lines.

@@ -54,6 +54,7 @@ const DOUBLING: &[&str] = &[
     "ship", "stop", "drop", "plan", "scan", "skip", "swap", "trap", "tag", "log", "submit",
     "admit", "commit", "permit", "refer", "transfer", "defer", "prefer", "occur", "cancel",
     "label", "ban", "flag", "map", "pin", "plug", "rub", "wrap", "clip", "omit", "control",
+    "fulfil",
 ];
 
 /// Words at the end of a name that only say what kind of thing it is.
@@ -236,6 +237,7 @@ mod tests {
             ("CancelOrder", "OrderCancelled"),
             ("ResetPassword", "PasswordReset"),
             ("PayInvoice", "InvoicePaid"),
+            ("FulfilOrder", "OrderFulfilled"),
             ("OrderPlacedEvent", "OrderPlaced"),
         ] {
             let explanation = check(name).expect_err(name);
