@@ -212,7 +212,10 @@ impl Explorer {
 
     /// A world after a turn.
     fn after(&self, mut world: World, turn: Turn) -> World {
-        let written = turn.journal.write();
+        let written = turn.body;
+        if turn.journal.write() != written {
+            world.fail("what is stored is not its journal");
+        }
         if turn.journal.run > world.journal.run {
             world.check_run();
         }

@@ -2,7 +2,6 @@
 
 use std::{
     any::Any,
-    collections::BTreeMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -16,7 +15,8 @@ use tidings_core::{IntoMessages, Message, Messages, Outgoing};
 
 use crate::{
     journal::Journal,
-    run::{Asked, Run},
+    progress::Progress,
+    run::{Asked, Run, Shared},
     saga::{Saga, Step},
     turn::Answer,
 };
@@ -115,6 +115,17 @@ fn encode(messages: impl IntoMessages) -> Result<End, String> {
     }
 }
 
+/// A function that runs over a journal, and has seen its first entries. It can be shown more: after an
+/// answer it need not run from its start once for what undoes the step, and once more to go on.
+pub(crate) struct Passing {
+    shared: Shared,
+    /// Until it is dropped; that runs code of the function's author.
+    running: Option<Running>,
+    polled: Poll<Result<Ended, String>>,
+    /// How many entries it has seen.
+    seen: usize,
+}
+
 /// What a pass found out.
 pub(crate) struct Pass {
     /// `None`: the function waits.
@@ -124,81 +135,170 @@ pub(crate) struct Pass {
     pub(crate) dropped: Vec<Box<str>>,
 }
 
-/// Runs `function` over the first `count` entries of a journal.
-///
-/// # Errors
-///
-/// Why it cannot go on: it panicked, awaits something else than a saga offers, or cannot read what is
-/// stored.
-pub(crate) fn pass(
-    function: &Function,
-    id: &str,
-    journal: &Journal,
-    count: usize,
-) -> Result<Pass, String> {
-    let passed = AssertUnwindSafe(|| pass_or_panic(function, id, journal, count));
-    catch_unwind(passed).unwrap_or_else(|panic| Err(panicked(&*panic)))
+impl Passing {
+    /// Polls `function` before it has seen an entry of the journal; if `is_at_end`, it is to see none.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot go on: it panicked, or cannot read the message that started it.
+    pub(crate) fn begin(
+        function: &Function,
+        id: &str,
+        journal: &Journal,
+        is_at_end: bool,
+    ) -> Result<Self, String> {
+        guard(|| {
+            let shared = Arc::new(Mutex::new(Run::new(id.into(), journal)));
+            shared.lock().is_at_end = is_at_end;
+            let running = function(&journal.start.body, Saga(Arc::clone(&shared)))?;
+            let mut passing = Self {
+                shared,
+                running: Some(running),
+                polled: Poll::Pending,
+                seen: 0,
+            };
+            passing.poll();
+            Ok(passing)
+        })
+    }
+
+    fn poll(&mut self) {
+        if let Some(running) = &mut self.running {
+            let mut task = Context::from_waker(Waker::noop());
+            self.polled = running.as_mut().poll(&mut task);
+        }
+    }
+
+    /// Reveals the entries up to the first `count` of the same journal, which may have become longer. If
+    /// `is_end`, nothing comes after them.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot go on: it panicked, or awaits something else than a saga offers.
+    pub(crate) fn go_on(
+        &mut self,
+        journal: &Journal,
+        count: usize,
+        is_end: bool,
+    ) -> Result<(), String> {
+        guard(|| {
+            for place in self.seen..count {
+                if self.polled.is_ready() || self.begins_anew() {
+                    break;
+                }
+                let wakers = {
+                    let mut run = self.shared.lock();
+                    run.is_at_end = is_end && place + 1 == count;
+                    run.reveal(journal, place)
+                };
+                // Not under the lock: what is woken may look at once.
+                wakers.into_iter().for_each(Waker::wake);
+                self.poll();
+            }
+            self.seen = self.seen.max(count);
+            let (is_waiting, broken) = {
+                let mut run = self.shared.lock();
+                (run.is_waiting(), run.broken.take())
+            };
+            match broken {
+                Some(why) => Err(why),
+                None if self.polled.is_ready() || is_waiting => Ok(()),
+                None => Err(
+                    "it awaits something that is no step, timer or signal of the saga: a saga's \
+                     function only computes, what it needs to know comes in replies and signals"
+                        .into(),
+                ),
+            }
+        })
+    }
+
+    /// The function asked to begin anew.
+    pub(crate) fn begins_anew(&self) -> bool {
+        self.shared.lock().anew.is_some()
+    }
+
+    /// Nobody waits for this step any more.
+    pub(crate) fn is_dropped(&self, step: &str) -> bool {
+        let run = self.shared.lock();
+        run.dropped.iter().any(|dropped| **dropped == *step)
+    }
+
+    /// The function asked for this step.
+    pub(crate) fn asks_for(&self, step: &str) -> bool {
+        self.with_asked(step, |_| ()).is_some()
+    }
+
+    fn with_asked<T>(&self, step: &str, with: impl FnOnce(&mut Asked) -> T) -> Option<T> {
+        let mut run = self.shared.lock();
+        let mut asked = run.asked.iter_mut();
+        asked.find(|asked| *asked.name == *step).map(with)
+    }
+
+    /// The command that undoes a step with this reply, if it is undone at all.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be made.
+    pub(crate) fn undo_of(&self, step: &str, reply: &RawValue) -> Result<Option<Outgoing>, String> {
+        let make = self.with_asked(step, |asked| asked.make_undo.take());
+        let make =
+            make.ok_or_else(|| format!("the function does not ask for `{step}` (any more)"))?;
+        let Some(make) = make else {
+            return Ok(None);
+        };
+        // Not under the lock: it may ask the saga for its id.
+        let made = catch_unwind(AssertUnwindSafe(|| make(reply)));
+        self.with_asked(step, |asked| asked.make_undo = Some(make));
+        made.unwrap_or_else(|_| Err("it panicked".into())).map(Some)
+    }
+
+    /// Ends it, and says what it found out.
+    ///
+    /// # Errors
+    ///
+    /// Why its function cannot go on.
+    pub(crate) fn end(mut self) -> Result<Pass, String> {
+        let ended = match std::mem::replace(&mut self.polled, Poll::Pending) {
+            Poll::Ready(ended) => Some(ended?),
+            Poll::Pending => None,
+        };
+        // Before the function is dropped, and everything in it.
+        let dropped = std::mem::take(&mut self.shared.lock().dropped);
+        let running = self.running.take();
+        guard(|| {
+            drop(running);
+            Ok(())
+        })?;
+        let run = std::mem::take(&mut *self.shared.lock());
+        Ok(Pass {
+            ended,
+            run,
+            dropped,
+        })
+    }
 }
 
-fn pass_or_panic(
-    function: &Function,
-    id: &str,
-    journal: &Journal,
-    count: usize,
-) -> Result<Pass, String> {
-    let shared = Arc::new(Mutex::new(Run::new(id.into(), journal)));
-    shared.lock().is_at_end = count == 0;
-    let mut running = function(&journal.start.body, Saga(Arc::clone(&shared)))?;
-    let mut task = Context::from_waker(Waker::noop());
-    let mut polled = running.as_mut().poll(&mut task);
-    for place in 0..count {
-        if polled.is_ready() || shared.lock().anew.is_some() {
-            break;
-        }
-        let wakers = {
-            let mut run = shared.lock();
-            run.is_at_end = place + 1 == count;
-            run.reveal(journal, place)
-        };
-        // Not under the lock: what is woken may look at once.
-        wakers.into_iter().for_each(Waker::wake);
-        polled = running.as_mut().poll(&mut task);
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let running = self.running.take();
+        // Whoever needs to know whether it panics calls `end`.
+        let _ = guard(|| {
+            drop(running);
+            Ok(())
+        });
     }
-    // Before the function is dropped, and everything in it.
-    let (dropped, is_waiting, broken) = {
-        let mut run = shared.lock();
-        let dropped = std::mem::take(&mut run.dropped);
-        (dropped, run.is_waiting(), run.broken.take())
-    };
-    drop(running);
-    if let Some(why) = broken {
-        return Err(why);
-    }
-    let ended = match polled {
-        Poll::Ready(ended) => Some(ended?),
-        Poll::Pending if is_waiting => None,
-        Poll::Pending => {
-            return Err(
-                "it awaits something that is no step, timer or signal of the saga: a saga's \
-                        function only computes, what it needs to know comes in replies and signals"
-                    .into(),
-            );
-        }
-    };
-    let run = std::mem::replace(&mut *shared.lock(), Run::new("".into(), journal));
-    Ok(Pass {
-        ended,
-        run,
-        dropped,
-    })
+}
+
+/// Runs code of a function's author. A panic is an error.
+fn guard<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
 /// What was asked for differs from what the journal says: the code was changed.
-pub(crate) fn mismatch(journal: &Journal, pass: &Pass) -> Option<String> {
-    let asked: BTreeMap<&str, &Asked> = pass.run.asked.iter().map(|it| (&*it.name, it)).collect();
-    for step in journal.steps() {
+pub(crate) fn mismatch(journal: &Journal, steps: &[Progress<'_>], pass: &Pass) -> Option<String> {
+    for step in steps {
         let name = step.step;
-        let Some(asked) = asked.get(name) else {
+        let Some(asked) = pass.run.asked.iter().find(|it| *it.name == *name) else {
             return Some(format!(
                 "the journal says that the step `{name}` was sent, but the function does not ask for \
                  it (any more); give the changed function a new version, or guard the change with \
@@ -226,9 +326,10 @@ pub(crate) fn mismatch(journal: &Journal, pass: &Pass) -> Option<String> {
 }
 
 /// Steps whose commands say something else now than what was sent.
-pub(crate) fn changed(journal: &Journal, pass: &Pass) -> Vec<Box<str>> {
+pub(crate) fn changed(steps: &[Progress<'_>], pass: &Pass) -> Vec<Box<str>> {
     let is_changed = |asked: &&Asked| {
-        let (Ok(command), Some(sent)) = (&asked.command, journal.step(&asked.name)) else {
+        let sent = steps.iter().find(|step| *step.step == *asked.name);
+        let (Ok(command), Some(sent)) = (&asked.command, sent) else {
             return false;
         };
         sent.fingerprint != Asked::fingerprint(command)

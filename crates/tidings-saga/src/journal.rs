@@ -20,6 +20,9 @@ pub const ENTRIES_MAX: usize = 256;
 /// it is undone.
 pub const BYTES_MAX: usize = 64 * 1024;
 
+/// Room for most journals, so that writing one seldom has to ask for more.
+const WRITTEN_BYTES: usize = 2048;
+
 /// How journals are written; a newer program writes a higher number.
 const FORMAT: u16 = 1;
 
@@ -295,7 +298,8 @@ pub enum Undo {
     Pivot,
 }
 
-/// A message as it is sent, in a journal.
+/// A message in a journal. The command of a step and what undoes it are kept without their ids and the
+/// headers that name the step: they get these whenever they are sent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Stored {
     metadata: Box<RawValue>,
@@ -362,20 +366,27 @@ impl Journal {
         struct Header {
             format: u16,
         }
-        let header: Header = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if header.format > FORMAT {
+        let read: Result<Self, _> = serde_json::from_slice(bytes);
+        let format = match &read {
+            Ok(journal) => journal.format,
+            // A newer format is a better reason, if its number can be read.
+            Err(_) => serde_json::from_slice(bytes).map_or(FORMAT, |header: Header| header.format),
+        };
+        if format > FORMAT {
             return Err(format!(
-                "it was written by a newer program (format {}, this one reads up to {FORMAT})",
-                header.format
+                "it was written by a newer program (format {format}, this one reads up to {FORMAT})"
             ));
         }
-        serde_json::from_slice(bytes).map_err(|error| error.to_string())
+        read.map_err(|error| error.to_string())
     }
 
     /// The journal as it is stored.
     pub fn write(&self) -> Vec<u8> {
+        let mut written = Vec::with_capacity(WRITTEN_BYTES);
         // An error is impossible: there is nothing in it that JSON cannot hold.
-        serde_json::to_vec(self).unwrap_or_else(|error| unreachable!("a journal: {error}"))
+        serde_json::to_writer(&mut written, self)
+            .unwrap_or_else(|error| unreachable!("a journal: {error}"));
+        written
     }
 }
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::journal::{Journal, Stored, Undo, What};
+use crate::journal::{Entry, Journal, Stored, Undo, What};
 
 /// What the journal says of a step.
 #[derive(Debug)]
@@ -62,39 +62,9 @@ impl Journal {
             let Some(name) = entry.what.step() else {
                 continue;
             };
-            let known = steps.iter_mut().find(|it| it.step == name);
-            match (&entry.what, known) {
-                (
-                    What::Sent {
-                        step,
-                        command,
-                        fingerprint,
-                        undo,
-                        deadline,
-                        retries,
-                        send,
-                        cancel,
-                    },
-                    None,
-                ) => steps.push(Progress {
-                    step,
-                    command,
-                    fingerprint: *fingerprint,
-                    undo: *undo,
-                    deadline: *deadline,
-                    sent_at: entry.at,
-                    send: send.as_ref(),
-                    cancel: cancel.as_ref(),
-                    retries: *retries,
-                    sent: 1,
-                    put_off: None,
-                    has_timed_out: false,
-                    is_cancel_sent: false,
-                    is_off: false,
-                    done: None,
-                }),
-                (what, Some(step)) => step.add(place, what),
-                (_, None) => {}
+            match steps.iter_mut().find(|it| it.step == name) {
+                Some(step) => step.add(place, &entry.what),
+                None => steps.extend(Progress::begin(entry)),
             }
         }
         steps
@@ -102,7 +72,24 @@ impl Journal {
 
     /// One of them.
     pub(crate) fn step(&self, name: &str) -> Option<Progress<'_>> {
-        self.steps().into_iter().find(|it| it.step == name)
+        let mut step: Option<Progress<'_>> = None;
+        for (place, entry) in self.entries.iter().enumerate() {
+            if entry.what.step() != Some(name) {
+                continue;
+            }
+            match &mut step {
+                Some(step) => step.add(place, &entry.what),
+                none => *none = Progress::begin(entry),
+            }
+        }
+        step
+    }
+
+    /// Whether this step was sent.
+    pub(crate) fn is_sent(&self, name: &str) -> bool {
+        let is_sent =
+            |entry: &Entry| matches!(&entry.what, What::Sent { step, .. } if **step == *name);
+        self.entries.iter().any(is_sent)
     }
 
     /// The timers that have not fired.
@@ -120,6 +107,40 @@ impl Journal {
 }
 
 impl<'a> Progress<'a> {
+    /// A step that was sent with this entry, if it is one that says so.
+    fn begin(entry: &'a Entry) -> Option<Self> {
+        let What::Sent {
+            step,
+            command,
+            fingerprint,
+            undo,
+            deadline,
+            retries,
+            send,
+            cancel,
+        } = &entry.what
+        else {
+            return None;
+        };
+        Some(Self {
+            step,
+            command,
+            fingerprint: *fingerprint,
+            undo: *undo,
+            deadline: *deadline,
+            sent_at: entry.at,
+            send: send.as_ref(),
+            cancel: cancel.as_ref(),
+            retries: *retries,
+            sent: 1,
+            put_off: None,
+            has_timed_out: false,
+            is_cancel_sent: false,
+            is_off: false,
+            done: None,
+        })
+    }
+
     fn add(&mut self, place: usize, what: &'a What) {
         match what {
             What::Done { undo, is_late, .. } => {

@@ -42,6 +42,7 @@ pub(crate) struct Anew {
 }
 
 /// The state of a pass.
+#[derive(Default)]
 pub(crate) struct Run {
     /// How a saga and its steps are named: `checkout/o-1`, or `checkout/o-1/2` for a later run.
     pub(crate) id: Box<str>,
@@ -82,19 +83,8 @@ impl Run {
             });
         Self {
             id,
-            steps: HashMap::new(),
-            fired: HashMap::new(),
-            signals: HashMap::new(),
             patches: patches.collect(),
-            is_at_end: false,
-            asked: Vec::new(),
-            timers: Vec::new(),
-            taken: HashMap::new(),
-            patched: Vec::new(),
-            dropped: Vec::new(),
-            waiting: Vec::new(),
-            anew: None,
-            broken: None,
+            ..Self::default()
         }
     }
 

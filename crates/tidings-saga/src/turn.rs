@@ -118,6 +118,8 @@ pub enum Action {
 pub struct Turn {
     /// The journal now.
     pub journal: Journal,
+    /// The same as it is stored: what [`Journal::write`] makes of it.
+    pub body: Vec<u8>,
     /// What is sent.
     pub outgoing: Vec<Outgoing>,
     /// When it should be told that it is [`Due`](Arrival::Due).
@@ -141,6 +143,7 @@ impl Turn {
     /// This turn and the next one of the same saga, as one.
     pub fn then(mut self, next: Self) -> Self {
         self.journal = next.journal;
+        self.body = next.body;
         self.due = next.due;
         self.outgoing.extend(next.outgoing);
         self.ignored.extend(next.ignored);
@@ -203,7 +206,7 @@ impl Definition {
         };
         let taking = Taking::new(self, key, journal.clone(), journal.started);
         let passed = taking.pass(journal.entries.len())?;
-        match mismatch(journal, &passed) {
+        match mismatch(journal, &journal.steps(), &passed) {
             Some(why) => Err(why),
             None => Ok(()),
         }
@@ -228,7 +231,8 @@ impl<'a> Taking<'a> {
     }
 
     fn end(mut self) -> Turn {
-        let bytes = self.journal.write().len() - self.journal.start.body.get().len();
+        let mut body = self.journal.write();
+        let bytes = body.len() - self.journal.start.body.get().len();
         // Undoing has as much room again, or a saga whose journal is full could not be undone.
         let room = match self.journal.state {
             SagaState::Running => 1,
@@ -242,10 +246,12 @@ impl<'a> Taking<'a> {
                  beside the message that started it); send \
                  references instead of what is large, and make it several sagas"
             ));
+            body = self.journal.write();
         }
         Turn {
             due: self.due(),
             journal: self.journal,
+            body,
             outgoing: self.outgoing,
             ignored: self.ignored,
             changed: self.changed,
@@ -462,34 +468,30 @@ impl<'a> Taking<'a> {
 
     /// A step is done. Its undo is made now, from its reply.
     fn done(&mut self, step: Box<str>, reply: Box<RawValue>, has_timed_out: bool) {
-        let before = self
-            .journal
-            .failed_at()
-            .unwrap_or(self.journal.entries.len());
-        let passed = self.pass(before);
         let is_running = self.journal.state == SagaState::Running;
+        let count = self.journal.entries.len();
+        let before = self.journal.failed_at().unwrap_or(count);
+        // It goes on afterwards, and sees this answer too.
+        let goes_on = is_running && before == count;
+        let passing = self.passing(before, !goes_on);
         // Nobody waits for it: its deadline has passed, or the function went another way, begins
         // anew, or has ended.
-        let is_late = match &passed {
+        let is_late = match &passing {
             _ if self.journal.state == SagaState::Completed => true,
-            Ok(passed) => {
-                let is_dropped = passed.dropped.contains(&step) || passed.run.anew.is_some();
+            Ok(passing) => {
+                let is_dropped = passing.is_dropped(&step) || passing.begins_anew();
                 is_running && (has_timed_out || is_dropped)
             }
             Err(_) => has_timed_out,
         };
-        self.is_mismatch |= passed.as_ref().is_ok_and(|passed| !passed.asks_for(&step));
-        let undo = passed.and_then(|passed| passed.undo_of(&step, &reply));
+        self.is_mismatch |= passing.as_ref().is_ok_and(|it| !it.asks_for(&step));
+        let undo = match &passing {
+            Ok(passing) => passing.undo_of(&step, &reply),
+            Err(why) => Err(why.clone()),
+        };
+        let undo = undo.and_then(|undo| undo.as_ref().map(Asked::stored).transpose());
         let (undo, trouble) = match undo {
             Ok(undo) => (undo, None),
-            Err(why) => (None, Some(why)),
-        };
-        let undo = undo.map(|mut undo| {
-            self.address(&mut undo, &step, Part::Undo, 1);
-            Asked::stored(&undo)
-        });
-        let (undo, trouble) = match undo.transpose() {
-            Ok(undo) => (undo, trouble),
             Err(why) => (None, Some(why)),
         };
         let is_undone_now = is_late && undo.is_some();
@@ -507,7 +509,10 @@ impl<'a> Taking<'a> {
         if is_undone_now {
             self.undo(&step);
         }
-        self.go_on();
+        match goes_on && self.journal.state == SagaState::Running {
+            true => self.run_on(passing),
+            false => self.go_on(),
+        }
     }
 
     /// The command of a step was given up by its target: nobody knows how far it got.

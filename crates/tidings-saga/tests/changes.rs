@@ -99,6 +99,48 @@ fn an_undo_that_could_not_be_made_is_made_when_the_bug_is_mended() {
 }
 
 #[test]
+fn the_command_that_undoes_a_step_may_name_its_saga() {
+    async fn named(order: OrderPlaced, saga: Saga) -> Ended {
+        let of = saga.clone();
+        let reserve = saga.step("reserve-stock", ReserveStock { of: order.of });
+        let reserve = reserve.undo(move |place| ReleaseStock {
+            of: format!("{place} of {}", of.id()),
+        });
+        reserve.await.map_err(cancelled)?;
+        Err(OrderCancelled { of: "no".into() })
+    }
+    let mut world = World::start(sagas().version(1, named));
+    world.done("reserve-stock", "r-1");
+    let undo = world.sent.last().expect("an undo");
+    assert_eq!(&*undo.envelope.body, br#"{"of":"r-1 of checkout/o-1"}"#);
+}
+
+#[test]
+fn a_panic_while_the_function_is_dropped_is_stuck() {
+    struct Fragile;
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                panic!("it fell");
+            }
+        }
+    }
+    async fn fragile(order: OrderPlaced, saga: Saga) -> Ended {
+        reserve(&order, &saga).await.map_err(cancelled)?;
+        let _fragile = Fragile;
+        saga.signal::<String>("release").await;
+        confirmed()
+    }
+    let mut world = World::start(sagas().version(1, fragile));
+    world.done("reserve-stock", "r-1");
+    assert_eq!(world.is_stuck(), Some("its function panicked: it fell"));
+    // What undoes the step was made from the same run of the function.
+    world.sent();
+    world.operate(Action::Compensate);
+    assert_eq!(world.sent(), ["reserve-stock undo"]);
+}
+
+#[test]
 fn whoever_awaits_something_else_is_told_so() {
     async fn foreign(order: OrderPlaced, saga: Saga) -> Ended {
         reserve(&order, &saga).await.map_err(cancelled)?;
@@ -268,6 +310,41 @@ fn signals_are_taken_in_order_whenever_they_came() {
     world.sent();
     world.wait(60);
     assert_eq!(world.sent(), ["reserve-stock undo"]);
+}
+
+/// Both steps at once; what follows the first is changed while the second is out.
+#[test]
+fn what_undoes_a_step_is_made_by_the_way_that_the_function_went() {
+    async fn both(order: OrderPlaced, saga: Saga, has_patch: bool) -> Ended {
+        let patched = std::sync::Arc::new(AtomicBool::new(false));
+        let stock = reserve(&order, &saga);
+        let charge = saga.step("charge-card", ChargeCard { of: order.of });
+        let way = std::sync::Arc::clone(&patched);
+        let charge = charge.undo(move |charge| RefundCard {
+            of: format!("{charge} {}", way.load(Ordering::Relaxed)),
+        });
+        let stock = async {
+            stock.await.map_err(cancelled)?;
+            if has_patch && saga.patched("parcel") {
+                patched.store(true, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let charge = async { charge.await.map_err(cancelled) };
+        futures_util::future::try_join(stock, charge).await?;
+        Err(OrderCancelled { of: "no".into() })
+    }
+    let mut world = World::start(sagas().version(1, |order, saga| both(order, saga, false)));
+    world.done("reserve-stock", "r-1");
+    world.sent();
+    // It was past the place of the change when the program was replaced.
+    let changed = sagas().version(1, |order, saga| both(order, saga, true));
+    world.definition = changed.define("checkout");
+    world.done("charge-card", "c-1");
+    let written = String::from_utf8(world.journal.write()).expect("JSON");
+    assert!(!written.contains("patched"), "{written}");
+    let undo = world.sent.last().expect("an undo");
+    assert_eq!(&*undo.envelope.body, br#"{"of":"c-1 false"}"#);
 }
 
 #[test]

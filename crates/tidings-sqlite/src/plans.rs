@@ -114,6 +114,14 @@ fn every_statement_that_must_not_walk_a_table_has_its_index() {
             "sqlite_autoindex_tidings_inbox_1 (consumer>?)",
         ),
         (records::KINDS, "(kind>?)"),
+        (
+            records::PUT_OVER_VERSION,
+            "sqlite_autoindex_tidings_record_1 (kind=? AND id=?)",
+        ),
+        (
+            records::PUT_OVER_LEASE,
+            "sqlite_autoindex_tidings_record_1 (kind=? AND id=?)",
+        ),
         (records::LIST, "tidings_record_written"),
         (records::LIST_LABEL, "tidings_record_label"),
     ] {

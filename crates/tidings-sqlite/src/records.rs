@@ -14,6 +14,7 @@ use tidings_core::{
 use crate::{
     SqliteStore,
     clock::{limit, now_ms, timestamp_us},
+    commit::LastStatement,
 };
 
 const FIND: &str = "\
@@ -26,6 +27,21 @@ values (?1, ?2, 1, ?3, ?4, ?4, ?5, ?6) \
 on conflict (kind, id) do update set version = version + 1, label = excluded.label, \
     due_us = excluded.due_us, take_us = excluded.take_us, lease = null, \
     written_us = excluded.written_us, body = excluded.body";
+
+/// What is expected of a record is a part of the statement that writes it, which finds it only once.
+const PUT_NEW: &str = "\
+insert into tidings_record (kind, id, version, label, due_us, take_us, written_us, body) \
+values (?1, ?2, 1, ?3, ?4, ?4, ?5, ?6) on conflict do nothing";
+
+pub(crate) const PUT_OVER_VERSION: &str = "\
+update tidings_record set version = version + 1, label = ?3, due_us = ?4, take_us = ?4, \
+    lease = null, written_us = ?5, body = ?6 \
+where kind = ?1 and id = ?2 and version = ?7";
+
+pub(crate) const PUT_OVER_LEASE: &str = "\
+update tidings_record set version = version + 1, label = ?3, due_us = ?4, take_us = ?4, \
+    lease = null, written_us = ?5, body = ?6 \
+where kind = ?1 and id = ?2 and lease = ?7";
 
 const DELETE: &str = "delete from tidings_record where kind = ?1 and id = ?2";
 
@@ -55,36 +71,73 @@ from tidings_record indexed by tidings_record_label \
 where kind = ?1 and label = ?6 and written_us <= ?2 and (written_us, id) > (?3, ?4) \
 order by written_us, id limit ?5";
 
-/// Writes one change. False if the record is not as expected; then the caller rolls back.
-pub(crate) fn write(connection: &Connection, change: &RecordChange, now: i64) -> Result<bool> {
-    let (kind, id) = (&*change.id.kind, &*change.id.id);
-    if change.expected != Expected::Anything {
-        let there: Option<(i64, Option<String>)> = connection
-            .prepare_cached(AS_EXPECTED)?
-            .query_row((kind, id), |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        let is_met = match (&change.expected, &there) {
-            (Expected::Anything, _) | (Expected::Nothing, None) => true,
-            (Expected::Version(version), Some((there, _))) => there.cast_unsigned() == *version,
-            (Expected::Lease(lease), Some((_, held))) => held.as_deref() == Some(&*lease.0),
-            _ => false,
+/// Writes changes, up to the first whose record is not as expected, which it returns; then the caller
+/// rolls back.
+pub(crate) fn write<'a>(
+    connection: &Connection,
+    changes: &'a [RecordChange],
+    now: i64,
+) -> Result<Option<&'a RecordChange>> {
+    let mut statement = LastStatement::of(connection);
+    for change in changes {
+        let is_written = match &change.value {
+            Some(value) => put(&mut statement, change, value, microseconds(now))?,
+            None => delete(connection, change)?,
         };
-        if !is_met {
-            return Ok(false);
+        if !is_written {
+            return Ok(Some(change));
         }
     }
-    match &change.value {
-        Some(value) => connection.prepare_cached(PUT)?.execute((
-            kind,
-            id,
-            &*value.label,
-            value.due.map(|due| due.as_microsecond()),
-            microseconds(now),
-            &*value.body,
-        ))?,
-        None => connection.prepare_cached(DELETE)?.execute((kind, id))?,
+    Ok(None)
+}
+
+/// False if the record is not as expected.
+fn put(
+    statement: &mut LastStatement<'_>,
+    change: &RecordChange,
+    value: &RecordValue,
+    now_us: i64,
+) -> Result<bool> {
+    let (kind, id) = (&*change.id.kind, &*change.id.id);
+    let (label, body) = (&*value.label, &*value.body);
+    let due = value.due.map(|due| due.as_microsecond());
+    let count = match &change.expected {
+        Expected::Anything => statement
+            .get(PUT)?
+            .execute((kind, id, label, due, now_us, body))?,
+        Expected::Nothing => statement
+            .get(PUT_NEW)?
+            .execute((kind, id, label, due, now_us, body))?,
+        Expected::Version(version) => {
+            let version = version.cast_signed();
+            let values = (kind, id, label, due, now_us, body, version);
+            statement.get(PUT_OVER_VERSION)?.execute(values)?
+        }
+        Expected::Lease(lease) => {
+            let values = (kind, id, label, due, now_us, body, &*lease.0);
+            statement.get(PUT_OVER_LEASE)?.execute(values)?
+        }
     };
-    Ok(true)
+    Ok(count > 0)
+}
+
+/// False if the record is not as expected.
+fn delete(connection: &Connection, change: &RecordChange) -> Result<bool> {
+    let name = (&*change.id.kind, &*change.id.id);
+    let there: Option<(i64, Option<String>)> = connection
+        .prepare_cached(AS_EXPECTED)?
+        .query_row(name, |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let is_met = match (&change.expected, &there) {
+        (Expected::Anything, _) | (Expected::Nothing, None) => true,
+        (Expected::Version(version), Some((there, _))) => there.cast_unsigned() == *version,
+        (Expected::Lease(lease), Some((_, held))) => held.as_deref() == Some(&*lease.0),
+        _ => false,
+    };
+    if is_met && there.is_some() {
+        connection.prepare_cached(DELETE)?.execute(name)?;
+    }
+    Ok(is_met)
 }
 
 /// The records with these names, in their order.

@@ -142,6 +142,7 @@ impl HandlerOptions {
     pub(crate) fn of_sagas() -> Self {
         Self {
             only_writes: true,
+            batch_max: Some(SAGAS_BATCH_MAX),
             ..Self::default()
         }
     }
@@ -170,6 +171,10 @@ fn partitions_checked(count: u16) -> NonZeroU16 {
 
 /// A broker counts what is out in 16 bits, and four times as many are fetched ahead.
 const CONCURRENCY_MAX: u16 = u16::MAX / 4;
+
+/// How many messages of sagas share a commit. More than in other batches: their handlers await nothing
+/// but the database, so what a message costs is mostly its share of the commit.
+const SAGAS_BATCH_MAX: NonZeroU16 = NonZeroU16::new(128).unwrap();
 
 /// Each message of a batch that fails is tried again.
 const BATCH_MAX: u16 = 1000;

@@ -87,11 +87,12 @@ impl Kind {
     fn leave(
         &self,
         key: &str,
-        turn: Turn,
+        mut turn: Turn,
         expected: Expected,
         now: Timestamp,
     ) -> Result<(RecordChange, Vec<Outgoing>), Error> {
-        let change = self.change(key, &turn, expected, now);
+        let body = std::mem::take(&mut turn.body);
+        let change = self.change(key, &turn, body, expected, now);
         let mut outgoing = turn.outgoing;
         let conversation = turn.journal.start.correlation_id.as_deref();
         for told in turn.told {
@@ -100,7 +101,14 @@ impl Kind {
         Ok((change, outgoing))
     }
 
-    fn change(&self, key: &str, turn: &Turn, expected: Expected, now: Timestamp) -> RecordChange {
+    fn change(
+        &self,
+        key: &str,
+        turn: &Turn,
+        body: Vec<u8>,
+        expected: Expected,
+        now: Timestamp,
+    ) -> RecordChange {
         let journal = &turn.journal;
         // An ended saga is deleted when it is due.
         let due = match journal.state.is_ended() {
@@ -108,7 +116,6 @@ impl Kind {
             false => turn.due,
         };
         self.tell(key, turn);
-        let body = journal.write();
         let saga = self.definition.name().to_owned();
         histogram!("tidings_saga_journal_bytes", "saga" => saga).record(body.len() as f64);
         RecordChange {

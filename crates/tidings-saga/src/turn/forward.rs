@@ -5,7 +5,7 @@ use tidings_core::{MessageId, Outgoing, REPLY_TO_HEADER};
 
 use super::Taking;
 use crate::{
-    function::{Pass, changed, mismatch, pass},
+    function::{Pass, Passing, changed, mismatch},
     journal::{SagaState, What},
     run::Asked,
     step_id::{Part, STEP_HEADER, StepId},
@@ -29,35 +29,58 @@ impl Taking<'_> {
         }
     }
 
-    pub(super) fn pass(&self, count: usize) -> Result<Pass, String> {
+    /// Runs the function over the first `count` entries. If `is_end`, it sees no others.
+    pub(super) fn passing(&self, count: usize, is_end: bool) -> Result<Passing, String> {
         let function = self.definition.function(self.journal.version)?;
         let id = self.definition.id(self.key, self.journal.run);
-        pass(function, &id, &self.journal, count)
+        let is_at_end = is_end && count == 0;
+        let mut passing = Passing::begin(function, &id, &self.journal, is_at_end)?;
+        passing.go_on(&self.journal, count, is_end)?;
+        Ok(passing)
+    }
+
+    pub(super) fn pass(&self, count: usize) -> Result<Pass, String> {
+        self.passing(count, true)?.end()
     }
 
     /// Runs the function as far as it goes, also when it begins anew.
     pub(super) fn run(&mut self) {
-        while self.run_once() {}
+        let count = self.journal.entries.len();
+        self.run_on(self.passing(count, true));
+    }
+
+    /// The same for one that has seen the journal up to here or to an earlier entry.
+    pub(super) fn run_on(&mut self, passing: Result<Passing, String>) {
+        let mut passing = passing;
+        while self.run_once(passing) {
+            passing = self.passing(self.journal.entries.len(), true);
+        }
     }
 
     /// True if it begins anew.
-    fn run_once(&mut self) -> bool {
-        let passed = self.pass(self.journal.entries.len());
-        let passed = passed.and_then(|passed| match mismatch(&self.journal, &passed) {
-            Some(why) => {
-                self.is_mismatch = true;
-                Err(why)
-            }
-            None => Ok(passed),
+    fn run_once(&mut self, passing: Result<Passing, String>) -> bool {
+        let passed = passing.and_then(|mut passing| {
+            passing.go_on(&self.journal, self.journal.entries.len(), true)?;
+            passing.end()
         });
-        let passed = match passed {
+        let passed = passed.and_then(|passed| {
+            let steps = self.journal.steps();
+            match mismatch(&self.journal, &steps, &passed) {
+                Some(why) => {
+                    self.is_mismatch = true;
+                    Err(why)
+                }
+                None => Ok((changed(&steps, &passed), passed)),
+            }
+        });
+        let (changed, passed) = match passed {
             Ok(passed) => passed,
             Err(why) => {
                 self.stuck(why);
                 return false;
             }
         };
-        for step in changed(&self.journal, &passed) {
+        for step in changed {
             if !self.changed.contains(&step) {
                 self.changed.push(step);
             }
@@ -101,7 +124,7 @@ impl Taking<'_> {
         for asked in passed.run.asked {
             let is_wanted = !passed.dropped.contains(&asked.name);
             if is_wanted
-                && self.journal.step(&asked.name).is_none()
+                && !self.journal.is_sent(&asked.name)
                 && let Err(why) = self.send_first(&asked)
             {
                 return self.stuck(format!("the step `{}` cannot be sent: {why}", asked.name));
@@ -112,6 +135,8 @@ impl Taking<'_> {
     pub(super) fn send_first(&mut self, asked: &Asked) -> Result<(), String> {
         let mut message = asked.command.clone()?;
         let fingerprint = Asked::fingerprint(&message);
+        // Without the address, which it gets whenever it is sent.
+        let send = Asked::stored(&message)?;
         self.address(&mut message, &asked.name, Part::Do, 1);
         let cancel = match asked.cancel.clone() {
             Some(cancel) => {
@@ -131,7 +156,7 @@ impl Taking<'_> {
             undo: asked.undo,
             deadline,
             retries: asked.retries,
-            send: Some(Asked::stored(&message)?),
+            send: Some(send),
             cancel,
         });
         self.outgoing.push(message);

@@ -1,13 +1,10 @@
 //! Undoing what was done, without the function: strictly in reverse, once everything is settled.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use serde_json::value::RawValue;
 use tidings_core::Outgoing;
 
 use super::Taking;
 use crate::{
-    function::{End, Pass},
+    function::End,
     journal::{Entry, Journal, SagaState, Stored, What},
     run::Asked,
     step_id::Part,
@@ -148,43 +145,21 @@ impl Taking<'_> {
         if lacking.is_empty() {
             return Ok(());
         }
-        let passed = self.pass(
-            self.journal
-                .failed_at()
-                .unwrap_or(self.journal.entries.len()),
-        )?;
+        let failed_at = self.journal.failed_at();
+        let passing = self.passing(failed_at.unwrap_or(self.journal.entries.len()), true)?;
         for (name, place) in lacking {
             let What::Done { reply, .. } = &self.journal.entries[place].what else {
                 continue;
             };
-            let made = passed.undo_of(&name, reply)?;
-            let Some(mut made) = made else { continue };
-            self.address(&mut made, &name, Part::Undo, 1);
+            let Some(made) = passing.undo_of(&name, reply)? else {
+                continue;
+            };
             let made = Asked::stored(&made)?;
             if let What::Done { undo, .. } = &mut self.journal.entries[place].what {
                 *undo = Some(made);
             }
         }
         Ok(())
-    }
-}
-
-impl Pass {
-    /// The function asked for this step.
-    pub(super) fn asks_for(&self, step: &str) -> bool {
-        self.run.asked.iter().any(|asked| *asked.name == *step)
-    }
-
-    /// The command that undoes a step with this reply, if it is undone at all.
-    pub(super) fn undo_of(&self, step: &str, reply: &RawValue) -> Result<Option<Outgoing>, String> {
-        let Some(asked) = self.run.asked.iter().find(|asked| *asked.name == *step) else {
-            return Err(format!("the function does not ask for `{step}` (any more)"));
-        };
-        let Some(make) = &asked.make_undo else {
-            return Ok(None);
-        };
-        let made = catch_unwind(AssertUnwindSafe(|| make(reply)));
-        made.unwrap_or_else(|_| Err("it panicked".into())).map(Some)
     }
 }
 

@@ -120,7 +120,8 @@ impl World {
 
     pub(crate) fn take(&mut self, turn: Turn) {
         // What is stored comes back.
-        let written = turn.journal.write();
+        let written = turn.body;
+        assert_eq!(turn.journal.write(), written);
         self.journal = Journal::read(&written).expect("it can be read");
         assert_eq!(self.journal.write(), written);
         self.due = turn.due;
