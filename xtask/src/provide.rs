@@ -1,7 +1,7 @@
 //! What tests need beyond Rust: servers, and the packages of programs in other languages.
 //!
 //! Servers come from a URL in the environment, from what is installed, or, on Debian as root, from
-//! an installation now. Packages of Node and Python go to a folder under cargo's target folder,
+//! an installation now; Kafka is no package of Debian's and is fetched with Maven. Packages of Node and Python go to a folder under cargo's target folder,
 //! never into the clone. Nothing here is required: what cannot be had is remembered with the
 //! reason, and whoever asked decides what that means.
 
@@ -10,7 +10,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use tidings_testing::foreign::{NODE_PATH, PYTHON_PATH};
-use tidings_testing::servers::{POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq, S3, S3_URL};
+use tidings_testing::servers::{
+    KAFKA_URL, Kafka, POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq, S3, S3_URL,
+};
 
 use crate::run::{answers, program, quietly, root, target};
 
@@ -22,6 +24,7 @@ pub(crate) struct Provided {
     pub(crate) missing: Vec<(&'static str, String)>,
     // Held for as long as the tests run: dropped, they end.
     rabbitmq: Option<RabbitMq>,
+    kafka: Option<Kafka>,
     postgres: Option<Postgres>,
     s3: Option<S3>,
     /// Where the packages of the S3 server are.
@@ -48,8 +51,14 @@ impl Provided {
 
 /// Gets everything onto the machine that is not there and can be had; starts nothing.
 pub(crate) fn install(provided: &mut Provided) -> Result<()> {
-    debian(provided, "RabbitMQ", "rabbitmq-server", RabbitMq::missing);
-    debian(provided, "PostgreSQL", "postgresql", Postgres::missing);
+    debian(
+        provided,
+        "RabbitMQ",
+        &["rabbitmq-server"],
+        RabbitMq::missing,
+    );
+    debian(provided, "PostgreSQL", &["postgresql"], Postgres::missing);
+    kafka(provided);
     if !is_root() {
         provided.lack(
             "root",
@@ -78,6 +87,12 @@ pub(crate) fn start(provided: &mut Provided) -> Result<()> {
         eprintln!("RabbitMQ: {}", rabbitmq.url());
         provided.env.push((RABBITMQ_URL, rabbitmq.url()));
         provided.rabbitmq = Some(rabbitmq);
+    }
+    if !provided.lacks("Kafka") && !given("Kafka", KAFKA_URL) {
+        let kafka = Kafka::start()?;
+        eprintln!("Kafka: {}", kafka.url());
+        provided.env.push((KAFKA_URL, kafka.url()));
+        provided.kafka = Some(kafka);
     }
     if !provided.lacks("PostgreSQL") && !given("PostgreSQL", POSTGRES_URL) {
         let postgres = Postgres::start()?;
@@ -110,7 +125,7 @@ fn given(name: &str, variable: &str) -> bool {
 fn debian(
     provided: &mut Provided,
     name: &'static str,
-    package: &str,
+    packages: &[&str],
     missing: fn() -> Option<String>,
 ) {
     let Some(why) = missing() else {
@@ -120,11 +135,25 @@ fn debian(
     if !is_debian_root() {
         return provided.lack(name, why);
     }
-    if let Err(error) = apt_get(name, package) {
+    if let Err(error) = apt_get(name, packages) {
         return provided.lack(name, format!("{error:#}"));
     }
     if let Some(why) = missing() {
-        provided.lack(name, format!("{package} was installed, and still: {why}"));
+        provided.lack(
+            name,
+            format!("{} was installed, and still: {why}", packages.join(", ")),
+        );
+    }
+}
+
+/// Kafka needs Java and Maven, and is fetched with them.
+fn kafka(provided: &mut Provided) {
+    let packages = ["default-jre-headless", "maven"];
+    debian(provided, "Kafka", &packages, Kafka::missing);
+    if !provided.lacks("Kafka")
+        && let Err(error) = Kafka::fetch()
+    {
+        provided.lack("Kafka", format!("{error:#}"));
     }
 }
 
@@ -139,8 +168,9 @@ fn is_debian_root() -> bool {
     is_root() && Path::new("/etc/debian_version").exists() && answers("apt-get", "--version")
 }
 
-fn apt_get(name: &str, package: &str) -> Result<()> {
-    eprintln!("{name}: not installed; installing `{package}` (about 20 s)");
+fn apt_get(name: &str, packages: &[&str]) -> Result<()> {
+    let list = packages.join(" ");
+    eprintln!("{name}: not installed; installing `{list}` (about 20 s)");
     let apt_get = |args: &[&str]| {
         let mut command = program("apt-get")?;
         // Without RUNLEVEL the packages would start servers of their own on the usual ports.
@@ -149,13 +179,8 @@ fn apt_get(name: &str, package: &str) -> Result<()> {
             .args(args);
         quietly(&mut command)
     };
-    let install = [
-        "install",
-        "--yes",
-        "--quiet",
-        "--no-install-recommends",
-        package,
-    ];
+    let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
+    let install = [&install[..], packages].concat();
     if apt_get(&install).is_err() {
         // The usual reason is that the machine has no list of packages, or an old one.
         apt_get(&["update", "--quiet"])?;

@@ -21,7 +21,8 @@ Examples:
   TIDINGS_TEST_RABBITMQ_URL=amqp://guest:guest@127.0.0.1:5672 cargo xtask test
 
 Servers are taken, in this order, from a URL in the environment (TIDINGS_TEST_RABBITMQ_URL,
-TIDINGS_TEST_POSTGRES_URL), from what is installed, or, on Debian as root, by installing them.
+TIDINGS_TEST_KAFKA_URL, TIDINGS_TEST_POSTGRES_URL), from what is installed, or, on Debian as root, by installing
+them. Kafka is fetched with Maven, once.
 TIDINGS_TEST_RABBITMQ_ROOT names a folder with a Debian of its own whose RabbitMQ is taken instead of
 the installed one (debootstrap --variant=minbase --include=rabbitmq-server trixie FOLDER).";
 

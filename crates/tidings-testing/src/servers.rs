@@ -1,20 +1,21 @@
 //! Real servers for tests: started from what is installed, on free ports, in folders of their own,
 //! and gone when the test is.
 //!
-//! A promise about RabbitMQ or PostgreSQL is worth what a real one says about it, so a test that
+//! A promise about RabbitMQ, Kafka or PostgreSQL is worth what a real one says about it, so a test that
 //! makes such a promise starts one here, kills it, restarts it on the same port and looks again.
 //! Nothing here is shared with a server that the machine may be running for somebody else: ports,
 //! node names, data and logs belong to the test. Starting blocks the thread until the server
-//! accepts (RabbitMQ takes about 8 seconds, PostgreSQL about 2).
+//! accepts (RabbitMQ takes about 8 seconds, Kafka 6, PostgreSQL 2).
 //!
-//! A test that only needs *a* server, not one to kill, asks [`rabbitmq_url`] or [`postgres_url`]:
-//! they hand out the one named in the environment (`cargo xtask test` puts it there) and else
+//! A test that only needs *a* server, not one to kill, asks [`rabbitmq_url`], [`kafka_url`] or
+//! [`postgres_url`]: they hand out the one named in the environment (`cargo xtask test` puts it there) and else
 //! start one for the whole test process.
 //!
 //! No server outlives the test, however it ends: on Linux each is bound to the life of the thread
 //! that started it, so that even an aborted test run leaves no process behind. Folders of
 //! processes that are gone are swept by the next start.
 
+mod kafka;
 mod postgres;
 mod process;
 mod rabbitmq;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 
+pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use process::Process;
 pub use rabbitmq::RabbitMq;
@@ -40,6 +42,9 @@ pub use s3::S3;
 
 /// The variable that names the RabbitMQ for tests that need one but not one of their own.
 pub const RABBITMQ_URL: &str = "TIDINGS_TEST_RABBITMQ_URL";
+
+/// The variable that names the Kafka for tests that need one but not one of their own.
+pub const KAFKA_URL: &str = "TIDINGS_TEST_KAFKA_URL";
 
 /// The variable that names the PostgreSQL for tests that need one but not one of their own.
 pub const POSTGRES_URL: &str = "TIDINGS_TEST_POSTGRES_URL";
@@ -63,6 +68,22 @@ pub fn rabbitmq_url() -> String {
         Ok(url) if !url.is_empty() => url,
         _ => OURS
             .get_or_init(|| RabbitMq::start().unwrap_or_else(|e| panic!("{e:#}")))
+            .url(),
+    }
+}
+
+/// Where a Kafka answers: the URL in [`KAFKA_URL`], else of one started for this process.
+///
+/// # Panics
+///
+/// When there is neither, with what to install or set.
+#[track_caller]
+pub fn kafka_url() -> String {
+    static OURS: OnceLock<Kafka> = OnceLock::new();
+    match std::env::var(KAFKA_URL) {
+        Ok(url) if !url.is_empty() => url,
+        _ => OURS
+            .get_or_init(|| Kafka::start().unwrap_or_else(|e| panic!("{e:#}")))
             .url(),
     }
 }

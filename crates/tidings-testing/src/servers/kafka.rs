@@ -1,0 +1,297 @@
+//! An Apache Kafka of its own for a test that stops, kills and restarts it.
+//!
+//! Debian has no package of it. What runs here are the artifacts that Apache publishes for Maven, fetched
+//! once into a cache folder of the user's and started with the installed Java: one node that is broker and
+//! controller (KRaft), with its internal topics unreplicated.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tempfile::TempDir;
+
+use super::Process;
+
+/// The version that is fetched.
+const VERSION: &str = "4.4.0";
+
+/// How long a node may take from its start until it answers: 5 to 6 s on two idle cores.
+const START_MAX: Duration = Duration::from_secs(120);
+
+/// How long a node may take to end when asked to.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// A Kafka node on ports of its own; dropped, it is gone.
+///
+/// ```no_run
+/// # fn main() -> anyhow::Result<()> {
+/// let mut kafka = tidings_testing::servers::Kafka::start()?;
+/// println!("{}", kafka.url()); // kafka://127.0.0.1:23456
+/// kafka.kill9();
+/// kafka.restart()?; // the same URL, the same data
+/// # Ok(())
+/// # }
+/// ```
+pub struct Kafka {
+    java: PathBuf,
+    jars: PathBuf,
+    port: u16,
+    node: Option<Process>,
+    // Last, so that it is removed when nothing writes to it any more.
+    folder: TempDir,
+}
+
+impl Kafka {
+    /// What to do when there is no Kafka to start and none can be fetched; nothing when there is.
+    pub fn missing() -> Option<String> {
+        let java = super::find("java", []).is_some();
+        let jars = cache().is_ok_and(|jars| jars.is_dir()) || super::find("mvn", []).is_some();
+        (!java || !jars).then(|| {
+            format!(
+                "Kafka needs Java, and Maven to be fetched with: install them (Debian: `apt-get install \
+                 default-jre-headless maven`), or set {} to one that runs",
+                super::KAFKA_URL
+            )
+        })
+    }
+
+    /// Fetches it, unless that was done before.
+    pub fn fetch() -> Result<()> {
+        jars().map(drop)
+    }
+
+    /// Starts a node and returns when it answers.
+    pub fn start() -> Result<Kafka> {
+        Self::start_with("")
+    }
+
+    /// The same with more lines in its configuration (`log.retention.check.interval.ms=100`).
+    pub fn start_with(settings: &str) -> Result<Kafka> {
+        let java = super::find("java", []);
+        let java = java.ok_or_else(|| anyhow!("{}", Self::missing().unwrap_or_default()))?;
+        let jars = jars()?;
+        let folder = super::folder("kafka", None)?;
+        let (port, controller_port) = (super::free_port()?, super::free_port()?);
+        let mut kafka = Kafka {
+            java,
+            jars,
+            port,
+            node: None,
+            folder,
+        };
+        let data = kafka.folder.path().join("data");
+        let properties = format!(
+            "process.roles=broker,controller\n\
+             node.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
+             controller.listener.names=CONTROLLER\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             log.dirs={}\n\
+             offsets.topic.replication.factor=1\n\
+             offsets.topic.num.partitions=4\n\
+             transaction.state.log.replication.factor=1\n\
+             transaction.state.log.min.isr=1\n\
+             transaction.state.log.num.partitions=4\n\
+             share.coordinator.state.topic.replication.factor=1\n\
+             share.coordinator.state.topic.min.isr=1\n\
+             share.coordinator.state.topic.num.partitions=1\n\
+             group.initial.rebalance.delay.ms=0\n\
+             {settings}\n",
+            data.display()
+        );
+        kafka.write("server.properties", &properties)?;
+        // What it has to say, without a file of its own.
+        let log = "appender.console.type=Console\n\
+                   appender.console.name=console\n\
+                   appender.console.layout.type=PatternLayout\n\
+                   appender.console.layout.pattern=%d{HH:mm:ss.SSS} %p %m%n%throwable\n\
+                   rootLogger.level=WARN\n\
+                   rootLogger.appenderRef.console.ref=console\n";
+        kafka.write("log4j2.properties", log)?;
+        kafka.format()?;
+        kafka.restart()?;
+        Ok(kafka)
+    }
+
+    /// Where it answers; the same after each restart.
+    pub fn url(&self) -> String {
+        format!("kafka://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `kill -9` on the node.
+    pub fn kill9(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            node.kill9();
+        }
+    }
+
+    /// Ends the node as an operator would.
+    pub fn stop(&mut self) -> Result<()> {
+        match self.node.take() {
+            Some(mut node) => node.stop(STOP_MAX).map(drop).context("cannot stop Kafka"),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the node again on its old data and ports, killing it first when it still runs.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill9();
+        let mut command = self.command("kafka.Kafka");
+        command.arg(self.properties());
+        let mut node = Process::start(command)?;
+        super::wait_until("Kafka to answer", START_MAX, || {
+            !node.is_running() || speaks_kafka(self.port)
+        })
+        .and_then(|()| match node.status() {
+            None => Ok(()),
+            Some(status) => Err(anyhow!("it ended ({status})")),
+        })
+        .with_context(|| {
+            let printed = [node.stdout(), node.stderr()].concat().join("\n");
+            let folder = self.folder.path().display();
+            format!("cannot start Kafka in {folder}:\n{printed}")
+        })?;
+        self.node = Some(node);
+        Ok(())
+    }
+
+    /// Makes its data folder, once.
+    fn format(&self) -> Result<()> {
+        let mut command = self.command("kafka.tools.StorageTool");
+        // Any id will do, in the form of 16 bytes in base64.
+        command.args(["format", "-t", "dGlkaW5ncy10ZXN0LTAwMQ", "-c"]);
+        let output = command.arg(self.properties()).output();
+        let output = output.with_context(|| format!("cannot run {}", self.java.display()))?;
+        if !output.status.success() {
+            let printed = [&output.stdout[..], &output.stderr[..]].concat();
+            let printed = String::from_utf8_lossy(&printed);
+            bail!("cannot make the data folder of Kafka: {printed}");
+        }
+        Ok(())
+    }
+
+    /// A program of Kafka's.
+    fn command(&self, class: &str) -> Command {
+        let log = self.folder.path().join("log4j2.properties");
+        let mut command = Process::command(&self.java);
+        command
+            .current_dir(self.folder.path())
+            .args(["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .arg(format!("-Dlog4j2.configurationFile={}", log.display()))
+            .arg("-cp")
+            .arg(self.jars.join("*"))
+            .arg(class);
+        command
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.folder.path().join("server.properties")
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// Where the jars are kept: `$XDG_CACHE_HOME/tidings-test/kafka-4.4.0`.
+fn cache() -> Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    let cache = cache.context("neither XDG_CACHE_HOME nor HOME says where to keep Kafka")?;
+    Ok(cache.join("tidings-test").join(format!("kafka-{VERSION}")))
+}
+
+/// The folder of its jars, which are fetched if they are not there yet. The folder appears as a whole, so
+/// that of two who fetch at once neither sees half of it.
+fn jars() -> Result<PathBuf> {
+    let jars = cache()?;
+    if jars.is_dir() {
+        return Ok(jars);
+    }
+    let maven = super::find("mvn", []);
+    let maven = maven.ok_or_else(|| anyhow!("{}", Kafka::missing().unwrap_or_default()))?;
+    let place = jars.parent().context("a folder in a folder")?;
+    std::fs::create_dir_all(place).with_context(|| format!("cannot make {}", place.display()))?;
+    let fetching = tempfile::Builder::new()
+        .prefix("fetching-")
+        .tempdir_in(place)?;
+    let pom = format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\
+         <groupId>tidings.test</groupId><artifactId>kafka</artifactId><version>1</version>\
+         <dependencies><dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>\
+         <version>{VERSION}</version></dependency></dependencies></project>"
+    );
+    std::fs::write(fetching.path().join("pom.xml"), pom)?;
+    let mut command = Command::new(maven);
+    command
+        .current_dir(fetching.path())
+        .args(["-q", "-B", "dependency:copy-dependencies"])
+        .arg("-DoutputDirectory=jars");
+    let output = command.output().context("cannot run `mvn`")?;
+    if !output.status.success() {
+        let printed = [&output.stdout[..], &output.stderr[..]].concat();
+        let printed = String::from_utf8_lossy(&printed);
+        bail!("Maven cannot fetch Kafka {VERSION}: {printed}");
+    }
+    match std::fs::rename(fetching.path().join("jars"), &jars) {
+        // Somebody else was quicker.
+        Err(_) if jars.is_dir() => Ok(jars),
+        done => done
+            .map(|()| jars.clone())
+            .with_context(|| format!("cannot put Kafka into {}", jars.display())),
+    }
+}
+
+/// Whether a Kafka answers: with the versions of requests that it knows, to a request of version 0.
+fn speaks_kafka(port: u16) -> bool {
+    const ASK: [u8; 14] = [0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 7, 0xff, 0xff];
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+        return false;
+    };
+    let mut answer = [0; 10];
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .is_ok()
+        && stream.write_all(&ASK).is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        // Behind the length: the number of the request, and no error.
+        && answer[4..] == [0, 0, 0, 7, 0, 0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs Kafka"]
+    fn it_starts_dies_and_comes_back_where_it_was() {
+        let mut kafka = Kafka::start().unwrap();
+        let url = kafka.url();
+        assert!(speaks_kafka(kafka.port()));
+
+        kafka.kill9();
+        assert!(!speaks_kafka(kafka.port()));
+        kafka.restart().unwrap();
+        assert!(speaks_kafka(kafka.port()));
+
+        kafka.stop().unwrap();
+        assert!(!speaks_kafka(kafka.port()));
+        kafka.restart().unwrap();
+        assert_eq!(kafka.url(), url);
+
+        let (folder, port) = (kafka.folder.path().to_owned(), kafka.port());
+        drop(kafka);
+        assert!(!speaks_kafka(port) && !folder.exists());
+    }
+}
