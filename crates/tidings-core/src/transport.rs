@@ -161,6 +161,18 @@ pub struct Features {
     pub name_bytes_max: usize,
     /// The largest body, in bytes; `None` if only the broker's own limit holds.
     pub body_bytes_max: Option<usize>,
+    /// A queue is made of partitions of logs that others read too (Kafka), and its consumers share these instead
+    /// of single messages. So
+    ///
+    /// * messages come in the order in which they were published if they went to one topic or queue with one
+    ///   key (or with neither key nor id); others need not. An ordered [`Group`] keeps no order between its
+    ///   topics and commands;
+    /// * what has no key may come from any partition of a group;
+    /// * a consumer may get nothing while another one has everything, and what one holds unsettled goes to another
+    ///   one when its partition does: when its stream was dropped, or when consumers come and go. Then its
+    ///   deliveries are [stale](crate::Delivery::is_stale);
+    /// * a message may come [`redelivered`](crate::Delivery::redelivered) after a crash although nobody had it.
+    pub shares_partitions: bool,
     /// Dead letters can be held, looked at and taken out one by one
     /// ([`Transport::dead_letter_access`]).
     pub holds_dead_letters: bool,
@@ -178,6 +190,7 @@ impl Features {
             partitions_max: 0,
             name_bytes_max: 64,
             body_bytes_max: None,
+            shares_partitions: false,
             holds_dead_letters: false,
         }
     }

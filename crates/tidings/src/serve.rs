@@ -245,6 +245,16 @@ fn check_features(transport: &dyn Transport, topology: &Topology) -> Result<(), 
             )
             .into());
         }
+        let sources = group.topics.len() + group.commands.len();
+        if features.shares_partitions && sources > 1 {
+            return Err(format!(
+                "the ordered group `{}` takes messages from {sources} places (topics {:?}, commands {:?}), and \
+                 `{engine}` keeps an order within a topic only; let its events share a topic with \
+                 `#[event(topic = \"…\")]`, or ask for order of each handler alone",
+                group.name, group.topics, group.commands
+            )
+            .into());
+        }
     }
     for queue in &topology.queues {
         let name = &queue.name;

@@ -275,6 +275,28 @@ async fn a_service_that_asks_for_what_its_engine_lacks_does_not_start() {
         .expect("it starts");
 }
 
+/// Kafka keeps an order within a topic.
+#[tokio::test]
+async fn an_ordered_group_of_several_topics_does_not_start_where_they_have_no_common_order() {
+    let (broker, database) = (Broker::default(), support::Database::new().await);
+    broker.set_shares_partitions();
+    let stored = async |_: StoreLetter, _: Tx| -> Result<()> { Ok(()) };
+    let router = Router::new("archive").on(with_tx).on(stored);
+    let router = router.transactional(database.store.clone()).ordered(4);
+    let error = serve(broker.clone(), router).await.unwrap_err().to_string();
+    let expected = "the ordered group `archive.ordered` takes messages from 2 places (topics \
+                    [\"money-deposited.v1\"], commands [\"archive.store-letter.v1\"]), and `a scripted broker` \
+                    keeps an order within a topic only";
+    assert!(error.contains(expected), "{error}");
+
+    let router = Router::new("bank").on(with_tx);
+    let router = router.transactional(database.store.clone()).ordered(4);
+    let serving = serve(broker, router);
+    let ready = serving.ready();
+    let served = serving.with_graceful_shutdown(ready).await;
+    served.expect("one topic has an order");
+}
+
 #[tokio::test]
 async fn a_part_of_the_toolkit_that_fails_takes_its_service_down_with_the_reason() {
     let (broker, database) = (Broker::default(), support::Database::new().await);

@@ -11,6 +11,7 @@ const LINES_MAX: usize = 600;
 /// What an ignored test may need: the names `cargo xtask test` knows.
 const NEEDS: &[&str] = &[
     "RabbitMQ",
+    "Kafka",
     "PostgreSQL",
     "Node",
     "Python",

@@ -100,6 +100,7 @@ impl Kafka {
              share.coordinator.state.topic.min.isr=1\n\
              share.coordinator.state.topic.num.partitions=1\n\
              group.initial.rebalance.delay.ms=0\n\
+             group.min.session.timeout.ms=1000\n\
              {settings}\n",
             data.display()
         );

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::StreamExt;
 use tidings_core::Settlement;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::support::*;
 
@@ -44,6 +44,9 @@ pub(super) async fn no_more_than_the_prefetch_is_out(case: Case) {
 
 pub(super) async fn consumers_of_a_queue_share_its_messages(case: Case) {
     case.declare().await;
+    if case.one.features().shares_partitions {
+        return consumers_of_a_queue_share_its_partitions(&case).await;
+    }
     let mut here = case.subscribe(1).await;
     let mut there = case.subscribe_to(&case.other, &case.queue, 1).await;
     case.publish(&["a", "b", "c", "d"]).await;
@@ -63,6 +66,50 @@ pub(super) async fn consumers_of_a_queue_share_its_messages(case: Case) {
     none(&mut there).await;
     seen.sort();
     assert_eq!(seen, ["a", "b", "c", "d"], "each went to one");
+}
+
+/// Each has some of them, sooner or later, and no message comes to both.
+async fn consumers_of_a_queue_share_its_partitions(case: &Case) {
+    let mut here = case.subscribe(10).await;
+    let mut there = case.subscribe_to(&case.other, &case.queue, 10).await;
+    let mut seen = [BTreeSet::new(), BTreeSet::new()];
+    let deadline = Instant::now() + SOON;
+    for round in 0.. {
+        let keys = 0..16;
+        let messages = keys.map(|key| {
+            let envelope = keyed(&key.to_string(), &format!("{round}.{key}"));
+            outgoing(case.to_topic(), envelope)
+        });
+        for outcome in case.one.publish(messages.collect()).await {
+            outcome.expect("it is published");
+        }
+        let before = seen.each_ref().map(BTreeSet::len);
+        let mut missing = 16;
+        while missing > 0 {
+            let (which, delivery) = tokio::select! {
+                delivery = next(&mut here) => (0, delivery),
+                delivery = next(&mut there) => (1, delivery),
+            };
+            // While partitions change hands it may come to the next one, too.
+            if !seen.iter().any(|seen| seen.contains(&body(&delivery))) {
+                missing -= 1;
+            }
+            seen[which].insert(body(&delivery));
+            settle(delivery, Settlement::Ack).await;
+        }
+        let after = seen.each_ref().map(BTreeSet::len);
+        if (0..2).all(|which| after[which] > before[which]) {
+            let to_both = after.iter().sum::<usize>() - before.iter().sum::<usize>() - 16;
+            assert_eq!(
+                to_both, 0,
+                "both have partitions, and no partition is with both"
+            );
+            break;
+        }
+        assert!(Instant::now() < deadline, "one has all of them: {after:?}");
+    }
+    none(&mut here).await;
+    none(&mut there).await;
 }
 
 pub(super) async fn what_a_lost_connection_held_is_delivered_again(case: Case) {
@@ -126,13 +173,21 @@ pub(super) async fn a_delivery_whose_connection_is_gone_is_stale(case: Case) {
     case.publish(&["a", "b"]).await;
     let mut gone = case.subscribe(1).await;
     let gone_one = next(&mut gone).await;
-    let mut deliveries = case.subscribe_to(&case.other, &case.queue, 1).await;
-    let second = next(&mut deliveries).await;
-    assert!(!gone_one.is_stale() && !second.is_stale());
-    case.one.close().await;
-    assert!(gone_one.is_stale(), "it cannot be settled any more");
-    assert!(!second.is_stale(), "its own connection is there");
-    settle(second, Settlement::Ack).await;
+    let mut deliveries;
+    if case.one.features().shares_partitions {
+        assert!(!gone_one.is_stale());
+        case.one.close().await;
+        assert!(gone_one.is_stale(), "it cannot be settled any more");
+        deliveries = case.subscribe_to(&case.other, &case.queue, 1).await;
+    } else {
+        deliveries = case.subscribe_to(&case.other, &case.queue, 1).await;
+        let second = next(&mut deliveries).await;
+        assert!(!gone_one.is_stale() && !second.is_stale());
+        case.one.close().await;
+        assert!(gone_one.is_stale(), "it cannot be settled any more");
+        assert!(!second.is_stale(), "its own connection is there");
+        settle(second, Settlement::Ack).await;
+    }
 
     // Somebody else has it now. What is done with the stale one does nothing to that one.
     let again = next(&mut deliveries).await;
@@ -143,6 +198,9 @@ pub(super) async fn a_delivery_whose_connection_is_gone_is_stale(case: Case) {
     assert!(late.is_err(), "its connection is gone");
     assert!(!again.is_stale());
     settle(again, Settlement::Ack).await;
+    if case.one.features().shares_partitions {
+        take(&mut deliveries, &["b"]).await;
+    }
     none(&mut deliveries).await;
 }
 
@@ -184,8 +242,13 @@ pub(super) async fn a_delivery_that_is_dropped_late_comes_back_too(case: Case) {
     let again = next(&mut there).await;
     assert_eq!((body(&again).as_str(), again.redelivered), ("a", true));
     settle(again, Settlement::Ack).await;
-    none(&mut there).await;
-    case.one.close().await;
+    if case.one.features().shares_partitions {
+        // With its partition, the other one went too.
+        assert!(second.is_stale());
+    } else {
+        none(&mut there).await;
+        case.one.close().await;
+    }
     let again = next(&mut there).await;
     assert_eq!((body(&again).as_str(), again.redelivered), ("b", true));
     drop(second);

@@ -23,6 +23,7 @@ mod delivering;
 mod features;
 mod groups;
 mod letters;
+mod partitions;
 mod publishing;
 mod settling;
 mod support;

@@ -203,9 +203,10 @@ pub(super) async fn a_dead_letter_says_why(case: Case) {
     poison.id = Some("id".into());
     poison.key = Some("key".into());
     poison.headers = vec![("tenant".into(), "a".into())];
-    let outcome = case.publish_one(case.to_topic(), poison.clone()).await;
-    outcome.expect("it is published");
-    case.publish(&["next"]).await;
+    for envelope in [poison.clone(), keyed("key", "next")] {
+        let outcome = case.publish_one(case.to_topic(), envelope).await;
+        outcome.expect("it is published");
+    }
     let mut deliveries = case.subscribe(1).await;
     let attempts = [
         attempt("odd", None),

@@ -145,6 +145,13 @@ pub(super) fn body(delivery: &Delivery) -> String {
     String::from_utf8_lossy(&delivery.envelope.body).into_owned()
 }
 
+/// With a key, as messages of services usually have one.
+pub(super) fn keyed(key: &str, body: &str) -> Envelope {
+    let mut envelope = text(body);
+    envelope.key = Some(key.into());
+    envelope
+}
+
 pub(super) fn attempt(reason: &str, by: Option<&str>) -> Attempt {
     Attempt {
         at: Timestamp::from_millisecond(1_700_000_000_123).expect("a time"),
@@ -174,6 +181,24 @@ pub(super) async fn take(deliveries: &mut Deliveries, bodies: &[&str]) {
         assert_eq!(body(&delivery), *expected);
         settle(delivery, Settlement::Ack).await;
     }
+}
+
+/// Acknowledges the next deliveries, which must have these bodies, in this order if the engine keeps one for
+/// what went to different places.
+pub(super) async fn take_all(case: &Case, deliveries: &mut Deliveries, bodies: &[&str]) {
+    if !case.one.features().shares_partitions {
+        return take(deliveries, bodies).await;
+    }
+    let mut taken = Vec::new();
+    for _ in bodies {
+        let delivery = next(deliveries).await;
+        taken.push(body(&delivery));
+        settle(delivery, Settlement::Ack).await;
+    }
+    taken.sort();
+    let mut expected = bodies.to_vec();
+    expected.sort_unstable();
+    assert_eq!(taken, expected);
 }
 
 /// Nothing more comes.

@@ -36,6 +36,7 @@ type Judge = Box<dyn FnMut(&Outgoing) -> Option<PublishErrorKind> + Send>;
 struct Script {
     mute: bool,
     cannot_delay: bool,
+    shares_partitions: bool,
     judge: Option<Judge>,
     published: Vec<Outgoing>,
     /// The names of all queues and partitions that were declared.
@@ -84,6 +85,10 @@ impl Broker {
     }
 
     /// Becomes an engine that cannot delay retries.
+    pub(crate) fn set_shares_partitions(&self) {
+        self.0.script.lock().shares_partitions = true;
+    }
+
     pub(crate) fn set_cannot_delay(&self) {
         self.0.script.lock().cannot_delay = true;
     }
@@ -153,6 +158,7 @@ impl Transport for Broker {
         features.reports_unroutable = true;
         features.partitions_max = 64;
         features.name_bytes_max = 200;
+        features.shares_partitions = self.0.script.lock().shares_partitions;
         if !self.0.script.lock().cannot_delay {
             features.delay_max = Duration::from_secs(24 * 3600);
         }

@@ -1,0 +1,244 @@
+//! Envelopes as Kafka records: CloudEvents in binary mode, and the history of what failed.
+//!
+//! Attributes are headers `ce_…`, as CloudEvents' binding for Kafka has them, and the media type of the body is
+//! the header `content-type`. The key of a record is the attribute `partitionkey`. Other headers are as they
+//! are; a value that is not UTF-8 is no text and left out.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+use tidings_core::{
+    Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, QUEUE_HEADER, REASON_HEADER,
+};
+use tracing::debug;
+
+/// The reasons in a history are cut to this many bytes.
+const REASON_BYTES_MAX: usize = 4 * 1024;
+
+/// What came in.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Received {
+    pub(crate) envelope: Envelope,
+    pub(crate) history: Vec<Attempt>,
+    pub(crate) failures: u32,
+}
+
+/// The headers of a message on its way out.
+pub(crate) fn headers_of(envelope: &Envelope) -> OwnedHeaders {
+    let time = envelope.time.map(|time| time.to_string());
+    let attributes = [
+        ("ce_specversion", Some("1.0")),
+        ("ce_id", envelope.id.as_ref().map(MessageId::as_str)),
+        ("ce_type", Some(&*envelope.name)),
+        ("ce_source", Some(&*envelope.source)),
+        ("ce_time", time.as_deref()),
+        ("ce_partitionkey", envelope.key.as_deref()),
+        ("ce_correlationid", envelope.correlation_id.as_deref()),
+        ("ce_causationid", envelope.causation_id.as_deref()),
+        ("ce_traceparent", envelope.traceparent.as_deref()),
+        ("content-type", Some(&*envelope.content_type)),
+    ];
+    let mut headers = OwnedHeaders::new_with_capacity(attributes.len() + envelope.headers.len());
+    let mut push = |key: &str, value: &str| {
+        let all = std::mem::take(&mut headers);
+        headers = all.insert(Header {
+            key,
+            value: Some(value),
+        });
+    };
+    for (name, value) in attributes {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            push(name, value);
+        }
+    }
+    for (name, value) in &envelope.headers {
+        match &**name {
+            REASON_HEADER => push(name, &shortened(value, REASON_BYTES_MAX)),
+            HISTORY_HEADER if value.len() > REASON_BYTES_MAX => push(name, &shorter_history(value)),
+            _ => push(name, value),
+        }
+    }
+    headers
+}
+
+/// A history from an outbox, with its reasons cut as a settlement cuts them.
+fn shorter_history(json: &str) -> Cow<'_, str> {
+    match serde_json::from_str::<Vec<Attempt>>(json) {
+        Ok(history) => Cow::Owned(history_as_json(&history)),
+        Err(_) => Cow::Borrowed(json),
+    }
+}
+
+pub(crate) fn history_as_json(history: &[Attempt]) -> String {
+    let shorten = |attempt: &Attempt| Attempt {
+        reason: shortened(&attempt.reason, REASON_BYTES_MAX).into_owned(),
+        ..attempt.clone()
+    };
+    let history: Vec<Attempt> = history.iter().map(shorten).collect();
+    // Times, texts and nothing else: this cannot fail.
+    serde_json::to_string(&history).unwrap_or_default()
+}
+
+/// As much of `reason` as fits, cut at a character.
+fn shortened(reason: &str, bytes_max: usize) -> Cow<'_, str> {
+    if reason.len() <= bytes_max {
+        return Cow::Borrowed(reason);
+    }
+    let mut end = bytes_max - '…'.len_utf8();
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned(format!("{}…", &reason[..end]))
+}
+
+/// Reads a record, of whatever program it comes from.
+pub(crate) fn read(record: &BorrowedMessage<'_>) -> Received {
+    let body = Bytes::copy_from_slice(record.payload().unwrap_or_default());
+    let headers = record.headers().into_iter().flat_map(Headers::iter);
+    let headers = headers.map(|header| (header.key, header.value));
+    from_parts(record.key(), headers, body)
+}
+
+fn from_parts<'a>(
+    key: Option<&[u8]>,
+    headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+    body: Bytes,
+) -> Received {
+    let mut envelope = Envelope::new("", body);
+    envelope.content_type = Cow::Borrowed("");
+    let mut received = Received {
+        envelope,
+        history: Vec::new(),
+        failures: 0,
+    };
+    for (name, value) in headers {
+        match str::from_utf8(value.unwrap_or_default()) {
+            Ok(text) => received.header(name, text),
+            Err(_) => debug!(header = name, "left out: it is not UTF-8"),
+        }
+    }
+    let envelope = &mut received.envelope;
+    if envelope.key.is_none() {
+        let key = key.and_then(|key| str::from_utf8(key).ok());
+        envelope.key = key.map(Into::into);
+    }
+    received
+}
+
+impl Received {
+    /// Of attributes, the first of a name counts, so that none that came along as a plain header replaces it.
+    fn header(&mut self, name: &str, text: &str) {
+        const JSON: &str = "application/json";
+        let envelope = &mut self.envelope;
+        let first = |attribute: &mut Option<Box<str>>| {
+            attribute.get_or_insert_with(|| text.into());
+        };
+        match name {
+            "ce_id" => {
+                envelope.id.get_or_insert_with(|| MessageId::new(text));
+            }
+            "ce_type" if envelope.name.is_empty() => envelope.name = Cow::Owned(text.to_owned()),
+            "ce_source" if envelope.source.is_empty() => {
+                envelope.source = Cow::Owned(text.to_owned());
+            }
+            // A time that is none is left out: nothing rests on it.
+            "ce_time" if envelope.time.is_none() => envelope.time = text.parse().ok(),
+            "ce_partitionkey" => first(&mut envelope.key),
+            "ce_correlationid" => first(&mut envelope.correlation_id),
+            "ce_causationid" => first(&mut envelope.causation_id),
+            "ce_traceparent" => first(&mut envelope.traceparent),
+            "content-type" if envelope.content_type.is_empty() => {
+                envelope.content_type = match text {
+                    JSON => Cow::Borrowed(JSON),
+                    _ => Cow::Owned(text.to_owned()),
+                };
+            }
+            "ce_specversion" | "ce_type" | "ce_source" | "ce_time" | "content-type" => {}
+            // Foreign programs may write anything there; the count stands for itself.
+            FAILURES_HEADER => self.failures = text.parse().unwrap_or_default(),
+            HISTORY_HEADER => self.history = serde_json::from_str(text).unwrap_or_default(),
+            // What stood on an earlier dead letter of this message.
+            REASON_HEADER | QUEUE_HEADER => {}
+            _ => envelope.headers.push((name.into(), text.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use tidings_core::dead_letter;
+
+    use super::*;
+
+    fn again(envelope: &Envelope) -> Received {
+        let headers = headers_of(envelope);
+        let key = envelope.key.as_deref().map(str::as_bytes);
+        let headers = headers.iter().map(|header| (header.key, header.value));
+        from_parts(key, headers, envelope.body.clone())
+    }
+
+    fn envelope() -> Envelope {
+        let mut envelope = Envelope::new("order-placed.v1", "{}");
+        envelope.id = Some("order-placed.v1/1".into());
+        envelope.source = "orders".into();
+        envelope.time = Some("2026-01-02T03:04:05.123456Z".parse().expect("a time"));
+        envelope.key = Some("1 \u{1F600}".into());
+        envelope.correlation_id = Some("conversation".into());
+        envelope.causation_id = Some("cause".into());
+        envelope.traceparent = Some("00-ab-cd-01".into());
+        envelope.headers = vec![("tenant".into(), "t".into()), ("tenant".into(), "u".into())];
+        envelope
+    }
+
+    #[test]
+    fn an_envelope_comes_back_as_it_was_sent() {
+        let mut empty = Envelope::new("", "");
+        empty.content_type = "".into();
+        for envelope in [envelope(), empty] {
+            let received = again(&envelope);
+            assert_eq!(received.envelope, envelope);
+            assert_eq!((received.failures, received.history), (0, vec![]));
+        }
+    }
+
+    #[test]
+    fn what_a_foreign_program_sent_is_read_too() {
+        let headers = [
+            ("ce_id", Some(&b"id"[..])),
+            ("ce_id", Some(b"other")),
+            ("ce_time", Some(b"soon")),
+            ("binary", Some(b"\xff")),
+            ("nothing", None),
+            (FAILURES_HEADER, Some(b"many")),
+        ];
+        let received = from_parts(Some(b"k"), headers.into_iter(), Bytes::new());
+        assert_eq!(received.envelope.id, Some("id".into()));
+        assert_eq!(received.envelope.key.as_deref(), Some("k"));
+        assert_eq!((received.envelope.time, received.failures), (None, 0));
+        assert_eq!(received.envelope.headers, [("nothing".into(), "".into())]);
+        let keyless = from_parts(Some(b"\xff"), [].into_iter(), Bytes::new());
+        assert_eq!(keyless.envelope.key, None);
+    }
+
+    #[test]
+    fn a_dead_letter_is_the_message_with_its_history_and_reasons_are_cut() {
+        let attempt = |reason: String| Attempt {
+            at: Timestamp::UNIX_EPOCH,
+            reason,
+            by: None,
+        };
+        let history = vec![attempt("ö".repeat(100_000)); 10];
+        let letter = dead_letter(&envelope(), "q", 12, &history);
+        let received = again(&letter.envelope);
+        assert_eq!(received.envelope, envelope());
+        assert_eq!((received.failures, received.history.len()), (12, 10));
+        for attempt in &received.history {
+            assert!(attempt.reason.len() <= REASON_BYTES_MAX && attempt.reason.ends_with('…'));
+        }
+        let short = vec![attempt("no".into())];
+        let letter = dead_letter(&envelope(), "q", 1, &short);
+        assert_eq!(again(&letter.envelope).history, short);
+    }
+}

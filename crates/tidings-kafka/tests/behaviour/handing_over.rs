@@ -1,0 +1,83 @@
+//! Partitions that go from one consumer to another.
+
+use tidings_core::{Subscription, Transport};
+
+use super::*;
+
+/// A member that leaves while others come and go still says how far it is.
+pub(crate) async fn what_was_settled_is_not_repeated_while_members_come_and_go(url: String) {
+    let (one, other) = (connect(&url).await, connect(&url).await);
+    for _ in 0..7 {
+        let place = Place::new();
+        let partition = place.declare_group(&one).await;
+        let ordered = || Subscription::new(partition.clone()).ordered();
+        let batch = (0..6).map(|body| place.message(Some("key"), body));
+        for outcome in one.publish(batch.collect()).await {
+            outcome.expect("it is published");
+        }
+        let mut first = one.subscribe(ordered()).await.expect("subscribed");
+        let mut out = next_few(&mut first, 3).await;
+        let mut second = other.subscribe(ordered()).await.expect("subscribed");
+        let waits = one.subscribe(ordered()).await.expect("subscribed");
+        let gives_up = other.subscribe(ordered()).await.expect("subscribed");
+        none(&mut second).await;
+        drop(gives_up);
+        ack(out.remove(1)).await;
+        out.push(next(&mut first).await);
+        none(&mut second).await;
+        drop(waits);
+        drop(first);
+        let out_before = [0, 2, 3].map(|body| (body, true));
+        take(&mut second, out_before).await;
+        take(&mut second, [(4, false), (5, false)]).await;
+        none(&mut second).await;
+    }
+}
+
+/// What ends in time is settled, what does not is stale, and comes to the next one: each message is with one.
+pub(crate) async fn a_partition_that_goes_waits_for_its_handlers(url: String) {
+    const COUNT: usize = 60;
+    let (one, other) = (connect(&url).await, connect(&url).await);
+    let place = Place::new();
+    place.declare(&one).await;
+    let batch = (0..COUNT).map(|body| place.message(Some(&body.to_string()), body));
+    for outcome in one.publish(batch.collect()).await {
+        outcome.expect("it is published");
+    }
+    let mut here = place.subscribe(&one, 100).await;
+    let mut held = next_few(&mut here, COUNT).await;
+    let mut there = place.subscribe(&other, 100).await;
+    let (in_time, late): (Vec<_>, Vec<_>) =
+        held.drain(..).partition(|it| body(it).is_multiple_of(2));
+    for delivery in in_time {
+        ack(delivery).await;
+    }
+    let first = next(&mut there).await;
+    let mut moved = vec![body(&first)];
+    assert!(first.redelivered);
+    ack(first).await;
+    while let Ok(delivery) = timeout(Duration::from_secs(2), there.next()).await {
+        let delivery = delivery.expect("a delivery").expect("no error");
+        assert!(delivery.redelivered);
+        moved.push(body(&delivery));
+        ack(delivery).await;
+    }
+    let mut stale = Vec::new();
+    for delivery in late {
+        let (number, is_stale) = (body(&delivery), delivery.is_stale());
+        let settled = delivery.settle(Settlement::Ack).await;
+        assert_eq!(settled.is_err(), is_stale, "{settled:?}");
+        if is_stale {
+            stale.push(number);
+        }
+    }
+    moved.sort_unstable();
+    stale.sort_unstable();
+    assert_eq!(
+        moved, stale,
+        "what was stale here came there, and nothing else"
+    );
+    assert!(!stale.is_empty() && stale.len() < COUNT / 2, "some went");
+    none(&mut here).await;
+    none(&mut there).await;
+}

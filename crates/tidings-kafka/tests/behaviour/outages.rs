@@ -1,0 +1,116 @@
+//! What becomes of everybody when Kafka itself is gone for a while.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use tidings_core::{PublishErrorKind, Transport};
+use tidings_testing::servers::Kafka as Server;
+
+use super::*;
+
+/// Killed under load and started again: nothing is lost, and each key keeps its order.
+pub(crate) async fn a_killed_kafka_loses_nothing_and_needs_nobody(mut server: Server) {
+    const COUNT: usize = 3000;
+    const KEYS: usize = 7;
+    let (publisher, consumer) = (connect(&server.url()).await, connect(&server.url()).await);
+    let place = Place::new();
+    place.declare(&publisher).await;
+    let mut deliveries = place.subscribe(&consumer, 50).await;
+    let publishing = async {
+        let mut was_unavailable = false;
+        for start in (0..COUNT).step_by(50) {
+            let mut batch: Vec<usize> = (start..start + 50).collect();
+            while !batch.is_empty() {
+                let message = |body: &usize| place.message(Some(&(body % KEYS).to_string()), body);
+                let messages = batch.iter().map(message).collect();
+                let outcomes = publisher.publish(messages).await;
+                // From the first that was not taken on, as a relay does.
+                match outcomes.iter().position(Result::is_err) {
+                    None => batch.clear(),
+                    Some(at) => {
+                        was_unavailable = true;
+                        batch.drain(..at);
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        was_unavailable
+    };
+    let receiving = async {
+        let mut seen: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut count = 0;
+        while count < COUNT {
+            let delivery = next(&mut deliveries).await;
+            let number = body(&delivery);
+            let of_key = seen.entry(number % KEYS).or_default();
+            if !of_key.contains(&number) {
+                of_key.push(number);
+                count += 1;
+            }
+            // One that is stale comes again.
+            let _ = delivery.settle(Settlement::Ack).await;
+        }
+        seen
+    };
+    let killing = async {
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            server = tokio::task::spawn_blocking(move || {
+                server.kill9();
+                std::thread::sleep(Duration::from_secs(1));
+                server.restart().expect("it starts again");
+                server
+            })
+            .await
+            .expect("no panic");
+        }
+        server
+    };
+    let (_, seen, server) = tokio::join!(publishing, receiving, killing);
+    for (key, numbers) in seen {
+        let expected: Vec<usize> = (0..COUNT).filter(|it| it % KEYS == key).collect();
+        assert_eq!(numbers, expected, "key {key}");
+    }
+    drop(server);
+}
+
+/// Nobody waits for a Kafka that is not there: who publishes is told at once, and who closes can.
+pub(crate) async fn closing_does_not_wait_for_a_kafka_that_is_gone(mut server: Server) {
+    let (kafka, place) = (connect(&server.url()).await, Place::new());
+    place.declare(&kafka).await;
+    place.publish(&kafka, 0..3).await;
+    let mut deliveries = place.subscribe(&kafka, 2).await;
+    let held = next_few(&mut deliveries, 2).await;
+    server.kill9();
+    let deadline = Instant::now() + SOON;
+    loop {
+        let began = Instant::now();
+        let mut outcomes = kafka.publish(vec![place.message(None, 3)]).await;
+        let error = outcomes.remove(0).expect_err("there is no Kafka");
+        assert_eq!(error.kind(), PublishErrorKind::Unavailable);
+        if began.elapsed() < Duration::from_millis(100) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it is never told at once");
+    }
+    let began = Instant::now();
+    kafka.close().await;
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(held.iter().all(Delivery::is_stale));
+
+    server.restart().expect("it starts again");
+    let kafka = connect(&server.url()).await;
+    let mut deliveries = place.subscribe(&kafka, 10).await;
+    let mut again = Vec::new();
+    for _ in 0..3 {
+        let delivery = next(&mut deliveries).await;
+        again.push(body(&delivery));
+        ack(delivery).await;
+    }
+    assert_eq!(again, [0, 1, 2]);
+}
