@@ -66,6 +66,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         succeed(&mut test)
     })?;
+    if !args.quick && !missing.contains(&"Kafka") && concerns_the_shop(args) {
+        step("test the shop on Kafka", || {
+            let mut test = cargo(["test", "--locked", "--package", "shop"])?;
+            test.args(["--features", "kafka", "--test", "kafka"]);
+            test.envs(provided.env()).args(&args.filter);
+            succeed(test.args(["--", "--include-ignored"]))
+        })?;
+    }
     let skipped = ignored
         .iter()
         .filter(|test| test.is_in_need() && !test.can_run(&missing));
@@ -73,6 +81,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         &provided,
         &skipped.map(|test| test.name.as_str()).collect::<Vec<_>>(),
     )
+}
+
+/// Whether the shop is among what is tested. No default build has Kafka, so it is built once more for that.
+fn concerns_the_shop(args: &Args) -> bool {
+    args.package.is_empty() || args.package.iter().any(|package| package == "shop")
 }
 
 fn cargo_test(args: &Args) -> Result<std::process::Command> {

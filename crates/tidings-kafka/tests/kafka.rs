@@ -2,7 +2,7 @@
 
 mod behaviour;
 
-use behaviour::{connect, handing_over, outages, processes};
+use behaviour::{connect, handing_over, looking, outages, processes};
 use tidings_testing::servers::{Kafka, kafka_url};
 
 /// Each behaviour as a test of its own, with its name.
@@ -27,6 +27,11 @@ behaviours! {
     a_killed_consumer_leaves_what_it_had_not_settled
     a_consumer_that_is_killed_at_once_has_begun_them
     a_frozen_consumer_wakes_up_with_stale_deliveries
+}
+
+behaviours! {
+    of looking;
+    a_look_says_how_full_queues_are_and_changes_nothing
 }
 
 /// Not a test, but the process that another test kills. Does nothing unless that asks for it.

@@ -6,12 +6,49 @@ use anyhow::{Context, anyhow};
 use tidings::Transport;
 use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Handle, Options};
+#[cfg(feature = "kafka")]
+use tidings_kafka::Kafka;
 
 use crate::cli::{self, BrokerAt};
 
+/// A connection, over whichever engine.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    pub(crate) transport: Arc<dyn Transport>,
+    is_connected: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Connection {
+    fn amqp(url: &str) -> anyhow::Result<Self> {
+        let builder = Amqp::builder(url).context(NO_URL)?;
+        let amqp = Arc::new(builder.name("shop").start());
+        Ok(Self {
+            transport: Arc::<Amqp>::clone(&amqp),
+            is_connected: Arc::new(move || amqp.is_connected()),
+        })
+    }
+
+    #[cfg(feature = "kafka")]
+    fn kafka(url: &str) -> anyhow::Result<Self> {
+        let builder = Kafka::builder(url).context(NO_URL)?;
+        let kafka = Arc::new(builder.name("shop").start().context(NO_URL)?);
+        Ok(Self {
+            transport: Arc::<Kafka>::clone(&kafka),
+            is_connected: Arc::new(move || kafka.is_connected()),
+        })
+    }
+
+    /// True while the broker is there to publish to.
+    pub(crate) fn is_connected(&self) -> bool {
+        (self.is_connected)()
+    }
+}
+
+const NO_URL: &str = "`--broker` is not the URL of a broker";
+
 /// A connection, shared by all services of the process, and the broker itself if it runs here.
 pub(crate) struct Messaging {
-    pub(crate) amqp: Arc<Amqp>,
+    pub(crate) connection: Connection,
     pub(crate) embedded: Option<Handle>,
 }
 
@@ -19,8 +56,10 @@ impl Messaging {
     /// Starts the embedded broker, if that is what to use, and begins to connect. It does not wait
     /// for a broker elsewhere: orders are taken without one.
     pub(crate) async fn start(options: &cli::Options, data: &Path) -> anyhow::Result<Self> {
-        let (url, embedded) = match &options.broker {
-            BrokerAt::Amqp(url) => (url.clone(), None),
+        let (connection, embedded) = match &options.broker {
+            BrokerAt::Amqp(url) => (Connection::amqp(url)?, None),
+            #[cfg(feature = "kafka")]
+            BrokerAt::Kafka(url) => (Connection::kafka(url)?, None),
             BrokerAt::Embedded => {
                 let listen = options.amqp_listen;
                 let kept = match options.ephemeral {
@@ -29,12 +68,13 @@ impl Messaging {
                 };
                 let broker = Broker::start(kept.listen(listen)).await;
                 let broker = broker.map_err(|error| explain(error, listen, data))?;
-                (broker.amqp_url(), Some(broker))
+                (Connection::amqp(&broker.amqp_url())?, Some(broker))
             }
         };
-        let builder = Amqp::builder(&url).context("`--broker` is not the URL of a broker")?;
-        let amqp = Arc::new(builder.name("shop").start());
-        Ok(Self { amqp, embedded })
+        Ok(Self {
+            connection,
+            embedded,
+        })
     }
 
     /// Where the embedded broker listens.
@@ -52,7 +92,7 @@ impl Messaging {
 
     /// Ends the connection and then the broker, in good order.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
-        self.amqp.close().await;
+        self.connection.transport.close().await;
         match self.embedded {
             Some(broker) => broker
                 .shutdown()

@@ -85,7 +85,8 @@ pub(crate) enum MapFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Where messages go: `embedded`, or `amqp://user:password@host:port/vhost`.
+    /// Where messages go: `embedded`, `amqp://user:password@host:port/vhost`, or, if it was built with `--features
+    /// kafka`, `kafka://host:port`.
     #[arg(
         long,
         global = true,
@@ -278,6 +279,8 @@ impl FromStr for Retention {
 pub(crate) enum BrokerAt {
     Embedded,
     Amqp(String),
+    #[cfg(feature = "kafka")]
+    Kafka(String),
 }
 
 impl FromStr for BrokerAt {
@@ -287,9 +290,16 @@ impl FromStr for BrokerAt {
         match text.split_once("://") {
             None if text == "embedded" => Ok(Self::Embedded),
             Some(("amqp" | "amqps", _)) => Ok(Self::Amqp(text.to_owned())),
-            Some((scheme @ ("kafka" | "aws"), _)) => Err(format!(
-                "`{scheme}://` is planned, but not there yet; use `embedded` or `amqp://…`"
-            )),
+            #[cfg(feature = "kafka")]
+            Some(("kafka" | "kafkas", _)) => Ok(Self::Kafka(text.to_owned())),
+            #[cfg(not(feature = "kafka"))]
+            Some(("kafka" | "kafkas", _)) => Err(
+                "this build of the shop cannot use Kafka; build it with `--features kafka`"
+                    .to_owned(),
+            ),
+            Some(("aws", _)) => Err(
+                "`aws://` is planned, but not there yet; use `embedded` or `amqp://…`".to_owned(),
+            ),
             _ => Err("use `embedded` or `amqp://user:password@host:port/vhost`".to_owned()),
         }
     }
@@ -370,9 +380,10 @@ mod tests {
             let error = options(arguments).expect_err(arguments);
             assert!(error.contains(part), "{arguments}: {error}");
         };
+        #[cfg(not(feature = "kafka"))]
         check(
             "--broker kafka://localhost:9092",
-            "planned, but not there yet",
+            "build it with `--features kafka`",
         );
         check("--broker aws://eu-west-1", "planned, but not there yet");
         check("--broker rabbit", "use `embedded` or `amqp://");

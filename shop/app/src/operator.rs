@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use shop_kit::Service;
-use tidings_amqp::Amqp;
+use tidings::Transport;
 use tidings_operator::{Endpoint, Operator, Token};
 
 use crate::cli::Options;
@@ -14,11 +14,14 @@ use crate::cli::Options;
 const TOKEN_VARIABLE: &str = "TIDINGS_OPERATOR_TOKEN";
 
 /// Takes the address. Connections wait until the endpoint serves.
-pub(crate) async fn bind(options: &Options, amqp: &Arc<Amqp>) -> anyhow::Result<Option<Endpoint>> {
+pub(crate) async fn bind(
+    options: &Options,
+    broker: &Arc<dyn Transport>,
+) -> anyhow::Result<Option<Endpoint>> {
     let Some(address) = options.operator_listen else {
         return Ok(None);
     };
-    let operator = Operator::new(Arc::clone(amqp));
+    let operator = Operator::new(Arc::clone(broker));
     let operator = match (&options.operator_token_file, std::env::var(TOKEN_VARIABLE)) {
         (Some(file), _) => operator.token(Token::from_file(file)?),
         (None, Ok(token)) => operator.token(Token::new(&token)?),

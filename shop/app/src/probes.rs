@@ -20,7 +20,8 @@ use futures_util::future::join_all;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 use shop_kit::{Db, Service, sql};
-use tidings_amqp::Amqp;
+
+use crate::broker::Connection;
 
 /// How long a database may take to say that it is there.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,13 +38,17 @@ const SECONDS: [f64; 14] = [
 #[derive(Clone)]
 pub(crate) struct Probes {
     databases: Vec<(&'static str, Db)>,
-    amqp: Option<Arc<Amqp>>,
+    broker: Option<Connection>,
     subscribed: Arc<AtomicBool>,
     metrics: PrometheusHandle,
 }
 
 impl Probes {
-    pub(crate) fn new(services: &[Service], amqp: &Arc<Amqp>, metrics: PrometheusHandle) -> Self {
+    pub(crate) fn new(
+        services: &[Service],
+        broker: &Connection,
+        metrics: PrometheusHandle,
+    ) -> Self {
         let databases = services
             .iter()
             .filter_map(|service| Some((service.name, service.db.clone()?)))
@@ -51,7 +56,7 @@ impl Probes {
         let speaks = services.iter().any(|service| service.messages.is_some());
         Self {
             databases,
-            amqp: speaks.then(|| Arc::clone(amqp)),
+            broker: speaks.then(|| broker.clone()),
             subscribed: Arc::new(AtomicBool::new(!speaks)),
             metrics,
         }
@@ -151,10 +156,10 @@ async fn ready(State(probes): State<Probes>) -> Health {
         (format!("database of {service}"), state(up))
     });
     let databases = join_all(databases).await;
-    let broker = probes.amqp.iter().flat_map(|amqp| {
+    let broker = probes.broker.iter().flat_map(|broker| {
         let subscribed = probes.subscribed.load(Ordering::Relaxed);
         [
-            ("broker".to_owned(), state(amqp.is_connected())),
+            ("broker".to_owned(), state(broker.is_connected())),
             ("subscriptions".to_owned(), state(subscribed)),
         ]
     });
@@ -162,8 +167,8 @@ async fn ready(State(probes): State<Probes>) -> Health {
 }
 
 async fn measured(State(probes): State<Probes>) -> impl IntoResponse {
-    if let Some(amqp) = &probes.amqp {
-        metrics::gauge!("shop_broker_connected").set(f64::from(u8::from(amqp.is_connected())));
+    if let Some(broker) = &probes.broker {
+        metrics::gauge!("shop_broker_connected").set(f64::from(u8::from(broker.is_connected())));
     }
     let kind = [(
         header::CONTENT_TYPE,

@@ -22,7 +22,6 @@ use anyhow::{Context, anyhow};
 use shop_kit::{BaseUrl, Database};
 use shop_notification::Mailer;
 use tidings::{Topology, Transport};
-use tidings_amqp::Amqp;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::{JoinHandle, JoinSet},
@@ -50,7 +49,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let data = Data::open(&options)?;
     let messaging = Messaging::start(&options, &data.path).await?;
-    let operator = operator::bind(&options, &messaging.amqp).await?;
+    let operator = operator::bind(&options, &messaging.connection.transport).await?;
     let site = http::Site::default();
     let http_stop = CancellationToken::new();
     let mut http = tokio::spawn(http::serve(listener, site.clone(), http_stop.clone()));
@@ -59,7 +58,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         () = stop.cancelled() => return messaging.close().await,
     };
 
-    let probes = probes::Probes::new(&opened.services, &messaging.amqp, metrics);
+    let probes = probes::Probes::new(&opened.services, &messaging.connection, metrics);
     site.open(http::routes(&opened.services, probes.clone()));
     announce::listening("http", address);
     if let Some(amqp) = messaging.amqp_addr() {
@@ -223,7 +222,7 @@ fn own_url(mut address: SocketAddr) -> anyhow::Result<BaseUrl> {
 /// The tasks of the services: those that handle messages, and what runs beside them. If one ends
 /// or panics, the process ends with its reason.
 struct Running {
-    amqp: Arc<Amqp>,
+    broker: Arc<dyn Transport>,
     /// What has to be on the broker before a service receives or publishes.
     first: Vec<Topology>,
     declared: CancellationToken,
@@ -241,12 +240,12 @@ impl Running {
         topologies: Vec<Topology>,
         stop: &CancellationToken,
     ) -> Self {
-        let amqp = &messaging.amqp;
+        let broker = &messaging.connection.transport;
         let Opened { services, overdue } = opened;
         let speaks = services.iter().any(|service| service.messages.is_some());
         let needs_queues = speaks || messaging.embedded.is_some();
         let mut running = Self {
-            amqp: Arc::clone(amqp),
+            broker: Arc::clone(broker),
             first: if needs_queues { topologies } else { Vec::new() },
             declared: CancellationToken::new(),
             tasks: JoinSet::new(),
@@ -254,7 +253,7 @@ impl Running {
         };
         for router in services.into_iter().filter_map(|service| service.messages) {
             let router = router.shutdown_timeout(HANDLERS_FINISH_TIMEOUT);
-            let serve = tidings::serve(Arc::clone(amqp), router)
+            let serve = tidings::serve(Arc::clone(broker), router)
                 .with_graceful_shutdown(stop.clone().cancelled_owned());
             running.ready.spawn(serve.ready());
             let (declared, stop) = (running.declared.clone(), stop.clone());
@@ -280,7 +279,7 @@ impl Running {
     /// Calls `ready` when all receive, and ends when one has stopped by itself.
     async fn run(&mut self, ready: impl FnOnce()) -> anyhow::Result<()> {
         for topology in &self.first {
-            self.amqp.declare(topology).await?;
+            self.broker.declare(topology).await?;
         }
         self.declared.cancel();
         loop {

@@ -49,8 +49,10 @@ pub(crate) async fn a_partition_that_goes_waits_for_its_handlers(url: String) {
     let mut there = place.subscribe(&other, 100).await;
     let (in_time, late): (Vec<_>, Vec<_>) =
         held.drain(..).partition(|it| body(it).is_multiple_of(2));
+    // For longer than it takes until the partition is asked for, and not as long as it may wait then.
     for delivery in in_time {
         ack(delivery).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
     }
     let first = next(&mut there).await;
     let mut moved = vec![body(&first)];

@@ -1,6 +1,7 @@
 //! What the tests are made of: a queue of its own for each, and short words for what they do with it.
 
 pub(crate) mod handing_over;
+pub(crate) mod looking;
 pub(crate) mod outages;
 pub(crate) mod processes;
 

@@ -140,7 +140,7 @@ impl Shop {
         let http = listening("http");
         let elsewhere = arguments
             .iter()
-            .any(|argument| argument.starts_with("amqp"));
+            .any(|argument| argument.starts_with("amqp") || argument.starts_with("kafka"));
         let amqp = (!elsewhere).then(|| listening("amqp"));
         Self {
             process,
