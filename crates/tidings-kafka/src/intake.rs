@@ -19,7 +19,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 use tidings_core::{Attempt, Envelope, TransportError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     bindings::Wanted,
@@ -95,6 +95,8 @@ pub(crate) struct Intake {
     changed: Notify,
     /// For the thread: something was settled.
     settled: Condvar,
+    /// The thread has joined the group, or has ended.
+    joined: watch::Sender<bool>,
     /// For whoever closes: the thread has ended.
     ended: Notify,
 }
@@ -118,6 +120,7 @@ impl Intake {
             }),
             changed: Notify::new(),
             settled: Condvar::new(),
+            joined: watch::Sender::new(false),
             ended: Notify::new(),
         })
     }
@@ -419,7 +422,22 @@ impl Intake {
     /// For the thread: it has left the group.
     pub(crate) fn left(&self) {
         self.state.lock().has_left = true;
+        self.joined();
         self.ended.notify_one();
+    }
+
+    /// For the thread: it was told of an assignment, maybe an empty one.
+    pub(crate) fn joined(&self) {
+        self.joined.send_replace(true);
+    }
+
+    pub(crate) fn has_joined(&self) -> bool {
+        *self.joined.borrow()
+    }
+
+    /// Waits until the thread has joined the group.
+    pub(crate) async fn wait_until_joined(&self) {
+        let _ = self.joined.subscribe().wait_for(|joined| *joined).await;
     }
 
     pub(crate) fn has_left(&self) -> bool {

@@ -147,7 +147,7 @@ impl<'a> Polling<'a> {
     /// leaves.
     fn join_first(&mut self) {
         let deadline = Instant::now() + JOIN_MAX;
-        while !self.consumer.context().has_joined.load(Ordering::Acquire)
+        while !self.member.intake.has_joined()
             && !self.member.status.is_down()
             && Instant::now() < deadline
         {

@@ -1,6 +1,6 @@
 //! Subscriptions and settlements.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_core::Stream;
 use tidings_core::{
@@ -17,6 +17,9 @@ use crate::{
     publisher::Backoff,
     topology,
 };
+
+/// How long a subscription to a partition of a group waits to be in its turn.
+const JOIN_MAX: Duration = Duration::from_secs(10);
 
 /// Subscribes.
 pub(crate) async fn subscribe(
@@ -64,6 +67,11 @@ pub(crate) async fn subscribe(
         stream,
         settler,
     };
+    if subscription.is_ordered {
+        // Who subscribed first is to be the first in the group.
+        let joined = receiver.intake.wait_until_joined();
+        let _ = tokio::time::timeout(JOIN_MAX, joined).await;
+    }
     Ok(Box::pin(receiver.into_stream()))
 }
 
@@ -210,7 +218,7 @@ impl Settler for KafkaSettler {
 impl KafkaSettler {
     /// Kafka delays nothing: what is to come later waits here, if somebody asks for that in spite of
     /// [`Features`](tidings_core::Features).
-    async fn wait(&self, tag: u64, delay: std::time::Duration) -> Result<(), TransportError> {
+    async fn wait(&self, tag: u64, delay: Duration) -> Result<(), TransportError> {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }

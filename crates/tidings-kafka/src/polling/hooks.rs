@@ -52,8 +52,6 @@ pub(super) struct Hooks {
     member: Arc<Member>,
     /// What a partition of a group has assigned to itself.
     share: Mutex<HashSet<Place>>,
-    /// It was told of an assignment, maybe an empty one.
-    pub(super) has_joined: AtomicBool,
     /// A commit is on its way.
     pub(super) is_committing: AtomicBool,
     /// When the last one failed.
@@ -78,7 +76,7 @@ impl ConsumerContext for Hooks {
         list: &mut TopicPartitionList,
     ) {
         let is_assigned = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        self.has_joined.store(true, Ordering::Release);
+        self.member.intake.joined();
         let done = match (&self.member.shape, is_assigned) {
             (Shape::Whole, true) => self.assigned(consumer, list),
             (Shape::Whole, false) => {
@@ -106,7 +104,6 @@ impl Hooks {
         Self {
             member: Arc::clone(member),
             share: Mutex::default(),
-            has_joined: AtomicBool::new(false),
             is_committing: AtomicBool::new(false),
             failed_at: Mutex::default(),
         }
