@@ -27,7 +27,7 @@ const TOKEN_VARIABLE: &str = "TIDINGS_OPERATOR_TOKEN";
 /// Options of all verbs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The broker, `amqp://user:password@host:port/vhost`
+    /// The broker, `amqp://user:password@host:port/vhost`, or `host:port,host:port` for a cluster
     #[arg(
         long,
         global = true,

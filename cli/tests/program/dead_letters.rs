@@ -107,9 +107,11 @@ impl Payment {
         }
     }
 
-    /// Runs the program on the broker.
+    /// Runs the program on the broker, as on a cluster of which one node is down.
     async fn run(&self, args: &[&str]) -> Ran {
-        let url = self.broker.amqp_url();
+        let down = tidings_testing::servers::free_port().unwrap();
+        let hosts = format!("@127.0.0.1:{down},");
+        let url = self.broker.amqp_url().replacen('@', &hosts, 1);
         let args = [&["dead-letters"], args, &["--broker", &url]].concat();
         let args: Vec<String> = args.into_iter().map(Into::into).collect();
         let run = tokio::task::spawn_blocking(|| tidings(args));

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::address::{Address, TlsFiles};
+use crate::address::{Address, Host, TlsFiles};
 
 /// An open connection, before anything runs on it.
 pub(crate) struct Dialled {
@@ -62,38 +62,34 @@ impl DialError {
 const FRAME_BYTES_MAX: u32 = 131_072;
 const CHANNEL_MAX: u16 = 2047;
 
-/// Connects, within the address's timeout.
-pub(crate) async fn dial(address: &Address, name: &str) -> Result<Dialled, DialError> {
-    match timeout(address.connect_timeout, connect(address, name)).await {
+/// Connects with one of the address's hosts, within its timeout.
+pub(crate) async fn dial(address: &Address, host: &Host, name: &str) -> Result<Dialled, DialError> {
+    match timeout(address.connect_timeout, connect(address, host, name)).await {
         Ok(result) => result,
         Err(_) => Err(DialError::temporary(format!(
-            "the broker at `{}` did not answer within {:?}",
-            address.place(),
+            "the broker at `{host}` did not answer within {:?}",
             address.connect_timeout
         ))),
     }
 }
 
-async fn connect(address: &Address, name: &str) -> Result<Dialled, DialError> {
-    let tcp = TcpStream::connect((&*address.host, address.port))
+async fn connect(address: &Address, host: &Host, name: &str) -> Result<Dialled, DialError> {
+    let tcp = TcpStream::connect((&*host.name, host.port))
         .await
         .and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp))
         .map_err(|error| {
-            DialError::temporary(format!(
-                "the broker at `{}` cannot be reached: {error}",
-                address.place()
-            ))
+            DialError::temporary(format!("the broker at `{host}` cannot be reached: {error}"))
         })?;
     match &address.tls {
         None => {
-            let mut handshake = Handshake::new(tcp, address);
+            let mut handshake = Handshake::new(tcp, address, host);
             let tuned = handshake.run(name).await?;
             let (reader, writer) = handshake.stream.into_split();
             Ok(tuned.dialled(Box::new(reader), Box::new(writer), handshake.read))
         }
         Some(files) => {
-            let stream = secure(tcp, address, files).await?;
-            let mut handshake = Handshake::new(stream, address);
+            let stream = secure(tcp, host, files).await?;
+            let mut handshake = Handshake::new(stream, address, host);
             let tuned = handshake.run(name).await?;
             let (reader, writer) = tokio::io::split(handshake.stream);
             Ok(tuned.dialled(Box::new(reader), Box::new(writer), handshake.read))
@@ -103,28 +99,30 @@ async fn connect(address: &Address, name: &str) -> Result<Dialled, DialError> {
 
 async fn secure(
     tcp: TcpStream,
-    address: &Address,
+    host: &Host,
     files: &TlsFiles,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, DialError> {
     let config = tls_config(files).map_err(DialError::fatal)?;
-    let name = files.server_name.as_ref().unwrap_or(&address.host).clone();
-    let name = ServerName::try_from(name)
-        .map_err(|_| DialError::fatal("the broker's host is no name that TLS could verify"))?;
+    let name = files.server_name.as_ref().unwrap_or(&host.name).clone();
+    let name = ServerName::try_from(name).map_err(|_| {
+        DialError::fatal(format!(
+            "the broker's host `{host}` is no name that TLS could verify"
+        ))
+    })?;
     TlsConnector::from(Arc::new(config))
         .connect(name, tcp)
         .await
         .map_err(|error| {
-            let place = address.place();
             // Broken connections pass; certificates that do not fit, and peers without TLS, stay.
             if matches!(error.kind(), io::ErrorKind::InvalidData) {
                 DialError::fatal(format!(
-                    "no secure connection with the broker at `{place}`: {error}; check that the \
+                    "no secure connection with the broker at `{host}`: {error}; check that the \
                      port is the one for TLS, and that its certificate is signed by an authority \
                      the system knows or `cacertfile=...` names"
                 ))
             } else {
                 DialError::temporary(format!(
-                    "the broker at `{place}` broke off the TLS handshake: {error}"
+                    "the broker at `{host}` broke off the TLS handshake: {error}"
                 ))
             }
         })
@@ -202,14 +200,16 @@ impl Tuned {
 struct Handshake<'a, S> {
     stream: S,
     address: &'a Address,
+    host: &'a Host,
     read: BytesMut,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
-    fn new(stream: S, address: &'a Address) -> Self {
+    fn new(stream: S, address: &'a Address, host: &'a Host) -> Self {
         Self {
             stream,
             address,
+            host,
             read: BytesMut::with_capacity(8192),
         }
     }
@@ -240,7 +240,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
         if !offers_plain {
             return Err(DialError::fatal(format!(
                 "the broker at `{}` does not take a password (no `PLAIN` among its mechanisms)",
-                self.address.place()
+                self.host
             )));
         }
         let Address { user, password, .. } = self.address;
@@ -317,9 +317,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
             }
             match self.stream.read_buf(&mut self.read).await {
                 Ok(0) => {
-                    let place = self.address.place();
+                    let host = self.host;
                     return Err(DialError::temporary(format!(
-                        "the broker at `{place}` closed the connection during the handshake"
+                        "the broker at `{host}` closed the connection during the handshake"
                     )));
                 }
                 Ok(_) => {}
@@ -342,9 +342,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
             code => DialError::fatal(format!(
                 "the broker at `{}` refused the virtual host `{}`: {text} ({code}); check the \
                  part of the URL behind the host, or create it and grant `{}` its permissions",
-                self.address.place(),
-                self.address.vhost,
-                self.address.user,
+                self.host, self.address.vhost, self.address.user,
             )),
         }
     }
@@ -353,21 +351,20 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
         DialError::fatal(format!(
             "the broker at `{}` refused the user `{}`: check user and password in its URL \
              (the broker said: {text})",
-            self.address.place(),
-            self.address.user
+            self.host, self.address.user
         ))
     }
 
     fn broken(&self, error: &io::Error) -> DialError {
-        let place = self.address.place();
-        DialError::temporary(format!("the connection with `{place}` broke: {error}"))
+        let host = self.host;
+        DialError::temporary(format!("the connection with `{host}` broke: {error}"))
     }
 
     fn not_amqp(&self, what: &str) -> DialError {
         DialError::fatal(format!(
             "what listens at `{}` does not speak AMQP 0-9-1 ({what}); check host and port, and \
              whether it expects `amqps://`",
-            self.address.place()
+            self.host
         ))
     }
 

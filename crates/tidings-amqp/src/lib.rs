@@ -17,8 +17,11 @@
 //!
 //! `amqp://user:password@host:port/vhost?option=value&...`, or `amqps://` for TLS; what is special
 //! is percent-encoded. Left out, user and password are `guest`, the port is 5672 (5671), the
-//! vhost is `/`. Options: `heartbeat` (seconds, default 15, 0 for none), `connection_timeout`
-//! (milliseconds, default 10 000), `declare` (default `true`; with `false` exchanges and
+//! vhost is `/`. A cluster is named by several of its nodes, `amqp://user:password@host:port,host:port/vhost`
+//! (at most 16, each with a port of its own): each connection begins at a random one, so that instances
+//! spread, and when it is lost or cannot be made it goes on with the next. All must be nodes of one
+//! cluster: brokers that know nothing of each other each have their own queues. Options: `heartbeat` (seconds, default 15, 0 for none), `connection_timeout`
+//! (milliseconds for each host, default 10 000, with several hosts 3 000), `declare` (default `true`; with `false` exchanges and
 //! queues are not declared, only looked for, and nothing is bound: for users without the permission to configure,
 //! for whom `tidings topology apply` makes them), and for TLS `cacertfile`, `certfile`, `keyfile`,
 //! `server_name_indication`. The system's authorities are trusted unless `cacertfile` is given.

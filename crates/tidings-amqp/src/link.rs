@@ -1,7 +1,11 @@
 //! A connection that comes back: one task dials, sets up what the connection is for, waits until
 //! it is lost, and starts over.
+//!
+//! Where the URL names several hosts, the nodes of a cluster, each connection has them in an order of its own, and
+//! after a loss or a failure goes on with the next one. It pauses when all have failed.
 
 use std::{
+    collections::HashMap,
     future::Future,
     hash::{BuildHasher, RandomState},
     sync::Arc,
@@ -14,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
-    address::Address,
+    address::{Address, Host},
     dial::{DialError, dial},
     session::{Closed, Session},
 };
@@ -77,6 +81,7 @@ impl<R: Role> Link<R> {
         let (sender, state) = watch::channel(State::Down(None));
         let supervisor = Supervisor {
             role,
+            hosts: around.address.shuffled(),
             around: around.clone(),
             state: sender,
         };
@@ -134,6 +139,8 @@ pub(crate) fn closed() -> TransportError {
 
 struct Supervisor<R: Role> {
     role: R,
+    /// In the order in which they are tried.
+    hosts: Vec<Host>,
     around: Surroundings,
     state: watch::Sender<State<R::Up>>,
 }
@@ -142,9 +149,10 @@ impl<R: Role> Supervisor<R> {
     async fn run(&self) {
         let mut backoff = Backoff::default();
         let mut was_up = false;
+        let mut next = 0;
         loop {
-            let session = tokio::select! {
-                session = self.connect(&mut backoff, was_up) => session,
+            let (host, session) = tokio::select! {
+                connected = self.connect(&mut backoff, &mut next, was_up) => connected,
                 () = self.around.closing.cancelled() => return,
             };
             let since = Instant::now();
@@ -155,6 +163,7 @@ impl<R: Role> Supervisor<R> {
             was_up = true;
             self.state.send_replace(State::Down(None));
             warn!(
+                broker = %host,
                 reason = %closed.reason,
                 "lost the connection for {}; connecting again",
                 R::PURPOSE
@@ -167,8 +176,13 @@ impl<R: Role> Supervisor<R> {
         }
     }
 
-    /// Dials until it works.
-    async fn connect(&self, backoff: &mut Backoff, was_up: bool) -> Arc<Session> {
+    /// Dials one host after the other, from `next` on, until it works, and pauses after each round.
+    async fn connect(
+        &self,
+        backoff: &mut Backoff,
+        next: &mut usize,
+        was_up: bool,
+    ) -> (&Host, Arc<Session>) {
         let Surroundings {
             address,
             name,
@@ -176,34 +190,50 @@ impl<R: Role> Supervisor<R> {
             stop,
             ..
         } = &self.around;
-        let mut said: Option<(Instant, String)> = None;
+        let name = format!("{name} ({})", R::PURPOSE);
+        let mut said: HashMap<&Host, (Instant, String)> = HashMap::new();
         loop {
-            let failure = match dial(address, &format!("{name} ({})", R::PURPOSE)).await {
-                Ok(dialled) => {
-                    info!(broker = address.place(), "connected for {}", R::PURPOSE);
-                    return Session::start(dialled, address.declares, tasks, stop);
+            let mut fatal = None;
+            for _ in &self.hosts {
+                let host = &self.hosts[*next % self.hosts.len()];
+                *next = (*next + 1) % self.hosts.len();
+                let failure = match dial(address, host, &name).await {
+                    Ok(dialled) => {
+                        info!(broker = %host, "connected for {}", R::PURPOSE);
+                        let session = Session::start(dialled, address.declares, tasks, stop);
+                        return (host, session);
+                    }
+                    Err(failure) => failure,
+                };
+                let is_news = said.get(host).is_none_or(|(when, what)| {
+                    *what != failure.message || when.elapsed() > REMIND_EVERY
+                });
+                if is_news {
+                    self.complain(&failure);
+                    said.insert(host, (Instant::now(), failure.message.clone()));
                 }
-                Err(failure) => failure,
-            };
-            let is_news = said.as_ref().is_none_or(|(when, what)| {
-                *what != failure.message || when.elapsed() > REMIND_EVERY
-            });
-            if is_news {
-                self.complain(&failure);
-                said = Some((Instant::now(), failure.message.clone()));
+                if !failure.temporary {
+                    fatal.get_or_insert(failure.message);
+                }
             }
-            // Who connected before may do so again: passwords and permissions get mended.
-            let fatal = (!failure.temporary && !was_up).then(|| failure.message.into());
+            // Not before every host was asked: it may be the trouble of one. And who connected before may do so
+            // again: passwords and permissions get mended.
+            let fatal = fatal.filter(|_| !was_up).map(Into::into);
             self.state.send_replace(State::Down(fatal));
             backoff.pause().await;
         }
     }
 
     fn complain(&self, failure: &DialError) {
+        let next = match (self.hosts.len(), failure.temporary) {
+            (1, true) => "waiting for it",
+            (1, false) => "trying again",
+            _ => "trying the next host",
+        };
         if failure.temporary {
-            warn!("{}; waiting for it", failure.message);
+            warn!("{}; {next}", failure.message);
         } else {
-            error!("{}; trying again", failure.message);
+            error!("{}; {next}", failure.message);
         }
     }
 

@@ -1,6 +1,8 @@
 //! The transport on the broker in the box.
 
 mod behaviour;
+#[path = "behaviour/hosts.rs"]
+mod hosts;
 
 use behaviour::{behaviours, delays, failures, groups, processes};
 use tempfile::TempDir;
@@ -103,6 +105,21 @@ behaviours! {
     of crate::behaviour::processes, on url();
     a_killed_consumer_leaves_its_partition_in_order
     a_frozen_consumer_wakes_up_with_stale_deliveries
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_stops_is_left_for_the_next_host() {
+    hosts::a_broker_that_stops_is_left_for_the_next_host().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_host_of_several_is_enough() {
+    hosts::one_host_of_several_is_enough().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_host_refuses_is_said_when_no_other_takes_us() {
+    hosts::what_one_host_refuses_is_said_when_no_other_takes_us().await;
 }
 
 /// Not a test, but the process that another test kills. Does nothing unless that asks for it.

@@ -25,6 +25,10 @@ fn file(name: &str) -> String {
 
 /// Where TLS is spoken, for as long as the tasks live.
 async fn listen(broker: SocketAddr) -> (SocketAddr, JoinSet<()>) {
+    listen_at("127.0.0.1:0", broker).await
+}
+
+async fn listen_at(place: &str, broker: SocketAddr) -> (SocketAddr, JoinSet<()>) {
     let chain = CertificateDer::pem_file_iter(file("certificate.pem"))
         .and_then(Iterator::collect)
         .expect("a certificate");
@@ -37,7 +41,7 @@ async fn listen(broker: SocketAddr) -> (SocketAddr, JoinSet<()>) {
         .with_single_cert(chain, key)
         .expect("they fit");
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listener = TcpListener::bind(place).await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -86,6 +90,32 @@ async fn a_broker_with_a_certificate_of_a_known_authority_is_trusted() {
         assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
         amqp.close().await;
     }
+}
+
+/// The certificate is checked against the name of the host that is asked, not of another in the URL.
+#[tokio::test]
+async fn each_of_several_hosts_is_trusted_by_its_own_name() {
+    let broker = Broker::start(Options::ephemeral().listen(([127, 0, 0, 1], 0)))
+        .await
+        .expect("it starts");
+    let (address, _tasks) = listen(broker.amqp_addr()).await;
+    let gone = tidings_testing::servers::free_port().expect("a port");
+    let (port, authority) = (address.port(), file("authority.pem"));
+    for hosts in [
+        format!("broker.example:{gone},127.0.0.1:{port}"),
+        format!("127.0.0.1:{gone},localhost:{port}"),
+    ] {
+        for _ in 0..4 {
+            let url = format!("amqps://guest:guest@{hosts}?cacertfile={authority}");
+            let amqp = connect(url).await.expect("it is trusted");
+            amqp.close().await;
+        }
+    }
+    // Loopback too, but no name in the certificate.
+    let (other, _tasks) = listen_at("127.0.0.2:0", broker.amqp_addr()).await;
+    let url = format!("amqps://guest:guest@127.0.0.1:{gone},{other}?cacertfile={authority}");
+    let error = connect(url).await.expect_err("its name is another");
+    assert!(error.to_string().contains("127.0.0.2"), "{error}");
 }
 
 #[tokio::test]

@@ -85,8 +85,8 @@ pub(crate) enum MapFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Where messages go: `embedded`, `amqp://user:password@host:port/vhost`, or, if it was built with `--features
-    /// kafka`, `kafka://host:port`.
+    /// Where messages go: `embedded`, `amqp://user:password@host:port/vhost` (a cluster is named by several of its
+    /// nodes, `host:port,host:port`), or, if it was built with `--features kafka`, `kafka://host:port`.
     #[arg(
         long,
         global = true,

@@ -69,8 +69,11 @@ async fn orders_are_taken_while_payment_is_away_and_charged_when_it_is_back() {
         "CREATED"
     );
 
-    // Payment has never run before: its queue was there all the same.
-    let broker = shop.amqp_url();
+    // Payment has never run before: its queue was there all the same. The URL is one of a cluster of which one node is
+    // down.
+    let down = tidings_testing::servers::free_port().unwrap();
+    let hosts = format!("@127.0.0.1:{down},");
+    let broker = shop.amqp_url().replacen('@', &hosts, 1);
     let bank = shop.url();
     let arguments = [
         "--services",
