@@ -37,7 +37,7 @@ use tempfile::TempDir;
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use process::Process;
-pub use rabbitmq::RabbitMq;
+pub use rabbitmq::{RabbitMq, RabbitMqCluster};
 pub use s3::S3;
 
 /// The variable that names the RabbitMQ for tests that need one but not one of their own.

@@ -170,6 +170,16 @@ impl Process {
         self.wait(deadline)
     }
 
+    /// Lets it do nothing more until [`Process::thaw`] (SIGSTOP): to others it is there, and does not answer.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn thaw(&mut self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
     fn signal(&mut self, signal: Signal) -> Result<()> {
         // Asking for the status first makes sure the id is still this process's and no other's.
         if self.status().is_none() {

@@ -3,6 +3,8 @@
 //! It is the installed one, or, where [`RABBITMQ_ROOT`](super::RABBITMQ_ROOT) names a folder with a
 //! Debian of its own, the one in there: it runs with that folder as its root, and its data are in there.
 
+mod cluster;
+
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,6 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tempfile::TempDir;
+
+pub use cluster::RabbitMqCluster;
 
 use super::{Process, User};
 
@@ -39,6 +43,8 @@ pub struct RabbitMq {
     user: Option<User>,
     port: u16,
     dist_port: u16,
+    /// Where its cluster looks names of nodes up; `None`: where all Erlang programs of the machine do.
+    epmd_port: Option<u16>,
     node: Option<Process>,
     // Last, so that it is removed when nothing writes to it any more.
     folder: TempDir,
@@ -79,6 +85,14 @@ impl RabbitMq {
 
     /// The same with more lines in its configuration (`default_queue_type = quorum`).
     pub fn start_with(settings: &str) -> Result<RabbitMq> {
+        let mut rabbitmq = Self::prepare(None)?;
+        rabbitmq.configure(settings)?;
+        rabbitmq.restart()?;
+        Ok(rabbitmq)
+    }
+
+    /// Its ports and its folder.
+    fn prepare(epmd_port: Option<u16>) -> Result<RabbitMq> {
         let root = root();
         let server = find(root.as_deref());
         let server = server.ok_or_else(|| anyhow!("{}", Self::missing().unwrap_or_default()))?;
@@ -100,20 +114,26 @@ impl RabbitMq {
             }
         };
         let (port, dist_port) = (super::free_port()?, super::free_port()?);
-        let mut rabbitmq = RabbitMq {
+        Ok(RabbitMq {
             server,
             root,
             user,
             port,
             dist_port,
+            epmd_port,
             node: None,
             folder,
-        };
-        rabbitmq.write("enabled_plugins", "[].\n")?;
+        })
+    }
+
+    fn configure(&self, settings: &str) -> Result<()> {
+        self.write("enabled_plugins", "[].\n")?;
         let settings = format!("log.file.level = warning\n{settings}\n");
-        rabbitmq.write("rabbitmq.conf", &settings)?;
-        rabbitmq.restart()?;
-        Ok(rabbitmq)
+        self.write("rabbitmq.conf", &settings)
+    }
+
+    fn name(&self) -> String {
+        format!("tidings{}@localhost", self.port)
     }
 
     /// Where it answers; the same after each restart.
@@ -146,8 +166,20 @@ impl RabbitMq {
 
     /// Starts the node again on its old data and ports, killing it first when it still runs.
     pub fn restart(&mut self) -> Result<()> {
+        self.launch()?;
+        self.wait()
+    }
+
+    /// Begins to start it.
+    fn launch(&mut self) -> Result<()> {
         self.kill9();
-        let mut node = Process::start(self.command(&self.server))?;
+        self.node = Some(Process::start(self.command(&self.server))?);
+        Ok(())
+    }
+
+    /// Waits until it accepts.
+    fn wait(&mut self) -> Result<()> {
+        let mut node = self.node.take().context("RabbitMQ was not started")?;
         super::wait_until("RabbitMQ to accept", START_MAX, || {
             !node.is_running() || speaks_amqp(self.port)
         })
@@ -201,10 +233,7 @@ impl RabbitMq {
         };
         command
             .env("HOME", &home)
-            .env(
-                "RABBITMQ_NODENAME",
-                format!("tidings{}@localhost", self.port),
-            )
+            .env("RABBITMQ_NODENAME", self.name())
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_NODE_PORT", self.port.to_string())
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
@@ -219,6 +248,11 @@ impl RabbitMq {
             // that the process here is the one to kill.
             .env("RABBITMQ_ALLOW_INPUT", "true")
             .env("RABBITMQ_SERVER_START_ARGS", "-noinput");
+        if let Some(port) = self.epmd_port {
+            command
+                .env("ERL_EPMD_PORT", port.to_string())
+                .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", cluster::ERLANG);
+        }
         command
     }
 

@@ -1,0 +1,223 @@
+//! A cluster of RabbitMQ nodes on loopback, for tests that kill, freeze and restart some of them.
+//!
+//! Names, ports, cookie, folders and the `epmd` at which its nodes find one another are its own, so that it
+//! meets no other Erlang program of the machine. Everything is a process of the test, ended by its id.
+
+use std::fmt::Write;
+use std::fs::Permissions;
+use std::hash::{BuildHasher, RandomState};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{Process, RabbitMq};
+
+/// A node that the others do not hear of is gone for them after five seconds, not after a minute.
+pub(super) const ERLANG: &str =
+    "-kernel net_ticktime 4 -kernel inet_dist_use_interface {127,0,0,1}";
+
+/// A minority pauses, as the guide of RabbitMQ advises for three nodes: without it a node that comes back from a
+/// partition goes on with what it believes (and in 3.10 has to be restarted by hand).
+const SETTINGS: &str = "cluster_partition_handling = pause_minority\n\
+                        cluster_formation.peer_discovery_backend = classic_config\n";
+
+/// How long nodes may take to find one another, or a node to come back to the others.
+const TOGETHER_MAX: Duration = Duration::from_secs(120);
+const EPMD_MAX: Duration = Duration::from_secs(10);
+
+/// RabbitMQ nodes that are one cluster; dropped, all are gone.
+///
+/// ```no_run
+/// # fn main() -> anyhow::Result<()> {
+/// let mut cluster = tidings_testing::servers::RabbitMqCluster::start(3)?;
+/// println!("{}", cluster.url()); // amqp://guest:guest@127.0.0.1:23456,127.0.0.1:24567,127.0.0.1:25678
+/// cluster.kill9(1);
+/// cluster.restart(1)?; // it comes back to the others with its data
+/// # Ok(())
+/// # }
+/// ```
+pub struct RabbitMqCluster {
+    nodes: Vec<RabbitMq>,
+    // After the nodes, which say goodbye to it.
+    _epmd: Process,
+}
+
+impl RabbitMqCluster {
+    /// Starts so many nodes and returns when they are one cluster.
+    pub fn start(count: usize) -> Result<RabbitMqCluster> {
+        Self::start_with(count, "")
+    }
+
+    /// The same with more lines in the configuration of each.
+    pub fn start_with(count: usize, settings: &str) -> Result<RabbitMqCluster> {
+        let epmd_port = crate::servers::free_port()?;
+        let prepare = |_| RabbitMq::prepare(Some(epmd_port));
+        let mut nodes = (0..count).map(prepare).collect::<Result<Vec<_>>>()?;
+        let mut settings = format!("{SETTINGS}{settings}\n");
+        for (number, node) in nodes.iter().enumerate() {
+            let name = node.name();
+            writeln!(
+                settings,
+                "cluster_formation.classic_config.nodes.{} = {name}",
+                number + 1
+            )?;
+        }
+        let cookie = format!("{:x}", RandomState::new().hash_one(epmd_port));
+        for node in &nodes {
+            node.configure(&settings)?;
+            node.write(COOKIE, &cookie)?;
+            let path = node.folder.path().join(COOKIE);
+            std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        }
+        let first = nodes.first().context("a cluster has a node")?;
+        let epmd = epmd(first, epmd_port)?;
+        for node in &mut nodes {
+            node.launch()?;
+        }
+        for node in &mut nodes {
+            node.wait()?;
+        }
+        let cluster = RabbitMqCluster { nodes, _epmd: epmd };
+        cluster.await_nodes(0, count)?;
+        Ok(cluster)
+    }
+
+    /// Where all of them answer.
+    pub fn url(&self) -> String {
+        let hosts = self.nodes.iter().map(|it| format!("127.0.0.1:{}", it.port));
+        let hosts: Vec<_> = hosts.collect();
+        format!("amqp://guest:guest@{}", hosts.join(","))
+    }
+
+    /// How many nodes there are, running or not.
+    pub fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Where one of them answers.
+    pub fn url_of(&self, node: usize) -> String {
+        self.nodes[node].url()
+    }
+
+    /// Which of them has this name (`tidings23456@localhost`), as RabbitMQ's tools print it.
+    pub fn named(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| node.name() == name)
+    }
+
+    /// `kill -9` on one of them.
+    pub fn kill9(&mut self, node: usize) {
+        self.nodes[node].kill9();
+    }
+
+    /// One of them does nothing more, until it is thawed, killed or restarted. The others hold it for gone within some
+    /// seconds, and its clients do when their heartbeats fail.
+    pub fn freeze(&mut self, node: usize) -> Result<()> {
+        let process = self.nodes[node].node.as_mut();
+        process.context("the node does not run")?.freeze()
+    }
+
+    /// A frozen node goes on.
+    pub fn thaw(&mut self, node: usize) -> Result<()> {
+        let process = self.nodes[node].node.as_mut();
+        process.context("the node does not run")?.thaw()
+    }
+
+    /// Starts one of them again on its data, killing it first when it still runs, and returns when it is among the others.
+    pub fn restart(&mut self, node: usize) -> Result<()> {
+        self.nodes[node].restart()?;
+        let running = self.nodes.iter().filter(|it| it.node.is_some()).count();
+        self.await_nodes(node, running)
+    }
+
+    /// Waits until a node sees so many that run, itself among them.
+    pub fn await_nodes(&self, node: usize, count: usize) -> Result<()> {
+        let (count, seconds) = (count.to_string(), TOGETHER_MAX.as_secs().to_string());
+        let wait = ["await_online_nodes", &count, "--timeout", &seconds];
+        self.ctl(node, &wait).map(drop)
+    }
+
+    /// Runs `rabbitmqctl` on one of them, and returns what it printed.
+    pub fn ctl(&self, node: usize, args: &[&str]) -> Result<String> {
+        self.nodes[node].ctl(args)
+    }
+}
+
+const COOKIE: &str = ".erlang.cookie";
+
+/// The cluster's own, in the surroundings of one of its nodes.
+fn epmd(node: &RabbitMq, port: u16) -> Result<Process> {
+    let program = match &node.root {
+        Some(_) => PathBuf::from("/usr/bin/epmd"),
+        None => crate::servers::find("epmd", [Path::new("/usr/bin/epmd").into()])
+            .context("there is no `epmd`: install Erlang")?,
+    };
+    let mut command = node.command(&program);
+    command.args(["-port", &port.to_string(), "-address", "127.0.0.1"]);
+    let process = Process::start(command)?;
+    crate::servers::wait_until("epmd to accept", EPMD_MAX, || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    })?;
+    Ok(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::speaks_amqp;
+    use super::*;
+
+    /// A quorum queue of the virtual host, and which node leads it.
+    fn leader(cluster: &RabbitMqCluster, node: usize) -> usize {
+        let listed = cluster
+            .ctl(node, &["list_queues", "name", "leader"])
+            .unwrap();
+        let name = listed.split_whitespace().last().unwrap_or_default();
+        cluster.named(name).unwrap_or_else(|| panic!("{listed}"))
+    }
+
+    #[test]
+    #[ignore = "needs RabbitMQ"]
+    fn a_node_is_killed_and_another_frozen_and_each_comes_back() {
+        let mut cluster = RabbitMqCluster::start(3).unwrap();
+        let queue = r#"{ok, V} = {ok, rabbit_misc:r(<<"/">>, queue, <<"q">>)},
+            {new, _} = rabbit_amqqueue:declare(V, true, false,
+                [{<<"x-queue-type">>, longstr, <<"quorum">>}], none, <<"test">>), ok."#;
+        cluster.ctl(0, &["eval", queue]).unwrap();
+        let first = leader(&cluster, 0);
+
+        cluster.kill9(first);
+        let other = (first + 1) % cluster.count();
+        cluster.await_nodes(other, 2).unwrap();
+        let is_led = || {
+            let now = cluster
+                .ctl(other, &["list_queues", "name", "leader"])
+                .unwrap();
+            let name = now.split_whitespace().last().unwrap_or_default().to_owned();
+            cluster.named(&name).is_some_and(|now| now != first)
+        };
+        crate::servers::wait_until("another leader", TOGETHER_MAX, is_led).unwrap();
+        cluster.restart(first).unwrap();
+        cluster.await_nodes(other, 3).unwrap();
+
+        cluster.freeze(other).unwrap();
+        let running = |cluster: &RabbitMqCluster| {
+            let running = cluster
+                .ctl(first, &["eval", "length(nodes()) + 1."])
+                .unwrap();
+            running.trim().to_owned()
+        };
+        crate::servers::wait_until("it to be missed", TOGETHER_MAX, || running(&cluster) == "2")
+            .unwrap();
+        cluster.thaw(other).unwrap();
+        crate::servers::wait_until("it to come back", TOGETHER_MAX, || running(&cluster) == "3")
+            .unwrap();
+        cluster.await_nodes(other, 3).unwrap();
+
+        let ports: Vec<_> = cluster.nodes.iter().map(|it| it.port).collect();
+        assert!(ports.iter().all(|port| speaks_amqp(*port)));
+        drop(cluster);
+        assert!(!ports.iter().any(|port| speaks_amqp(*port)));
+    }
+}
