@@ -14,6 +14,8 @@ use std::{
 
 use tidings_core::TransportError;
 
+use crate::queues::QueueType;
+
 /// A parsed URL.
 #[derive(Clone)]
 pub(crate) struct Address {
@@ -27,6 +29,8 @@ pub(crate) struct Address {
     pub(crate) connect_timeout: Duration,
     /// Topics and queues are declared; otherwise it is only looked whether they are there.
     pub(crate) declares: bool,
+    /// The type that new queues get; `None`: what the virtual host has.
+    pub(crate) queues: Option<QueueType>,
 }
 
 /// One node.
@@ -72,9 +76,10 @@ impl Address {
             empty if empty.is_empty() => "/".into(),
             vhost => vhost,
         };
-        let connect_timeout = match hosts.len() {
-            1 => CONNECT_TIMEOUT,
-            _ => CONNECT_TIMEOUT_OF_MANY,
+        let is_cluster = hosts.len() > 1;
+        let connect_timeout = match is_cluster {
+            false => CONNECT_TIMEOUT,
+            true => CONNECT_TIMEOUT_OF_MANY,
         };
         let mut address = Self {
             hosts,
@@ -85,6 +90,7 @@ impl Address {
             heartbeat: HEARTBEAT,
             connect_timeout,
             declares: true,
+            queues: is_cluster.then_some(QueueType::Quorum),
         };
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
@@ -112,6 +118,13 @@ impl Address {
                     .parse()
                     .map_err(|_| malformed("the option `declare` is `true` or `false`"))?;
             }
+            ("queues", _) => {
+                self.queues = Some(match value {
+                    "quorum" => QueueType::Quorum,
+                    "classic" => QueueType::Classic,
+                    _ => return Err(malformed("the option `queues` is `quorum` or `classic`")),
+                });
+            }
             ("cacertfile", Some(tls)) => tls.authorities = Some(value.into()),
             ("certfile", Some(tls)) => tls.certificate = Some(value.into()),
             ("keyfile", Some(tls)) => tls.key = Some(value.into()),
@@ -122,7 +135,8 @@ impl Address {
             _ => {
                 return Err(malformed(&format!(
                     "there is no option `{name}`; there are `heartbeat` (seconds), \
-                     `connection_timeout` (milliseconds), `declare` (`false`), and with `amqps://` also `cacertfile`, \
+                     `connection_timeout` (milliseconds), `declare` (`false`), `queues` \
+                     (`quorum` or `classic`), and with `amqps://` also `cacertfile`, \
                      `certfile`, `keyfile` and `server_name_indication`"
                 )));
             }
@@ -298,6 +312,14 @@ mod tests {
                 .expect("fine")
                 .declares
         );
+        let queues = |url: &str| Address::parse(url).expect(url).queues;
+        assert_eq!(queues("amqp://h"), None);
+        assert_eq!(queues("amqp://a,b"), Some(QueueType::Quorum));
+        assert_eq!(
+            queues("amqp://a,b?queues=classic"),
+            Some(QueueType::Classic)
+        );
+        assert_eq!(queues("amqp://h?queues=quorum"), Some(QueueType::Quorum));
         let tls = Address::parse("amqps://h?cacertfile=%2Fca.pem")
             .expect("fine")
             .tls;
@@ -383,6 +405,7 @@ mod tests {
             "amqp://u:secret@h?unknown=1",
             "amqp://u:secret@h?heartbeat=soon",
             "amqp://u:secret@h?declare=no",
+            "amqp://u:secret@h?queues=stream",
             "amqp://u:secret@h?cacertfile=x",
         ] {
             let error = Address::parse(url).expect_err(url);

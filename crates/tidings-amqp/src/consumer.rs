@@ -5,6 +5,8 @@
 //! where they are used. What was delivered on a connection that is gone is thrown away there: the broker delivers it again, and nobody
 //! could acknowledge it any more.
 
+mod room;
+
 use std::{
     pin::Pin,
     sync::{
@@ -30,6 +32,7 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use self::room::{Room, WINDOW};
 use crate::{
     Shared,
     copies::Held,
@@ -50,6 +53,7 @@ struct Source {
 
 impl Source {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivered>> {
+        ready!(self.consumer.poll_room(cx));
         loop {
             if let Some(next) = self.batch.next() {
                 return Poll::Ready(Some(next));
@@ -229,8 +233,11 @@ impl Keeper {
         shared: &Arc<Shared>,
         session: &Arc<Session>,
     ) -> Result<(Channel, Source), Closed> {
+        let room = self.is_ordered && session.making.is_quorum();
+        let room = room.then(|| Room::of(self.prefetch));
+        let prefetch = room.as_ref().map_or(self.prefetch, |_| WINDOW);
         // No delivery beyond the prefetch count can come, so that there is always room.
-        let (sender, batches) = mpsc::channel(self.prefetch.into());
+        let (sender, batches) = mpsc::channel(prefetch.into());
         let mut consumer = None;
         let channel = Channel::open(session, |id| {
             let it = consumer.insert(Arc::new_cyclic(|me| Consumer {
@@ -240,6 +247,7 @@ impl Keeper {
                 shared: Arc::downgrade(shared),
                 queue: Arc::clone(&self.queue),
                 is_ordered: self.is_ordered,
+                room,
                 unsettled: Mutex::default(),
                 ended: CancellationToken::new(),
                 is_ended: AtomicBool::new(false),
@@ -248,7 +256,7 @@ impl Keeper {
             }));
             Box::new(Incoming {
                 consumer: Arc::clone(it),
-                waiting_max: self.prefetch.into(),
+                waiting_max: prefetch.into(),
                 batch: Vec::new(),
                 batches: Some(sender),
             })
@@ -258,7 +266,7 @@ impl Keeper {
             return Err(session.end());
         };
         let qos = BasicQos {
-            prefetch_count: self.prefetch,
+            prefetch_count: prefetch,
             ..BasicQos::default()
         };
         channel.call(&qos).await?;
@@ -411,6 +419,8 @@ pub(crate) struct Consumer {
     pub(crate) queue: Arc<str>,
     /// It receives a partition of an ordered group.
     is_ordered: bool,
+    /// The partition is a quorum queue.
+    room: Option<Room>,
     unsettled: Mutex<Unsettled>,
     /// The channel or its subscription is gone: nothing can be settled any more.
     pub(crate) ended: CancellationToken,
@@ -442,9 +452,15 @@ impl Consumer {
     fn set_ended(&self) {
         self.is_ended.store(true, Ordering::Release);
         self.ended.cancel();
+        if let Some(room) = &self.room {
+            room.wake();
+        }
     }
 
     fn deliver(self: &Arc<Self>, raw: Delivered) -> Delivery {
+        if let Some(room) = &self.room {
+            room.take();
+        }
         let received = message::read(&raw.content.properties, raw.content.body);
         let settler = Arc::clone(self) as Arc<dyn Settler>;
         let queue = Arc::clone(&self.queue);
@@ -493,6 +509,11 @@ impl Consumer {
 
     /// Tells the broker, with whatever else there is to tell, at the next write.
     pub(crate) fn end(&self, tag: u64, ending: Ending) -> Result<(), TransportError> {
+        match (&self.room, ending) {
+            (Some(_), Ending::Requeue) => return self.give_all_back(tag),
+            (Some(room), Ending::Ack) => room.give(),
+            _ => {}
+        }
         let is_first = {
             let mut unsettled = self.unsettled.lock();
             let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));

@@ -23,7 +23,9 @@
 //! cluster: brokers that know nothing of each other each have their own queues. Options: `heartbeat` (seconds, default 15, 0 for none), `connection_timeout`
 //! (milliseconds for each host, default 10 000, with several hosts 3 000), `declare` (default `true`; with `false` exchanges and
 //! queues are not declared, only looked for, and nothing is bound: for users without the permission to configure,
-//! for whom `tidings topology apply` makes them), and for TLS `cacertfile`, `certfile`, `keyfile`,
+//! for whom `tidings topology apply` makes them), `queues` (`quorum` or `classic`: the type of new queues of
+//! consumers; default: `quorum` with several hosts, otherwise what the virtual host has; queues that are there
+//! are used as they are), and for TLS `cacertfile`, `certfile`, `keyfile`,
 //! `server_name_indication`. The system's authorities are trusted unless `cacertfile` is given.
 //!
 //! # What it makes on the broker
@@ -50,6 +52,11 @@
 //! before they first send to `C`, and send there with the slot; declaring it fails while there is a
 //! queue `C`. Messages with a key go to topics with the routing key of their slot, others with an empty
 //! one.
+//!
+//! On a cluster, or with `queues=quorum`, the queues of consumers and of groups are quorum queues with a delivery
+//! limit that is never reached; an ordered subscription there holds up to 256 deliveries, and what is given back
+//! alone takes along all that is out. Instances of an ordered group must agree on the option. Queues of dead letters are
+//! classic queues always.
 //!
 //! # Foreign programs
 //!
@@ -101,6 +108,7 @@ mod operating;
 mod parts;
 mod publisher;
 mod publishing;
+mod queues;
 mod session;
 mod tailing;
 mod topology;

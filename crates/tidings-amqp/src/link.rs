@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     address::{Address, Host},
     dial::{DialError, dial},
+    queues::Making,
     session::{Closed, Session},
 };
 
@@ -200,7 +201,8 @@ impl<R: Role> Supervisor<R> {
                 let failure = match dial(address, host, &name).await {
                     Ok(dialled) => {
                         info!(broker = %host, "connected for {}", R::PURPOSE);
-                        let session = Session::start(dialled, address.declares, tasks, stop);
+                        let making = Making::of(address);
+                        let session = Session::start(dialled, making, tasks, stop);
                         return (host, session);
                     }
                     Err(failure) => failure,

@@ -17,7 +17,8 @@ use crate::{
     Amqp,
     groups::command_exchange,
     letters,
-    parts::{Part, QUEUE_TYPES, is_of_another_type, of_type},
+    parts::{Part, is_of_another_type},
+    queues::Kind,
     session::{Channel, Closed, Quiet, Session},
     topology::{DeclareError, Declared, checked_name, no_queue_of_a_command},
 };
@@ -158,8 +159,8 @@ impl Amqp {
         &self,
         topology: &Topology,
     ) -> Result<Vec<(Piece, PieceState)>, TransportError> {
-        let parts = parts_of(topology)?;
         let mut asking = self.asking().await?;
+        let parts = asking.parts_of(topology)?;
         let in_the_way = asking.commands_in_the_way(topology).await?;
         let mut seen = Vec::with_capacity(parts.len());
         let mut is_missing: HashMap<String, bool> = HashMap::new();
@@ -197,8 +198,8 @@ impl Amqp {
         &self,
         topology: &Topology,
     ) -> Result<Vec<(Piece, PieceMade)>, TransportError> {
-        let parts = parts_of(topology)?;
         let mut asking = self.asking().await?;
+        let parts = asking.parts_of(topology)?;
         let in_the_way = asking.commands_in_the_way(topology).await?;
         let mut refused: HashMap<String, String> = in_the_way;
         let mut all = Vec::with_capacity(parts.len());
@@ -394,6 +395,15 @@ impl Asking {
         }
     }
 
+    /// Everything as this connection would make it.
+    fn parts_of(&self, topology: &Topology) -> Result<Vec<(Piece, Part)>, TransportError> {
+        let making = self.session.making;
+        let parts = parts_of(topology)?.into_iter();
+        Ok(parts
+            .map(|(piece, part)| (piece, making.made(part)))
+            .collect())
+    }
+
     async fn look(&mut self, part: &Part) -> Result<PieceState, TransportError> {
         let Some(passive) = part.passive() else {
             return Ok(PieceState::Unseen);
@@ -422,8 +432,8 @@ impl Asking {
         let Part::Queue(queue) = part else {
             return Ok(PieceState::There);
         };
-        for queue_type in QUEUE_TYPES {
-            if self.ask(&of_type(queue_type, queue)).await?.is_ok() {
+        for kind in Kind::likely(&closed) {
+            if self.ask(&kind.of(queue)).await?.is_ok() {
                 return Ok(PieceState::There);
             }
         }

@@ -6,9 +6,10 @@ use tidings_wire::{
     reply,
 };
 
-use crate::session::Closed;
+use crate::{queues::DIFFERING, session::Closed};
 
 /// An exchange or a queue, or what binds them (or does so no more).
+#[derive(Clone)]
 pub(crate) enum Part {
     Exchange(ExchangeDeclare),
     Queue(QueueDeclare),
@@ -71,23 +72,30 @@ pub(crate) fn letters(queue: ShortStr, arguments: Table) -> QueueDeclare {
     of_type("classic", &self::queue(queue, arguments))
 }
 
-/// The types of queues that a consumer can receive from.
-pub(crate) const QUEUE_TYPES: [&str; 2] = ["quorum", "classic"];
-
 /// The same queue, of this type.
 pub(crate) fn of_type(queue_type: &'static str, queue: &QueueDeclare) -> QueueDeclare {
-    let name = ShortStr::from_static("x-queue-type");
+    with_argument("x-queue-type", Some(Value::from(queue_type)), queue)
+}
+
+/// The same queue with this argument, or without one of that name.
+pub(crate) fn with_argument(
+    name: &'static str,
+    value: Option<Value>,
+    queue: &QueueDeclare,
+) -> QueueDeclare {
+    let name = ShortStr::from_static(name);
     let others = queue.arguments.iter().filter(|(other, _)| *other != name);
-    let arguments = others.chain([(name.clone(), Value::from(queue_type))]);
+    let arguments = others.chain(value.map(|value| (name.clone(), value)));
     QueueDeclare {
         arguments: arguments.collect(),
         ..queue.clone()
     }
 }
 
-/// True if a declaration was refused because the queue is there with another type.
+/// True if a declaration was refused because the queue is there with another type, or another delivery limit.
 pub(crate) fn is_of_another_type(closed: &Closed) -> bool {
-    closed.code == reply::PRECONDITION_FAILED && closed.reason.contains("'x-queue-type'")
+    let differs = |argument: &&str| closed.reason.contains(*argument);
+    closed.code == reply::PRECONDITION_FAILED && DIFFERING.iter().any(differs)
 }
 
 pub(crate) fn binding(queue: ShortStr, exchange: ShortStr, key: Option<ShortStr>) -> QueueBind {

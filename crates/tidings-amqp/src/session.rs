@@ -35,7 +35,7 @@ use tracing::{debug, info, warn};
 pub(crate) use channel::Channel;
 pub(crate) use inbound::{Inbound, Quiet, Whole};
 
-use crate::dial::Dialled;
+use crate::{dial::Dialled, queues::Making};
 
 /// Larger bodies are thrown away; no broker passes such on by default.
 pub(crate) const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
@@ -101,8 +101,8 @@ pub(crate) struct Session {
     out_taken: Notify,
     channels: Mutex<Channels>,
     pub(crate) frame_bytes_max: u32,
-    /// Topics and queues are declared over it; otherwise it is only looked whether they are there.
-    pub(crate) declares: bool,
+    /// What is made over it.
+    pub(crate) making: Making,
     /// The broker takes no messages for now.
     blocked: AtomicBool,
     ended: CancellationToken,
@@ -168,7 +168,7 @@ impl Session {
     /// Starts the two tasks, in `tasks`; they end with the connection or with `stop`.
     pub(crate) fn start(
         dialled: Dialled,
-        declares: bool,
+        making: Making,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Arc<Self> {
@@ -182,7 +182,7 @@ impl Session {
                 open: true,
             }),
             frame_bytes_max: dialled.frame_bytes_max,
-            declares,
+            making,
             blocked: AtomicBool::new(false),
             ended: stop.child_token(),
             end: OnceLock::new(),

@@ -24,6 +24,7 @@ use crate::{
     delays,
     groups::{self, Wants},
     parts::{self, Part},
+    queues::{Kind, Making},
     session::{Channel, Closed, Quiet, Session},
 };
 
@@ -234,21 +235,22 @@ impl Declared {
     /// another type by default) are taken as they are: those of dead letters whatever else they are, since they
     /// do for as long as few look at them; those of consumers if they differ in nothing but their type.
     pub(crate) async fn declare(&self, session: &Arc<Session>) -> Result<(), DeclareError> {
-        if !session.declares {
+        if !session.making.declares {
             return self.look(session).await.map_err(DeclareError::only_looked);
         }
-        let mut as_they_are = BTreeMap::new();
+        let mut as_they_are: BTreeMap<ShortStr, AsItIs> = BTreeMap::new();
         loop {
             match self.declare_but(session, &as_they_are).await {
                 Err(DeclareError::OtherType {
                     queue,
                     is_of_letters: false,
                     closed,
-                }) => match tried_after(as_they_are.get(&queue)) {
-                    Some(next) => {
-                        as_they_are.insert(queue, AsItIs::Type(next));
-                    }
+                }) => match as_they_are.get_mut(&queue) {
                     None => {
+                        as_they_are.insert(queue, AsItIs::Kinds(Kind::likely(&closed)));
+                    }
+                    Some(AsItIs::Kinds(kinds)) if kinds.len() > 1 => drop(kinds.remove(0)),
+                    Some(_) => {
                         let what = format!("queue `{queue}`");
                         return Err(DeclareError::Closed { what, closed });
                     }
@@ -264,7 +266,7 @@ impl Declared {
                     as_they_are.insert(queue, AsItIs::Letters);
                 }
                 Ok(()) => {
-                    warn_of_types(&as_they_are);
+                    warn_of_kinds(&as_they_are, session.making);
                     return Ok(());
                 }
                 failed => return failed,
@@ -281,7 +283,8 @@ impl Declared {
         // Before anything is asked: a name that cannot be is nobody else's trouble.
         let topics = self.topics.iter().map(|topic| exchange(topic));
         let topics = topics.collect::<Result<Vec<_>, _>>()?;
-        let parts = self.parts_beside_topics()?;
+        let parts = self.parts_beside_topics()?.into_iter();
+        let parts: Vec<Part> = parts.map(|part| session.making.made(part)).collect();
         let left = self.left.iter();
         let left = left.flat_map(|(queue, topics)| topics.iter().map(move |it| (queue, it)));
         let left = left.map(|(queue, topic)| unbinding(queue, topic));
@@ -296,8 +299,8 @@ impl Declared {
             match part {
                 Part::Letters(it) if there.contains_key(&it.queue) => asked.ask_whether(part),
                 Part::Queue(it) => match there.get(&it.queue) {
-                    Some(AsItIs::Type(queue_type)) => {
-                        asked.ask_for(&Part::Queue(parts::of_type(queue_type, it)));
+                    Some(AsItIs::Kinds(kinds)) if let Some(kind) = kinds.first() => {
+                        asked.ask_for(&Part::Queue(kind.of(it)));
                     }
                     _ => asked.ask_for(part),
                 },
@@ -316,7 +319,7 @@ impl Declared {
         for part in &parts {
             match part {
                 Part::Queue(it) if self.ephemeral.contains(&*it.queue.to_str_lossy()) => {
-                    asked.ask_for(part);
+                    asked.ask_for(&session.making.made(part.clone()));
                 }
                 _ => asked.ask_whether(part),
             }
@@ -368,29 +371,29 @@ impl Declared {
 
 /// How a queue that is there with another type is declared.
 enum AsItIs {
-    /// As one of this type.
-    Type(&'static str),
+    /// As the first of these, and if it is none such, as the next.
+    Kinds(Vec<Kind>),
     /// Not at all: it is one of dead letters.
     Letters,
 }
 
-/// The type that is tried next for a queue which is there with another one.
-fn tried_after(tried: Option<&AsItIs>) -> Option<&'static str> {
-    let mut types = parts::QUEUE_TYPES.into_iter();
-    match tried {
-        Some(AsItIs::Type(tried)) => types.skip_while(|it| it != tried).nth(1),
-        _ => types.next(),
-    }
-}
-
-fn warn_of_types(as_they_are: &BTreeMap<ShortStr, AsItIs>) {
+fn warn_of_kinds(as_they_are: &BTreeMap<ShortStr, AsItIs>, making: Making) {
     for (queue, as_it_is) in as_they_are {
-        if let AsItIs::Type("quorum") = as_it_is {
-            warn!(
+        let AsItIs::Kinds(kinds) = as_it_is else {
+            continue;
+        };
+        match kinds.first() {
+            Some(Kind::ForeignQuorum) => warn!(
                 "the queue `{queue}` is a quorum queue, and is used as it is: what a consumer gives back may come \
                  after later messages there, and a message that was handed out more often than its delivery limit \
                  allows (20 times by default on RabbitMQ 4) is a dead letter"
-            );
+            ),
+            Some(Kind::Classic) if making.is_quorum() => warn!(
+                "the queue `{queue}` is a classic queue, and is used as it is: it is on one node of the cluster, and \
+                 cannot be used while that is down; stop its consumers, let it be emptied and delete it, then it is made \
+                 anew as a quorum queue"
+            ),
+            _ => {}
         }
     }
 }

@@ -76,6 +76,12 @@ behaviours! {
 }
 
 behaviours! {
+    of crate::behaviour::types, on url();
+    new_queues_are_of_the_type_that_the_url_says
+    queues_of_another_type_stay_as_they_are
+}
+
+behaviours! {
     of crate::behaviour::looking, on url();
     a_look_says_how_full_queues_are_and_changes_nothing
 }
@@ -93,6 +99,7 @@ behaviours! {
     a_partition_changes_hands_under_load
     what_was_settled_before_a_stream_is_dropped_stays_settled
     many_crashes_lose_nothing_and_keep_the_order
+    many_crashes_with_all_out_keep_the_order
     a_queue_that_is_no_partition_is_refused
     a_queue_that_was_there_before_its_group_is_refused
     others_of_a_topic_see_no_difference
@@ -120,6 +127,27 @@ async fn one_host_of_several_is_enough() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_host_refuses_is_said_when_no_other_takes_us() {
     hosts::what_one_host_refuses_is_said_when_no_other_takes_us().await;
+}
+
+/// The broker in the box knows the types of queues only by name; a service that asks for one is served all the same.
+mod quorum {
+    use crate::behaviour::{behaviours, conformance};
+
+    async fn url() -> String {
+        format!("{}?queues=quorum", crate::url().await)
+    }
+
+    behaviours! {
+        of crate::behaviour::groups, on url();
+        a_partition_of_a_quorum_queue_changes_hands_under_load
+        many_crashes_with_all_out_keep_the_order
+        a_cut_connection_leaves_stale_deliveries_and_goes_on
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn it_keeps_the_contract_of_a_transport() {
+        conformance(&url().await).await;
+    }
 }
 
 /// Not a test, but the process that another test kills. Does nothing unless that asks for it.

@@ -61,6 +61,13 @@ behaviours! {
 }
 
 behaviours! {
+    of crate::behaviour::types, on async { rabbitmq_url() };
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    new_queues_are_of_the_type_that_the_url_says
+    queues_of_another_type_stay_as_they_are
+}
+
+behaviours! {
     of crate::behaviour::looking, on async { rabbitmq_url() };
     #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
     a_look_says_how_full_queues_are_and_changes_nothing
@@ -81,6 +88,7 @@ behaviours! {
     a_partition_changes_hands_under_load
     what_was_settled_before_a_stream_is_dropped_stays_settled
     many_crashes_lose_nothing_and_keep_the_order
+    many_crashes_with_all_out_keep_the_order
     a_queue_that_is_no_partition_is_refused
     a_queue_that_was_there_before_its_group_is_refused
     others_of_a_topic_see_no_difference
@@ -94,6 +102,73 @@ behaviours! {
     #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
     a_killed_consumer_leaves_its_partition_in_order
     a_frozen_consumer_wakes_up_with_stale_deliveries
+}
+
+/// The same where a service makes quorum queues, as it does on a cluster.
+mod quorum {
+    use crate::behaviour::{behaviours, conformance};
+    use tidings_testing::servers::rabbitmq_url;
+
+    fn url() -> String {
+        format!("{}/?queues=quorum", rabbitmq_url())
+    }
+
+    behaviours! {
+        of crate::behaviour, on async { url() };
+        #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+        a_topic_reaches_each_queue_once_and_in_order
+        many_callers_publish_at_once
+        a_retry_comes_back_with_its_history
+        a_dropped_subscription_gives_back_what_it_did_not_hand_out
+    }
+
+    behaviours! {
+        of crate::behaviour::failures, on async { url() };
+        #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+        a_cut_connection_is_mended_and_nothing_is_lost
+        a_deleted_queue_is_declared_again_and_subscribed
+        a_foreign_message_is_copied_as_it_came
+    }
+
+    behaviours! {
+        of crate::behaviour::settling, on async { url() };
+        #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+        what_is_requeued_or_dropped_comes_again_at_once
+        a_dead_letter_waits_for_room_in_its_queue
+        a_refusal_is_never_overtaken_by_an_acknowledgement
+    }
+
+    behaviours! {
+        of crate::behaviour::letters, on async { url() };
+        #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+        queues_of_dead_letters_that_are_there_are_used_as_they_are
+        queues_of_consumers_that_are_there_are_used_as_they_are
+        a_queue_that_loses_dead_letters_is_refused
+        looking_uses_up_nothing_whatever_type_queues_have
+    }
+
+    behaviours! {
+        of crate::behaviour::groups, on async { url() };
+        #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+        a_partition_of_a_quorum_queue_changes_hands_under_load
+        what_was_settled_before_a_stream_is_dropped_stays_settled
+        many_crashes_with_all_out_keep_the_order
+        a_deleted_partition_is_declared_again
+        a_cut_connection_leaves_stale_deliveries_and_goes_on
+    }
+
+    behaviours! {
+        of crate::behaviour::processes, on async { url() };
+        #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+        a_killed_consumer_leaves_its_partition_in_order
+        a_frozen_consumer_wakes_up_with_stale_deliveries
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+    async fn it_keeps_the_contract_of_a_transport() {
+        conformance(&url()).await;
+    }
 }
 
 /// Not a test, but the process that another test kills. Does nothing unless that asks for it.

@@ -38,11 +38,12 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) async fn to(url: &str) -> Self {
         let (login, place) = url.split_once('@').expect("a URL with a user");
-        let broker = place.split('/').next().expect("a host").to_owned();
+        let (broker, rest) = place.split_once('/').unwrap_or((place, ""));
+        let broker = broker.to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let listen = listener.local_addr().expect("bound");
         let mut wire = Self {
-            url: format!("{login}@{listen}"),
+            url: format!("{login}@{listen}/{rest}"),
             cut: CancellationToken::new(),
             tasks: JoinSet::new(),
             listen,

@@ -68,15 +68,15 @@ pub(super) async fn ordered(amqp: &Amqp, queue: &str, prefetch: u16) -> Deliveri
 
 /// What was handled, by key: each message after the one before it.
 #[derive(Default)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     next: HashMap<String, u64>,
-    pub(super) count: u64,
+    pub(crate) count: u64,
 }
 
 impl Ledger {
     /// True if it had not been handled before.
     #[track_caller]
-    pub(super) fn handle(&mut self, id: &str) -> bool {
+    pub(crate) fn handle(&mut self, id: &str) -> bool {
         let (key, number) = id.split_once('/').expect("ours");
         let number: u64 = number.parse().expect("a number");
         let next = self.next.entry(key.to_owned()).or_default();
@@ -123,6 +123,16 @@ impl Hand {
 /// A second subscription waits while the first receives; then the first is dropped with deliveries
 /// out, and so on, while messages are published.
 pub(crate) async fn a_partition_changes_hands_under_load(url: String) {
+    hands_change(url, false).await;
+}
+
+/// A quorum queue of RabbitMQ may forget acknowledgements that came right before their channel ended: then what was handled
+/// comes again, still in its place.
+pub(crate) async fn a_partition_of_a_quorum_queue_changes_hands_under_load(url: String) {
+    hands_change(url, true).await;
+}
+
+async fn hands_change(url: String, forgets: bool) {
     const KEYS: u64 = 8;
     const OF_EACH: u64 = 400;
     const PREFETCH: u64 = 20;
@@ -148,7 +158,7 @@ pub(crate) async fn a_partition_changes_hands_under_load(url: String) {
         let waiting = ordered(waiting, &queue, PREFETCH as u16).await;
         let mut hand = Hand::default();
         for _ in 0..40 + dice.below(60) {
-            if ledger.count + hand.out.len() as u64 == KEYS * OF_EACH {
+            if ledger.count + hand.out.len() as u64 >= KEYS * OF_EACH {
                 break;
             }
             let delivery = next(&mut deliveries).await;
@@ -162,7 +172,8 @@ pub(crate) async fn a_partition_changes_hands_under_load(url: String) {
                 let delivery = hand.pick(&mut dice).expect("one is out");
                 let id = id(&delivery);
                 delivery.settle(Settlement::Ack).await.expect("settled");
-                assert!(ledger.handle(&id), "{id} was acknowledged, and came again");
+                let is_new = ledger.handle(&id);
+                assert!(is_new || forgets, "{id} was acknowledged, and came again");
             }
         }
         drop(deliveries);
@@ -184,6 +195,12 @@ pub(crate) async fn a_partition_changes_hands_under_load(url: String) {
     within("the publisher", publishing)
         .await
         .expect("published");
+    while forgets
+        && let Ok(Some(again)) =
+            tokio::time::timeout(Duration::from_secs(1), deliveries.next()).await
+    {
+        assert!(!ledger.handle(&id(&again.expect("a delivery"))));
+    }
     super::expect_nothing(&mut deliveries).await;
 }
 
@@ -214,6 +231,15 @@ pub(crate) async fn what_was_settled_before_a_stream_is_dropped_stays_settled(ur
 
 /// More often than a quorum queue of RabbitMQ 4 delivers a message before it gives up (20 times).
 pub(crate) async fn many_crashes_lose_nothing_and_keep_the_order(url: String) {
+    many_crashes(url, true).await;
+}
+
+/// The same where what is given back alone takes along all that is out: so all of it is out when the connection ends.
+pub(crate) async fn many_crashes_with_all_out_keep_the_order(url: String) {
+    many_crashes(url, false).await;
+}
+
+async fn many_crashes(url: String, gives_back: bool) {
     const CRASHES: u64 = 21;
     const KEYS: u64 = 5;
     const OF_EACH: u64 = 200;
@@ -232,7 +258,10 @@ pub(crate) async fn many_crashes_lose_nothing_and_keep_the_order(url: String) {
             hand.out.push_back(next(&mut deliveries).await);
         }
         let held = hand.pick(&mut Dice(0)).expect("one");
-        hand.out.retain(|it| it.envelope.key != held.envelope.key);
+        let is_other = |it: &Delivery| it.envelope.key != held.envelope.key;
+        let (others, aside): (VecDeque<_>, VecDeque<_>) = hand.out.into_iter().partition(is_other);
+        hand.out = others;
+        let aside = Some(aside).filter(|_| !gives_back);
         for _ in 0..dice.below(20) {
             let Some(delivery) = hand.pick(&mut dice) else {
                 break;
@@ -247,6 +276,7 @@ pub(crate) async fn many_crashes_lose_nothing_and_keep_the_order(url: String) {
             }
         })
         .await;
+        drop(aside);
         let settled = held.settle(Settlement::Ack).await;
         let error = settled.expect_err("its connection is gone");
         assert!(error.is_temporary(), "{error}");

@@ -21,9 +21,19 @@ fn arguments(words: &[(&str, &str)]) -> Vec<(&'static str, Value)> {
 
 /// What the broker answers to a declaration with another type.
 async fn answer_to_quorum(url: &str, queue: &str) -> String {
+    let said = answer_to(url, queue, &arguments(&QUORUM)).await;
+    said.expect_err("it differs")
+}
+
+/// Whether a queue is there with these arguments; it is made if it is not there at all.
+pub(super) async fn answer_to(
+    url: &str,
+    queue: &str,
+    arguments: &[(&'static str, Value)],
+) -> Result<(), String> {
     let mut table = Table::builder();
-    for (name, value) in arguments(&QUORUM) {
-        table.push_value(name, &value).expect("a short name");
+    for (name, value) in arguments {
+        table.push_value(name, value).expect("a short name");
     }
     let declare = QueueDeclare {
         queue: queue.try_into().expect("a short name"),
@@ -34,8 +44,9 @@ async fn answer_to_quorum(url: &str, queue: &str) -> String {
     match Raw::connect(url).await.call(1, &declare).await {
         Method::ChannelClose(close) => {
             assert_eq!(close.reply_code, reply::PRECONDITION_FAILED);
-            close.reply_text.to_str_lossy().into_owned()
+            Err(close.reply_text.to_str_lossy().into_owned())
         }
+        Method::QueueDeclareOk(_) => Ok(()),
         other => panic!("unexpected: {other:?}"),
     }
 }
@@ -100,7 +111,7 @@ pub(crate) async fn queues_of_dead_letters_that_are_there_are_used_as_they_are(u
 
 /// Everything is declared, also once more as after a restart; and an operator is told the same: nothing is
 /// missing, and nothing is in the way.
-async fn is_used_as_it_is(amqp: &Amqp, wanted: &Topology) {
+pub(super) async fn is_used_as_it_is(amqp: &Amqp, wanted: &Topology) {
     amqp.declare(wanted).await.expect("it is declared");
     amqp.declare(wanted).await.expect("it is declared");
     for (piece, state) in amqp.inspect(wanted).await.expect("it looks") {

@@ -8,6 +8,7 @@ pub(crate) mod looking;
 pub(crate) mod processes;
 mod raw;
 pub(crate) mod settling;
+pub(crate) mod types;
 
 use std::{
     num::NonZeroU16,
