@@ -89,6 +89,7 @@ behaviours! {
     what_was_settled_before_a_stream_is_dropped_stays_settled
     many_crashes_lose_nothing_and_keep_the_order
     many_crashes_with_all_out_keep_the_order
+    what_was_given_back_alone_keeps_its_place
     a_queue_that_is_no_partition_is_refused
     a_queue_that_was_there_before_its_group_is_refused
     others_of_a_topic_see_no_difference
@@ -153,6 +154,7 @@ mod quorum {
         a_partition_of_a_quorum_queue_changes_hands_under_load
         what_was_settled_before_a_stream_is_dropped_stays_settled
         many_crashes_with_all_out_keep_the_order
+        what_was_given_back_alone_keeps_its_place
         a_deleted_partition_is_declared_again
         a_cut_connection_leaves_stale_deliveries_and_goes_on
     }

@@ -229,6 +229,32 @@ pub(crate) async fn what_was_settled_before_a_stream_is_dropped_stays_settled(ur
     super::expect_nothing(&mut ordered(&one, &queue, 1).await).await;
 }
 
+/// One is given back alone while later ones are out, and comes again; then the connection ends. Next time they come as they
+/// were published.
+pub(crate) async fn what_was_given_back_alone_keeps_its_place(url: String) {
+    let publisher = connect(&url).await;
+    let case = Case::declare(&publisher, 1).await;
+    let queue = case.group.partition(0);
+    publish_all(&publisher, case.messages(1, 0..6)).await;
+    let amqp = connect(&url).await;
+    let mut deliveries = ordered(&amqp, &queue, 4).await;
+    let mut out = Vec::new();
+    for _ in 0..4 {
+        out.push(next(&mut deliveries).await);
+    }
+    drop(out.remove(0));
+    let again = next(&mut deliveries).await;
+    assert_eq!((&*id(&again), again.redelivered), ("0/0", true));
+    amqp.close().await;
+    drop((out, again));
+    let mut deliveries = ordered(&publisher, &queue, 4).await;
+    for number in 0..6 {
+        let delivery = next(&mut deliveries).await;
+        assert_eq!(id(&delivery), format!("0/{number}"));
+        delivery.settle(Settlement::Ack).await.expect("settled");
+    }
+}
+
 /// More often than a quorum queue of RabbitMQ 4 delivers a message before it gives up (20 times).
 pub(crate) async fn many_crashes_lose_nothing_and_keep_the_order(url: String) {
     many_crashes(url, true).await;
