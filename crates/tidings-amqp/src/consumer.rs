@@ -452,15 +452,11 @@ impl Consumer {
     fn set_ended(&self) {
         self.is_ended.store(true, Ordering::Release);
         self.ended.cancel();
-        if let Some(room) = &self.room {
-            room.wake();
-        }
+        self.room.iter().for_each(Room::wake);
     }
 
     fn deliver(self: &Arc<Self>, raw: Delivered) -> Delivery {
-        if let Some(room) = &self.room {
-            room.take();
-        }
+        self.room.iter().for_each(Room::take);
         let received = message::read(&raw.content.properties, raw.content.body);
         let settler = Arc::clone(self) as Arc<dyn Settler>;
         let queue = Arc::clone(&self.queue);

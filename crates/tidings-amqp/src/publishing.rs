@@ -13,8 +13,8 @@ use std::{
 
 use parking_lot::Mutex;
 use tidings_core::{PublishError, PublishErrorKind};
-use tokio::time::timeout_at;
-use tracing::error;
+use tokio::time::{timeout, timeout_at};
+use tracing::{error, warn};
 
 use crate::{
     groups,
@@ -26,6 +26,9 @@ use crate::{
 
 /// Of how many queues it is remembered whether a group stands before them.
 const WAYS_COUNT_MAX: usize = 10_000;
+/// How long a new connection is kept from publishing by what was declared on the one before. RabbitMQ 4 does not answer about
+/// a classic queue while its node is away.
+const DECLARE_AGAIN_MAX: Duration = Duration::from_secs(3);
 
 pub(crate) fn all_unavailable(count: usize, closed: &Closed) -> Vec<Outcome> {
     let outcome = || Err(unavailable(closed));
@@ -60,21 +63,19 @@ impl Role for Publishing {
             known: Mutex::default(),
             ways: Mutex::default(),
         };
-        match declared.declare(session).await {
-            Ok(()) => up.note(&declared),
-            Err(DeclareError::Closed { closed, .. }) if closed.is_connection => {
+        match timeout(DECLARE_AGAIN_MAX, declared.declare(session)).await {
+            Ok(Ok(())) => up.note(&declared),
+            Ok(Err(DeclareError::Closed { closed, .. })) if closed.is_connection => {
                 return Err(closed);
             }
-            // Somebody changed something meanwhile. What can go on, goes on.
-            Err(_) => {
-                for part in declared.apart() {
-                    match part.declare(session).await {
-                        Ok(()) => up.note(&part),
-                        Err(DeclareError::Closed { closed, .. }) if closed.is_connection => {
-                            return Err(closed);
-                        }
-                        Err(error) => error!("{}", error.into_transport()),
-                    }
+            // Somebody changed something meanwhile, or a node of a cluster is away. What can go on, goes on.
+            Ok(Err(_)) | Err(_) => {
+                match timeout(DECLARE_AGAIN_MAX, up.declare_apart(&declared)).await {
+                    Ok(done) => done?,
+                    Err(_) => warn!(
+                        "the broker did not answer within {DECLARE_AGAIN_MAX:?} whether all exchanges and queues are \
+                         there (is a node of its cluster away?); publishing goes on without"
+                    ),
                 }
             }
         }
@@ -92,6 +93,20 @@ impl PublishingUp {
         self.known.lock().extend(declared.exchanges());
         let commands = declared.commands().map(|it| (it.to_owned(), Way::Group));
         self.ways.lock().extend(commands);
+    }
+
+    /// Declares each thing for itself: topics first, since they are published to.
+    async fn declare_apart(&self, declared: &Declared) -> Result<(), Closed> {
+        for part in declared.apart() {
+            match part.declare(&self.session).await {
+                Ok(()) => self.note(&part),
+                Err(DeclareError::Closed { closed, .. }) if closed.is_connection => {
+                    return Err(closed);
+                }
+                Err(error) => error!("{}", error.into_transport()),
+            }
+        }
+        Ok(())
     }
 
     pub(crate) async fn publish(&self, mut items: Vec<Item>, time: Duration) -> Vec<Outcome> {
