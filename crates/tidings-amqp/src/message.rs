@@ -10,9 +10,7 @@ mod received;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
-
-use tidings_core::{Attempt, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER};
+use tidings_core::{FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER};
 use tidings_wire::Properties;
 
 pub(crate) use copied::{CopyFor, properties_of_copy};
@@ -49,26 +47,4 @@ fn is_of_broker(header: &str) -> bool {
     ["x-death", "x-first-death-", "x-last-death-"]
         .iter()
         .any(|prefix| header.starts_with(prefix))
-}
-
-fn history_as_json(history: &[Attempt], reason_bytes_max: usize) -> String {
-    let shorten = |attempt: &Attempt| Attempt {
-        reason: shortened(&attempt.reason, reason_bytes_max).into_owned(),
-        ..attempt.clone()
-    };
-    let history: Vec<Attempt> = history.iter().map(shorten).collect();
-    // Times, texts and nothing else: this cannot fail.
-    serde_json::to_string(&history).unwrap_or_default()
-}
-
-/// As much of `reason` as fits, cut at a character.
-fn shortened(reason: &str, bytes_max: usize) -> Cow<'_, str> {
-    if reason.len() <= bytes_max {
-        return Cow::Borrowed(reason);
-    }
-    let mut end = bytes_max - '…'.len_utf8();
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    Cow::Owned(format!("{}…", &reason[..end]))
 }

@@ -1,6 +1,7 @@
 //! One attempt of a broker to hand a message to a consumer, and how it ends.
 
 use std::{
+    borrow::Cow,
     fmt,
     future::Future,
     pin::Pin,
@@ -191,6 +192,30 @@ impl Attempt {
             history.remove(1);
         }
     }
+}
+
+/// A history as it stands in the header [`HISTORY_HEADER`], with each reason cut to `reason_bytes_max` bytes: brokers
+/// take headers of a limited size.
+pub fn history_as_json(history: &[Attempt], reason_bytes_max: usize) -> String {
+    let shorten = |attempt: &Attempt| Attempt {
+        reason: shortened_reason(&attempt.reason, reason_bytes_max).into_owned(),
+        ..attempt.clone()
+    };
+    let history: Vec<Attempt> = history.iter().map(shorten).collect();
+    // Times, texts and nothing else: this cannot fail.
+    serde_json::to_string(&history).unwrap_or_default()
+}
+
+/// As much of `reason` as fits into `bytes_max` bytes, cut at a character.
+pub fn shortened_reason(reason: &str, bytes_max: usize) -> Cow<'_, str> {
+    if reason.len() <= bytes_max {
+        return Cow::Borrowed(reason);
+    }
+    let mut end = bytes_max - '…'.len_utf8();
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned(format!("{}…", &reason[..end]))
 }
 
 /// The header that says how many attempts failed.

@@ -34,7 +34,8 @@ pub use dead_letters::{
 };
 pub use delivery::{
     Attempt, Delivery, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER,
-    REDRIVE_HEADER, REPLY_TO_HEADER, Settlement, Settler, Settling, dead_letter,
+    REDRIVE_HEADER, REPLY_TO_HEADER, Settlement, Settler, Settling, dead_letter, history_as_json,
+    shortened_reason,
 };
 pub use envelope::{Envelope, MessageId};
 pub use error::{BoxError, Error, Permanent, PermanentExt, RetryAfter, is_permanent};

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use tidings_core::{
     Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, QUEUE_HEADER, REASON_HEADER,
+    shortened_reason,
 };
 use tracing::debug;
 
@@ -54,7 +55,7 @@ pub(crate) fn headers_of(envelope: &Envelope) -> OwnedHeaders {
     }
     for (name, value) in &envelope.headers {
         match &**name {
-            REASON_HEADER => push(name, &shortened(value, REASON_BYTES_MAX)),
+            REASON_HEADER => push(name, &shortened_reason(value, REASON_BYTES_MAX)),
             HISTORY_HEADER if value.len() > REASON_BYTES_MAX => push(name, &shorter_history(value)),
             _ => push(name, value),
         }
@@ -71,25 +72,7 @@ fn shorter_history(json: &str) -> Cow<'_, str> {
 }
 
 pub(crate) fn history_as_json(history: &[Attempt]) -> String {
-    let shorten = |attempt: &Attempt| Attempt {
-        reason: shortened(&attempt.reason, REASON_BYTES_MAX).into_owned(),
-        ..attempt.clone()
-    };
-    let history: Vec<Attempt> = history.iter().map(shorten).collect();
-    // Times, texts and nothing else: this cannot fail.
-    serde_json::to_string(&history).unwrap_or_default()
-}
-
-/// As much of `reason` as fits, cut at a character.
-fn shortened(reason: &str, bytes_max: usize) -> Cow<'_, str> {
-    if reason.len() <= bytes_max {
-        return Cow::Borrowed(reason);
-    }
-    let mut end = bytes_max - '…'.len_utf8();
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    Cow::Owned(format!("{}…", &reason[..end]))
+    tidings_core::history_as_json(history, REASON_BYTES_MAX)
 }
 
 /// Reads a record, of whatever program it comes from.

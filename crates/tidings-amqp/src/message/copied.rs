@@ -2,10 +2,11 @@
 
 use tidings_core::{
     Attempt, Delivery, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER,
+    history_as_json, shortened_reason,
 };
 use tidings_wire::{Properties, ShortStr, Table, TableBuilder, Value};
 
-use super::{DELIVERY_COUNT, OURS, PERSISTENT, fitting, history_as_json, is_of_broker, shortened};
+use super::{DELIVERY_COUNT, OURS, PERSISTENT, fitting, is_of_broker};
 
 /// Why a delivery is copied.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +77,7 @@ fn push_failure(
         history_as_json(&history, reason_bytes_max).into(),
     );
     if let CopyFor::DeadLetters(_, queue) = copy_for {
-        let reason = shortened(&attempt.reason, reason_bytes_max);
+        let reason = shortened_reason(&attempt.reason, reason_bytes_max);
         push(REASON_HEADER, Value::from(&*reason));
         push(QUEUE_HEADER, queue.into());
     }

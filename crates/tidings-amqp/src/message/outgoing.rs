@@ -1,10 +1,13 @@
 //! What a service sends, as properties.
 
 use bytes::BytesMut;
-use tidings_core::{Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, REASON_HEADER};
+use tidings_core::{
+    Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, REASON_HEADER, history_as_json,
+    shortened_reason,
+};
 use tidings_wire::{LentProperties, ShortStr, ShortStrTooLong, TableWriter, encode_properties};
 
-use super::{PERSISTENT, REASON_BYTES_MAX, history_as_json, shortened};
+use super::{PERSISTENT, REASON_BYTES_MAX};
 
 /// Writes the properties of a message on its way out, in at most `bytes_max` if the cutting of reasons
 /// can bring them there.
@@ -111,7 +114,7 @@ fn push_header(
             Ok(failures) => headers.push_value(name, &i64::from(failures).into()),
             Err(_) => headers.push_str(name, value),
         },
-        REASON_HEADER => headers.push_str(name, &shortened(value, reason_bytes_max)),
+        REASON_HEADER => headers.push_str(name, &shortened_reason(value, reason_bytes_max)),
         HISTORY_HEADER => match serde_json::from_str::<Vec<Attempt>>(value) {
             Ok(history) => headers.push_str(name, &history_as_json(&history, reason_bytes_max)),
             Err(_) => headers.push_str(name, value),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use tidings_core::{
-    BoxFuture, Delivery, Envelope, Settlement, Settler, TransportError, dead_letter,
+    Attempt, BoxFuture, Delivery, Envelope, Settlement, Settler, TransportError, dead_letter,
 };
 use tidings_wire::{BasicProperties, ShortStr, Table, Value};
 
