@@ -142,6 +142,8 @@ struct Flight {
     confirmed: u64,
     /// Since when the front is not confirmed although a later one is.
     passed: Option<Instant>,
+    /// When the broker last confirmed or refused something, or was seen blocked.
+    heard: Instant,
     closed: Option<Closed>,
 }
 
@@ -155,6 +157,11 @@ impl Flight {
     /// True if later ones than the oldest are confirmed for longer than `time` already.
     fn is_passed(&self, time: Duration) -> bool {
         self.passed.is_some_and(|since| since.elapsed() >= time)
+    }
+
+    /// True if the broker left all that it got unanswered for longer than `time` already.
+    fn is_silent(&self, time: Duration) -> bool {
+        self.is_late(time) && self.heard.elapsed() >= time
     }
 }
 
@@ -183,6 +190,7 @@ impl Publisher {
                 first: 1,
                 confirmed: 0,
                 passed: None,
+                heard: Instant::now(),
                 closed: None,
             }),
             window: Semaphore::new(IN_FLIGHT_MAX),
@@ -221,6 +229,7 @@ impl Publisher {
             return Vec::new();
         }
         if self.channel.session.is_blocked() {
+            self.shared.flight.lock().heard = Instant::now();
             return items.iter().map(|_| Err(blocked())).collect();
         }
         let (batch, done) = Batch::new(items);
@@ -268,17 +277,19 @@ impl Publisher {
     }
 
     /// Gives the channel up if a confirm will not come any more: the broker has confirmed later
-    /// messages long since (a broker that comes out of an alarm does not keep to the order), or it is not blocked and yet leaves so many unconfirmed for long that there is no
-    /// room for a chunk.
+    /// messages long since (a broker that comes out of an alarm does not keep to the order), or it is not blocked and yet
+    /// confirms nothing for long: RabbitMQ's side of the channel may hang while a node of its cluster does not answer.
     fn give_up_lost(&self) {
         let reason = {
-            let flight = self.shared.flight.lock();
-            let is_full = self.shared.window.available_permits() < CHUNK_MAX;
+            let mut flight = self.shared.flight.lock();
+            if self.channel.session.is_blocked() {
+                flight.heard = Instant::now();
+            }
             let time = self.confirm_timeout;
             if (flight.is_late(time) && flight.is_passed(time / 2)) || flight.queue.len() > SPAN_MAX
             {
                 "the broker confirmed later messages, but not an earlier one"
-            } else if is_full && flight.is_late(2 * time) && !self.channel.session.is_blocked() {
+            } else if flight.is_silent(2 * time) {
                 "the broker confirms nothing"
             } else {
                 return;
@@ -409,6 +420,7 @@ impl Confirms {
             first,
             confirmed,
             passed,
+            heard,
             ..
         } = &mut *flight;
         let count = queue.len() as u64;
@@ -422,6 +434,7 @@ impl Confirms {
         };
         if !named.is_empty() {
             *confirmed = (*confirmed).max(*first + named.end - 1);
+            *heard = Instant::now();
         }
         let mut resolved = 0;
         for place in queue.range_mut(named.start as usize..named.end as usize) {

@@ -15,6 +15,7 @@ use tidings_wire::{ConnectionBlocked, ConnectionUnblocked, ShortStr};
 use tokio::{
     net::TcpListener,
     sync::{Notify, watch},
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -184,17 +185,35 @@ async fn one_confirm_that_does_not_come_holds_up_nobody() {
     assert!(waits.is_err(), "not confirmed by another's confirm");
 }
 
-#[tokio::test]
-async fn a_broker_that_confirms_nothing_is_given_another_channel() {
-    let (amqp, mut peer) = connect(Duration::from_millis(100)).await;
-    let broker = tokio::spawn(async move {
+/// Of the first channel it confirms only the first message. Returns how many channels were opened.
+fn confirm_on_the_second_channel(mut peer: Peer) -> JoinHandle<u32> {
+    tokio::spawn(async move {
         while let Some(publish) = peer.published().await {
             if peer.confirm_channels > 1 || publish.tag == 1 {
                 peer.confirm(publish, false).await;
             }
         }
         peer.confirm_channels
-    });
+    })
+}
+
+#[tokio::test]
+async fn a_broker_that_confirms_nothing_of_a_few_is_given_another_channel() {
+    let (amqp, peer) = connect(Duration::from_millis(100)).await;
+    let broker = confirm_on_the_second_channel(peer);
+    publish_at_last(&amqp, "the first message").await;
+    for _ in 0..2 {
+        assert_eq!(publish(&amqp, vec![message("never")]).await, [LOST]);
+    }
+    publish_at_last(&amqp, "on a new channel").await;
+    amqp.close().await;
+    assert_eq!(broker.await.expect("no panic"), 2);
+}
+
+#[tokio::test]
+async fn a_broker_that_confirms_nothing_is_given_another_channel() {
+    let (amqp, peer) = connect(Duration::from_millis(100)).await;
+    let broker = confirm_on_the_second_channel(peer);
     publish_at_last(&amqp, "the first message").await;
     // So many that there is no room for as many as are sent at a time.
     let outcomes = publish(&amqp, vec![message("never"); WINDOW - 200]).await;

@@ -28,6 +28,9 @@ const SETTINGS: &str = "cluster_partition_handling = pause_minority\n\
 const TOGETHER_MAX: Duration = Duration::from_secs(120);
 const EPMD_MAX: Duration = Duration::from_secs(10);
 
+/// How long a node that goes on may take to find the others again by itself: some seconds, or never.
+const REJOIN_MAX: Duration = Duration::from_secs(20);
+
 /// RabbitMQ nodes that are one cluster; dropped, all are gone.
 ///
 /// ```no_run
@@ -119,22 +122,46 @@ impl RabbitMqCluster {
         process.context("the node does not run")?.freeze()
     }
 
-    /// A frozen node goes on.
+    /// A frozen node goes on, and returns to the others.
+    ///
+    /// It pauses when it notices that it is alone, and joins them afterwards. A node of 3.x that loses one of the others and
+    /// finds it again before it loses the next never pauses, and stays apart until it is restarted, which operators have to
+    /// do and this does then.
     pub fn thaw(&mut self, node: usize) -> Result<()> {
         let process = self.nodes[node].node.as_mut();
-        process.context("the node does not run")?.thaw()
+        process.context("the node does not run")?.thaw()?;
+        let count = self.running();
+        let nodes = self.nodes.iter().enumerate();
+        let running = nodes.filter(|(_, it)| it.node.is_some());
+        let running: Vec<_> = running.map(|(node, _)| node).collect();
+        // It may believe for a moment that nothing happened. While it pauses, it answers no question.
+        let joins = || {
+            let mut asked = running.iter();
+            asked.all(|it| self.sees(*it, count, Duration::from_secs(5)).is_ok())
+        };
+        match crate::servers::wait_until("it to come back", REJOIN_MAX, joins) {
+            Ok(()) => Ok(()),
+            Err(_) => self.restart(node),
+        }
     }
 
     /// Starts one of them again on its data, killing it first when it still runs, and returns when it is among the others.
     pub fn restart(&mut self, node: usize) -> Result<()> {
         self.nodes[node].restart()?;
-        let running = self.nodes.iter().filter(|it| it.node.is_some()).count();
-        self.await_nodes(node, running)
+        self.await_nodes(node, self.running())
+    }
+
+    fn running(&self) -> usize {
+        self.nodes.iter().filter(|it| it.node.is_some()).count()
     }
 
     /// Waits until a node sees so many that run, itself among them.
     pub fn await_nodes(&self, node: usize, count: usize) -> Result<()> {
-        let (count, seconds) = (count.to_string(), TOGETHER_MAX.as_secs().to_string());
+        self.sees(node, count, TOGETHER_MAX)
+    }
+
+    fn sees(&self, node: usize, count: usize, within: Duration) -> Result<()> {
+        let (count, seconds) = (count.to_string(), within.as_secs().to_string());
         let wait = ["await_online_nodes", &count, "--timeout", &seconds];
         self.ctl(node, &wait).map(drop)
     }
@@ -211,9 +238,9 @@ mod tests {
         crate::servers::wait_until("it to be missed", TOGETHER_MAX, || running(&cluster) == "2")
             .unwrap();
         cluster.thaw(other).unwrap();
-        crate::servers::wait_until("it to come back", TOGETHER_MAX, || running(&cluster) == "3")
-            .unwrap();
-        cluster.await_nodes(other, 3).unwrap();
+        for node in 0..3 {
+            cluster.await_nodes(node, 3).unwrap();
+        }
 
         let ports: Vec<_> = cluster.nodes.iter().map(|it| it.port).collect();
         assert!(ports.iter().all(|port| speaks_amqp(*port)));
