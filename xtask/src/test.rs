@@ -69,8 +69,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.quick && !missing.contains(&"Kafka") && concerns_the_shop(args) {
         step("test the shop on Kafka", || {
             let mut test = cargo(["test", "--locked", "--package", "shop"])?;
-            test.args(["--features", "kafka", "--test", "kafka"]);
-            test.envs(provided.env()).args(&args.filter);
+            test.args(["--features", "kafka", "--test", "kafka", "--test", "system"]);
+            // Of the shop as a system, the rest ran before.
+            let filter = args.filter.as_deref().unwrap_or("kafka");
+            test.envs(provided.env()).arg(filter);
             succeed(test.args(["--", "--include-ignored"]))
         })?;
     }

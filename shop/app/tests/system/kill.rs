@@ -60,6 +60,38 @@ fn killing_everything_loses_nothing_on_rabbitmq_and_postgresql() {
 }
 
 #[test]
+#[ignore = "needs RabbitMQ and PostgreSQL"]
+fn killing_everything_loses_nothing_on_a_cluster_of_rabbitmq_and_postgresql() {
+    let copies = SERVICES.into_iter().chain(["orders", "payment"]);
+    let world = World::new(BrokerKind::RabbitMqCluster, DatabaseKind::Postgres);
+    kill_everything(
+        world.with_services(copies),
+        Kills {
+            of_each_process: 2,
+            // Each node once.
+            of_the_broker: 3,
+            of_the_database: 1,
+        },
+    );
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+#[ignore = "needs Kafka and PostgreSQL"]
+fn killing_everything_loses_nothing_on_kafka_and_postgresql() {
+    let copies = SERVICES.into_iter().chain(["orders", "payment"]);
+    let world = World::new(BrokerKind::Kafka, DatabaseKind::Postgres);
+    kill_everything(
+        world.with_services(copies),
+        Kills {
+            of_each_process: 2,
+            of_the_broker: 2,
+            of_the_database: 1,
+        },
+    );
+}
+
+#[test]
 fn killing_everything_loses_no_order_that_is_led_on_the_broker_in_the_box_and_sqlite() {
     let world = World::with_flags(BrokerKind::Embedded, DatabaseKind::Sqlite, &ORCHESTRATION);
     let world = world.with_services(SERVICES.into_iter().chain([CHECKOUT]));

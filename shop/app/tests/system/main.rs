@@ -15,6 +15,7 @@ mod orders;
 mod queues;
 mod random;
 mod replay;
+mod rolling;
 mod scaling;
 mod smtp;
 mod surroundings;
@@ -41,6 +42,44 @@ fn on_rabbitmq_and_postgresql_with_two_copies_of_some() {
     orders::reach_their_end(&world);
     decoupling::a_service_may_be_down(&mut world, "payment");
     decoupling::the_broker_may_be_down(&mut world);
+    books::balance(&world);
+}
+
+/// The same, with all that operators do while customers order.
+#[test]
+#[ignore = "needs RabbitMQ and PostgreSQL"]
+fn on_a_cluster_of_rabbitmq_and_postgresql() {
+    let mut world = World::new(BrokerKind::RabbitMqCluster, DatabaseKind::Postgres);
+    world = world.with_services(SERVICES.into_iter().chain(["orders"]));
+    orders::reach_their_end(&world);
+    rolling::restarts(&mut world);
+    rolling::copies_come_and_go(&mut world, "payment");
+    decoupling::the_broker_may_be_down(&mut world);
+    books::balance(&world);
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+#[ignore = "needs Kafka and PostgreSQL"]
+fn on_kafka_and_postgresql() {
+    let mut world = World::new(BrokerKind::Kafka, DatabaseKind::Postgres);
+    world = world.with_services(SERVICES.into_iter().chain(["orders"]));
+    orders::reach_their_end(&world);
+    rolling::restarts(&mut world);
+    rolling::copies_come_and_go(&mut world, "payment");
+    decoupling::a_service_may_be_down(&mut world, "payment");
+    decoupling::the_broker_may_be_down(&mut world);
+    books::balance(&world);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn on_the_broker_in_the_box_and_postgresql_while_processes_come_and_go() {
+    let mut world = World::new(BrokerKind::Embedded, DatabaseKind::Postgres);
+    world = world.with_services(SERVICES.into_iter().chain(["orders"]));
+    rolling::restarts(&mut world);
+    rolling::copies_come_and_go(&mut world, "payment");
+    rolling::copies_come_and_go(&mut world, "inventory");
     books::balance(&world);
 }
 

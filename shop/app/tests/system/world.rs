@@ -9,7 +9,11 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use shop_contracts::CheckoutStyle;
 use tempfile::TempDir;
-use tidings_testing::servers::{Postgres, Process, RabbitMq, free_port, wait_until};
+#[cfg(feature = "kafka")]
+use tidings_testing::servers::Kafka;
+use tidings_testing::servers::{
+    Postgres, Process, RabbitMq, RabbitMqCluster, free_port, wait_until,
+};
 
 use crate::http::{self, Answer};
 use crate::queues;
@@ -29,6 +33,10 @@ pub(crate) enum BrokerKind {
     /// The broker in the box, in a process of its own.
     Embedded,
     RabbitMq,
+    /// Three nodes of RabbitMQ, of which one at a time may be away.
+    RabbitMqCluster,
+    #[cfg(feature = "kafka")]
+    Kafka,
 }
 
 /// Where services keep what they know.
@@ -68,9 +76,24 @@ pub(crate) struct World {
 
 enum Broker {
     // Our broker comes with any process of the shop; this one has nothing else but the page.
-    Embedded { amqp_port: u16, instance: Instance },
+    Embedded {
+        amqp_port: u16,
+        instance: Instance,
+    },
     RabbitMq(RabbitMq),
+    RabbitMqCluster {
+        cluster: RabbitMqCluster,
+        /// The node that is away, or that was last.
+        away: usize,
+    },
+    #[cfg(feature = "kafka")]
+    Kafka(Kafka),
 }
+
+/// What the shop needs of Kafka beside its address: few partitions for a small machine, and those of a process that was
+/// killed soon go to others.
+#[cfg(feature = "kafka")]
+const KAFKA_OPTIONS: &str = "partitions=4&session_timeout=2000";
 
 /// One process of the shop.
 struct Instance {
@@ -92,6 +115,12 @@ impl World {
         let postgres = (database == DatabaseKind::Postgres).then(|| Postgres::start().unwrap());
         let broker = match broker {
             BrokerKind::RabbitMq => Broker::RabbitMq(RabbitMq::start().unwrap()),
+            BrokerKind::RabbitMqCluster => Broker::RabbitMqCluster {
+                cluster: RabbitMqCluster::start(3).unwrap(),
+                away: 2,
+            },
+            #[cfg(feature = "kafka")]
+            BrokerKind::Kafka => Broker::Kafka(Kafka::start().unwrap()),
             BrokerKind::Embedded => {
                 let amqp_port = free_port().unwrap();
                 let data = folder.path().join("broker");
@@ -202,6 +231,11 @@ impl World {
         self.instances[number].stop();
     }
 
+    /// The same for the process that was started last, for good: it is no part of the shop any more.
+    pub(crate) fn remove_last(&mut self) {
+        self.instances.pop().expect("there is one").stop();
+    }
+
     /// The last lines of what a process that runs has logged.
     pub(crate) fn log(&self, number: usize) -> String {
         let process = self.instances[number].process.as_ref();
@@ -214,11 +248,17 @@ impl World {
         self.instances[number].start().unwrap();
     }
 
-    /// `kill -9` on the broker.
+    /// `kill -9` on the broker, or on one node of it after the other.
     pub(crate) fn kill9_broker(&mut self) {
         match &mut self.broker {
             Broker::Embedded { instance, .. } => instance.kill9(),
             Broker::RabbitMq(rabbitmq) => rabbitmq.kill9(),
+            Broker::RabbitMqCluster { cluster, away } => {
+                *away = (*away + 1) % cluster.count();
+                cluster.kill9(*away);
+            }
+            #[cfg(feature = "kafka")]
+            Broker::Kafka(kafka) => kafka.kill9(),
         }
     }
 
@@ -227,6 +267,9 @@ impl World {
         match &mut self.broker {
             Broker::Embedded { instance, .. } => instance.start().unwrap(),
             Broker::RabbitMq(rabbitmq) => rabbitmq.restart().unwrap(),
+            Broker::RabbitMqCluster { cluster, away } => cluster.restart(*away).unwrap(),
+            #[cfg(feature = "kafka")]
+            Broker::Kafka(kafka) => kafka.restart().unwrap(),
         }
     }
 
@@ -328,6 +371,9 @@ impl Broker {
                 format!("amqp://guest:guest@127.0.0.1:{amqp_port}")
             }
             Broker::RabbitMq(rabbitmq) => rabbitmq.url(),
+            Broker::RabbitMqCluster { cluster, .. } => cluster.url(),
+            #[cfg(feature = "kafka")]
+            Broker::Kafka(kafka) => format!("{}?{KAFKA_OPTIONS}", kafka.url()),
         }
     }
 }
