@@ -85,6 +85,51 @@ fn what_nobody_can_read_becomes_a_dead_letter(world: &World) {
     }
 }
 
+/// The article's two programs, with a client of Kafka that is not ours.
+#[cfg(feature = "kafka")]
+pub(crate) fn programs_take_part_on_kafka(world: &World) {
+    let script = |name: &str| {
+        let mut command = node(examples().join("12-article-kafka").join(name));
+        command.env("KAFKA_BROKERS", world.kafka_brokers());
+        command
+    };
+    let order = |arguments: [&str; 3]| {
+        let mut command = script("order-service.js");
+        command.args(arguments);
+        run(world, command);
+    };
+    order(["FOREIGN-1", "99.99", "5"]);
+    order(["FOREIGN-1", "99.99", "5"]);
+    order(["FOREIGN-2", "10.00", "1"]);
+    for id in ["FOREIGN-1", "FOREIGN-2"] {
+        eventually(world, &format!("/payments/{id}"), |payment| {
+            payment["status"] == "AUTHORIZED"
+        });
+    }
+    // What nobody can read: an order without an amount. Those behind it in its partition go on.
+    order(["FOREIGN-1", "none", "1"]);
+    order(["FOREIGN-1", "99.99", "1"]);
+    eventually_dead(world, "payment.order-placed.v1.dead");
+    assert_eq!(ledger(world, "FOREIGN-1"), [("charge".to_owned(), 99.99)]);
+
+    let mut listener = Process::start(script("payment-service.js")).unwrap();
+    let hears = |listener: &mut Process, id: &str| {
+        let wanted = format!("[Payment Service] Received order {id}:");
+        let heard = listener.wait_for_line(SOON, |line| line.starts_with(&wanted));
+        heard.unwrap();
+    };
+    hears(&mut listener, "FOREIGN-2");
+    let id = world.place(&good_order("listened-to"), "listened to");
+    hears(&mut listener, &id);
+    world.wait_for_all(&[id], "CONFIRMED", SOON);
+}
+
+#[cfg(feature = "kafka")]
+fn eventually_dead(world: &World, queue: &str) {
+    let has_one = || world.depth(queue) == Some(1);
+    tidings_testing::servers::wait_until("a dead letter", SOON, has_one).unwrap();
+}
+
 /// Loyalty comes late and is told of what it missed, twice, and gives the points once.
 pub(crate) fn a_replay_brings_a_newcomer_up_to_date(world: &mut World) {
     let orders = ["first", "second"].map(|key| world.place(&good_order("early"), key));

@@ -114,6 +114,14 @@ fn foreign_programs_take_part_on_rabbitmq() {
     foreign::programs_take_part(&world);
 }
 
+#[cfg(feature = "kafka")]
+#[test]
+#[ignore = "needs Kafka and Node"]
+fn foreign_programs_take_part_on_kafka() {
+    let world = World::new(BrokerKind::Kafka, DatabaseKind::Sqlite).with_services(SERVICES);
+    foreign::programs_take_part_on_kafka(&world);
+}
+
 #[test]
 #[ignore = "needs Node"]
 fn a_service_that_comes_late_can_be_told_what_it_missed() {

@@ -283,6 +283,15 @@ impl World {
         self.broker.url()
     }
 
+    /// The same as programs of others are told it, `host:port`.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn kafka_brokers(&self) -> String {
+        match &self.broker {
+            Broker::Kafka(kafka) => kafka.url().replace("kafka://", ""),
+            _ => panic!("the broker is not Kafka"),
+        }
+    }
+
     /// The messages waiting in a queue; nothing when there is no such queue.
     pub(crate) fn depth(&self, queue: &str) -> Option<u32> {
         queues::depth(&self.broker_url(), queue).unwrap()
