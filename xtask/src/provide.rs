@@ -1,7 +1,8 @@
 //! What tests need beyond Rust: servers, and the packages of programs in other languages.
 //!
 //! Servers come from a URL in the environment, from what is installed, or, on Debian as root, from
-//! an installation now; Kafka is no package of Debian's and is fetched with Maven. Packages of Node and Python go to a folder under cargo's target folder,
+//! an installation now; Kafka is no package of Debian's and is fetched with Maven, an emulator of Amazon SNS and
+//! SQS with npm. Packages of Node and Python go to a folder under cargo's target folder,
 //! never into the clone. Nothing here is required: what cannot be had is remembered with the
 //! reason, and whoever asked decides what that means.
 
@@ -11,7 +12,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use tidings_testing::foreign::{NODE_PATH, PYTHON_PATH};
 use tidings_testing::servers::{
-    KAFKA_URL, Kafka, POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq, S3, S3_URL,
+    AWS_URL, AwsEmulator, KAFKA_URL, Kafka, POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq, S3,
+    S3_URL,
 };
 
 use crate::run::{answers, program, quietly, root, target};
@@ -25,6 +27,7 @@ pub(crate) struct Provided {
     // Held for as long as the tests run: dropped, they end.
     rabbitmq: Option<RabbitMq>,
     kafka: Option<Kafka>,
+    aws: Option<AwsEmulator>,
     postgres: Option<Postgres>,
     s3: Option<S3>,
     /// Where the packages of the S3 server are.
@@ -59,6 +62,11 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
     );
     debian(provided, "PostgreSQL", &["postgresql"], Postgres::missing);
     kafka(provided);
+    if let Some(why) = AwsEmulator::missing() {
+        provided.lack("SQS", why);
+    } else if let Err(error) = AwsEmulator::fetch() {
+        provided.lack("SQS", format!("{error:#}"));
+    }
     if !is_root() {
         provided.lack(
             "root",
@@ -93,6 +101,16 @@ pub(crate) fn start(provided: &mut Provided) -> Result<()> {
         eprintln!("Kafka: {}", kafka.url());
         provided.env.push((KAFKA_URL, kafka.url()));
         provided.kafka = Some(kafka);
+    }
+    if !provided.lacks("SQS") && !given("SQS", AWS_URL) {
+        let aws = AwsEmulator::start()?;
+        eprintln!("SNS and SQS: {}", aws.url());
+        provided.env.push((AWS_URL, aws.url()));
+        // The emulator takes any, but the SDK does not ask without.
+        for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+            provided.env.push((name, "test".to_owned()));
+        }
+        provided.aws = Some(aws);
     }
     if !provided.lacks("PostgreSQL") && !given("PostgreSQL", POSTGRES_URL) {
         let postgres = Postgres::start()?;

@@ -173,6 +173,9 @@ pub struct Features {
     ///   deliveries are [stale](crate::Delivery::is_stale);
     /// * a message may come [`redelivered`](crate::Delivery::redelivered) after a crash although nobody had it.
     pub shares_partitions: bool,
+    /// Messages are fetched ahead of the prefetch. One that nobody had may come
+    /// [`redelivered`](crate::Delivery::redelivered) when a consumer that had fetched it has ended.
+    pub fetches_ahead: bool,
     /// Dead letters can be held, looked at and taken out one by one
     /// ([`Transport::dead_letter_access`]).
     pub holds_dead_letters: bool,
@@ -191,6 +194,7 @@ impl Features {
             name_bytes_max: 64,
             body_bytes_max: None,
             shares_partitions: false,
+            fetches_ahead: false,
             holds_dead_letters: false,
         }
     }

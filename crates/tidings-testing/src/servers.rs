@@ -1,13 +1,14 @@
 //! Real servers for tests: started from what is installed, on free ports, in folders of their own,
 //! and gone when the test is.
 //!
-//! A promise about RabbitMQ, Kafka or PostgreSQL is worth what a real one says about it, so a test that
+//! A promise about RabbitMQ, Kafka or PostgreSQL is worth what a real one says about it (of Amazon SNS and SQS,
+//! which are not to be had, there is an emulator), so a test that
 //! makes such a promise starts one here, kills it, restarts it on the same port and looks again.
 //! Nothing here is shared with a server that the machine may be running for somebody else: ports,
 //! node names, data and logs belong to the test. Starting blocks the thread until the server
 //! accepts (RabbitMQ takes about 8 seconds, Kafka 6, PostgreSQL 2).
 //!
-//! A test that only needs *a* server, not one to kill, asks [`rabbitmq_url`], [`kafka_url`] or
+//! A test that only needs *a* server, not one to kill, asks [`rabbitmq_url`], [`kafka_url`], [`aws_url`] or
 //! [`postgres_url`]: they hand out the one named in the environment (`cargo xtask test` puts it there) and else
 //! start one for the whole test process.
 //!
@@ -15,6 +16,7 @@
 //! that started it, so that even an aborted test run leaves no process behind. Folders of
 //! processes that are gone are swept by the next start.
 
+mod aws;
 mod kafka;
 mod postgres;
 mod process;
@@ -34,6 +36,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 
+pub use aws::AwsEmulator;
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use process::Process;
@@ -45,6 +48,10 @@ pub const RABBITMQ_URL: &str = "TIDINGS_TEST_RABBITMQ_URL";
 
 /// The variable that names the Kafka for tests that need one but not one of their own.
 pub const KAFKA_URL: &str = "TIDINGS_TEST_KAFKA_URL";
+
+/// The variable that names the SNS and SQS, or an emulator of them, for tests that need one but not one of
+/// their own.
+pub const AWS_URL: &str = "TIDINGS_TEST_AWS_URL";
 
 /// The variable that names the PostgreSQL for tests that need one but not one of their own.
 pub const POSTGRES_URL: &str = "TIDINGS_TEST_POSTGRES_URL";
@@ -84,6 +91,22 @@ pub fn kafka_url() -> String {
         Ok(url) if !url.is_empty() => url,
         _ => OURS
             .get_or_init(|| Kafka::start().unwrap_or_else(|e| panic!("{e:#}")))
+            .url(),
+    }
+}
+
+/// Where SNS and SQS answer: the URL in [`AWS_URL`], else of an emulator started for this process.
+///
+/// # Panics
+///
+/// When there is neither, with what to install or set.
+#[track_caller]
+pub fn aws_url() -> String {
+    static OURS: OnceLock<AwsEmulator> = OnceLock::new();
+    match std::env::var(AWS_URL) {
+        Ok(url) if !url.is_empty() => url,
+        _ => OURS
+            .get_or_init(|| AwsEmulator::start().unwrap_or_else(|e| panic!("{e:#}")))
             .url(),
     }
 }

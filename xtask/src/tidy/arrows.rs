@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["tidings-core", "tidings-macros", "tidings-saga"],
     ),
     ("tidings-amqp", &["tidings-core", "tidings-wire"]),
+    ("tidings-aws", &["tidings-core"]),
     ("tidings-kafka", &["tidings-core"]),
     ("tidings-claim-check", &["tidings-core"]),
     ("tidings-memory", &["tidings-core"]),

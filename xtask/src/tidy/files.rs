@@ -12,6 +12,7 @@ const LINES_MAX: usize = 600;
 const NEEDS: &[&str] = &[
     "RabbitMQ",
     "Kafka",
+    "SQS",
     "PostgreSQL",
     "Node",
     "Python",

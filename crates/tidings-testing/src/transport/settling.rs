@@ -65,7 +65,8 @@ pub(super) async fn requeued_messages_keep_their_order(case: Case) {
     for (expected, redelivered) in again.into_iter().chain([("e", false), ("f", false)]) {
         let delivery = next(&mut there).await;
         assert_eq!(body(&delivery), expected);
-        assert_eq!(delivery.redelivered, redelivered, "{expected}");
+        let may_be = delivery.redelivered && case.one.features().fetches_ahead;
+        assert_eq!(delivery.redelivered, redelivered || may_be, "{expected}");
         settle(delivery, Settlement::Ack).await;
     }
     none(&mut there).await;

@@ -1,0 +1,85 @@
+// Starts fauxqs, an emulator of Amazon SNS and SQS, on loopback, with its data in a folder.
+//
+//   node aws.mjs FOLDER-OF-FAUXQS PORT DATA-FOLDER
+//
+// Where fauxqs differs from what Amazon documents of FIFO queues, it is set right here: one receive may bring
+// several messages of a group, what is given back takes its old place, and a message that somebody has holds up
+// only those behind it in its group. And its file would not take back what is given back: it lost the counts of
+// receives.
+
+import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+
+const [folder, port, data] = process.argv.slice(2);
+const part = (path) => import(pathToFileURL(join(folder, "node_modules/fauxqs/dist", path)).href);
+const { SqsQueue, SqsStore } = await part("sqs/sqsStore.js");
+const { SnsStore } = await part("sns/snsStore.js");
+const { S3Store } = await part("s3/s3Store.js");
+const { PersistenceManager } = await part("persistence.js");
+const { buildApp } = await part("app.js");
+
+/** What nothing holds up, in the order of the groups' first messages, each group in its order. */
+SqsQueue.prototype.receivable = function () {
+  const held = new Map();
+  for (const { message } of this.inflightMessages.values()) {
+    const first = held.get(message.messageGroupId);
+    if (first === undefined || message.sequenceNumber < first) {
+      held.set(message.messageGroupId, message.sequenceNumber);
+    }
+  }
+  const found = [];
+  for (const [group, messages] of this.fifoMessages) {
+    messages.sort((a, b) => (a.sequenceNumber < b.sequenceNumber ? -1 : 1));
+    const before = held.get(group) ?? "~";
+    const free = messages.filter((message) => message.sequenceNumber < before);
+    if (free.length > 0) found.push(free);
+  }
+  return found.sort((a, b) => (a[0].sequenceNumber < b[0].sequenceNumber ? -1 : 1)).flat();
+};
+
+SqsQueue.prototype.hasAvailableFifoMessages = function () {
+  return this.receivable().length > 0;
+};
+
+SqsQueue.prototype.dequeueFifo = function (countMax, visibility) {
+  this.processTimers();
+  const seconds = visibility ?? parseInt(this.attributes.VisibilityTimeout);
+  return this.receivable().slice(0, Math.min(countMax, 10)).map((message) => {
+    const group = this.fifoMessages.get(message.messageGroupId).filter((other) => other !== message);
+    if (group.length > 0) this.fifoMessages.set(message.messageGroupId, group);
+    else this.fifoMessages.delete(message.messageGroupId);
+    message.approximateReceiveCount++;
+    message.approximateFirstReceiveTimestamp ??= Date.now();
+    const handle = crypto.randomUUID();
+    const until = Date.now() + seconds * 1000;
+    this.inflightMessages.set(handle, { message, receiptHandle: handle, visibilityDeadline: until });
+    this.persistence?.updateMessageInflight(
+      message.messageId, handle, until, message.approximateReceiveCount, message.approximateFirstReceiveTimestamp,
+    );
+    const received = {
+      MessageId: message.messageId, ReceiptHandle: handle, MD5OfBody: message.md5OfBody, Body: message.body,
+    };
+    if (message.md5OfMessageAttributes) received.MD5OfMessageAttributes = message.md5OfMessageAttributes;
+    if (Object.keys(message.messageAttributes).length > 0) received.MessageAttributes = message.messageAttributes;
+    return received;
+  });
+};
+
+PersistenceManager.prototype.updateMessageReady = function (id) {
+  const text = "UPDATE sqs_messages SET receipt_handle = NULL, visibility_deadline = NULL WHERE message_id = ?";
+  this.givenBack ??= this.db.prepare(text);
+  this.givenBack.run(id);
+};
+
+const stores = { sqsStore: new SqsStore(), snsStore: new SnsStore(), s3Store: new S3Store() };
+const persistence = new PersistenceManager(data);
+persistence.loadSqsAndSns(stores.sqsStore, stores.snsStore);
+stores.sqsStore.persistence = persistence;
+stores.snsStore.persistence = persistence;
+for (const queue of stores.sqsStore.allQueues()) queue.persistence = persistence;
+
+const app = buildApp({ logger: false, host: "127.0.0.1", stores });
+app.addHook("preClose", () => persistence.close());
+process.once("SIGTERM", () => app.close().then(() => process.exit(0)));
+await app.listen({ port: Number(port), host: "127.0.0.1" });
+console.log("ready");
