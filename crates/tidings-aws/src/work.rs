@@ -26,7 +26,7 @@ use crate::{
     publisher::CALL_MESSAGES_MAX,
 };
 
-/// How many tasks keep a queue that vanished alive by declaring it again before they give up.
+/// How often in a row a queue that vanished is declared again.
 const VANISHED_MAX: u32 = 5;
 
 /// Starts the tasks of an intake.

@@ -2,8 +2,63 @@
 
 mod behaviour;
 
-use behaviour::connect;
-use tidings_testing::servers::aws_url;
+use behaviour::{connect, outages, receiving, sending};
+use tidings_testing::servers::{AwsEmulator, aws_url};
+
+/// Each behaviour as a test of its own, with its name.
+macro_rules! behaviours {
+    (of $module:ident with $server:expr; $($name:ident)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        #[ignore = "needs SQS: run `cargo xtask test`"]
+        async fn $name() {
+            $module::$name($server).await;
+        }
+    )*};
+}
+
+/// One that nobody else uses, to kill it or to let it fail.
+fn own() -> AwsEmulator {
+    AwsEmulator::start().expect("it starts")
+}
+
+behaviours! {
+    of sending with own();
+    an_entry_that_fails_holds_back_its_key_and_nothing_else
+    what_amazon_refuses_can_be_sent_later
+    a_message_that_is_published_twice_comes_once_while_amazon_remembers
+}
+
+behaviours! {
+    of sending with aws_url();
+    an_eleventh_attribute_is_not_lost
+    a_message_beyond_the_limit_is_refused_before_it_is_sent
+    a_batch_beyond_the_limit_of_a_call_goes_in_several
+    names_that_look_alike_are_different_places
+}
+
+behaviours! {
+    of receiving with aws_url();
+    a_long_handler_keeps_its_message
+    a_message_that_is_out_for_too_long_is_somebody_elses
+    what_a_crashed_consumer_had_comes_again_in_its_order
+    a_standard_queue_delays_a_retry_and_keeps_its_history
+}
+
+behaviours! {
+    of receiving with own();
+    a_message_that_cannot_be_kept_is_stale_in_time
+    a_deletion_that_fails_is_tried_again
+    a_consumer_that_may_not_receive_says_so_and_ends
+    a_queue_that_vanished_is_declared_again
+}
+
+behaviours! {
+    of outages with own();
+    a_killed_engine_loses_nothing_and_needs_nobody
+    who_starts_first_waits_for_the_engine
+    closing_does_not_wait_for_an_engine_that_is_gone
+    who_may_not_is_told_at_the_start
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs SQS: run `cargo xtask test`"]

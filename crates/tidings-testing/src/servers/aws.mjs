@@ -71,6 +71,12 @@ PersistenceManager.prototype.updateMessageReady = function (id) {
   this.givenBack.run(id);
 };
 
+/** SNS drops a raw message with more than ten attributes without a word. */
+const enqueue = SqsQueue.prototype.enqueue;
+SqsQueue.prototype.enqueue = function (message) {
+  if (Object.keys(message.messageAttributes).length <= 10) enqueue.call(this, message);
+};
+
 const stores = { sqsStore: new SqsStore(), snsStore: new SnsStore(), s3Store: new S3Store() };
 const persistence = new PersistenceManager(data);
 persistence.loadSqsAndSns(stores.sqsStore, stores.snsStore);
@@ -80,6 +86,67 @@ for (const queue of stores.sqsStore.allQueues()) queue.persistence = persistence
 
 const app = buildApp({ logger: false, host: "127.0.0.1", stores });
 app.addHook("preClose", () => persistence.close());
+
+// What a test lets fail: calls of an action, or those entries of a batch whose text contains something.
+const faults = [];
+app.post("/_tidings/faults", async (request) => {
+  faults.push(JSON.parse(request.body.toString()));
+  return {};
+});
+const member = /^PublishBatchRequestEntries\.member\.(\d+)\.(.*)$/;
+const xmlOf = ({ id, code }) =>
+  `<member><Id>${id}</Id><Code>${code}</Code><Message>as a test wants it</Message>` +
+  `<SenderFault>${code.startsWith("Invalid")}</SenderFault></member>`;
+const jsonOf = ({ id, code }) =>
+  ({ Id: id, Code: code, Message: "as a test wants it", SenderFault: code.startsWith("Invalid") });
+
+app.addHook("preHandler", async (request, reply) => {
+  const body = request.body ?? {};
+  const action = body.Action ?? request.headers["x-amz-target"]?.split(".")[1];
+  const fault = faults.find((it) => it.action === action && it.times > 0 &&
+    JSON.stringify(body).includes(it.containing ?? ""));
+  if (!fault) return;
+  fault.times--;
+  if (fault.containing === undefined) {
+    reply.code(400);
+    if (body.Action) {
+      const error = `<Error><Type>Sender</Type><Code>${fault.code}</Code><Message>as a test wants it</Message></Error>`;
+      return reply.type("text/xml").send(`<ErrorResponse>${error}</ErrorResponse>`);
+    }
+    reply.header("content-type", "application/x-amz-json-1.0");
+    return reply.send(JSON.stringify({ __type: fault.code, message: "as a test wants it" }));
+  }
+  const hit = (text) => (text ?? "").includes(fault.containing);
+  if (body.Action) {
+    const hits = Object.keys(body).map((key) => key.match(member))
+      .filter((it) => it?.[2] === "Message" && hit(body[it[0]])).map((it) => it[1]);
+    request.failed = hits.map((at) =>
+      ({ id: body[`PublishBatchRequestEntries.member.${at}.Id`], code: fault.code }));
+    for (const key of Object.keys(body)) if (hits.includes(key.match(member)?.[1])) delete body[key];
+    if (!Object.keys(body).some((key) => member.test(key))) {
+      const parts = `<PublishBatchResult><Successful></Successful><Failed></Failed></PublishBatchResult>`;
+      return reply.type("text/xml").send(`<PublishBatchResponse>${parts}</PublishBatchResponse>`);
+    }
+  } else {
+    const hits = body.Entries.filter((entry) => hit(entry.MessageBody ?? ""));
+    request.failed = hits.map((entry) => ({ id: entry.Id, code: fault.code }));
+    body.Entries = body.Entries.filter((entry) => !hits.includes(entry));
+    if (body.Entries.length === 0) {
+      reply.header("content-type", "application/x-amz-json-1.0");
+      return reply.send(JSON.stringify({ Successful: [], Failed: [] }));
+    }
+  }
+});
+app.addHook("onSend", async (request, _reply, payload) => {
+  if (!request.failed?.length) return payload;
+  if (request.body.Action) {
+    return payload.replace("<Failed>", `<Failed>${request.failed.map(xmlOf).join("")}`);
+  }
+  const answer = JSON.parse(payload);
+  answer.Failed = [...(answer.Failed ?? []), ...request.failed.map(jsonOf)];
+  return JSON.stringify(answer);
+});
+
 process.once("SIGTERM", () => app.close().then(() => process.exit(0)));
 await app.listen({ port: Number(port), host: "127.0.0.1" });
 console.log("ready");

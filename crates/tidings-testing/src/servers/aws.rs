@@ -5,6 +5,7 @@
 //! package of Node itself is fetched along with it. What it does not know is said in `docs/guide/aws.md`: it asks
 //! nobody for permissions, and forgets at a restart which messages were duplicates.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -133,6 +134,43 @@ impl AwsEmulator {
             format!("cannot start the emulator of SNS and SQS:\n{printed}")
         })?;
         self.process = Some(process);
+        Ok(())
+    }
+
+    /// Lets the next calls of an action (`PublishBatch`) fail with a code of Amazon's.
+    pub fn fail_calls(&self, action: &str, code: &str, times: u32) -> Result<()> {
+        let fault = format!("{{\"action\":\"{action}\",\"code\":\"{code}\",\"times\":{times}}}");
+        self.tell(&fault)
+    }
+
+    /// Lets those entries of the next batches of an action fail whose text contains `containing` (every text
+    /// contains an empty one). Codes that begin with `Invalid` are the sender's fault.
+    pub fn fail_entries(
+        &self,
+        action: &str,
+        code: &str,
+        times: u32,
+        containing: &str,
+    ) -> Result<()> {
+        self.tell(&format!(
+            "{{\"action\":\"{action}\",\"code\":\"{code}\",\"times\":{times},\"containing\":\"{containing}\"}}"
+        ))
+    }
+
+    fn tell(&self, fault: &str) -> Result<()> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        write!(
+            stream,
+            "POST /_tidings/faults HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: text/x\r\n\
+             Content-Length: {}\r\n\r\n{fault}",
+            fault.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        anyhow::ensure!(
+            answer.starts_with("HTTP/1.1 200"),
+            "the emulator says: {answer}"
+        );
         Ok(())
     }
 
