@@ -21,8 +21,8 @@ Examples:
   TIDINGS_TEST_RABBITMQ_URL=amqp://guest:guest@127.0.0.1:5672 cargo xtask test
 
 Servers are taken, in this order, from a URL in the environment (TIDINGS_TEST_RABBITMQ_URL,
-TIDINGS_TEST_KAFKA_URL, TIDINGS_TEST_POSTGRES_URL), from what is installed, or, on Debian as root, by installing
-them. Kafka is fetched with Maven, once.
+TIDINGS_TEST_KAFKA_URL, TIDINGS_TEST_AWS_URL, TIDINGS_TEST_POSTGRES_URL), from what is installed, or, on Debian as
+root, by installing them. Kafka is fetched with Maven, an emulator of SNS and SQS with npm, once.
 TIDINGS_TEST_RABBITMQ_ROOT names a folder with a Debian of its own whose RabbitMQ is taken instead of
 the installed one (debootstrap --variant=minbase --include=rabbitmq-server trixie FOLDER).";
 
@@ -66,12 +66,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         succeed(&mut test)
     })?;
-    if !args.quick && !missing.contains(&"Kafka") && concerns_the_shop(args) {
-        step("test the shop on Kafka", || {
+    let builds = [
+        ("Kafka", "kafka", &["kafka", "system"][..]),
+        ("SQS", "aws", &["aws"]),
+    ];
+    for (name, feature, targets) in builds {
+        if args.quick || missing.contains(&name) || !concerns_the_shop(args) {
+            continue;
+        }
+        step(&format!("test the shop on {name}"), || {
             let mut test = cargo(["test", "--locked", "--package", "shop"])?;
-            test.args(["--features", "kafka", "--test", "kafka", "--test", "system"]);
+            test.args(["--features", feature]);
+            for target in targets {
+                test.args(["--test", target]);
+            }
             // Of the shop as a system, the rest ran before.
-            let filter = args.filter.as_deref().unwrap_or("kafka");
+            let filter = args.filter.as_deref().unwrap_or(feature);
             test.envs(provided.env()).arg(filter);
             succeed(test.args(["--", "--include-ignored"]))
         })?;
@@ -85,7 +95,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     )
 }
 
-/// Whether the shop is among what is tested. No default build has Kafka, so it is built once more for that.
+/// Whether the shop is among what is tested. No default build has Kafka, or SNS and SQS, so it is built once more
+/// for each.
 fn concerns_the_shop(args: &Args) -> bool {
     args.package.is_empty() || args.package.iter().any(|package| package == "shop")
 }

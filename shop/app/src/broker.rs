@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 use anyhow::{Context, anyhow};
 use tidings::Transport;
 use tidings_amqp::Amqp;
+#[cfg(feature = "aws")]
+use tidings_aws::Aws;
 use tidings_broker::{Broker, Handle, Options};
 #[cfg(feature = "kafka")]
 use tidings_kafka::Kafka;
@@ -38,6 +40,16 @@ impl Connection {
         })
     }
 
+    #[cfg(feature = "aws")]
+    async fn aws(url: &str) -> anyhow::Result<Self> {
+        let builder = Aws::builder(url).context(NO_URL)?;
+        let aws = Arc::new(builder.name("shop").start().await?);
+        Ok(Self {
+            transport: Arc::<Aws>::clone(&aws),
+            is_connected: Arc::new(move || aws.is_connected()),
+        })
+    }
+
     /// True while the broker is there to publish to.
     pub(crate) fn is_connected(&self) -> bool {
         (self.is_connected)()
@@ -60,6 +72,8 @@ impl Messaging {
             BrokerAt::Amqp(url) => (Connection::amqp(url)?, None),
             #[cfg(feature = "kafka")]
             BrokerAt::Kafka(url) => (Connection::kafka(url)?, None),
+            #[cfg(feature = "aws")]
+            BrokerAt::Aws(url) => (Connection::aws(url).await?, None),
             BrokerAt::Embedded => {
                 let listen = options.amqp_listen;
                 let kept = match options.ephemeral {

@@ -86,7 +86,8 @@ pub(crate) enum MapFormat {
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Where messages go: `embedded`, `amqp://user:password@host:port/vhost` (a cluster is named by several of its
-    /// nodes, `host:port,host:port`), or, if it was built with `--features kafka`, `kafka://host:port`.
+    /// nodes, `host:port,host:port`), or, if it was built with `--features kafka`, `kafka://host:port`, or with
+    /// `--features aws`, `aws://REGION/PREFIX`.
     #[arg(
         long,
         global = true,
@@ -281,6 +282,8 @@ pub(crate) enum BrokerAt {
     Amqp(String),
     #[cfg(feature = "kafka")]
     Kafka(String),
+    #[cfg(feature = "aws")]
+    Aws(String),
 }
 
 impl FromStr for BrokerAt {
@@ -297,8 +300,11 @@ impl FromStr for BrokerAt {
                 "this build of the shop cannot use Kafka; build it with `--features kafka`"
                     .to_owned(),
             ),
+            #[cfg(feature = "aws")]
+            Some(("aws", _)) => Ok(Self::Aws(text.to_owned())),
+            #[cfg(not(feature = "aws"))]
             Some(("aws", _)) => Err(
-                "`aws://` is planned, but not there yet; use `embedded` or `amqp://…`".to_owned(),
+                "this build of the shop cannot use Amazon SNS and SQS; build it with `--features aws`".to_owned(),
             ),
             _ => Err("use `embedded` or `amqp://user:password@host:port/vhost`".to_owned()),
         }
@@ -385,7 +391,8 @@ mod tests {
             "--broker kafka://localhost:9092",
             "build it with `--features kafka`",
         );
-        check("--broker aws://eu-west-1", "planned, but not there yet");
+        #[cfg(not(feature = "aws"))]
+        check("--broker aws://eu-west-1", "build it with `--features aws`");
         check("--broker rabbit", "use `embedded` or `amqp://");
         check("--database mysql://x", "`mysql` is not a database");
         check("--services orders,paiment", "`paiment` is not a service");

@@ -90,6 +90,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "shop-storefront",
             "tidings",
             "tidings-amqp",
+            "tidings-aws",
             "tidings-broker",
             "tidings-core",
             "tidings-kafka",

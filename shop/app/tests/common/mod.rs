@@ -138,9 +138,11 @@ impl Shop {
             line[prefix.len()..].parse().unwrap()
         };
         let http = listening("http");
-        let elsewhere = arguments
-            .iter()
-            .any(|argument| argument.starts_with("amqp") || argument.starts_with("kafka"));
+        let elsewhere = arguments.iter().any(|argument| {
+            ["amqp", "kafka", "aws"]
+                .iter()
+                .any(|it| argument.starts_with(it))
+        });
         let amqp = (!elsewhere).then(|| listening("amqp"));
         Self {
             process,
