@@ -111,9 +111,11 @@ pub(crate) async fn a_deletion_that_fails_is_tried_again(server: AwsEmulator) {
     settle(b, Settlement::Ack).await;
     // Longer than it is hidden.
     none_for(&mut deliveries, Duration::from_secs(5)).await;
+    // Not only hidden, either.
+    aws.close().await;
     let other = connect_with(&server.url(), SHORT).await;
     let mut there = place.subscribe(&other, 10).await;
-    none_for(&mut there, Duration::from_secs(3)).await;
+    none_for(&mut there, Duration::from_secs(4)).await;
 }
 
 pub(crate) async fn a_consumer_that_may_not_receive_says_so_and_ends(server: AwsEmulator) {
