@@ -1,6 +1,7 @@
 //! All automation of the repository: what a person types and what CI runs are the same commands.
 
 mod ci;
+mod deploy;
 mod provide;
 mod run;
 mod test;
@@ -26,6 +27,8 @@ enum Command {
     Ci(ci::Args),
     /// The rules of this repository that no other tool knows.
     Tidy,
+    /// Whether the files in `deploy/` are right; `--build` also runs the steps of the Containerfile.
+    Deploy(deploy::Args),
     /// Attacks the promises on one stack: kills, cuts, pauses; `cargo xtask rig --help` says more.
     #[command(disable_help_flag = true)]
     Rig {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Tidy => tidy::run(),
+        Command::Deploy(args) => deploy::run(&args),
         Command::Rig { args } => rig(&args),
         Command::Bench { args } => bench(&args),
     };

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use tidings_testing::foreign::{NODE_PATH, PYTHON_PATH};
+use tidings_testing::foreign::{DEPLOY_PATH, KEDA_PATH, NODE_PATH, PYTHON_PATH};
 use tidings_testing::servers::{
     AWS_URL, AwsEmulator, KAFKA_URL, Kafka, POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq, S3,
     S3_URL,
@@ -84,6 +84,19 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
     match pip(&root()?.join("xtask/s3"), &cache.join("s3")) {
         Ok(packages) => provided.s3_packages = Some(packages),
         Err(error) => provided.lack("S3", format!("{error:#}")),
+    }
+    deploy(provided, &cache)
+}
+
+/// What checks the files in `deploy/`.
+pub(crate) fn deploy(provided: &mut Provided, cache: &Path) -> Result<()> {
+    match pip(&root()?.join("xtask/deploy"), &cache.join("deploy")) {
+        Ok(packages) => provided.env.push((DEPLOY_PATH, text(&packages))),
+        Err(error) => provided.lack("Python", format!("{error:#}")),
+    }
+    match go_module(&root()?.join("xtask/deploy"), &cache.join("keda")) {
+        Ok(folder) => provided.env.push((KEDA_PATH, text(&folder))),
+        Err(error) => provided.lack("Go", format!("{error:#}")),
     }
     Ok(())
 }
@@ -270,6 +283,31 @@ fn pip(lists: &Path, cache: &Path) -> Result<PathBuf> {
         quietly(pip.current_dir(cache)).map(drop)
     })?;
     Ok(path)
+}
+
+/// Fetches the module that `module.txt` in the folder `lists` names, as `PATH@VERSION`, and says where its files are.
+fn go_module(lists: &Path, cache: &Path) -> Result<PathBuf> {
+    let list = "module.txt";
+    once(lists, cache, &[list], || {
+        let name = std::fs::read_to_string(lists.join(list))?;
+        let name = name.lines().find(|line| !line.starts_with('#'));
+        let mut go = program("go")?;
+        // With what else is installed for tests, and as easy to remove.
+        go.env("GOMODCACHE", cache.join("modules"))
+            .env("GOFLAGS", "-modcacherw")
+            .args(["mod", "download", "-json"]);
+        let fetched = quietly(go.arg(name.unwrap_or_default()).current_dir(cache))?;
+        let fetched: serde_json::Value = serde_json::from_slice(&fetched.stdout)?;
+        let folder = fetched["Dir"].as_str();
+        let folder = folder.context("`go mod download` did not say where it put the module")?;
+        Ok(std::fs::write(cache.join("folder"), folder)?)
+    })?;
+    let folder = std::fs::read_to_string(cache.join("folder"))?;
+    Ok(PathBuf::from(folder))
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 /// Copies `lists` from the folder `from` to `cache` and installs what they name, unless that is done.

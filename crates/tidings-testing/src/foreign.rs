@@ -14,6 +14,12 @@ pub const NODE_PATH: &str = "TIDINGS_TEST_NODE_PATH";
 /// The variable that names the folder of the PyPI packages.
 pub const PYTHON_PATH: &str = "TIDINGS_TEST_PYTHON_PATH";
 
+/// The variable that names the folder of the PyPI packages that check the files in `deploy/`.
+pub const DEPLOY_PATH: &str = "TIDINGS_TEST_DEPLOY_PATH";
+
+/// The variable that names the folder of KEDA's Go module, whose definitions check the files in `deploy/`.
+pub const KEDA_PATH: &str = "TIDINGS_TEST_KEDA_PATH";
+
 /// A command that runs this Node program with the packages of the examples.
 ///
 /// # Panics
@@ -49,6 +55,25 @@ pub fn python(script: impl AsRef<Path>) -> Command {
     command
         .arg(script.as_ref())
         .env("PYTHONPATH", packages(PYTHON_PATH));
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+/// A command that reads the files of a folder like `deploy/` and prints them as JSON. If they are to be checked by their
+/// schemas too, what is wrong with them goes to stderr.
+///
+/// # Panics
+///
+/// When nobody installed what reads and checks them, with who does.
+#[track_caller]
+pub fn manifests(folder: &Path, by_schema: bool) -> Command {
+    let mut command = Process::command("python3");
+    command.arg(workspace().join("xtask/deploy/manifests.py"));
+    command.arg(folder);
+    if by_schema {
+        command.arg(packages(KEDA_PATH));
+    }
+    command.env("PYTHONPATH", packages(DEPLOY_PATH));
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }

@@ -16,6 +16,7 @@ const NEEDS: &[&str] = &[
     "PostgreSQL",
     "Node",
     "Python",
+    "Go",
     "S3",
     "Chromium",
     "root",
