@@ -23,6 +23,10 @@ pub(crate) struct Address {
     pub(crate) session_timeout: Duration,
     /// How long a partition that is to go elsewhere waits for what is still being handled.
     pub(crate) handover_timeout: Duration,
+    /// How long the thread that receives may be stuck; `None`: long enough for all that it does.
+    max_poll_interval: Option<Duration>,
+    /// How old what is known of topics may be: so soon a partition that was added is noticed.
+    pub(crate) metadata_max_age: Duration,
 }
 
 #[derive(Clone, Default)]
@@ -43,9 +47,12 @@ const PARTITIONS: u16 = 12;
 const PARTITIONS_MAX: u16 = 1000;
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
-const OPTIONS: &str = "`partitions`, `replication`, `session_timeout` and `handover_timeout` (milliseconds), `sasl` \
-                       (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), and with `kafkas://` also `cacertfile`, \
-                       `certfile` and `keyfile`";
+/// The shortest time for which the thread that receives may be stuck, unless the URL says otherwise.
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
+const METADATA_MAX_AGE: Duration = Duration::from_secs(60);
+const OPTIONS: &str = "`partitions`, `replication`, `session_timeout`, `handover_timeout`, `max_poll_interval` and \
+                       `metadata_max_age` (milliseconds), `sasl` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), and with \
+                       `kafkas://` also `cacertfile`, `certfile` and `keyfile`";
 
 impl Address {
     pub(crate) fn parse(url: &str) -> Result<Self, TransportError> {
@@ -86,12 +93,28 @@ impl Address {
             replication: None,
             session_timeout: SESSION_TIMEOUT,
             handover_timeout: HANDOVER_TIMEOUT,
+            max_poll_interval: None,
+            metadata_max_age: METADATA_MAX_AGE,
         };
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             address.set_option(name, &decode(value, name)?)?;
         }
+        let least = address.session_timeout.max(address.handover_timeout);
+        if address.max_poll_interval.is_some_and(|it| it < least) {
+            return Err(malformed(
+                "the option `max_poll_interval` is at least `session_timeout` and `handover_timeout`",
+            ));
+        }
         Ok(address)
+    }
+
+    /// How long the thread that receives may be stuck before its partitions go to others. It waits for handlers as long
+    /// as a hand-over lasts, and for brokers beside that.
+    pub(crate) fn max_poll_interval(&self) -> Duration {
+        let needed = self.session_timeout + self.handover_timeout + Duration::from_secs(60);
+        let otherwise = MAX_POLL_INTERVAL.max(needed);
+        self.max_poll_interval.unwrap_or(otherwise)
     }
 
     fn set_option(&mut self, name: &str, value: &str) -> Result<(), TransportError> {
@@ -107,6 +130,8 @@ impl Address {
             ("replication", ..) => self.replication = Some(number(100)? as u16),
             ("session_timeout", ..) => self.session_timeout = millis()?,
             ("handover_timeout", ..) => self.handover_timeout = millis()?,
+            ("max_poll_interval", ..) => self.max_poll_interval = Some(millis()?),
+            ("metadata_max_age", ..) => self.metadata_max_age = millis()?,
             ("cacertfile", Some(tls), _) => tls.authorities = Some(value.into()),
             ("certfile", Some(tls), _) => tls.certificate = Some(value.into()),
             ("keyfile", Some(tls), _) => tls.key = Some(value.into()),
@@ -151,8 +176,10 @@ impl Address {
             .set("client.id", name)
             // What is not there is to be noticed, not made with somebody's defaults.
             .set("allow.auto.create.topics", "false")
-            // A partition that an operator adds is to be noticed within a minute.
-            .set("topic.metadata.refresh.interval.ms", "60000")
+            .set(
+                "topic.metadata.refresh.interval.ms",
+                self.metadata_max_age.as_millis().to_string(),
+            )
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "2000")
             .set("socket.nagle.disable", "true")
@@ -276,6 +303,14 @@ mod tests {
         assert_eq!((it.partitions, it.replication), (3, Some(2)));
         assert_eq!(it.session_timeout, Duration::from_secs(7));
         assert_eq!(it.handover_timeout, Duration::from_millis(1));
+        assert_eq!(it.max_poll_interval(), Duration::from_secs(300));
+        let url = "kafka://h?handover_timeout=600000&metadata_max_age=900";
+        let it = Address::parse(url).expect(url);
+        assert_eq!(it.max_poll_interval(), Duration::from_secs(670));
+        assert_eq!(it.metadata_max_age, Duration::from_millis(900));
+        let url = "kafka://h?max_poll_interval=10000";
+        let it = Address::parse(url).expect(url);
+        assert_eq!(it.max_poll_interval(), Duration::from_secs(10));
     }
 
     #[test]
@@ -292,6 +327,8 @@ mod tests {
             "kafka://u:secret@h/topic",
             "kafka://u:secret@h?unknown=1",
             "kafka://u:secret@h?partitions=0",
+            "kafka://u:secret@h?max_poll_interval=9999",
+            "kafka://u:secret@h?max_poll_interval=10000&handover_timeout=10001",
             "kafka://u:secret@h?partitions=many",
             "kafka://u:secret@h?sasl=secret",
             "kafka://u:secret@h?cacertfile=x",

@@ -5,13 +5,14 @@
 //! then), a queue that leaves a topic keeps what was published before, and a queue that is declared gets what
 //! is published from then on, wherever its consumer first starts. So subscriptions are records in a topic of
 //! their own, `tidings.bindings`, of one partition, which every transport reads from its beginning and follows.
-//! It is written when a subscription is made or ended, and never else.
+//! It is written when a subscription is made or ended, and when a queue has committed an offset of a partition for the
+//! first time: if there is none later, it has expired, and what the queue had may come again.
 //!
 //! A record is a wish; what it did is what all readers make of it, in the order of the log: who subscribes
 //! a queue that is subscribed changes nothing, so of two instances that declare at once the first one counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -50,12 +51,20 @@ pub(crate) enum Change {
         topic: String,
         until: BTreeMap<i32, i64>,
     },
+    /// The consumer group `queue` has committed offsets of these partitions.
+    Committed {
+        queue: String,
+        topic: String,
+        partitions: BTreeSet<i32>,
+    },
 }
 
 impl Change {
     pub(crate) fn queue(&self) -> &str {
         match self {
-            Self::Subscribe { queue, .. } | Self::Leave { queue, .. } => queue,
+            Self::Subscribe { queue, .. }
+            | Self::Leave { queue, .. }
+            | Self::Committed { queue, .. } => queue,
         }
     }
 }
@@ -118,6 +127,8 @@ pub(crate) struct Table {
     queues: BTreeMap<String, BTreeMap<String, Wanted>>,
     /// How many queues are subscribed, by topic.
     subscribed: BTreeMap<String, usize>,
+    /// Of which partitions there were committed offsets, by group, then by topic.
+    committed: BTreeMap<String, BTreeMap<String, BTreeSet<i32>>>,
 }
 
 impl Table {
@@ -153,6 +164,14 @@ impl Table {
                 if let Some(count) = self.subscribed.get_mut(&topic) {
                     *count -= 1;
                 }
+            }
+            Change::Committed {
+                queue,
+                topic,
+                partitions,
+            } => {
+                let topics = self.committed.entry(queue).or_default();
+                topics.entry(topic).or_default().extend(partitions);
             }
         }
     }
@@ -202,7 +221,15 @@ impl Bindings {
             .is_some_and(|count| *count > 0)
     }
 
-    /// How many changes were seen.
+    /// True if the group `queue` has ever committed an offset of the partition.
+    pub(crate) fn has_committed(&self, queue: &str, topic: &str, partition: i32) -> bool {
+        let table = self.table.lock();
+        let topics = table.committed.get(queue);
+        let partitions = topics.and_then(|topics| topics.get(topic));
+        partitions.is_some_and(|partitions| partitions.contains(&partition))
+    }
+
+    /// How many changes of subscriptions were seen.
     pub(crate) fn version(&self) -> u64 {
         *self.version.borrow()
     }
@@ -221,8 +248,11 @@ impl Bindings {
         match serde_json::from_slice::<Change>(payload) {
             Ok(change) => {
                 debug!(?change, "a subscription");
+                let is_of_subscriptions = !matches!(change, Change::Committed { .. });
                 self.table.lock().apply(change);
-                self.version.send_modify(|version| *version += 1);
+                if is_of_subscriptions {
+                    self.version.send_modify(|version| *version += 1);
+                }
             }
             Err(error) => {
                 warn!(%error, offset, topic = TOPIC, "passed over: it is no subscription")

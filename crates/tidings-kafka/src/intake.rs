@@ -38,6 +38,8 @@ const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 const WAITING_MORE: usize = 256;
 /// A partition of a topic.
 pub(crate) type Place = (Arc<str>, i32);
+/// A partition while it is assigned, and the number of that assignment.
+pub(crate) type Assigned = (Place, u64);
 
 /// A message as it waits or is out.
 #[derive(Debug, Clone)]
@@ -375,7 +377,7 @@ impl Intake {
 
     /// Which partitions are to rest now. `resting` are those that do: they rest until there is much room again,
     /// because a partition that is paused loses what was fetched ahead.
-    pub(crate) fn to_rest(&self, resting: &HashSet<Place>) -> HashSet<Place> {
+    pub(crate) fn to_rest(&self, resting: &HashSet<Assigned>) -> HashSet<Assigned> {
         let state = self.state.lock();
         let prefetch: usize = state.streams.values().map(|stream| stream.prefetch).sum();
         let unleased = state.partitions.values().map(|it| it.unleased.len());
@@ -386,11 +388,12 @@ impl Intake {
                 || state.waiting_bytes * factor > WAITING_BYTES_MAX
         };
         let partitions = state.partitions.iter();
-        let to_rest = partitions.filter(|(place, partition)| {
-            let factor = if resting.contains(*place) { 2 } else { 1 };
+        let partitions = partitions.map(|(place, it)| ((place.clone(), it.assignment), it));
+        let to_rest = partitions.filter(|(assigned, partition)| {
+            let factor = if resting.contains(assigned) { 2 } else { 1 };
             is_full(factor) || partition.window.len() * factor > WINDOW_MAX
         });
-        to_rest.map(|(place, _)| place.clone()).collect()
+        to_rest.map(|(assigned, _)| assigned).collect()
     }
 
     /// True if nobody needs this any more: it is over, or has had no stream for so long that what is out is not

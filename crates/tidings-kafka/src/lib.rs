@@ -21,7 +21,10 @@
 //! Options: `partitions` (of a topic that is made, default 12), `replication` (of a topic that is made; default:
 //! the cluster's), `session_timeout` (milliseconds until the partitions of a silent instance go to others,
 //! default 10 000), `handover_timeout` (milliseconds that a partition which is to go elsewhere waits for what is
-//! still being handled, default 5 000), and for TLS `cacertfile`, `certfile`, `keyfile`.
+//! still being handled, default 5 000), `max_poll_interval` (milliseconds that the thread which receives may be stuck
+//! before its partitions go to others, default 300 000 or more; how long handlers take does not count),
+//! `metadata_max_age` (milliseconds until a partition that was added to a topic is noticed, default 60 000), and for TLS
+//! `cacertfile`, `certfile`, `keyfile`.
 //!
 //! # What it makes in the cluster
 //!
@@ -337,6 +340,7 @@ impl Shared {
     fn consumer_config(&self, group: &str) -> ClientConfig {
         let mut config = self.config.clone();
         let session = self.address.session_timeout.as_millis();
+        let interval = self.address.max_poll_interval().as_millis();
         config
             .set("group.id", group)
             .set("enable.auto.commit", "false")
@@ -347,7 +351,7 @@ impl Shared {
             // How soon members notice that one has come or gone.
             .set("heartbeat.interval.ms", "500")
             // It is not the handlers who ask for messages: a thread does, all the time.
-            .set("max.poll.interval.ms", session.max(300_000).to_string())
+            .set("max.poll.interval.ms", interval.to_string())
             .set("isolation.level", "read_committed")
             .set("fetch.wait.max.ms", "250")
             .set("fetch.queue.backoff.ms", "10")

@@ -15,11 +15,12 @@
 mod hooks;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{Arc, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -29,9 +30,9 @@ use rdkafka::{
 use tracing::{debug, error, warn};
 
 use crate::{
-    bindings::{self, Bindings, Wanted},
+    bindings::{self, Bindings, Change, Wanted},
     client::{self, Status},
-    intake::{Commit, Intake, Place},
+    intake::{Assigned, Commit, Intake, Place},
     message::{self, Received},
     window::Progress,
 };
@@ -75,6 +76,12 @@ pub(crate) struct Member {
     pub(crate) status: Arc<Status>,
     pub(crate) shape: Shape,
     pub(crate) handover_timeout: Duration,
+    /// How soon a partition that was added is noticed.
+    pub(crate) metadata_max_age: Duration,
+    /// Writes to the topic of subscriptions, in the background.
+    pub(crate) record: Box<dyn Fn(Change) + Send + Sync>,
+    /// What was written that way.
+    pub(crate) recorded: Mutex<HashSet<Place>>,
 }
 
 /// Receives for `member` until nobody needs it. For a thread of its own.
@@ -106,11 +113,13 @@ pub(crate) fn run(member: Member, config: ClientConfig) {
 struct Polling<'a> {
     member: &'a Member,
     consumer: &'a BaseConsumer<Hooks>,
-    resting: HashSet<Place>,
+    resting: HashSet<Assigned>,
     subscribed: Vec<String>,
     version: Option<u64>,
     commit_at: Instant,
     commits: mpsc::SyncSender<()>,
+    /// When to see again which partitions there are.
+    look_at: Instant,
 }
 
 impl<'a> Polling<'a> {
@@ -127,6 +136,7 @@ impl<'a> Polling<'a> {
             version: None,
             commit_at: Instant::now() + COMMIT_EVERY,
             commits,
+            look_at: Instant::now() + member.metadata_max_age,
         }
     }
 
@@ -134,6 +144,7 @@ impl<'a> Polling<'a> {
         let member = self.member;
         while !member.intake.is_done(member.handover_timeout) {
             self.follow_subscriptions();
+            self.follow_partitions();
             self.fetch();
             self.commit();
             member.intake.stop_waiting();
@@ -194,6 +205,21 @@ impl<'a> Polling<'a> {
             if let Err(error) = self.consumer.context().assign_share(self.consumer) {
                 warn!(queue = %member.intake.queue, %error, "a partition cannot change its share");
             }
+        }
+    }
+
+    /// Takes partitions that were added to the topics of a group. (librdkafka sees to those of a queue.)
+    fn follow_partitions(&mut self) {
+        let member = self.member;
+        if member.shape == Shape::Whole || Instant::now() < self.look_at {
+            return;
+        }
+        self.look_at = Instant::now() + member.metadata_max_age;
+        if !member.status.is_down()
+            && !member.intake.assigned().is_empty()
+            && let Err(error) = self.consumer.context().extend_share(self.consumer)
+        {
+            debug!(queue = %member.intake.queue, %error, "cannot see whether partitions were added");
         }
     }
 
@@ -306,13 +332,14 @@ impl<'a> Polling<'a> {
     fn rest(&mut self) {
         let to_rest = self.member.intake.to_rest(&self.resting);
         let assigned: HashSet<Place> = self.member.intake.assigned().into_iter().collect();
-        let goes_on = self.resting.difference(&to_rest);
+        let goes_on = self.resting.difference(&to_rest).map(|(place, _)| place);
         let goes_on = list_of_places(goes_on.filter(|place| assigned.contains(*place)));
         if goes_on.count() > 0 {
             // It fails for what has just gone elsewhere, and nothing rests on that.
             let _ = self.consumer.resume(&goes_on);
         }
-        let rests = list_of_places(to_rest.difference(&self.resting));
+        let rests = to_rest.difference(&self.resting);
+        let rests = list_of_places(rests.map(|(place, _)| place));
         if rests.count() > 0 {
             let _ = self.consumer.pause(&rests);
         }
@@ -337,6 +364,20 @@ fn say_lost(queue: &str, (topic, partition): &Place, position: i64, first: i64) 
             partition,
             position,
             "the topic was made anew: receiving it from its beginning"
+        );
+    }
+}
+
+fn say_expired(queue: &str, (topic, partition): &Place, position: i64, end: i64) {
+    if position < end {
+        error!(
+            queue,
+            topic = &**topic,
+            partition,
+            position,
+            end,
+            "the committed offset of the queue is gone: receiving again what is there since it subscribed, as \
+             delivered before (TDG-4012)"
         );
     }
 }
@@ -389,6 +430,7 @@ impl Member {
         let mut first = list.clone();
         first.set_all_offsets(Offset::Beginning)?;
         let first = consumer.offsets_for_times(first, LOOK_TIMEOUT)?;
+        let expired = self.expired(consumer, &committed)?;
         let topics = self.topics();
         let mut begins = Vec::new();
         for element in committed.elements() {
@@ -399,6 +441,11 @@ impl Member {
             if let Offset::Offset(offset) = element.offset() {
                 position = position.max(offset);
                 before = Progress::parse(offset, element.metadata());
+            }
+            let end = expired.find_partition(&place.0, place.1);
+            if let Some(Offset::Offset(end)) = end.map(|end| end.offset()) {
+                before.handed_out = end;
+                say_expired(&self.intake.queue, &place, position, end);
             }
             let left = first.find_partition(&place.0, place.1);
             if let Some(Offset::Offset(left)) = left.map(|left| left.offset())
@@ -413,5 +460,47 @@ impl Member {
             begins.push((place, position, before, wanted));
         }
         Ok(begins)
+    }
+
+    /// Of what there was a committed offset once and is none now, with the ends of these partitions.
+    fn expired(
+        &self,
+        consumer: &BaseConsumer<Hooks>,
+        committed: &TopicPartitionList,
+    ) -> KafkaResult<TopicPartitionList> {
+        let queue = &self.intake.queue;
+        let mut expired = TopicPartitionList::new();
+        for element in committed.elements() {
+            let (topic, partition) = (element.topic(), element.partition());
+            if !matches!(element.offset(), Offset::Offset(_))
+                && self.bindings.has_committed(queue, topic, partition)
+            {
+                expired.add_partition_offset(topic, partition, Offset::End)?;
+            }
+        }
+        match expired.count() {
+            0 => Ok(expired),
+            _ => consumer.offsets_for_times(expired, LOOK_TIMEOUT),
+        }
+    }
+
+    /// These were committed: what they lease may be handed out, and that there was an offset is written down once.
+    fn committed(&self, commits: Vec<Commit>) {
+        let queue = &self.intake.queue;
+        let mut new: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
+        for Commit { place, .. } in &commits {
+            let is_known = self.bindings.has_committed(queue, &place.0, place.1);
+            if !is_known && self.recorded.lock().insert(place.clone()) {
+                new.entry(place.0.to_string()).or_default().insert(place.1);
+            }
+        }
+        for (topic, partitions) in new {
+            (self.record)(Change::Committed {
+                queue: queue.to_string(),
+                topic,
+                partitions,
+            });
+        }
+        self.intake.committed(commits);
     }
 }

@@ -1,8 +1,9 @@
 //! Subscriptions and settlements.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_core::Stream;
+use parking_lot::Mutex;
 use tidings_core::{
     Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, Outgoing, PublishErrorKind,
     Settlement, Settler, Subscription, TransportError, dead_letter, dead_letter_queue,
@@ -105,6 +106,9 @@ impl Shared {
             status: Arc::clone(&self.status),
             shape,
             handover_timeout: self.address.handover_timeout,
+            metadata_max_age: self.address.metadata_max_age,
+            record: self.recorder(),
+            recorded: Mutex::new(HashSet::new()),
         };
         let config = self.consumer_config(queue);
         let thread = std::thread::Builder::new().name(format!("kafka {queue}"));

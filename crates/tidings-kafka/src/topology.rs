@@ -367,6 +367,23 @@ impl Shared {
         .await
     }
 
+    /// Writes changes for who does not wait for that.
+    pub(crate) fn recorder(self: &Arc<Self>) -> Box<dyn Fn(Change) + Send + Sync> {
+        let shared = Arc::downgrade(self);
+        let runtime = tokio::runtime::Handle::current();
+        Box::new(move |change| {
+            let Some(shared) = shared.upgrade() else {
+                return;
+            };
+            runtime.spawn(async move {
+                let mut backoff = Backoff::default();
+                while !shared.status.is_closed() && shared.write(change.clone()).await.is_err() {
+                    backoff.pause().await;
+                }
+            });
+        })
+    }
+
     /// Writes a change and waits until it was read back.
     async fn write(self: &Arc<Self>, change: Change) -> Result<(), TransportError> {
         let body = serde_json::to_vec(&change).unwrap_or_default();
@@ -444,7 +461,7 @@ mod tests {
         let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
         let table = std::fs::read_to_string(docs.join("README.md")).expect("the table");
         let sources = [include_str!("polling.rs"), include_str!("topology.rs")].concat();
-        for code in ["TDG-4010", "TDG-4011"] {
+        for code in ["TDG-4010", "TDG-4011", "TDG-4012"] {
             let page = std::fs::read_to_string(docs.join(format!("{code}.md"))).expect("a page");
             assert!(page.starts_with(&format!("# {code}: ")), "{code}");
             assert!(sources.contains(&format!("({code})")), "{code} is used");

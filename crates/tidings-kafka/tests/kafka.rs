@@ -2,8 +2,10 @@
 
 mod behaviour;
 
-use behaviour::{connect, handing_over, looking, outages, processes};
-use tidings_testing::servers::{Kafka, kafka_url};
+use behaviour::{
+    cluster, connect, growing, handing_over, looking, losses, outages, processes, transactions,
+};
+use tidings_testing::servers::{Kafka, KafkaCluster, kafka_url};
 
 /// Each behaviour as a test of its own, with its name.
 macro_rules! behaviours {
@@ -20,6 +22,23 @@ behaviours! {
     of handing_over;
     what_was_settled_is_not_repeated_while_members_come_and_go
     a_partition_that_goes_waits_for_its_handlers
+    a_handler_may_take_longer_than_the_poll_interval
+    what_rests_goes_on_after_it_was_elsewhere
+}
+
+behaviours! {
+    of transactions;
+    gaps_that_transactions_leave_hold_nothing_up
+}
+
+behaviours! {
+    of losses;
+    committed_offsets_that_expired_are_told_and_nothing_is_left_out
+}
+
+behaviours! {
+    of growing;
+    a_partition_that_is_added_is_received
 }
 
 behaviours! {
@@ -52,6 +71,20 @@ async fn a_killed_kafka_loses_nothing_and_needs_nobody() {
 async fn closing_does_not_wait_for_a_kafka_that_is_gone() {
     let server = Kafka::start().expect("it starts");
     outages::closing_does_not_wait_for_a_kafka_that_is_gone(server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Kafka: run `cargo xtask test`"]
+async fn a_producer_that_cannot_go_on_is_made_anew() {
+    let server = Kafka::start().expect("it starts");
+    losses::a_producer_that_cannot_go_on_is_made_anew(server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Kafka: run `cargo xtask test`"]
+async fn a_leader_that_dies_mid_batch_loses_nothing() {
+    let cluster = KafkaCluster::start(3).expect("it starts");
+    cluster::a_leader_that_dies_mid_batch_loses_nothing(cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -36,7 +36,7 @@ pub(super) fn commit_last<C: ConsumerContext>(
     match list_of(&due).and_then(|list| consumer.commit(&list, CommitMode::Sync)) {
         Ok(()) => {
             debug!(queue = %member.intake.queue, ?due, "committed what goes elsewhere");
-            member.intake.committed(due);
+            member.committed(due);
             true
         }
         // What is not committed comes again.
@@ -120,7 +120,7 @@ impl Hooks {
         };
         *self.failed_at.lock() = match committed {
             Ok(()) => {
-                intake.committed(due);
+                self.member.committed(due);
                 None
             }
             Err(error) => {
@@ -149,6 +149,8 @@ impl Hooks {
             list.set_partition_offset(&place.0, place.1, Offset::Offset(*position))?;
         }
         self.member.intake.assign(begins);
+        // One that rested when it went would rest when it comes back. It fails for those that were not here before.
+        let _ = consumer.resume(list);
         consumer.incremental_assign(list)
     }
 
@@ -204,6 +206,20 @@ impl Hooks {
             }
             std::thread::sleep(AGAIN_AFTER);
         };
+        self.take_share(consumer, wanted)
+    }
+
+    /// Takes what was added to the topics of the group. What seems to be gone stays: brokers that start know little.
+    pub(super) fn extend_share(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        let wanted = self.share(consumer)?;
+        let had = self.share.lock().clone();
+        match had.is_subset(&wanted) && had.len() < wanted.len() {
+            true => self.take_share(consumer, wanted),
+            false => Ok(()),
+        }
+    }
+
+    fn take_share(&self, consumer: &BaseConsumer<Self>, wanted: HashSet<Place>) -> KafkaResult<()> {
         let had = self.share.lock().clone();
         let mut new = list_of_places(wanted.difference(&had));
         let gone: HashSet<Place> = had.difference(&wanted).cloned().collect();

@@ -37,7 +37,9 @@ pub(crate) async fn what_was_settled_is_not_repeated_while_members_come_and_go(u
 /// What ends in time is settled, what does not is stale, and comes to the next one: each message is with one.
 pub(crate) async fn a_partition_that_goes_waits_for_its_handlers(url: String) {
     const COUNT: usize = 60;
-    let (one, other) = (connect(&url).await, connect(&url).await);
+    let options = "handover_timeout=8000";
+    let one = connect_with(&url, options).await;
+    let other = connect_with(&url, options).await;
     let place = Place::new();
     place.declare(&one).await;
     let batch = (0..COUNT).map(|body| place.message(Some(&body.to_string()), body));
@@ -49,10 +51,10 @@ pub(crate) async fn a_partition_that_goes_waits_for_its_handlers(url: String) {
     let mut there = place.subscribe(&other, 100).await;
     let (in_time, late): (Vec<_>, Vec<_>) =
         held.drain(..).partition(|it| body(it).is_multiple_of(2));
-    // For longer than it takes until the partition is asked for, and not as long as it may wait then.
+    // For longer than it takes until the partitions are asked for, and not as long as they wait then.
+    tokio::time::sleep(Duration::from_secs(4)).await;
     for delivery in in_time {
         ack(delivery).await;
-        tokio::time::sleep(Duration::from_millis(30)).await;
     }
     let first = next(&mut there).await;
     let mut moved = vec![body(&first)];
@@ -82,4 +84,53 @@ pub(crate) async fn a_partition_that_goes_waits_for_its_handlers(url: String) {
     assert!(!stale.is_empty() && stale.len() < COUNT / 2, "some went");
     none(&mut here).await;
     none(&mut there).await;
+}
+
+/// How long a handler takes is nothing to Kafka: it is not the handler that polls.
+pub(crate) async fn a_handler_may_take_longer_than_the_poll_interval(url: String) {
+    let options = "handover_timeout=1000&max_poll_interval=4000";
+    let (kafka, place) = (connect_with(&url, options).await, Place::new());
+    place.declare(&kafka).await;
+    place.publish(&kafka, 0..2).await;
+    let mut deliveries = place.subscribe(&kafka, 1).await;
+    let long = next(&mut deliveries).await;
+    // Three times as long.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(!long.is_stale(), "its partition was taken away");
+    ack(long).await;
+    take(&mut deliveries, [(1, false)]).await;
+    none(&mut deliveries).await;
+}
+
+/// Partitions that rest, because enough waits, go on where they go to, and when they come back.
+pub(crate) async fn what_rests_goes_on_after_it_was_elsewhere(url: String) {
+    const COUNT: usize = 4000;
+    let (one, other) = (connect(&url).await, connect(&url).await);
+    let place = Place::new();
+    place.declare(&one).await;
+    let batch = (0..COUNT).map(|body| place.message(Some(&body.to_string()), body));
+    for outcome in one.publish(batch.collect()).await {
+        outcome.expect("it is published");
+    }
+    let mut here = place.subscribe(&one, 2).await;
+    let mut seen = std::collections::BTreeSet::new();
+    // So many that all partitions have something in hand, and rest.
+    let first = next(&mut here).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut there = place.subscribe(&other, 2).await;
+    for delivery in next_few(&mut there, 2).await {
+        seen.insert(body(&delivery));
+        ack(delivery).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(there);
+    other.close().await;
+    seen.insert(body(&first));
+    // Its partition may have been the one that went.
+    let _ = first.settle(Settlement::Ack).await;
+    while seen.len() < COUNT {
+        let delivery = next(&mut here).await;
+        seen.insert(body(&delivery));
+        ack(delivery).await;
+    }
 }

@@ -1,13 +1,25 @@
 //! What the tests are made of: a queue of its own for each, and short words for what they do with it.
 
+pub(crate) mod cluster;
+pub(crate) mod growing;
 pub(crate) mod handing_over;
+pub(crate) mod log;
 pub(crate) mod looking;
+pub(crate) mod losses;
 pub(crate) mod outages;
 pub(crate) mod processes;
+pub(crate) mod transactions;
 
-use std::{num::NonZeroU16, sync::Once, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU16, time::Duration};
 
 use futures_util::StreamExt;
+use rdkafka::{
+    ClientConfig,
+    admin::AdminClient,
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaResult,
+};
 use tidings_core::{
     Deliveries, Delivery, Destination, Envelope, Group, Outgoing, Queue, Settlement, Subscription,
     Topology, Transport, Unrouted,
@@ -19,6 +31,9 @@ use tokio::time::timeout;
 pub(crate) const SOON: Duration = Duration::from_secs(40);
 /// How long to wait for what must not come.
 pub(crate) const QUIET: Duration = Duration::from_millis(200);
+
+/// How many keys the messages of [`publish_all`] have.
+const KEYS: usize = 7;
 
 /// A queue that subscribes to a topic.
 pub(crate) struct Place {
@@ -80,20 +95,77 @@ impl Place {
 /// A connection whose hand-overs are short, and its session too: Kafka has to allow that
 /// (`group.min.session.timeout.ms`).
 pub(crate) async fn connect(url: &str) -> Kafka {
-    logs();
-    let url = format!("{url}?partitions=4&handover_timeout=1000&session_timeout=4000");
+    connect_with(url, "handover_timeout=1000").await
+}
+
+/// The same with other options.
+pub(crate) async fn connect_with(url: &str, options: &str) -> Kafka {
+    log::begin();
+    let url = format!("{url}?partitions=4&session_timeout=4000&{options}");
     Kafka::connect(&url).await.expect("it connects")
 }
 
-/// What the transport says, where `RUST_LOG` asks for it.
-pub(crate) fn logs() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-            .with_writer(std::io::stderr)
-            .init();
-    });
+/// The settings of a foreign client.
+pub(crate) fn foreign(url: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", url.trim_start_matches("kafka://"));
+    config
+}
+
+pub(crate) fn admin(url: &str) -> AdminClient<DefaultClientContext> {
+    foreign(url).create().expect("an operator's client")
+}
+
+/// Where a partition begins and ends.
+pub(crate) fn ends(url: &str, topic: &str, partition: i32) -> KafkaResult<(i64, i64)> {
+    let looker: BaseConsumer = foreign(url).create()?;
+    looker.fetch_watermarks(topic, partition, SOON)
+}
+
+/// Publishes `count` messages as a relay does: from the first that was not taken on again. The longest time that a call
+/// took.
+pub(crate) async fn publish_all(publisher: &Kafka, place: &Place, count: usize) -> Duration {
+    let mut longest = Duration::ZERO;
+    for start in (0..count).step_by(50) {
+        let mut batch: Vec<usize> = (start..start + 50).collect();
+        while !batch.is_empty() {
+            let message = |body: &usize| place.message(Some(&(body % KEYS).to_string()), body);
+            let messages = batch.iter().map(message).collect();
+            let began = std::time::Instant::now();
+            let outcomes = publisher.publish(messages).await;
+            longest = longest.max(began.elapsed());
+            match outcomes.iter().position(Result::is_err) {
+                None => batch.clear(),
+                Some(at) => {
+                    batch.drain(..at);
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    longest
+}
+
+/// Receives all of them, and says that those of each key came in order, counting each when it first comes.
+pub(crate) async fn receive_all(deliveries: &mut Deliveries, count: usize) {
+    let mut seen: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut missing = count;
+    while missing > 0 {
+        let delivery = next(deliveries).await;
+        let number = body(&delivery);
+        let of_key = seen.entry(number % KEYS).or_default();
+        if !of_key.contains(&number) {
+            of_key.push(number);
+            missing -= 1;
+        }
+        // One that is stale comes again.
+        let _ = delivery.settle(Settlement::Ack).await;
+    }
+    for (key, numbers) in seen {
+        let expected: Vec<usize> = (0..count).filter(|it| it % KEYS == key).collect();
+        assert_eq!(numbers, expected, "key {key}");
+    }
 }
 
 pub(crate) async fn next(deliveries: &mut Deliveries) -> Delivery {

@@ -2,7 +2,9 @@
 //!
 //! Debian has no package of it. What runs here are the artifacts that Apache publishes for Maven, fetched
 //! once into a cache folder of the user's and started with the installed Java: one node that is broker and
-//! controller (KRaft), with its internal topics unreplicated.
+//! controller (KRaft), with its internal topics unreplicated, or a [cluster](KafkaCluster) of such nodes.
+
+mod cluster;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,6 +16,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 
 use super::Process;
+pub use cluster::KafkaCluster;
 
 /// The version that is fetched.
 const VERSION: &str = "4.4.0";
@@ -39,6 +42,7 @@ pub struct Kafka {
     java: PathBuf,
     jars: PathBuf,
     port: u16,
+    controller_port: u16,
     node: Option<Process>,
     // Last, so that it is removed when nothing writes to it any more.
     folder: TempDir,
@@ -70,41 +74,51 @@ impl Kafka {
 
     /// The same with more lines in its configuration (`log.retention.check.interval.ms=100`).
     pub fn start_with(settings: &str) -> Result<Kafka> {
+        let mut kafka = Self::prepare()?;
+        let voters = format!("1@127.0.0.1:{}", kafka.controller_port);
+        kafka.configure(1, &voters, &replicas(1), settings)?;
+        kafka.restart()?;
+        Ok(kafka)
+    }
+
+    /// A node that has its ports and its folder, and nothing in it.
+    fn prepare() -> Result<Kafka> {
         let java = super::find("java", []);
         let java = java.ok_or_else(|| anyhow!("{}", Self::missing().unwrap_or_default()))?;
-        let jars = jars()?;
-        let folder = super::folder("kafka", None)?;
-        let (port, controller_port) = (super::free_port()?, super::free_port()?);
-        let mut kafka = Kafka {
+        Ok(Kafka {
             java,
-            jars,
-            port,
+            jars: jars()?,
+            port: super::free_port()?,
+            controller_port: super::free_port()?,
             node: None,
-            folder,
-        };
-        let data = kafka.folder.path().join("data");
+            folder: super::folder("kafka", None)?,
+        })
+    }
+
+    /// Writes its configuration, and makes its data folder. A node that was killed comes back when its session of before
+    /// is over, which by Kafka's own settings takes nine seconds more.
+    fn configure(&self, id: usize, voters: &str, internal: &str, settings: &str) -> Result<()> {
+        let (port, controller_port) = (self.port, self.controller_port);
         let properties = format!(
             "process.roles=broker,controller\n\
-             node.id=1\n\
-             controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
+             node.id={id}\n\
+             controller.quorum.voters={voters}\n\
              controller.listener.names=CONTROLLER\n\
              listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
              advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
              log.dirs={}\n\
-             offsets.topic.replication.factor=1\n\
              offsets.topic.num.partitions=4\n\
-             transaction.state.log.replication.factor=1\n\
-             transaction.state.log.min.isr=1\n\
              transaction.state.log.num.partitions=4\n\
-             share.coordinator.state.topic.replication.factor=1\n\
-             share.coordinator.state.topic.min.isr=1\n\
              share.coordinator.state.topic.num.partitions=1\n\
              group.initial.rebalance.delay.ms=0\n\
              group.min.session.timeout.ms=1000\n\
+             broker.session.timeout.ms=3000\n\
+             broker.heartbeat.interval.ms=500\n\
+             {internal}\n\
              {settings}\n",
-            data.display()
+            self.data().display()
         );
-        kafka.write("server.properties", &properties)?;
+        self.write("server.properties", &properties)?;
         // What it has to say, without a file of its own.
         let log = "appender.console.type=Console\n\
                    appender.console.name=console\n\
@@ -112,10 +126,14 @@ impl Kafka {
                    appender.console.layout.pattern=%d{HH:mm:ss.SSS} %p %m%n%throwable\n\
                    rootLogger.level=WARN\n\
                    rootLogger.appenderRef.console.ref=console\n";
-        kafka.write("log4j2.properties", log)?;
-        kafka.format()?;
-        kafka.restart()?;
-        Ok(kafka)
+        self.write("log4j2.properties", log)?;
+        self.format()
+    }
+
+    /// Where its data is: a folder for each partition, `TOPIC-NUMBER`. For tests in which a disk loses some of it while
+    /// the node does not run.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// Where it answers; the same after each restart.
@@ -145,12 +163,25 @@ impl Kafka {
 
     /// Starts the node again on its old data and ports, killing it first when it still runs.
     pub fn restart(&mut self) -> Result<()> {
+        self.launch()?;
+        self.wait(speaks_kafka)
+    }
+
+    /// Starts the node and does not wait for it.
+    fn launch(&mut self) -> Result<()> {
         self.kill9();
         let mut command = self.command("kafka.Kafka");
         command.arg(self.properties());
-        let mut node = Process::start(command)?;
+        self.node = Some(Process::start(command)?);
+        Ok(())
+    }
+
+    /// Waits until it answers as it should.
+    fn wait(&mut self, answers: impl Fn(u16) -> bool) -> Result<()> {
+        let (port, folder) = (self.port, self.folder.path().display());
+        let node = self.node.as_mut().context("the node was not started")?;
         super::wait_until("Kafka to answer", START_MAX, || {
-            !node.is_running() || speaks_kafka(self.port)
+            !node.is_running() || answers(port)
         })
         .and_then(|()| match node.status() {
             None => Ok(()),
@@ -158,11 +189,8 @@ impl Kafka {
         })
         .with_context(|| {
             let printed = [node.stdout(), node.stderr()].concat().join("\n");
-            let folder = self.folder.path().display();
             format!("cannot start Kafka in {folder}:\n{printed}")
-        })?;
-        self.node = Some(node);
-        Ok(())
+        })
     }
 
     /// Makes its data folder, once.
@@ -254,20 +282,34 @@ fn jars() -> Result<PathBuf> {
     }
 }
 
+/// How often what a node keeps for itself is there, in a cluster of `nodes`.
+fn replicas(nodes: usize) -> String {
+    let (replicas, in_sync) = (nodes.min(3), nodes.min(3).div_ceil(2));
+    format!(
+        "offsets.topic.replication.factor={replicas}\n\
+         transaction.state.log.replication.factor={replicas}\n\
+         transaction.state.log.min.isr={in_sync}\n\
+         share.coordinator.state.topic.replication.factor={replicas}\n\
+         share.coordinator.state.topic.min.isr={in_sync}\n"
+    )
+}
+
 /// Whether a Kafka answers: with the versions of requests that it knows, to a request of version 0.
 fn speaks_kafka(port: u16) -> bool {
     const ASK: [u8; 14] = [0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 7, 0xff, 0xff];
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
-        return false;
-    };
-    let mut answer = [0; 10];
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .is_ok()
-        && stream.write_all(&ASK).is_ok()
-        && stream.read_exact(&mut answer).is_ok()
-        // Behind the length: the number of the request, and no error.
-        && answer[4..] == [0, 0, 0, 7, 0, 0]
+    // Behind the length: the number of the request, and no error.
+    ask::<10>(port, &ASK).is_some_and(|answer| answer[4..] == [0, 0, 0, 7, 0, 0])
+}
+
+/// The first bytes of the answer to a request.
+fn ask<const BYTES: usize>(port: u16, request: &[u8]) -> Option<[u8; BYTES]> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let patience = Some(Duration::from_secs(5));
+    stream.set_read_timeout(patience).ok()?;
+    stream.write_all(request).ok()?;
+    let mut answer = [0; BYTES];
+    stream.read_exact(&mut answer).ok()?;
+    Some(answer)
 }
 
 #[cfg(test)]
