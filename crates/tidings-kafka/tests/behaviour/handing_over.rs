@@ -1,5 +1,7 @@
 //! Partitions that go from one consumer to another.
 
+use std::collections::BTreeSet;
+
 use tidings_core::{Subscription, Transport};
 
 use super::*;
@@ -104,33 +106,46 @@ pub(crate) async fn a_handler_may_take_longer_than_the_poll_interval(url: String
 
 /// Partitions that rest, because enough waits, go on where they go to, and when they come back.
 pub(crate) async fn what_rests_goes_on_after_it_was_elsewhere(url: String) {
-    const COUNT: usize = 4000;
+    const COUNT: usize = 3000;
     let (one, other) = (connect(&url).await, connect(&url).await);
     let place = Place::new();
     place.declare(&one).await;
-    let batch = (0..COUNT).map(|body| place.message(Some(&body.to_string()), body));
-    for outcome in one.publish(batch.collect()).await {
-        outcome.expect("it is published");
-    }
-    let mut here = place.subscribe(&one, 2).await;
-    let mut seen = std::collections::BTreeSet::new();
-    // So many that all partitions have something in hand, and rest.
+    let publish = async |numbers: std::ops::Range<usize>| {
+        let batch = numbers.map(|body| place.message(Some(&body.to_string()), body));
+        for outcome in one.publish(batch.collect()).await {
+            outcome.expect("it is published");
+        }
+    };
+    publish(0..COUNT).await;
+    let mut here = place.subscribe(&one, 10).await;
+    // So many that all partitions rest.
     let first = next(&mut here).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let mut there = place.subscribe(&other, 2).await;
-    for delivery in next_few(&mut there, 2).await {
-        seen.insert(body(&delivery));
-        ack(delivery).await;
-    }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut there = place.subscribe(&other, 10).await;
+    // Nothing is taken until some have gone, so they rest when they go.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut seen = BTreeSet::from([body(&first)]);
+    // Its partition may be the one that goes.
+    let _ = first.settle(Settlement::Ack).await;
+    let (at_one, at_other) = tokio::join!(take_all(&mut here), take_all(&mut there));
+    assert!(!at_other.is_empty(), "some went");
+    seen.extend(at_one.into_iter().chain(at_other));
+    assert_eq!(seen.len(), COUNT);
     drop(there);
     other.close().await;
-    seen.insert(body(&first));
-    // Its partition may have been the one that went.
-    let _ = first.settle(Settlement::Ack).await;
-    while seen.len() < COUNT {
-        let delivery = next(&mut here).await;
+    // Now they come back, and nothing waits.
+    publish(COUNT..COUNT + 40).await;
+    seen = take_all(&mut here).await;
+    assert_eq!(seen, (COUNT..COUNT + 40).collect());
+}
+
+/// Receives until nothing has come for a while.
+async fn take_all(deliveries: &mut Deliveries) -> BTreeSet<usize> {
+    let mut seen = BTreeSet::new();
+    while let Ok(delivery) = timeout(Duration::from_secs(5), deliveries.next()).await {
+        let delivery = delivery.expect("a delivery").expect("no error");
         seen.insert(body(&delivery));
-        ack(delivery).await;
+        let _ = delivery.settle(Settlement::Ack).await;
     }
+    seen
 }
