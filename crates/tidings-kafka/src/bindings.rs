@@ -6,7 +6,8 @@
 //! is published from then on, wherever its consumer first starts. So subscriptions are records in a topic of
 //! their own, `tidings.bindings`, of one partition, which every transport reads from its beginning and follows.
 //! It is written when a subscription is made or ended, and when a queue has committed an offset of a partition for the
-//! first time: if there is none later, it has expired, and what the queue had may come again.
+//! first time: if there is none later, it has expired, and what the queue had may come again. And when an operator has
+//! taken dead letters out of their topic.
 //!
 //! A record is a wish; what it did is what all readers make of it, in the order of the log: who subscribes
 //! a queue that is subscribed changes nothing, so of two instances that declare at once the first one counts.
@@ -28,7 +29,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::client::{Context, Status};
+use crate::{
+    client::{Context, Status},
+    ranges::Ranges,
+};
 
 /// The topic of subscriptions.
 pub(crate) const TOPIC: &str = "tidings.bindings";
@@ -57,6 +61,12 @@ pub(crate) enum Change {
         topic: String,
         partitions: BTreeSet<i32>,
     },
+    /// An operator has taken the letters at these offsets out of `queue` (the first offset and the one after the last
+    /// of each range), a topic of one partition.
+    Removed {
+        queue: String,
+        ranges: Vec<(i64, i64)>,
+    },
 }
 
 impl Change {
@@ -64,7 +74,8 @@ impl Change {
         match self {
             Self::Subscribe { queue, .. }
             | Self::Leave { queue, .. }
-            | Self::Committed { queue, .. } => queue,
+            | Self::Committed { queue, .. }
+            | Self::Removed { queue, .. } => queue,
         }
     }
 }
@@ -129,6 +140,8 @@ pub(crate) struct Table {
     subscribed: BTreeMap<String, usize>,
     /// Of which partitions there were committed offsets, by group, then by topic.
     committed: BTreeMap<String, BTreeMap<String, BTreeSet<i32>>>,
+    /// What operators have taken out, by queue.
+    removed: BTreeMap<String, Ranges>,
 }
 
 impl Table {
@@ -172,6 +185,12 @@ impl Table {
             } => {
                 let topics = self.committed.entry(queue).or_default();
                 topics.entry(topic).or_default().extend(partitions);
+            }
+            Change::Removed { queue, ranges } => {
+                let removed = self.removed.entry(queue).or_default();
+                ranges
+                    .into_iter()
+                    .for_each(|(from, to)| removed.insert(from, to));
             }
         }
     }
@@ -229,6 +248,20 @@ impl Bindings {
         partitions.is_some_and(|partitions| partitions.contains(&partition))
     }
 
+    /// What operators have taken out of a queue.
+    pub(crate) fn removed(&self, queue: &str) -> Ranges {
+        let table = self.table.lock();
+        table.removed.get(queue).cloned().unwrap_or_default()
+    }
+
+    /// Who subscribes, or did, with a name that begins so.
+    pub(crate) fn subscribers_from(&self, prefix: &str) -> Vec<String> {
+        let table = self.table.lock();
+        let from = table.queues.range(prefix.to_owned()..);
+        let names = from.map(|(name, _)| name.clone());
+        names.take_while(|name| name.starts_with(prefix)).collect()
+    }
+
     /// How many changes of subscriptions were seen.
     pub(crate) fn version(&self) -> u64 {
         *self.version.borrow()
@@ -248,7 +281,8 @@ impl Bindings {
         match serde_json::from_slice::<Change>(payload) {
             Ok(change) => {
                 debug!(?change, "a subscription");
-                let is_of_subscriptions = !matches!(change, Change::Committed { .. });
+                let is_of_subscriptions =
+                    matches!(change, Change::Subscribe { .. } | Change::Leave { .. });
                 self.table.lock().apply(change);
                 if is_of_subscriptions {
                     self.version.send_modify(|version| *version += 1);

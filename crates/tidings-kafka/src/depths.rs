@@ -13,6 +13,7 @@ use crate::{
     bindings::Wanted,
     client::{Context, passing},
     polling::Shape,
+    ranges::Ranges,
     topology::{LOOK_TIMEOUT, partition_of_group},
     window::Progress,
 };
@@ -89,24 +90,23 @@ impl Shared {
             let (from, settled) = match element.offset() {
                 Offset::Offset(offset) => {
                     let progress = Progress::parse(offset, element.metadata());
-                    let settled = progress.settled.iter().map(|(from, to)| to - from);
-                    (offset, settled.sum::<i64>())
+                    (offset, progress.settled)
                 }
-                _ => (0, 0),
+                _ => (0, Vec::new()),
             };
             let from = from.max(wanted.first(place.1));
+            let gone = match place.0 == queue {
+                true => self.bindings.removed(queue),
+                false => Ranges::default(),
+            };
             let to = if wanted.is_subscribed() {
                 *end
             } else {
                 wanted.last(place.1).min(*end)
             };
-            ready += (to - from - settled).max(0);
+            ready += (to - from - gone.with(settled).count(from, to)).max(0);
         }
-        let groups = group
-            .fetch_group_list(Some(queue), LOOK_TIMEOUT)
-            .map_err(failed)?;
-        let members = groups.groups().iter().filter(|it| it.name() == queue);
-        let receivers = members.map(|it| it.members().len()).sum::<usize>();
+        let receivers = self.receivers(queue).map_err(failed)?;
         Ok(QueueDepth::new(
             u32::try_from(ready).unwrap_or(u32::MAX),
             u32::try_from(receivers).unwrap_or(u32::MAX),

@@ -50,10 +50,17 @@
 //!
 //! Kafka delays nothing: [`Features::delay_max`] is zero, so a consumer that retries later needs a store.
 //!
+//! # Dead letters
+//!
+//! Operators hold, read, send back and remove them ([`Transport::dead_letter_access`]). Who holds a queue is the only
+//! member of its consumer group; the broker calls a holder gone when its session is over. What was removed is a
+//! record in `tidings.bindings`, and deleted from the topic when nothing is left before it, if the user may do that.
+//! Who deletes such a topic and has it made anew leaves records of what was removed that hide the first letters in it: let
+//! nobody do that.
+//!
 //! # What it does not do
 //!
-//! No access to dead letters for operators ([`Features::holds_dead_letters`]): they are in their topic. No order
-//! between topics. A queue that ends with its process leaves its topic behind if the process is killed. Headers
+//! No order between topics. A queue that ends with its process leaves its topic behind if the process is killed. Headers
 //! whose values are no text are left out of what is received.
 
 mod address;
@@ -61,9 +68,11 @@ mod bindings;
 mod client;
 mod depths;
 mod intake;
+mod letters;
 mod message;
 mod polling;
 mod publisher;
+mod ranges;
 mod receiving;
 mod topology;
 mod window;
@@ -83,8 +92,8 @@ use rdkafka::{
     error::KafkaError,
 };
 use tidings_core::{
-    BoxFuture, Deliveries, Destination, Features, Outgoing, PublishError, PublishErrorKind,
-    QueueDepth, Subscription, Topology, Transport, TransportError,
+    BoxFuture, DeadLetterAccess, Deliveries, Destination, Features, Outgoing, PublishError,
+    PublishErrorKind, QueueDepth, Subscription, Topology, Transport, TransportError,
 };
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -94,6 +103,7 @@ use crate::{
     bindings::Bindings,
     client::{Context, Status},
     intake::Intake,
+    letters::Access,
     publisher::{Backoff, Publisher, Record},
 };
 
@@ -105,6 +115,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// A transport over Kafka. Dropping it ends its consumers; [`Transport::close`] does that in good order.
 pub struct Kafka {
     shared: Arc<Shared>,
+    letters: Access,
 }
 
 /// How to connect; made by [`Kafka::builder`].
@@ -188,9 +199,13 @@ impl Builder {
             known: Mutex::default(),
             ephemeral: Mutex::default(),
             intakes: Mutex::default(),
+            holds: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&shared).begin(follower));
-        Ok(Kafka { shared })
+        let letters = Access {
+            shared: Arc::clone(&shared),
+        };
+        Ok(Kafka { shared, letters })
     }
 }
 
@@ -248,6 +263,7 @@ impl Transport for Kafka {
         features.durable = true;
         features.reports_unroutable = true;
         features.shares_partitions = true;
+        features.holds_dead_letters = true;
         features.partitions_max = self.shared.address.partitions.min(tidings_core::SLOT_COUNT);
         features.name_bytes_max = topology::NAME_BYTES_MAX;
         features.body_bytes_max = Some(publisher::BODY_BYTES_MAX);
@@ -271,6 +287,10 @@ impl Transport for Kafka {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.shared.close())
+    }
+
+    fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
+        Some(&self.letters)
     }
 
     fn queue_depths<'a>(
@@ -297,6 +317,8 @@ struct Shared {
     /// Queues that end with this transport.
     ephemeral: Mutex<HashSet<String>>,
     intakes: Mutex<Vec<Arc<Intake>>>,
+    /// Queues whose dead letters are held here.
+    holds: Mutex<HashSet<String>>,
 }
 
 impl Shared {

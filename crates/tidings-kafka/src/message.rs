@@ -23,6 +23,9 @@ pub(crate) struct Received {
     pub(crate) envelope: Envelope,
     pub(crate) history: Vec<Attempt>,
     pub(crate) failures: u32,
+    /// Of a dead letter: why it is one, and whose.
+    pub(crate) reason: Option<Box<str>>,
+    pub(crate) consumer: Option<Box<str>>,
 }
 
 /// The headers of a message on its way out.
@@ -94,6 +97,8 @@ fn from_parts<'a>(
         envelope,
         history: Vec::new(),
         failures: 0,
+        reason: None,
+        consumer: None,
     };
     for (name, value) in headers {
         match str::from_utf8(value.unwrap_or_default()) {
@@ -141,8 +146,9 @@ impl Received {
             // Foreign programs may write anything there; the count stands for itself.
             FAILURES_HEADER => self.failures = text.parse().unwrap_or_default(),
             HISTORY_HEADER => self.history = serde_json::from_str(text).unwrap_or_default(),
-            // What stood on an earlier dead letter of this message.
-            REASON_HEADER | QUEUE_HEADER => {}
+            // A message that was one has them no more when it is sent again.
+            REASON_HEADER => first(&mut self.reason),
+            QUEUE_HEADER => first(&mut self.consumer),
             _ => envelope.headers.push((name.into(), text.into())),
         }
     }

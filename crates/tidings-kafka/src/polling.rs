@@ -34,6 +34,7 @@ use crate::{
     client::{self, Status},
     intake::{Assigned, Commit, Intake, Place},
     message::{self, Received},
+    ranges::Ranges,
     window::Progress,
 };
 
@@ -447,11 +448,19 @@ impl Member {
                 before.handed_out = end;
                 say_expired(&self.intake.queue, &place, position, end);
             }
+            let mut removed = Ranges::default();
+            if *place.0 == *self.intake.queue {
+                removed = self.bindings.removed(&self.intake.queue);
+                let gone = removed.clone().with(before.settled);
+                before.settled = gone.iter().collect();
+            }
             let left = first.find_partition(&place.0, place.1);
             if let Some(Offset::Offset(left)) = left.map(|left| left.offset())
                 && position < left
             {
-                if matches!(element.offset(), Offset::Offset(_)) {
+                // What was taken out is deleted when nothing is before it.
+                let is_lost = removed.count(position, left) < left - position;
+                if is_lost && matches!(element.offset(), Offset::Offset(_)) {
                     say_lost(&self.intake.queue, &place, position, left);
                 }
                 position = left;

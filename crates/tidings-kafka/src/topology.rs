@@ -385,7 +385,7 @@ impl Shared {
     }
 
     /// Writes a change and waits until it was read back.
-    async fn write(self: &Arc<Self>, change: Change) -> Result<(), TransportError> {
+    pub(crate) async fn write(self: &Arc<Self>, change: Change) -> Result<(), TransportError> {
         let body = serde_json::to_vec(&change).unwrap_or_default();
         let record = Record {
             topic: Arc::from(bindings::TOPIC),

@@ -3,7 +3,8 @@
 mod behaviour;
 
 use behaviour::{
-    cluster, connect, growing, handing_over, looking, losses, outages, processes, transactions,
+    cluster, connect, growing, handing_over, letters, looking, losses, outages, processes,
+    transactions,
 };
 use tidings_testing::servers::{Kafka, KafkaCluster, kafka_url};
 
@@ -34,6 +35,11 @@ behaviours! {
 behaviours! {
     of losses;
     committed_offsets_that_expired_are_told_and_nothing_is_left_out
+}
+
+behaviours! {
+    of letters;
+    what_was_removed_stays_away_when_its_group_is_forgotten
 }
 
 behaviours! {

@@ -3,6 +3,7 @@
 pub(crate) mod cluster;
 pub(crate) mod growing;
 pub(crate) mod handing_over;
+pub(crate) mod letters;
 pub(crate) mod log;
 pub(crate) mod looking;
 pub(crate) mod losses;

@@ -2,11 +2,12 @@
 
 use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
+use futures_util::StreamExt;
 use tidings_core::{
     AccessErrorKind, DeadLetter, DeadLetterAccess, Destination, Envelope, Group, HeldLetters,
-    LetterPlace, Subscription, Topology, Transport, dead_letter, dead_letter_queue,
+    LetterPlace, Settlement, Subscription, Topology, Transport, dead_letter, dead_letter_queue,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::support::*;
 
@@ -240,6 +241,9 @@ async fn group_takes_its_keys(case: &Case) {
         key: key.map(Into::into),
         ..text(body)
     };
+    if case.one.features().shares_partitions {
+        return group_takes_its_keys_where_the_engine_puts_them(case, &group, keyed).await;
+    }
     for (key, body) in [(Some("x"), "of x"), (Some("y"), "of y"), (None, "of none")] {
         let batch = vec![keyed(body, key)];
         let outcomes = access(&case.one).send_back(&group.name, batch).await;
@@ -258,4 +262,52 @@ async fn group_takes_its_keys(case: &Case) {
         let mut deliveries = case.one.subscribe(subscription).await.expect("it is there");
         take(&mut deliveries, &[body, "also"]).await;
     }
+}
+
+/// Where the engine has its own places for keys: what is sent back is in the partition that gets the key's other messages,
+/// whichever that is.
+async fn group_takes_its_keys_where_the_engine_puts_them(
+    case: &Case,
+    group: &Group,
+    keyed: impl Fn(&str, Option<&str>) -> Envelope,
+) {
+    let keys = ["x", "y", "z", "another", "order-1", "order-2"];
+    for key in keys {
+        let batch = vec![keyed(key, Some(key))];
+        let outcomes = access(&case.one).send_back(&group.name, batch).await;
+        assert_eq!(kinds(&outcomes), [None]);
+        let topic = Destination::Topic(case.topic.clone().into());
+        let also = outgoing(topic, keyed(key, Some(key)));
+        case.one.publish(vec![also]).await.remove(0).expect("taken");
+    }
+    let batch = vec![keyed("of none", None)];
+    let outcomes = access(&case.one).send_back(&group.name, batch).await;
+    assert_eq!(kinds(&outcomes), [None]);
+
+    let mut bodies_of_parts = Vec::new();
+    for partition in 0..group.partitions.get() {
+        let subscription = Subscription::new(group.partition(partition)).ordered();
+        let mut deliveries = case.one.subscribe(subscription).await.expect("it is there");
+        let mut bodies = Vec::new();
+        while let Ok(Some(delivery)) = timeout(QUIET * 10, deliveries.next()).await {
+            let delivery = delivery.expect("no error");
+            bodies.push(String::from_utf8_lossy(&delivery.envelope.body).into_owned());
+            settle(delivery, Settlement::Ack).await;
+        }
+        bodies_of_parts.push(bodies);
+    }
+    for key in keys {
+        let counts = bodies_of_parts.iter();
+        let counts = counts.map(|bodies| bodies.iter().filter(|body| *body == key).count());
+        let there: Vec<usize> = counts.filter(|count| *count > 0).collect();
+        assert_eq!(there, [2], "both of key {key} are in one partition");
+    }
+    assert!(
+        bodies_of_parts
+            .iter()
+            .all(|bodies| !bodies.contains(&"of none".to_owned()))
+    );
+    let subscription = Subscription::new(group.any()).ordered();
+    let mut deliveries = case.one.subscribe(subscription).await.expect("it is there");
+    take(&mut deliveries, &["of none"]).await;
 }
