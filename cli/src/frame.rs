@@ -1,12 +1,14 @@
 //! What every verb has: the options before it, databases, a broker, and a place to print.
 
+mod broker;
+
 use std::{fmt, io::IsTerminal as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::SignedDuration;
 use tidings::{Store, Transport};
-use tidings_amqp::{Amqp, QueueDepth};
+use tidings_amqp::QueueDepth;
 use tidings_operator::{Remote, Token};
 use tokio::{sync::OnceCell, time::timeout};
 use tracing_subscriber::EnvFilter;
@@ -27,7 +29,8 @@ const TOKEN_VARIABLE: &str = "TIDINGS_OPERATOR_TOKEN";
 /// Options of all verbs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The broker, `amqp://user:password@host:port/vhost`, or `host:port,host:port` for a cluster
+    /// The broker, `amqp://user:password@host:port/vhost`, or `host:port,host:port` for a cluster; `kafka://host:port` in a
+    /// build with `--features kafka`
     #[arg(
         long,
         global = true,
@@ -388,78 +391,6 @@ impl Frame {
         !self.options.database.is_empty() || self.has_endpoint()
     }
 
-    /// The broker's URL without user and password, or the endpoint through which it is reached.
-    pub(crate) fn broker_address(&self) -> String {
-        if let (None, Some(at)) = (&self.options.broker, self.options.at.first()) {
-            return format!("through {at}");
-        }
-        let url = self.options.broker.as_deref().unwrap_or_default();
-        match (url.split_once("://"), url.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, address))) => format!("{scheme}://{address}"),
-            _ => url.to_owned(),
-        }
-    }
-
-    /// The broker, itself or through an operator endpoint, within ten seconds.
-    ///
-    /// # Errors
-    ///
-    /// When the command line names none, or it cannot be reached.
-    pub(crate) async fn broker(&self) -> anyhow::Result<Arc<dyn Transport>> {
-        if self.options.broker.is_some() || !self.has_endpoint() {
-            return Ok(Arc::new(self.amqp("this").await?));
-        }
-        let remote = self.remotes()?.into_iter().next();
-        let remote = remote.context("an operator endpoint was named")?;
-        let broker: Arc<dyn Transport> = Arc::new(remote.broker());
-        // Whether the endpoint answers, and then whether its service is connected.
-        remote.services().await?;
-        self.depths(&broker, &[] as &[&str]).await?;
-        Ok(broker)
-    }
-
-    /// A connection with the broker itself, within ten seconds, for `what` cannot be done otherwise.
-    ///
-    /// # Errors
-    ///
-    /// When the command line names none, or it cannot be reached.
-    pub(crate) async fn amqp(&self, what: &str) -> anyhow::Result<Amqp> {
-        if self.options.broker.is_none() && self.has_endpoint() {
-            self.not_through_an_endpoint(what, "--broker amqp://user:password@host:port/vhost")?;
-        }
-        let url = match self.options.broker.as_deref() {
-            None => bail!(Usage::new(
-                "say where the broker is: `--broker amqp://user:password@host:port/vhost`, or set \
-                 TIDINGS_BROKER"
-            )),
-            Some("embedded") => bail!(Usage::new(
-                "`embedded` is the broker in the program of a service; name the address at which \
-                 that listens: `--broker amqp://guest:guest@127.0.0.1:5672`"
-            )),
-            Some(url) => url,
-        };
-        Self::reach(url, "--broker").await
-    }
-
-    /// A connection with the broker at `url`, which `option` names, within ten seconds.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be reached.
-    pub(crate) async fn reach(url: &str, option: &str) -> anyhow::Result<Amqp> {
-        let builder = Amqp::builder(url).map_err(|error| Usage::new(error.to_string()))?;
-        let amqp = builder.name("tidings");
-        match timeout(BROKER_WAIT_MAX, amqp.connect()).await {
-            Ok(Ok(amqp)) => Ok(amqp),
-            Ok(Err(error)) => Err(Code::Broker.of(error)),
-            Err(_) => Err(Code::Broker.of(format!(
-                "the broker cannot be reached: it did not answer in {} seconds; see that it runs, and \
-                 that `{option}` names its address",
-                BROKER_WAIT_MAX.as_secs()
-            ))),
-        }
-    }
-
     /// Fails if the command line names an operator endpoint, with what to name instead.
     ///
     /// # Errors
@@ -482,7 +413,7 @@ impl Frame {
     /// When the broker does not answer, or refuses the look.
     pub(crate) async fn depths(
         &self,
-        broker: &impl Transport,
+        broker: &(impl Transport + ?Sized),
         queues: &[impl AsRef<str>],
     ) -> anyhow::Result<Vec<Option<QueueDepth>>> {
         let queues: Vec<String> = queues.iter().map(|it| it.as_ref().to_owned()).collect();

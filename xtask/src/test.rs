@@ -66,30 +66,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         succeed(&mut test)
     })?;
-    // Of the targets that ran before without the feature, the tests with these words.
-    let builds = [
-        (
-            "Kafka",
-            "kafka",
-            &["kafka", "system", "deploy"][..],
-            &["kafka", "brokers_urls"][..],
-        ),
-        ("SQS", "aws", &["aws"], &[]),
-    ];
-    for (name, feature, targets, words) in builds {
-        if args.quick || missing.contains(&name) || !concerns_the_shop(args) {
+    for built in &WITH_FEATURES {
+        if args.quick || missing.contains(&built.needs) || !concerns(args, built.package) {
             continue;
         }
-        step(&format!("test the shop on {name}"), || {
-            let mut test = cargo(["test", "--locked", "--package", "shop"])?;
-            test.args(["--features", feature]);
-            for target in targets {
+        let Featured { package, needs, .. } = built;
+        step(&format!("test `{package}` with {needs}"), || {
+            let mut test = cargo(["test", "--locked", "--package", package])?;
+            test.args(["--features", built.feature]);
+            for target in built.targets {
                 test.args(["--test", target]);
             }
             test.envs(provided.env()).args(["--", "--include-ignored"]);
             match &args.filter {
                 Some(filter) => test.arg(filter),
-                None => test.args(words),
+                None => test.args(built.words),
             };
             succeed(&mut test)
         })?;
@@ -103,10 +94,44 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     )
 }
 
-/// Whether the shop is among what is tested. No default build has Kafka, or SNS and SQS, so it is built once more
-/// for each.
-fn concerns_the_shop(args: &Args) -> bool {
-    args.package.is_empty() || args.package.iter().any(|package| package == "shop")
+/// Tests of a package with a feature that no default build has: it is built once more for them.
+struct Featured {
+    package: &'static str,
+    feature: &'static str,
+    /// The server without which they cannot run.
+    needs: &'static str,
+    targets: &'static [&'static str],
+    /// Which of them run, if not all: the others ran before, without the feature.
+    words: &'static [&'static str],
+}
+
+const WITH_FEATURES: [Featured; 3] = [
+    Featured {
+        package: "shop",
+        feature: "kafka",
+        needs: "Kafka",
+        targets: &["kafka", "system", "deploy"],
+        words: &["kafka", "brokers_urls"],
+    },
+    Featured {
+        package: "shop",
+        feature: "aws",
+        needs: "SQS",
+        targets: &["aws"],
+        words: &[],
+    },
+    Featured {
+        package: "tidings-cli",
+        feature: "kafka",
+        needs: "Kafka",
+        targets: &["kafka"],
+        words: &[],
+    },
+];
+
+/// Whether a package is among what is tested.
+fn concerns(args: &Args, package: &str) -> bool {
+    args.package.is_empty() || args.package.iter().any(|it| it == package)
 }
 
 fn cargo_test(args: &Args) -> Result<std::process::Command> {

@@ -151,7 +151,7 @@ async fn letters_of(
     }
     if !frame.has_database() {
         bail!(Usage::new(
-            "name a consumer (`payment.order-placed.v1`): AMQP cannot say which there are; or say \
+            "name a consumer (`payment.order-placed.v1`): the broker cannot say which there are; or say \
              where their databases are (`--database`), which know"
         ));
     }

@@ -5,10 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tidings::{
-    Transport as _, handlers,
+    Transport, handlers,
     moving::{self, Place},
 };
-use tidings_amqp::Amqp;
 use tokio::time::{Instant, sleep};
 
 use super::topology::Written;
@@ -117,9 +116,9 @@ impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
         let written = Written::read(frame).await?;
         let places = places(&written);
-        let from = frame.amqp("moving messages").await?;
+        let from = frame.direct("moving messages").await?;
         let to = Frame::reach(&self.to, "--to").await?;
-        let ended = self.run_with(frame, &places, &from, &to).await;
+        let ended = self.run_with(frame, &places, &*from, &*to).await;
         from.close().await;
         to.close().await;
         ended
@@ -129,8 +128,8 @@ impl Args {
         &self,
         frame: &Frame,
         places: &[Place],
-        from: &Amqp,
-        to: &Amqp,
+        from: &dyn Transport,
+        to: &dyn Transport,
     ) -> anyhow::Result<Ended> {
         let mut told: BTreeMap<String, Told> = BTreeMap::new();
         if !self.dry_run {
@@ -178,8 +177,8 @@ impl Args {
     async fn go(
         &self,
         places: &[Place],
-        from: &Amqp,
-        to: &Amqp,
+        from: &dyn Transport,
+        to: &dyn Transport,
         bar: &ProgressBar,
         told: &mut BTreeMap<String, Told>,
     ) {
@@ -225,7 +224,7 @@ struct Seen {
 
 async fn look<'a>(
     frame: &Frame,
-    from: &Amqp,
+    from: &dyn Transport,
     places: &'a [Place],
 ) -> anyhow::Result<Vec<(&'a Place, Seen)>> {
     let of_place = |place: &'a Place| place.queues().into_iter().map(move |queue| (place, queue));

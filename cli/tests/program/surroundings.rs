@@ -27,6 +27,16 @@ fn wrong_use_ends_with_2_and_says_what_is_right() {
         .ends(2)
         .says("the address at which that listens");
     tidings(["doctor", "--broker", "http://x"]).ends(2);
+    #[cfg(not(feature = "kafka"))]
+    tidings([
+        "dead-letters",
+        "list",
+        "pay.order-placed.v1",
+        "--broker",
+        "kafka://localhost:9092",
+    ])
+    .ends(2)
+    .says("build it with `--features kafka`");
 }
 
 #[test]

@@ -106,6 +106,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tidings",
             "tidings-amqp",
             "tidings-broker",
+            "tidings-kafka",
             "tidings-operator",
             "tidings-postgres",
             "tidings-sqlite",

@@ -1,0 +1,139 @@
+//! The broker that the command line names: AMQP, Kafka in a build with that, or whatever an operator endpoint reaches.
+
+use std::{fmt, sync::Arc};
+
+use anyhow::{Context as _, bail};
+use tidings::Transport;
+use tidings_amqp::Amqp;
+use tokio::time::timeout;
+
+use super::{BROKER_WAIT_MAX, Frame, Usage};
+use crate::code::Code;
+
+/// Whether a broker's URL names Kafka.
+fn is_kafka(url: &str) -> bool {
+    url.starts_with("kafka://") || url.starts_with("kafkas://")
+}
+
+impl Frame {
+    /// The broker's URL without user and password, or the endpoint through which it is reached.
+    pub(crate) fn broker_address(&self) -> String {
+        if let (None, Some(at)) = (&self.options.broker, self.options.at.first()) {
+            return format!("through {at}");
+        }
+        let url = self.options.broker.as_deref().unwrap_or_default();
+        match (url.split_once("://"), url.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, address))) => format!("{scheme}://{address}"),
+            _ => url.to_owned(),
+        }
+    }
+
+    /// The broker, itself or through an operator endpoint, within ten seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the command line names none, or it cannot be reached.
+    pub(crate) async fn broker(&self) -> anyhow::Result<Arc<dyn Transport>> {
+        if self.options.broker.is_some() || !self.has_endpoint() {
+            return self.direct("this").await;
+        }
+        let remote = self.remotes()?.into_iter().next();
+        let remote = remote.context("an operator endpoint was named")?;
+        let broker: Arc<dyn Transport> = Arc::new(remote.broker());
+        // Whether the endpoint answers, and then whether its service is connected.
+        remote.services().await?;
+        self.depths(&broker, &[] as &[&str]).await?;
+        Ok(broker)
+    }
+
+    /// The broker itself, of whatever engine, within ten seconds, for `what` cannot be done through an endpoint.
+    ///
+    /// # Errors
+    ///
+    /// When the command line names none, or it cannot be reached.
+    pub(crate) async fn direct(&self, what: &str) -> anyhow::Result<Arc<dyn Transport>> {
+        Self::reach(self.broker_url(what)?, "--broker").await
+    }
+
+    /// A connection with an AMQP broker itself, within ten seconds, for `what` cannot be done otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When the command line names none or another engine, or it cannot be reached.
+    pub(crate) async fn amqp(&self, what: &str) -> anyhow::Result<Amqp> {
+        let url = self.broker_url(what)?;
+        if is_kafka(url) {
+            bail!(Usage::new(format!(
+                "{what} cannot be done on Kafka: `--broker` has to name RabbitMQ or the broker in the box"
+            )));
+        }
+        Self::reach_amqp(url, "--broker").await
+    }
+
+    fn broker_url(&self, what: &str) -> anyhow::Result<&str> {
+        if self.options.broker.is_none() && self.has_endpoint() {
+            self.not_through_an_endpoint(what, "--broker amqp://user:password@host:port/vhost")?;
+        }
+        Ok(match self.options.broker.as_deref() {
+            None => bail!(Usage::new(
+                "say where the broker is: `--broker amqp://user:password@host:port/vhost`, or set \
+                 TIDINGS_BROKER"
+            )),
+            Some("embedded") => bail!(Usage::new(
+                "`embedded` is the broker in the program of a service; name the address at which \
+                 that listens: `--broker amqp://guest:guest@127.0.0.1:5672`"
+            )),
+            Some(url) => url,
+        })
+    }
+
+    /// The broker at `url`, which `option` names, within ten seconds.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be reached.
+    pub(crate) async fn reach(url: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
+        match is_kafka(url) {
+            true => Self::reach_kafka(url, option).await,
+            false => Ok(Arc::new(Self::reach_amqp(url, option).await?)),
+        }
+    }
+
+    async fn reach_amqp(url: &str, option: &str) -> anyhow::Result<Amqp> {
+        let builder = Amqp::builder(url).map_err(|error| Usage::new(error.to_string()))?;
+        Self::within(builder.name("tidings").connect(), option).await
+    }
+
+    #[cfg(feature = "kafka")]
+    async fn reach_kafka(url: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
+        let builder = tidings_kafka::Kafka::builder(url);
+        let builder = builder.map_err(|error| Usage::new(error.to_string()))?;
+        let kafka = Self::within(builder.name("tidings").connect(), option).await?;
+        Ok(Arc::new(kafka))
+    }
+
+    #[cfg(not(feature = "kafka"))]
+    async fn reach_kafka(_: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
+        bail!(Usage::new(format!(
+            "this build of `tidings` cannot use Kafka, which `{option}` names; build it with `--features kafka`"
+        )))
+    }
+
+    async fn within<T, E>(
+        connecting: impl Future<Output = Result<T, E>>,
+        option: &str,
+    ) -> anyhow::Result<T>
+    where
+        E: fmt::Display,
+    {
+        match timeout(BROKER_WAIT_MAX, connecting).await {
+            Ok(Ok(broker)) => Ok(broker),
+            Ok(Err(error)) => Err(Code::Broker.of(error)),
+            Err(_) => Err(Code::Broker.of(format!(
+                "the broker cannot be reached: it did not answer in {} seconds; see that it runs, and \
+                 that `{option}` names its address",
+                BROKER_WAIT_MAX.as_secs()
+            ))),
+        }
+    }
+}
