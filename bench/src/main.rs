@@ -20,6 +20,7 @@ mod aged;
 mod amqp;
 mod broker;
 mod clients;
+mod cost;
 mod feed;
 mod floors;
 mod handler;

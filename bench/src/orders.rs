@@ -28,6 +28,7 @@ use tidings_testing::servers::{Postgres, RabbitMq};
 use tokio::net::TcpStream;
 
 use crate::{
+    cost::{self, Cost, Log},
     machine::Machine,
     order_floor::{self, Awaits},
     peers::sibling,
@@ -156,9 +157,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             }
             let shop = Shop::start(program, &args, options.answers_only, data.path())?;
             folders.push(data);
-            let figures = runtime.block_on(place_and_wait(&shop, options))?;
+            let figures = runtime.block_on(place_and_wait(&shop, options, postgres.as_ref()))?;
             eprintln!("round {round}, {name}: {figures}");
-            figures.add_to(&mut report, name);
+            figures.add_to(&mut report, name, options.orders as f64);
         }
         if let Some(postgres) = postgres.as_ref().filter(|_| options.has_floor()) {
             for (name, awaits) in FLOORS {
@@ -181,6 +182,8 @@ struct Figures {
     completed: Option<Completed>,
     p50: Duration,
     p99: Duration,
+    /// On PostgreSQL.
+    cost: Option<Cost>,
 }
 
 /// How the orders of a round ended.
@@ -221,7 +224,7 @@ impl std::fmt::Display for Figures {
 }
 
 impl Figures {
-    fn add_to(&self, report: &mut Report, shop: &str) {
+    fn add_to(&self, report: &mut Report, shop: &str, orders: f64) {
         let mut add = |job, figure| report.add(job, shop, "D2", figure);
         add("orders accepted /s", self.accepted_per_second);
         if let Some(completed) = &self.completed {
@@ -232,16 +235,25 @@ impl Figures {
         }
         add("answer p50, us", self.p50.as_micros() as f64);
         add("answer p99, us", self.p99.as_micros() as f64);
+        if let Some(cost) = &self.cost {
+            cost.add_to(report, shop, orders);
+        }
     }
 }
 
-async fn place_and_wait(shop: &Shop, options: &Options) -> anyhow::Result<Figures> {
+async fn place_and_wait(
+    shop: &Shop,
+    options: &Options,
+    postgres: Option<&Postgres>,
+) -> anyhow::Result<Figures> {
     let address = &*shop.address;
     let skus = match options.answers_only {
         true => vec![ALWAYS_THERE.to_owned()],
         false => skus_in_stock(address, options.orders as u64).await?,
     };
     let skus = Arc::new(skus);
+    let log_before = postgres.map(Log::look).transpose()?;
+    let others_before = postgres.map(cost::cpu).transpose()?;
     let begun = SystemTime::now();
     let clock = Instant::now();
     let cpu_before = shop.cpu()?;
@@ -281,10 +293,25 @@ async fn place_and_wait(shop: &Shop, options: &Options) -> anyhow::Result<Figure
     let accepted = clock.elapsed();
 
     let count = orders.len() as f64;
+    let mut cost = None;
     let completed = match options.answers_only {
         true => None,
         false => {
-            let (ends, cpu) = completion(shop, &orders).await?;
+            let (ends, cpu, others) = completion(shop, &orders, postgres).await?;
+            if let (Some(postgres), Some(before), Some(cpu_before), Some(cpu_after)) =
+                (postgres, log_before, others_before, others)
+            {
+                tokio::time::sleep(cost::TOLD_AFTER).await;
+                let figures = Http::connect(address).await?.text("/metrics").await?;
+                cost = Some(Cost {
+                    before,
+                    after: Log::look(postgres)?,
+                    cpu_before,
+                    cpu_after,
+                    messages: cost::sum(&figures, "tidings_outbox_sent_total", ""),
+                    deliveries: cost::sum(&figures, "tidings_messages_total", "end=\"handled\""),
+                });
+            }
             let last = ends.iter().max().copied().unwrap_or(begun);
             let times = ends.iter().zip(orders.iter().rev());
             let times = times.map(|(end, order)| end.duration_since(order.asked));
@@ -303,21 +330,27 @@ async fn place_and_wait(shop: &Shop, options: &Options) -> anyhow::Result<Figure
         completed,
         p50,
         p99,
+        cost,
     })
 }
 
 /// Waits for the last fact of every order and checks what the bank says; returns when that was, for
-/// the last order first, and the shop's CPU until the last order's.
-async fn completion(shop: &Shop, orders: &[Placed]) -> anyhow::Result<(Vec<SystemTime>, Duration)> {
+/// the last order first, and the CPU of the shop and of the others until the last order's.
+async fn completion(
+    shop: &Shop,
+    orders: &[Placed],
+    postgres: Option<&Postgres>,
+) -> anyhow::Result<(Vec<SystemTime>, Duration, Option<(Duration, Duration)>)> {
     let mut http = Http::connect(&shop.address).await?;
     let deadline = Instant::now() + DRAIN_MAX;
     let mut ends = Vec::with_capacity(orders.len());
     // The last ones first, so that asking does not take the shop's time while it is at work.
-    let mut cpu = Duration::ZERO;
+    let (mut cpu, mut others) = (Duration::ZERO, None);
     for order in orders.iter().rev() {
         ends.push(wait_until_complete(&mut http, &order.id, deadline, LOOK_EVERY * 10).await?);
         if ends.len() == 1 {
             cpu = shop.cpu()?;
+            others = postgres.map(cost::cpu).transpose()?;
         }
     }
     for Placed { id, .. } in orders {
@@ -328,7 +361,7 @@ async fn completion(shop: &Shop, orders: &[Placed]) -> anyhow::Result<(Vec<Syste
             "order {id} has {charges} entries in the bank's ledger, not 1"
         );
     }
-    Ok((ends, cpu))
+    Ok((ends, cpu, others))
 }
 
 /// The products that every order of a round could take one of.
@@ -415,12 +448,29 @@ impl Http {
         Ok(answer)
     }
 
+    /// What is not JSON.
+    async fn text(&mut self, path: &str) -> anyhow::Result<String> {
+        let (status, answer) = self.bytes(Method::GET, path, Bytes::new()).await?;
+        ensure!(status == StatusCode::OK, "GET {path} answered {status}");
+        Ok(String::from_utf8(answer.into())?)
+    }
+
     async fn call(
         &mut self,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> anyhow::Result<(StatusCode, Value)> {
+        let (status, answer) = self.bytes(method, path, body).await?;
+        Ok((status, serde_json::from_slice(&answer)?))
+    }
+
+    async fn bytes(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -430,8 +480,7 @@ impl Http {
         self.0.ready().await?;
         let answer = self.0.send_request(request).await?;
         let status = answer.status();
-        let body = answer.into_body().collect().await?.to_bytes();
-        Ok((status, serde_json::from_slice(&body)?))
+        Ok((status, answer.into_body().collect().await?.to_bytes()))
     }
 }
 

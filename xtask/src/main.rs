@@ -4,6 +4,7 @@ mod ci;
 mod deploy;
 mod provide;
 mod run;
+mod scale;
 mod test;
 mod tidy;
 
@@ -36,6 +37,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What it takes to run from 100 to 1,000,000 orders per second: measured costs and a simulation (docs/scale.md).
+    Scale(scale::Args),
     /// The side-by-side benchmarks of `bench/`, in release mode.
     Bench {
         /// Passed on to the benchmark program; `-- --help` shows what it takes.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Ci(args) => ci::run(&args),
         Command::Tidy => tidy::run(),
         Command::Deploy(args) => deploy::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Rig { args } => rig(&args),
         Command::Bench { args } => bench(&args),
     };
