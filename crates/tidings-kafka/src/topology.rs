@@ -39,6 +39,16 @@ struct Wanted {
     partitions: u16,
     /// `None`: as the brokers have it.
     retention: Option<&'static str>,
+    /// More partitions than one would break what is promised: the order of letters, or who has a share of a group.
+    is_single: bool,
+}
+
+/// A topic as it is.
+#[derive(Debug, Clone, Copy)]
+struct There {
+    partitions: usize,
+    /// Each partition has a leader.
+    has_leaders: bool,
 }
 
 /// The name under which the subscriptions of a group are kept; groups that differ in their number of partitions
@@ -103,9 +113,11 @@ impl Shared {
         let mut topics = BTreeMap::new();
         let mut add = |name: &str, partitions: u16, retention: Option<&'static str>| {
             check_name(name)?;
+            let is_of_group = partition_of_group(name).is_some();
             let wanted = Wanted {
                 partitions,
                 retention,
+                is_single: partitions == 1 && (is_of_group || retention == Some(NO_END)),
             };
             topics.entry(name.to_owned()).or_insert(wanted);
             Ok::<(), TransportError>(())
@@ -161,6 +173,15 @@ impl Shared {
         wanted: &BTreeMap<String, Wanted>,
     ) -> Result<(), TransportError> {
         let there = self.topics_that_are_there().await?;
+        for (name, _) in wanted.iter().filter(|(_, wanted)| wanted.is_single) {
+            let partitions = there.get(name).map_or(1, |there| there.partitions);
+            if partitions > 1 {
+                return Err(TransportError::fatal(format!(
+                    "topic `{name}` has {partitions} partitions and must have one: have it made anew with a single \
+                     partition, or let the service make it (TDG-4013)"
+                )));
+            }
+        }
         let missing = wanted.iter().filter(|(name, _)| !there.contains_key(*name));
         let missing: Vec<(&String, &Wanted)> = missing.collect();
         if missing.is_empty() {
@@ -189,7 +210,7 @@ impl Shared {
             let there = self.topics_that_are_there().await?;
             if missing
                 .iter()
-                .all(|(name, _)| there.get(*name) == Some(&true))
+                .all(|(name, _)| there.get(*name).is_some_and(|there| there.has_leaders))
             {
                 return Ok(());
             }
@@ -222,10 +243,10 @@ impl Shared {
         Ok(())
     }
 
-    /// The topics of the cluster, and whether each partition has a leader.
+    /// The topics of the cluster.
     async fn topics_that_are_there(
         self: &Arc<Self>,
-    ) -> Result<BTreeMap<String, bool>, TransportError> {
+    ) -> Result<BTreeMap<String, There>, TransportError> {
         self.look(|shared| {
             let metadata = shared.looker.fetch_metadata(None, LOOK_TIMEOUT);
             let metadata = metadata.map_err(|error| passing("topics cannot be seen", &error))?;
@@ -237,7 +258,11 @@ impl Shared {
                 let partitions = topic.partitions();
                 let has_leaders =
                     !partitions.is_empty() && partitions.iter().all(|it| it.leader() >= 0);
-                (topic.name().to_owned(), has_leaders)
+                let there = There {
+                    partitions: partitions.len(),
+                    has_leaders,
+                };
+                (topic.name().to_owned(), there)
             });
             Ok(topics.collect())
         })
@@ -461,7 +486,7 @@ mod tests {
         let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
         let table = std::fs::read_to_string(docs.join("README.md")).expect("the table");
         let sources = [include_str!("polling.rs"), include_str!("topology.rs")].concat();
-        for code in ["TDG-4010", "TDG-4011", "TDG-4012"] {
+        for code in ["TDG-4010", "TDG-4011", "TDG-4012", "TDG-4013"] {
             let page = std::fs::read_to_string(docs.join(format!("{code}.md"))).expect("a page");
             assert!(page.starts_with(&format!("# {code}: ")), "{code}");
             assert!(sources.contains(&format!("({code})")), "{code} is used");

@@ -57,6 +57,7 @@ behaviours! {
 behaviours! {
     of looking;
     a_look_says_how_full_queues_are_and_changes_nothing
+    a_topic_of_dead_letters_with_several_partitions_is_refused
 }
 
 /// Not a test, but the process that another test kills. Does nothing unless that asks for it.
