@@ -152,6 +152,16 @@ mod quorum {
     }
 }
 
+#[tokio::test]
+async fn the_table_of_engines_says_what_it_can_do() {
+    let page = tidings_testing::foreign::documents("engines.md");
+    let amqp = behaviour::connect(&url().await).await;
+    let features = tidings_core::Transport::features(&amqp);
+    for column in ["broker in the box", "RabbitMQ"] {
+        tidings_testing::transport::assert_documented(&page, column, &features);
+    }
+}
+
 /// Not a test, but the process that another test kills. Does nothing unless that asks for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn consumer_of_a_test() {

@@ -66,3 +66,22 @@ async fn it_keeps_the_contract_of_a_transport() {
     let url = aws_url();
     tidings_testing::transport::conformance(async || connect(&url).await).await;
 }
+
+#[tokio::test]
+async fn the_table_of_engines_says_what_it_can_do() {
+    let page = tidings_testing::foreign::documents("engines.md");
+    for (column, queues) in [
+        ("SNS and SQS, FIFO", "fifo"),
+        ("SNS and SQS, standard", "standard"),
+    ] {
+        let url = format!(
+            "aws://eu-central-1/t?endpoint=http://127.0.0.1:1&account=000000000000&queues={queues}"
+        );
+        let aws = tidings_aws::Aws::builder(&url)
+            .expect("an URL")
+            .start()
+            .await;
+        let features = tidings_core::Transport::features(&aws.expect("it starts"));
+        tidings_testing::transport::assert_documented(&page, column, &features);
+    }
+}

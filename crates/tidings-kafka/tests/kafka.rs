@@ -100,3 +100,11 @@ async fn it_keeps_the_contract_of_a_transport() {
     let url = kafka_url();
     tidings_testing::transport::conformance(async || connect(&url).await).await;
 }
+
+#[tokio::test]
+async fn the_table_of_engines_says_what_it_can_do() {
+    let page = tidings_testing::foreign::documents("engines.md");
+    let kafka = tidings_kafka::Kafka::builder("kafka://127.0.0.1:1").expect("an URL");
+    let features = tidings_core::Transport::features(&kafka.start().expect("it starts"));
+    tidings_testing::transport::assert_documented(&page, "Apache Kafka", &features);
+}

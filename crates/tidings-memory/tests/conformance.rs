@@ -55,3 +55,10 @@ async fn the_transport_conforms() {
     let limit = async |queue: &str, messages| assert!(broker.limit(queue, messages));
     tidings_testing::transport::conformance_with_limits(connect, limit).await;
 }
+
+#[test]
+fn the_table_of_engines_says_what_it_can_do() {
+    let page = tidings_testing::foreign::documents("engines.md");
+    let features = tidings_core::Transport::features(&MemoryTransport::new().connect());
+    tidings_testing::transport::assert_documented(&page, "memory", &features);
+}

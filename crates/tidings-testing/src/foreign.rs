@@ -83,6 +83,17 @@ pub fn examples() -> PathBuf {
     workspace().join("examples")
 }
 
+/// A page of this repository's `docs/`.
+///
+/// # Panics
+///
+/// When there is no such page.
+pub fn documents(page: &str) -> String {
+    let path = workspace().join("docs").join(page);
+    let text = std::fs::read_to_string(&path);
+    text.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// The folder of this repository. It is asked for when the test runs: a test that another clone
 /// built, with the same target folder, must not look there.
 ///

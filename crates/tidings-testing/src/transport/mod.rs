@@ -27,6 +27,7 @@ mod partitions;
 mod publishing;
 mod settling;
 mod support;
+mod table;
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,6 +37,7 @@ use tidings_core::{Features, PublishErrorKind};
 use tokio::time::timeout;
 
 use support::Case;
+pub use table::{assert_documented, rows};
 
 /// The longest that one case may take.
 const CASE_MAX: Duration = Duration::from_secs(60);
