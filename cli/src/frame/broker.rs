@@ -100,6 +100,13 @@ impl Frame {
     }
 
     async fn reach_amqp(url: &str, option: &str) -> anyhow::Result<Amqp> {
+        if url.starts_with("aws://") {
+            bail!(Usage::new(format!(
+                "`tidings` does not reach Amazon SNS and SQS yet, which `{option}` names; look at the queues with \
+                 Amazon's own tools (docs/guide/aws.md says what they are called), and leave `{option}` out where \
+                 `--database` is enough"
+            )));
+        }
         let builder = Amqp::builder(url).map_err(|error| Usage::new(error.to_string()))?;
         Self::within(builder.name("tidings").connect(), option).await
     }

@@ -27,6 +27,14 @@ fn wrong_use_ends_with_2_and_says_what_is_right() {
         .ends(2)
         .says("the address at which that listens");
     tidings(["doctor", "--broker", "http://x"]).ends(2);
+    tidings([
+        "dead-letters",
+        "groups",
+        "--broker",
+        "aws://eu-central-1/shop-",
+    ])
+    .ends(2)
+    .says("does not reach Amazon SNS and SQS yet");
     #[cfg(not(feature = "kafka"))]
     tidings([
         "dead-letters",
