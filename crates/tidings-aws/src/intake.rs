@@ -15,10 +15,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tidings_core::{Attempt, Envelope, TransportError};
+use tidings_core::{Attempt, Envelope, Received, TransportError};
 use tokio::{sync::Notify, task::JoinHandle};
-
-use crate::message::Received;
 
 /// A message that this transport has.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use tidings_core::{
-    Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, QUEUE_HEADER, REASON_HEADER,
+    Attempt, Envelope, HISTORY_HEADER, MessageId, REASON_HEADER, Received, shortened_history,
     shortened_reason,
 };
 use tracing::debug;
@@ -42,14 +42,6 @@ impl Sent {
         let attributes = attributes.map(|(name, value)| name.len() + "String".len() + value.len());
         self.body.len() + attributes.sum::<usize>()
     }
-}
-
-/// What came in.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Received {
-    pub(crate) envelope: Envelope,
-    pub(crate) history: Vec<Attempt>,
-    pub(crate) failures: u32,
 }
 
 /// What is in the attribute for everything else.
@@ -103,7 +95,9 @@ pub(crate) fn encode(envelope: &Envelope, slot: Option<u16>) -> Sent {
                 reason = Some(as_text(&short)).filter(|reason| !reason.is_empty());
                 short
             }
-            HISTORY_HEADER if value.len() > REASON_BYTES_MAX => shorter_history(value),
+            HISTORY_HEADER if value.len() > REASON_BYTES_MAX => {
+                shortened_history(value, REASON_BYTES_MAX)
+            }
             _ => Cow::Borrowed(&**value),
         };
         more.headers.push(((&**name).into(), value));
@@ -162,14 +156,6 @@ fn as_text(reason: &str) -> String {
         .collect()
 }
 
-/// A history from an outbox, with its reasons cut as a settlement cuts them.
-fn shorter_history(json: &str) -> Cow<'_, str> {
-    match serde_json::from_str::<Vec<Attempt>>(json) {
-        Ok(history) => Cow::Owned(history_as_json(&history)),
-        Err(_) => Cow::Borrowed(json),
-    }
-}
-
 pub(crate) fn history_as_json(history: &[Attempt]) -> String {
     tidings_core::history_as_json(history, REASON_BYTES_MAX)
 }
@@ -179,13 +165,7 @@ pub(crate) fn decode<'a>(
     body: &str,
     attributes: impl Iterator<Item = (&'a str, Option<&'a str>)>,
 ) -> Received {
-    let mut envelope = Envelope::new("", Vec::new());
-    envelope.content_type = Cow::Borrowed("");
-    let mut received = Received {
-        envelope,
-        history: Vec::new(),
-        failures: 0,
-    };
+    let mut received = Received::new(Vec::new());
     let mut encoding = None;
     let mut more = None;
     for (name, value) in attributes {
@@ -219,49 +199,10 @@ pub(crate) fn decode<'a>(
     received
 }
 
-impl Received {
-    /// Of attributes, the first of a name counts, so that none that came along as a plain header replaces it.
-    fn attribute(&mut self, name: &str, text: &str) {
-        const JSON: &str = "application/json";
-        let envelope = &mut self.envelope;
-        let first = |attribute: &mut Option<Box<str>>| {
-            attribute.get_or_insert_with(|| text.into());
-        };
-        match name {
-            "ce_id" => {
-                envelope.id.get_or_insert_with(|| MessageId::new(text));
-            }
-            "ce_type" if envelope.name.is_empty() => envelope.name = Cow::Owned(text.to_owned()),
-            "ce_source" if envelope.source.is_empty() => {
-                envelope.source = Cow::Owned(text.to_owned());
-            }
-            // A time that is none is left out: nothing rests on it.
-            "ce_time" if envelope.time.is_none() => envelope.time = text.parse().ok(),
-            "ce_partitionkey" => first(&mut envelope.key),
-            "ce_correlationid" => first(&mut envelope.correlation_id),
-            "ce_causationid" => first(&mut envelope.causation_id),
-            "ce_traceparent" => first(&mut envelope.traceparent),
-            "content-type" if envelope.content_type.is_empty() => {
-                envelope.content_type = match text {
-                    JSON => Cow::Borrowed(JSON),
-                    _ => Cow::Owned(text.to_owned()),
-                };
-            }
-            "ce_specversion" | "ce_type" | "ce_source" | "ce_time" | "content-type" => {}
-            // Foreign programs may write anything there; the count stands for itself.
-            FAILURES_HEADER => self.failures = text.parse().unwrap_or_default(),
-            HISTORY_HEADER => self.history = serde_json::from_str(text).unwrap_or_default(),
-            // What stood on an earlier dead letter of this message.
-            REASON_HEADER | QUEUE_HEADER => {}
-            _ => envelope.headers.push((name.into(), text.into())),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use tidings_core::dead_letter;
+    use tidings_core::{FAILURES_HEADER, dead_letter};
 
     use super::*;
 

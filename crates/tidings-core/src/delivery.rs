@@ -194,6 +194,15 @@ impl Attempt {
     }
 }
 
+/// A history as JSON that was written elsewhere, with its reasons cut as [`history_as_json`] cuts them. What is no history
+/// stays as it is.
+pub fn shortened_history(json: &str, bytes_max: usize) -> Cow<'_, str> {
+    match serde_json::from_str::<Vec<Attempt>>(json) {
+        Ok(history) => Cow::Owned(history_as_json(&history, bytes_max)),
+        Err(_) => Cow::Borrowed(json),
+    }
+}
+
 /// A history as it stands in the header [`HISTORY_HEADER`], with each reason cut to `reason_bytes_max` bytes: brokers
 /// take headers of a limited size.
 pub fn history_as_json(history: &[Attempt], reason_bytes_max: usize) -> String {

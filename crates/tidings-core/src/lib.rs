@@ -19,6 +19,7 @@ mod log;
 mod message;
 mod metadata;
 mod outbox;
+mod received;
 mod records;
 mod sending;
 mod sensitive;
@@ -35,7 +36,7 @@ pub use dead_letters::{
 pub use delivery::{
     Attempt, Delivery, FAILURES_HEADER, HISTORY_HEADER, QUEUE_HEADER, REASON_HEADER,
     REDRIVE_HEADER, REPLY_TO_HEADER, Settlement, Settler, Settling, dead_letter, history_as_json,
-    shortened_reason,
+    shortened_history, shortened_reason,
 };
 pub use envelope::{Envelope, MessageId};
 pub use error::{BoxError, Error, Permanent, PermanentExt, RetryAfter, is_permanent};
@@ -49,6 +50,7 @@ pub use message::{Command, Destination, Event, Message, Outgoing, Unrouted, iden
 pub use outbox::{
     Lane, Leased, ListedRow, Outbox, OutboxRow, OutboxState, OutboxStats, hash_of_key,
 };
+pub use received::Received;
 pub use records::{Expected, Record, RecordChange, RecordId, RecordQuery, RecordValue, Records};
 pub use sending::{
     Cancel, IntoMessages, Messages, Reply, ScheduleId, Scheduled, SendWith, Sends, When, With,

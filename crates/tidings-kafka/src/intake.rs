@@ -18,12 +18,11 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
-use tidings_core::{Attempt, Envelope, TransportError};
+use tidings_core::{Attempt, Envelope, Received, TransportError};
 use tokio::sync::{Notify, watch};
 
 use crate::{
     bindings::Wanted,
-    message::Received,
     window::{Admitted, Progress},
 };
 

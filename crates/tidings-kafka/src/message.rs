@@ -4,29 +4,16 @@
 //! the header `content-type`. The key of a record is the attribute `partitionkey`. Other headers are as they
 //! are; a value that is not UTF-8 is no text and left out.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use tidings_core::{
-    Attempt, Envelope, FAILURES_HEADER, HISTORY_HEADER, MessageId, QUEUE_HEADER, REASON_HEADER,
+    Attempt, Envelope, HISTORY_HEADER, MessageId, REASON_HEADER, Received, shortened_history,
     shortened_reason,
 };
 use tracing::debug;
 
 /// The reasons in a history are cut to this many bytes.
 const REASON_BYTES_MAX: usize = 4 * 1024;
-
-/// What came in.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Received {
-    pub(crate) envelope: Envelope,
-    pub(crate) history: Vec<Attempt>,
-    pub(crate) failures: u32,
-    /// Of a dead letter: why it is one, and whose.
-    pub(crate) reason: Option<Box<str>>,
-    pub(crate) consumer: Option<Box<str>>,
-}
 
 /// The headers of a message on its way out.
 pub(crate) fn headers_of(envelope: &Envelope) -> OwnedHeaders {
@@ -59,19 +46,13 @@ pub(crate) fn headers_of(envelope: &Envelope) -> OwnedHeaders {
     for (name, value) in &envelope.headers {
         match &**name {
             REASON_HEADER => push(name, &shortened_reason(value, REASON_BYTES_MAX)),
-            HISTORY_HEADER if value.len() > REASON_BYTES_MAX => push(name, &shorter_history(value)),
+            HISTORY_HEADER if value.len() > REASON_BYTES_MAX => {
+                push(name, &shortened_history(value, REASON_BYTES_MAX))
+            }
             _ => push(name, value),
         }
     }
     headers
-}
-
-/// A history from an outbox, with its reasons cut as a settlement cuts them.
-fn shorter_history(json: &str) -> Cow<'_, str> {
-    match serde_json::from_str::<Vec<Attempt>>(json) {
-        Ok(history) => Cow::Owned(history_as_json(&history)),
-        Err(_) => Cow::Borrowed(json),
-    }
 }
 
 pub(crate) fn history_as_json(history: &[Attempt]) -> String {
@@ -91,18 +72,10 @@ fn from_parts<'a>(
     headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
     body: Bytes,
 ) -> Received {
-    let mut envelope = Envelope::new("", body);
-    envelope.content_type = Cow::Borrowed("");
-    let mut received = Received {
-        envelope,
-        history: Vec::new(),
-        failures: 0,
-        reason: None,
-        consumer: None,
-    };
+    let mut received = Received::new(body);
     for (name, value) in headers {
         match str::from_utf8(value.unwrap_or_default()) {
-            Ok(text) => received.header(name, text),
+            Ok(text) => received.attribute(name, text),
             Err(_) => debug!(header = name, "left out: it is not UTF-8"),
         }
     }
@@ -114,50 +87,10 @@ fn from_parts<'a>(
     received
 }
 
-impl Received {
-    /// Of attributes, the first of a name counts, so that none that came along as a plain header replaces it.
-    fn header(&mut self, name: &str, text: &str) {
-        const JSON: &str = "application/json";
-        let envelope = &mut self.envelope;
-        let first = |attribute: &mut Option<Box<str>>| {
-            attribute.get_or_insert_with(|| text.into());
-        };
-        match name {
-            "ce_id" => {
-                envelope.id.get_or_insert_with(|| MessageId::new(text));
-            }
-            "ce_type" if envelope.name.is_empty() => envelope.name = Cow::Owned(text.to_owned()),
-            "ce_source" if envelope.source.is_empty() => {
-                envelope.source = Cow::Owned(text.to_owned());
-            }
-            // A time that is none is left out: nothing rests on it.
-            "ce_time" if envelope.time.is_none() => envelope.time = text.parse().ok(),
-            "ce_partitionkey" => first(&mut envelope.key),
-            "ce_correlationid" => first(&mut envelope.correlation_id),
-            "ce_causationid" => first(&mut envelope.causation_id),
-            "ce_traceparent" => first(&mut envelope.traceparent),
-            "content-type" if envelope.content_type.is_empty() => {
-                envelope.content_type = match text {
-                    JSON => Cow::Borrowed(JSON),
-                    _ => Cow::Owned(text.to_owned()),
-                };
-            }
-            "ce_specversion" | "ce_type" | "ce_source" | "ce_time" | "content-type" => {}
-            // Foreign programs may write anything there; the count stands for itself.
-            FAILURES_HEADER => self.failures = text.parse().unwrap_or_default(),
-            HISTORY_HEADER => self.history = serde_json::from_str(text).unwrap_or_default(),
-            // A message that was one has them no more when it is sent again.
-            REASON_HEADER => first(&mut self.reason),
-            QUEUE_HEADER => first(&mut self.consumer),
-            _ => envelope.headers.push((name.into(), text.into())),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use tidings_core::dead_letter;
+    use tidings_core::{FAILURES_HEADER, dead_letter};
 
     use super::*;
 

@@ -27,13 +27,14 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
     types::RDKafkaErrorCode,
 };
+use tidings_core::Received;
 use tracing::{debug, error, warn};
 
 use crate::{
     bindings::{self, Bindings, Change, Wanted},
     client::{self, Status},
     intake::{Assigned, Commit, Intake, Place},
-    message::{self, Received},
+    message,
     ranges::Ranges,
     window::Progress,
 };

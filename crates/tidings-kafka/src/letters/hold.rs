@@ -14,7 +14,9 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
     types::RDKafkaRespErr,
 };
-use tidings_core::{AccessError, AccessErrorKind, BoxFuture, DeadLetter, HeldLetters, LetterPlace};
+use tidings_core::{
+    AccessError, AccessErrorKind, BoxFuture, DeadLetter, HeldLetters, LetterPlace, Received,
+};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -22,7 +24,7 @@ use super::unavailable;
 use crate::{
     Shared, client,
     client::Status,
-    message::{self, Received},
+    message,
     ranges::Ranges,
     topology::LOOK_TIMEOUT,
     window::{Admitted, Progress, Window},
