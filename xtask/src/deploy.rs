@@ -10,6 +10,8 @@ mod image;
 
 use anyhow::{Context, Result};
 
+pub(crate) use chroot::debootstrap;
+
 use crate::provide::{self, Provided};
 use crate::run::{cargo, root, step, succeed, target};
 

@@ -9,14 +9,18 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tidings_testing::foreign::{DEPLOY_PATH, KEDA_PATH, NODE_PATH, PYTHON_PATH};
 use tidings_testing::servers::{
-    AWS_URL, AwsEmulator, KAFKA_URL, Kafka, POSTGRES_URL, Postgres, RABBITMQ_URL, RabbitMq, S3,
-    S3_URL,
+    AWS_URL, AwsEmulator, KAFKA_URL, Kafka, POSTGRES_URL, Postgres, RABBITMQ_ROOT, RABBITMQ_URL,
+    RabbitMq, S3, S3_URL,
 };
 
+use crate::deploy::debootstrap;
 use crate::run::{answers, program, quietly, root, target};
+
+/// What tests call the RabbitMQ that runs beside the installed one.
+const NEWER_RABBITMQ: &str = "RabbitMQ 4";
 
 /// What was had, and what was not.
 #[derive(Default)]
@@ -26,6 +30,8 @@ pub(crate) struct Provided {
     pub(crate) missing: Vec<(&'static str, String)>,
     // Held for as long as the tests run: dropped, they end.
     rabbitmq: Option<RabbitMq>,
+    /// The folder with a Debian whose RabbitMQ is newer than the installed one.
+    newer_rabbitmq: Option<PathBuf>,
     kafka: Option<Kafka>,
     aws: Option<AwsEmulator>,
     postgres: Option<Postgres>,
@@ -41,6 +47,12 @@ impl Provided {
 
     pub(crate) fn missing_names(&self) -> Vec<&'static str> {
         self.missing.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// What makes tests start the newer RabbitMQ, if it was had.
+    pub(crate) fn newer_rabbitmq(&self) -> Option<[(&'static str, String); 2]> {
+        let root = text(self.newer_rabbitmq.as_deref()?);
+        Some([(RABBITMQ_ROOT, root), (RABBITMQ_URL, String::new())])
     }
 
     fn lack(&mut self, name: &'static str, why: impl ToString) {
@@ -61,6 +73,7 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
         RabbitMq::missing,
     );
     debian(provided, "PostgreSQL", &["postgresql"], Postgres::missing);
+    newer_rabbitmq(provided);
     kafka(provided);
     if let Some(why) = AwsEmulator::missing() {
         provided.lack("SQS", why);
@@ -174,6 +187,36 @@ fn debian(
             name,
             format!("{} was installed, and still: {why}", packages.join(", ")),
         );
+    }
+}
+
+/// The RabbitMQ of the Debian after the oldest that is supported, beside the installed one.
+fn newer_rabbitmq(provided: &mut Provided) {
+    const RELEASE: &str = "trixie";
+    let chosen = |name| std::env::var_os(name).is_some_and(|it| !it.is_empty());
+    if chosen(RABBITMQ_ROOT) || chosen(RABBITMQ_URL) {
+        eprintln!("{NEWER_RABBITMQ}: not beside the RabbitMQ that the environment names");
+        return;
+    }
+    let made = || {
+        if !is_debian_root() {
+            bail!("its folder is made and entered by root, on Debian");
+        }
+        if !answers("debootstrap", "--version") {
+            apt_get(NEWER_RABBITMQ, &["debootstrap"])?;
+        }
+        let folder = target()?
+            .join("foreign")
+            .join(format!("{RELEASE}-rabbitmq"));
+        if !folder.exists() {
+            eprintln!("{NEWER_RABBITMQ}: making a Debian for it (about 90 s, 370 MB)");
+        }
+        debootstrap(&folder, RELEASE, "minbase", &["rabbitmq-server"])?;
+        Ok(folder)
+    };
+    match made() {
+        Ok(folder) => provided.newer_rabbitmq = Some(folder),
+        Err(error) => provided.lack(NEWER_RABBITMQ, format!("{error:#}")),
     }
 }
 

@@ -6,6 +6,7 @@
 //! silently skipped is a promise that nobody checks. Tests that only measure are not run here.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -23,8 +24,9 @@ Examples:
 Servers are taken, in this order, from a URL in the environment (TIDINGS_TEST_RABBITMQ_URL,
 TIDINGS_TEST_KAFKA_URL, TIDINGS_TEST_AWS_URL, TIDINGS_TEST_POSTGRES_URL), from what is installed, or, on Debian as
 root, by installing them. Kafka is fetched with Maven, an emulator of SNS and SQS with npm, once.
-TIDINGS_TEST_RABBITMQ_ROOT names a folder with a Debian of its own whose RabbitMQ is taken instead of
-the installed one (debootstrap --variant=minbase --include=rabbitmq-server trixie FOLDER).";
+Some tests run once more on the RabbitMQ of a newer Debian, which is fetched once into a folder of its own.
+TIDINGS_TEST_RABBITMQ_ROOT names such a folder whose RabbitMQ is taken instead of the installed one
+(debootstrap --variant=minbase --include=rabbitmq-server trixie FOLDER).";
 
 /// What `cargo xtask test` takes.
 #[derive(clap::Args, Default)]
@@ -55,16 +57,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         ignored_tests()?
     };
+    let cannot = ignored.iter().filter(|test| !test.can_run(&missing));
+    let left_out: Vec<&str> = cannot.flat_map(|test| ["--skip", &test.name]).collect();
     step("test", || {
         let mut test = cargo_test(args)?;
         test.envs(provided.env()).args(&args.filter).arg("--");
         if !args.quick {
             test.arg("--include-ignored");
         }
-        for test_in_need in ignored.iter().filter(|test| !test.can_run(&missing)) {
-            test.args(["--skip", &test_in_need.name]);
-        }
-        succeed(&mut test)
+        succeed(test.args(&left_out))
     })?;
     for built in &WITH_FEATURES {
         if args.quick || missing.contains(&built.needs) || !concerns(args, built.package) {
@@ -83,6 +84,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 None => test.args(built.words),
             };
             succeed(&mut test)
+        })?;
+    }
+    if let Some(newer) = provided.newer_rabbitmq() {
+        on_newer_rabbitmq(args, |test| {
+            let newer = newer.iter().map(|(name, value)| (*name, &**value));
+            test.envs(provided.env().chain(newer))
+                .args(["--", "--include-ignored"]);
+            test.args(&left_out);
         })?;
     }
     let skipped = ignored
@@ -129,12 +138,52 @@ const WITH_FEATURES: [Featured; 3] = [
     },
 ];
 
+/// What runs once more on a newer RabbitMQ: all that its adapter promises, and what the toolkit and the shop promise on it.
+const ON_NEWER_RABBITMQ: [(&str, &[&str], &[&str]); 3] = [
+    ("tidings-amqp", &["rabbitmq", "cluster"], &[]),
+    (
+        "tidings",
+        &["ordered_amqp", "dead_letters_amqp"],
+        &["order_holds_on_rabbitmq", "outlasts_a_kill_of_rabbitmq"],
+    ),
+    (
+        "shop",
+        &["system"],
+        &[
+            "on_rabbitmq_and_postgresql_with_two_copies_of_some",
+            "killing_everything_loses_nothing_on_rabbitmq",
+        ],
+    ),
+];
+
+fn on_newer_rabbitmq(args: &Args, surround: impl Fn(&mut Command)) -> Result<()> {
+    for (package, targets, words) in ON_NEWER_RABBITMQ {
+        if !concerns(args, package) {
+            continue;
+        }
+        step(&format!("test `{package}` on a newer RabbitMQ"), || {
+            // The same packages as before, so that nothing is built anew.
+            let mut test = cargo_test(args)?;
+            for target in targets {
+                test.args(["--test", target]);
+            }
+            surround(&mut test);
+            match &args.filter {
+                Some(filter) => test.arg(filter),
+                None => test.args(words),
+            };
+            succeed(&mut test)
+        })?;
+    }
+    Ok(())
+}
+
 /// Whether a package is among what is tested.
 fn concerns(args: &Args, package: &str) -> bool {
     args.package.is_empty() || args.package.iter().any(|it| it == package)
 }
 
-fn cargo_test(args: &Args) -> Result<std::process::Command> {
+fn cargo_test(args: &Args) -> Result<Command> {
     let mut test = cargo(["test", "--locked", "--no-fail-fast"])?;
     if args.package.is_empty() {
         test.arg("--workspace");

@@ -114,7 +114,9 @@ async fn secure(
         .await
         .map_err(|error| {
             // Broken connections pass; certificates that do not fit, and peers without TLS, stay.
-            if matches!(error.kind(), io::ErrorKind::InvalidData) {
+            if let Some(alert) = refused_certificate(&error) {
+                of_certificate(host, &alert)
+            } else if matches!(error.kind(), io::ErrorKind::InvalidData) {
                 DialError::fatal(format!(
                     "no secure connection with the broker at `{host}`: {error}; check that the \
                      port is the one for TLS, and that its certificate is signed by an authority \
@@ -126,6 +128,38 @@ async fn secure(
                 ))
             }
         })
+}
+
+/// What the other side says of the certificate that it was shown, or not shown. With TLS 1.3 it says so after the handshake.
+fn refused_certificate(error: &io::Error) -> Option<String> {
+    use rustls::AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
+        CertificateUnknown, HandshakeFailure, UnknownCA, UnsupportedCertificate,
+    };
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let rustls::Error::AlertReceived(alert) = error else {
+        return None;
+    };
+    let of_certificates = matches!(
+        alert,
+        AccessDenied
+            | BadCertificate
+            | CertificateExpired
+            | CertificateRequired
+            | CertificateRevoked
+            | CertificateUnknown
+            | HandshakeFailure
+            | UnknownCA
+            | UnsupportedCertificate
+    );
+    of_certificates.then(|| error.to_string())
+}
+
+fn of_certificate(host: &Host, alert: &str) -> DialError {
+    DialError::fatal(format!(
+        "the broker at `{host}` does not take the certificate of this client, or asks for one: {alert}; \
+         `certfile=...` and `keyfile=...` name one, signed by an authority that the broker knows, for clients"
+    ))
 }
 
 fn tls_config(files: &TlsFiles) -> Result<ClientConfig, String> {
@@ -357,6 +391,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
 
     fn broken(&self, error: &io::Error) -> DialError {
         let host = self.host;
+        if let Some(alert) = refused_certificate(error) {
+            return of_certificate(host, &alert);
+        }
         DialError::temporary(format!("the connection with `{host}` broke: {error}"))
     }
 

@@ -5,6 +5,9 @@
 // The other tests use the rest of it.
 #[allow(dead_code, unused_imports, unused_macros)]
 mod behaviour;
+// Each of the two uses a part of it.
+#[allow(dead_code)]
+mod versions;
 
 use std::{
     collections::BTreeSet,
@@ -25,6 +28,7 @@ use tidings_core::{
     Transport, dead_letter_queue,
 };
 use tidings_testing::servers::{RabbitMq, RabbitMqCluster};
+use tokio::task::JoinSet;
 
 /// A cluster is much for a small machine: one test at a time.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -154,51 +158,114 @@ async fn ordered(amqp: &Amqp, queue: &str) -> Deliveries {
     deliveries.await.expect("the partition is there")
 }
 
-/// A consumer without order and an ordered group with two instances receive what is published, while the leader of a
-/// partition is killed, comes back, and another node does not answer for a while: nothing that was confirmed is missing, and
-/// each key is in order.
-async fn nodes_fail_under_load(mut cluster: RabbitMqCluster) {
-    // RabbitMQ 3.10's side of a channel may hang for as long as a node does not answer. It is given up after twice this time.
-    let builder = Amqp::builder(&url(&cluster)).expect("an URL");
-    let publisher = builder.confirm_timeout(Duration::from_secs(5)).connect();
-    let publisher = Arc::new(
-        within("a connection", publisher)
-            .await
-            .expect("it is taken"),
-    );
-    let (queue, topic) = (unique("queue"), unique("topic"));
-    let group = Group::new(unique("group"), NonZeroU16::new(2).expect("not zero"));
-    let wanted = Topology::new()
-        .queue(Queue::new(queue.clone()).topic(topic.clone()))
-        .group(group.clone().topic(topic.clone()));
-    publisher.declare(&wanted).await.expect("declared");
-    // RabbitMQ writes down the names of new quorum queues half a second late (decision 0013).
-    tokio::time::sleep(Duration::from_secs(2)).await;
+/// A consumer without order and an ordered group, both with two instances, that receive what is published without an end.
+struct Attack {
+    cluster: RabbitMqCluster,
+    group: Group,
+    queue: String,
+    load: Load,
+    seen: Arc<Mutex<BTreeSet<String>>>,
+    ledger: Arc<Mutex<Ledger>>,
+    tasks: JoinSet<()>,
+    // For as long as they receive.
+    _instances: Vec<Amqp>,
+}
 
-    let seen = Arc::new(Mutex::new(BTreeSet::new()));
-    let ledger = Arc::new(Mutex::new(Ledger::default()));
-    let mut tasks = tokio::task::JoinSet::new();
-    let mut instances = Vec::new();
-    for _ in 0..2 {
-        let amqp = connect(&url(&cluster)).await;
-        let seen = Arc::clone(&seen);
-        let handle = move |id: &str| {
-            seen.lock().insert(id.to_owned());
-        };
-        tasks.spawn(receive(subscribe(&amqp, &queue, 50).await, handle));
-        for partition in 0..2 {
-            let deliveries = ordered(&amqp, &group.partition(partition)).await;
-            let ledger = Arc::clone(&ledger);
-            tasks.spawn(receive(deliveries, move |id| {
-                ledger.lock().handle(id);
-            }));
+impl Attack {
+    async fn start() -> Self {
+        let cluster = RabbitMqCluster::start(3).expect("it starts");
+        // RabbitMQ 3.10's side of a channel may hang for as long as a node does not answer. It is given up after twice this
+        // time.
+        let builder = Amqp::builder(&url(&cluster)).expect("an URL");
+        let publisher = builder.confirm_timeout(Duration::from_secs(5)).connect();
+        let publisher = within("a connection", publisher).await;
+        let publisher = Arc::new(publisher.expect("it is taken"));
+        let (queue, topic) = (unique("queue"), unique("topic"));
+        let group = Group::new(unique("group"), NonZeroU16::new(2).expect("not zero"));
+        let wanted = Topology::new()
+            .queue(Queue::new(queue.clone()).topic(topic.clone()))
+            .group(group.clone().topic(topic.clone()));
+        publisher.declare(&wanted).await.expect("declared");
+        // RabbitMQ writes down the names of new quorum queues half a second late (decision 0013).
+        tokio::time::sleep(Duration::from_secs(2)).await;
+
+        let seen = Arc::new(Mutex::new(BTreeSet::new()));
+        let ledger = Arc::new(Mutex::new(Ledger::default()));
+        let mut tasks = JoinSet::new();
+        let mut instances = Vec::new();
+        for _ in 0..2 {
+            let amqp = connect(&url(&cluster)).await;
+            let seen = Arc::clone(&seen);
+            let handle = move |id: &str| {
+                seen.lock().insert(id.to_owned());
+            };
+            tasks.spawn(receive(subscribe(&amqp, &queue, 50).await, handle));
+            for partition in 0..2 {
+                let deliveries = ordered(&amqp, &group.partition(partition)).await;
+                let ledger = Arc::clone(&ledger);
+                tasks.spawn(receive(deliveries, move |id| {
+                    ledger.lock().handle(id);
+                }));
+            }
+            instances.push(amqp);
         }
-        instances.push(amqp);
+        let load = Load::start(publisher, topic);
+        load.goes_on("a start", 500).await;
+        Self {
+            cluster,
+            group,
+            queue,
+            load,
+            seen,
+            ledger,
+            tasks,
+            _instances: instances,
+        }
     }
-    let load = Load::start(Arc::clone(&publisher), topic);
-    load.goes_on("a start", 500).await;
 
-    let killed = leader(&cluster, 0, &group.partition(0));
+    /// Ends the load: nothing that was confirmed is missing, and each key is in order.
+    async fn end(mut self) {
+        let confirmed = self.load.stop();
+        let total: usize = confirmed.iter().sum();
+        let missing = || {
+            let seen = self.seen.lock();
+            let ids = confirmed
+                .iter()
+                .enumerate()
+                .flat_map(|(key, count)| (0..*count).map(move |number| format!("{key}/{number}")));
+            ids.filter(|id| !seen.contains(id)).collect::<Vec<_>>()
+        };
+        let end = Instant::now() + RECOVERED_MAX;
+        while !missing().is_empty() || self.ledger.lock().count < total as u64 {
+            let handled = self.ledger.lock().count;
+            assert!(
+                Instant::now() < end,
+                "of {total} confirmed the group has {handled}, and the queue lacks {:?}",
+                missing()
+            );
+            if let Some(ended) = self.tasks.try_join_next() {
+                ended.expect("no message overtook another of its key");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.tasks.abort_all();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                let other = error.is_cancelled();
+                assert!(other, "a message overtook another of its key: {error}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn what_is_confirmed_survives_a_killed_leader_and_a_node_that_does_not_answer() {
+    let _alone = ALONE.lock().await;
+    let mut attack = Attack::start().await;
+    let (cluster, load) = (&mut attack.cluster, &attack.load);
+
+    let killed = leader(cluster, 0, &attack.group.partition(0));
     cluster.kill9(killed);
     // RabbitMQ 3.10 refuses what is published to a queue whose leader was killed, for as long as that is away.
     let is_old = RabbitMq::version().is_some_and(|version| version.starts_with("3."));
@@ -210,7 +277,7 @@ async fn nodes_fail_under_load(mut cluster: RabbitMqCluster) {
     load.goes_on("publishing with all nodes", 200).await;
 
     let asked = (killed + 1) % 3;
-    let frozen = leader(&cluster, asked, &queue);
+    let frozen = leader(cluster, asked, &attack.queue);
     cluster.freeze(frozen).expect("it is frozen");
     // Channels of RabbitMQ 3.10 may hang for as long as a node does not answer.
     if !is_old {
@@ -221,50 +288,33 @@ async fn nodes_fail_under_load(mut cluster: RabbitMqCluster) {
     tokio::time::sleep(Duration::from_secs(8)).await;
     cluster.thaw(frozen).expect("it goes on");
     load.goes_on("publishing with all nodes", 500).await;
-
-    let confirmed = load.stop();
-    let total: usize = confirmed.iter().sum();
-    let missing = || {
-        let seen = seen.lock();
-        let ids = confirmed
-            .iter()
-            .enumerate()
-            .flat_map(|(key, count)| (0..*count).map(move |number| format!("{key}/{number}")));
-        ids.filter(|id| !seen.contains(id)).collect::<Vec<_>>()
-    };
-    let end = Instant::now() + RECOVERED_MAX;
-    while !missing().is_empty() || ledger.lock().count < total as u64 {
-        let handled = ledger.lock().count;
-        assert!(
-            Instant::now() < end,
-            "of {total} confirmed the group has {handled}, and the queue lacks {:?}",
-            missing()
-        );
-        if let Some(ended) = tasks.try_join_next() {
-            ended.expect("no message overtook another of its key");
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    tasks.abort_all();
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            assert!(
-                error.is_cancelled(),
-                "a message overtook another of its key: {error}"
-            );
-        }
-    }
+    attack.end().await;
 }
 
+/// One node of three is left: it confirms nothing, and all goes on when a second one is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
-async fn what_is_confirmed_survives_a_killed_leader_and_a_node_that_does_not_answer() {
+async fn a_minority_confirms_nothing_and_the_others_bring_back_everything() {
     let _alone = ALONE.lock().await;
-    let cluster = RabbitMqCluster::start(3).expect("it starts");
-    nodes_fail_under_load(cluster).await;
+    let mut attack = Attack::start().await;
+    let (cluster, load) = (&mut attack.cluster, &attack.load);
+    let killed = [0, 1];
+    for node in killed {
+        cluster.kill9(node);
+    }
+    // What was under way when they died may still be confirmed.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let alone = load.count();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(load.count(), alone, "a minority confirms nothing");
+    for node in killed {
+        cluster.restart(node).expect("it comes back");
+    }
+    load.goes_on("publishing with all nodes", 500).await;
+    attack.end().await;
 }
 
-/// A classic queue is on one node. What is to go there waits until that is back, and nothing is lost.
+/// A classic queue is on one node. What is to go there, and who receives from it, waits until that is back, and nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
 async fn a_dead_letter_waits_for_the_node_of_its_queue() {
@@ -277,10 +327,25 @@ async fn a_dead_letter_waits_for_the_node_of_its_queue() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let dead = dead_letter_queue(&queue);
     let node = leader(&cluster, 0, &dead);
+    // Another classic queue of that node, whose consumer has its connection elsewhere: the broker ends its subscription.
+    let elsewhere = cluster.url_of((node + 1) % 3);
+    let (there, consumer) = (
+        connect(&cluster.url_of(node)).await,
+        connect(&elsewhere).await,
+    );
+    let classic = unique("classic");
+    let wanted = Topology::new().queue(Queue::new(classic.clone()));
+    for amqp in [&there, &consumer] {
+        amqp.declare(&wanted).await.expect("declared");
+    }
+    there.close().await;
+    assert_eq!(leader(&cluster, 0, &classic), node);
+    let mut of_classic = subscribe(&consumer, &classic, 1).await;
     publish_at_last(&amqp, to_queue(&queue, "1")).await;
     let mut deliveries = subscribe(&amqp, &queue, 1).await;
     cluster.kill9(node);
     tokio::time::sleep(Duration::from_secs(8)).await;
+    versions::a_queue_that_is_away_is_asked_for_as_the_guide_says(&elsewhere, &dead).await;
     // Delivered before and stale, or again since.
     let mut delivery = next(&mut deliveries).await;
     while delivery.is_stale() {
@@ -295,6 +360,9 @@ async fn a_dead_letter_waits_for_the_node_of_its_queue() {
     settled.expect("settled");
     let access = amqp.dead_letter_access().expect("it has one");
     assert_eq!(access.count(&dead).await.expect("it counts"), 1);
+
+    publish_at_last(&consumer, to_queue(&classic, "2")).await;
+    assert_eq!(id(&next(&mut of_classic).await), "2");
 }
 
 /// The server ends a subscription whose delivery is not settled in time: the delivery is stale and comes again, and the

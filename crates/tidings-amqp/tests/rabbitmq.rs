@@ -1,15 +1,20 @@
 //! The transport on RabbitMQ.
 
 mod behaviour;
+// Each of the two uses a part of it.
+#[allow(dead_code)]
+mod versions;
 
 use std::time::Duration;
 
 use behaviour::{
-    behaviours, connect, delays, failures, groups, letters, processes, publish_all, to_queue,
-    topology, unique,
+    behaviours, connect, delays, failures, groups, letters, next, processes, publish_all,
+    subscribe, to_queue, topology, unique, within,
 };
 use futures_util::StreamExt;
+use tidings_amqp::Amqp;
 use tidings_core::{Settlement, Subscription, Transport, dead_letter_queue};
+use tidings_testing::foreign::workspace;
 use tidings_testing::servers::{RabbitMq, rabbitmq_url};
 use tokio::time::{Instant, timeout};
 
@@ -222,6 +227,57 @@ async fn a_killed_broker_keeps_the_order_of_its_partitions() {
 #[ignore = "needs RabbitMQ: run `cargo xtask test`"]
 async fn it_keeps_the_contract_of_a_transport() {
     behaviour::conformance(&rabbitmq_url()).await;
+}
+
+/// A RabbitMQ that takes only clients with a certificate of its authority.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn a_client_shows_its_certificate_to_a_broker_that_asks_for_one() {
+    let tls = workspace().join("crates/tidings-amqp/tests/tls");
+    let file = |name: &str| tls.join(name);
+    let (authority, certificate) = (file("authority.pem"), file("certificate.pem"));
+    let server = RabbitMq::start_with_tls(&authority, &certificate, &file("key.pem"));
+    let server = server.expect("it starts");
+    let (port, authority) = (server.tls_port().expect("it has one"), authority.display());
+    let url = format!("amqps://guest:guest@localhost:{port}?cacertfile={authority}");
+
+    let (shown, key) = (file("client.pem"), file("client-key.pem"));
+    let shown = format!(
+        "{url}&certfile={}&keyfile={}",
+        shown.display(),
+        key.display()
+    );
+    let amqp = connect(&shown).await;
+    let queue = unique("queue");
+    amqp.declare(&topology(&queue, &[]))
+        .await
+        .expect("declared");
+    publish_all(&amqp, vec![to_queue(&queue, "1")]).await;
+    next(&mut subscribe(&amqp, &queue, 1).await).await;
+    amqp.close().await;
+
+    for refused in [
+        url.clone(),
+        // A server's: it says itself that it is none of a client.
+        format!(
+            "{url}&certfile={}&keyfile={}",
+            certificate.display(),
+            file("key.pem").display()
+        ),
+    ] {
+        let connecting = within("an answer", Amqp::connect(&refused));
+        let error = connecting.await.expect_err("it is not taken").to_string();
+        assert!(error.contains("`certfile=...`"), "{error}");
+    }
+}
+
+/// The table is in docs/guide/rabbitmq.md; what it says of clusters is in `cluster.rs`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run `cargo xtask test`"]
+async fn versions_differ_as_the_guide_says() {
+    let server = RabbitMq::start().expect("it starts");
+    versions::headers_come_as_the_guide_says(server.url()).await;
+    versions::what_is_given_back_often_is_where_the_guide_says(server.url()).await;
 }
 
 /// The virtual host makes quorum queues of what does not say its type.

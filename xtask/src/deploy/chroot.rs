@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::run::{answers, program, quietly, succeed};
+use crate::run::{answers, program, quietly};
 
 /// A folder that is a whole system.
 pub(crate) struct Chroot {
@@ -25,19 +25,8 @@ impl Chroot {
         release: &str,
         variant: &str,
     ) -> Result<Self> {
-        if !answers("debootstrap", "--version") {
-            bail!("`debootstrap` is not installed (Debian: `apt-get install debootstrap`)");
-        }
         let made = roots.join(format!("{release}-{variant}"));
-        if !made.exists() {
-            std::fs::create_dir_all(roots)?;
-            let unfinished = roots.join("unfinished");
-            remove(&unfinished)?;
-            let mut debootstrap = program("debootstrap")?;
-            debootstrap.arg(format!("--variant={variant}"));
-            succeed(debootstrap.arg(release).arg(&unfinished))?;
-            std::fs::rename(&unfinished, &made)?;
-        }
+        debootstrap(&made, release, variant, &[])?;
         copy(&made, folder)?;
         std::fs::copy("/etc/resolv.conf", folder.join("etc/resolv.conf"))?;
         Self::of(folder)
@@ -96,6 +85,34 @@ impl Chroot {
         unshare.arg(script + &command);
         Ok(unshare)
     }
+}
+
+/// Makes sure that `folder` has a Debian with these packages beyond the variant's own.
+pub(crate) fn debootstrap(
+    folder: &Path,
+    release: &str,
+    variant: &str,
+    packages: &[&str],
+) -> Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    if !answers("debootstrap", "--version") {
+        bail!("`debootstrap` is not installed (Debian: `apt-get install debootstrap`)");
+    }
+    // A folder of the right name is a whole system.
+    let mut unfinished = folder.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let unfinished = PathBuf::from(unfinished);
+    remove(&unfinished)?;
+    std::fs::create_dir_all(&unfinished)?;
+    let mut debootstrap = program("debootstrap")?;
+    debootstrap.arg(format!("--variant={variant}"));
+    if !packages.is_empty() {
+        debootstrap.arg(format!("--include={}", packages.join(",")));
+    }
+    quietly(debootstrap.arg(release).arg(&unfinished))?;
+    Ok(std::fs::rename(&unfinished, folder)?)
 }
 
 fn quoted(word: &str) -> String {

@@ -6,7 +6,7 @@ pub(crate) mod groups;
 pub(crate) mod letters;
 pub(crate) mod looking;
 pub(crate) mod processes;
-mod raw;
+pub(crate) mod raw;
 pub(crate) mod settling;
 pub(crate) mod types;
 

@@ -123,14 +123,19 @@ impl Raw {
         assert!(matches!(answer, Method::QueueBindOk(_)), "{answer:?}");
     }
 
-    /// How many messages wait in the queue. `None`, and an end of the channel, if there is none.
-    pub(crate) async fn count(&mut self, queue: &str) -> Option<u32> {
+    /// Asks whether a queue is there.
+    pub(crate) async fn look(&mut self, queue: &str) -> Method {
         let look = QueueDeclare {
             queue: queue.try_into().expect("a short name"),
             passive: true,
             ..QueueDeclare::default()
         };
-        match self.call(1, &look).await {
+        self.call(1, &look).await
+    }
+
+    /// How many messages wait in the queue. `None`, and an end of the channel, if there is none.
+    pub(crate) async fn count(&mut self, queue: &str) -> Option<u32> {
+        match self.look(queue).await {
             Method::QueueDeclareOk(ok) => Some(ok.message_count),
             Method::ChannelClose(close) if close.reply_code == reply::NOT_FOUND => None,
             other => panic!("unexpected: {other:?}"),

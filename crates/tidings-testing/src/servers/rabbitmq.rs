@@ -43,6 +43,7 @@ pub struct RabbitMq {
     user: Option<User>,
     port: u16,
     dist_port: u16,
+    tls_port: Option<u16>,
     /// Where its cluster looks names of nodes up; `None`: where all Erlang programs of the machine do.
     epmd_port: Option<u16>,
     node: Option<Process>,
@@ -91,6 +92,31 @@ impl RabbitMq {
         Ok(rabbitmq)
     }
 
+    /// A node that also speaks TLS, with these files in PEM: what it shows, and the authority whose certificates it asks clients
+    /// for. They are read when it starts.
+    pub fn start_with_tls(authority: &Path, certificate: &Path, key: &Path) -> Result<RabbitMq> {
+        let mut rabbitmq = Self::prepare(None)?;
+        let port = super::free_port()?;
+        let mut settings = format!("listeners.ssl.1 = 127.0.0.1:{port}\n");
+        let files = [
+            ("cacertfile", authority),
+            ("certfile", certificate),
+            ("keyfile", key),
+        ];
+        for (name, path) in files {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            rabbitmq.write(name, &text)?;
+            let path = rabbitmq.home().join(name);
+            settings += &format!("ssl_options.{name} = {}\n", path.display());
+        }
+        settings += "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n";
+        rabbitmq.tls_port = Some(port);
+        rabbitmq.configure(&settings)?;
+        rabbitmq.restart()?;
+        Ok(rabbitmq)
+    }
+
     /// Its ports and its folder.
     fn prepare(epmd_port: Option<u16>) -> Result<RabbitMq> {
         let root = root();
@@ -120,6 +146,7 @@ impl RabbitMq {
             user,
             port,
             dist_port,
+            tls_port: None,
             epmd_port,
             node: None,
             folder,
@@ -139,6 +166,11 @@ impl RabbitMq {
     /// Where it answers; the same after each restart.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}", self.port)
+    }
+
+    /// Its port for TLS on 127.0.0.1, if it has one.
+    pub fn tls_port(&self) -> Option<u16> {
+        self.tls_port
     }
 
     /// Its AMQP port on 127.0.0.1.
@@ -217,18 +249,16 @@ impl RabbitMq {
 
     /// A program of RabbitMQ's, with this node's surroundings.
     fn command(&self, program: &Path) -> Command {
-        let (home, mut command) = match &self.root {
+        let home = self.home();
+        let mut command = match &self.root {
             None => {
-                let home = self.folder.path();
                 let mut command = super::command(program, self.user.as_ref());
-                command.current_dir(home);
-                (home.to_owned(), command)
+                command.current_dir(&home);
+                command
             }
             Some(root) => {
                 let words = super::words(program.as_os_str(), self.user.as_ref());
-                let home = self.folder.path().strip_prefix(root);
-                let home = Path::new("/").join(home.unwrap_or(self.folder.path()));
-                (home, rooted(root, words.iter().map(|word| &**word)))
+                rooted(root, words.iter().map(|word| &**word))
             }
         };
         command
@@ -254,6 +284,15 @@ impl RabbitMq {
                 .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", cluster::ERLANG);
         }
         command
+    }
+
+    /// Its folder, as it is called in what it takes for the root.
+    fn home(&self) -> PathBuf {
+        let folder = self.folder.path();
+        match self.root.as_deref().map(|root| folder.strip_prefix(root)) {
+            Some(Ok(inside)) => Path::new("/").join(inside),
+            _ => folder.to_owned(),
+        }
     }
 
     fn write(&self, name: &str, text: &str) -> Result<()> {
