@@ -12,12 +12,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use crate::run::{metadata, program, quietly, root};
+use crate::run::{cargo, metadata, program, quietly, root};
 
 /// All that the rules look at.
 #[derive(Default)]
 struct Repository {
     packages: Vec<Package>,
+    /// All crates that the programs are built of when nobody asks for a feature.
+    default_build: Vec<String>,
     /// Every text file that git knows or would take.
     files: Vec<File>,
 }
@@ -61,6 +63,7 @@ const RULES: &[fn(&Repository) -> Vec<Complaint>] = &[
     arrows::every_crate_has_a_row,
     arrows::cores_are_pure,
     arrows::folders_are_named_like_crates,
+    arrows::the_default_build_is_light,
     files::every_crate_is_on_the_map,
     files::every_source_opens_with_its_idea,
     files::no_file_outgrows_its_length,
@@ -111,7 +114,18 @@ impl Repository {
                 });
             }
         }
-        Ok(Repository { packages, files })
+        let mut tree = cargo(["tree", "--quiet", "--locked", "--edges=normal,build"])?;
+        tree.args(["--prefix=none", "--format={p}"]);
+        for program in ["shop", "tidings-cli", "tidings-broker"] {
+            tree.args(["--package", program]);
+        }
+        let tree = String::from_utf8(quietly(&mut tree)?.stdout)?;
+        let names = tree.lines().filter_map(|line| line.split(' ').next());
+        Ok(Repository {
+            packages,
+            default_build: names.map(str::to_owned).collect(),
+            files,
+        })
     }
 
     fn text_of(&self, path: &str) -> &str {
@@ -203,6 +217,8 @@ mod tests {
                 .iter()
                 .any(|package| package.folder == "xtask")
         );
+        let is_built = |name: &str| repository.default_build.iter().any(|it| it == name);
+        assert!(is_built("tidings-sqlite") && is_built("tokio"));
         assert!(
             repository
                 .text_of("xtask/src/tidy.rs")

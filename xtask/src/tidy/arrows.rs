@@ -3,6 +3,8 @@
 //! Only programs choose adapters; adapters know neither the router nor each other; the toolkit and
 //! the broker meet only in the wire format. Dev-dependencies are free: a test may use anything.
 
+use std::collections::BTreeSet;
+
 use super::{Complaint, Repository};
 
 /// Each crate with the crates of this workspace that it may depend on.
@@ -157,6 +159,31 @@ const IMPURE_CODE: &[&str] = &[
     "Timestamp::now",
 ];
 
+/// Crates that take minutes to build or need another compiler, for which a user has to ask by a feature.
+const HEAVY: &[&str] = &[
+    "aws-config",
+    "aws-lc-sys",
+    "aws-sdk-sns",
+    "aws-sdk-sqs",
+    "openssl-sys",
+    "rdkafka-sys",
+    "tidings-aws",
+    "tidings-kafka",
+];
+
+pub(super) fn the_default_build_is_light(repository: &Repository) -> Vec<Complaint> {
+    let built = repository.default_build.iter();
+    let heavy: BTreeSet<&String> = built
+        .filter(|name| HEAVY.contains(&name.as_str()))
+        .collect();
+    let complaint = |name| {
+        let says =
+            format!("`{name}` is in the default build of a program: put it behind a feature");
+        Complaint::new("Cargo.toml", says)
+    };
+    heavy.into_iter().map(complaint).collect()
+}
+
 pub(super) fn point_one_way(repository: &Repository) -> Vec<Complaint> {
     let ours = |name: &str| ARROWS.iter().any(|(crate_name, _)| *crate_name == name);
     let mut complaints = Vec::new();
@@ -294,6 +321,24 @@ mod tests {
             point_one_way,
             &arrow("unheard-of", "tidings"),
             &["crates/x/Cargo.toml"],
+        );
+    }
+
+    #[test]
+    fn what_takes_long_to_build_is_asked_for() {
+        let build = |names: &[&str]| Repository {
+            default_build: names.iter().map(|&name| name.to_owned()).collect(),
+            ..Repository::default()
+        };
+        check(
+            the_default_build_is_light,
+            &build(&["tokio", "tidings"]),
+            &[],
+        );
+        check(
+            the_default_build_is_light,
+            &build(&["tokio", "rdkafka-sys", "tidings", "rdkafka-sys"]),
+            &["Cargo.toml"],
         );
     }
 
