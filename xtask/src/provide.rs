@@ -75,6 +75,10 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
     debian(provided, "PostgreSQL", &["postgresql"], Postgres::missing);
     newer_rabbitmq(provided);
     kafka(provided);
+    debian(provided, "OpenSSL", &["libssl-dev", "pkg-config"], || {
+        let why = "TLS to Kafka needs OpenSSL's headers and pkg-config (Debian: `apt-get install libssl-dev pkg-config`)";
+        (!answers("pkg-config", "openssl")).then(|| why.to_owned())
+    });
     if let Some(why) = AwsEmulator::missing() {
         provided.lack("SQS", why);
     } else if let Err(error) = AwsEmulator::fetch() {

@@ -168,6 +168,12 @@ impl Address {
         Ok(())
     }
 
+    /// A text for people, in which the password is not shown.
+    pub(crate) fn without_password(&self, text: &str) -> String {
+        let login = self.login.as_ref().filter(|it| !it.password.is_empty());
+        login.map_or(text.to_owned(), |it| text.replace(&it.password, "…"))
+    }
+
     /// What every client of the cluster is configured with.
     pub(crate) fn client_config(&self, name: &str) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -340,5 +346,7 @@ mod tests {
         }
         let address = Address::parse("kafka://u:secret@h").expect("fine");
         assert!(!format!("{address:?}").contains("secret"));
+        let shown = address.without_password("sasl.password = secret!");
+        assert_eq!(shown, "sasl.password = …!");
     }
 }

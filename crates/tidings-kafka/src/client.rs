@@ -29,6 +29,8 @@ pub(crate) struct Status {
     standing: watch::Sender<Standing>,
     /// No broker answers at the moment.
     is_down: AtomicBool,
+    /// That the brokers do not let this program in was told, and none has answered since.
+    is_locked_out: AtomicBool,
 }
 
 impl Status {
@@ -36,6 +38,7 @@ impl Status {
         Arc::new(Self {
             standing: watch::Sender::new(Standing::Starting),
             is_down: AtomicBool::new(false),
+            is_locked_out: AtomicBool::new(false),
         })
     }
 
@@ -44,6 +47,7 @@ impl Status {
         if self.is_down.swap(false, Ordering::Relaxed) {
             info!("a broker of Kafka answers again");
         }
+        self.is_locked_out.store(false, Ordering::Relaxed);
     }
 
     /// All that is needed was read once.
@@ -78,6 +82,10 @@ impl Status {
         *self.standing.borrow() == Standing::Closed
     }
 
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Refused(_))
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
         *self.standing.borrow() == Standing::Up && !self.is_down()
     }
@@ -102,26 +110,55 @@ impl Status {
     }
 
     fn error(&self, error: &KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => {
-                if !self.is_down.swap(true, Ordering::Relaxed) {
-                    warn!(reason, "no broker of Kafka answers");
-                }
+        let Some(code) = error.rdkafka_error_code() else {
+            return debug!(%error, reason, "told by librdkafka");
+        };
+        if code == RDKafkaErrorCode::AllBrokersDown {
+            if !self.is_down.swap(true, Ordering::Relaxed) {
+                warn!(reason, "no broker of Kafka answers");
             }
-            Some(
-                RDKafkaErrorCode::Authentication
-                | RDKafkaErrorCode::SaslAuthenticationFailed
-                | RDKafkaErrorCode::SSL
-                | RDKafkaErrorCode::UnsupportedSASLMechanism,
-            ) => {
-                let why = format!(
-                    "the brokers of Kafka do not let this program in: mend user, password or certificates in the \
-                     broker's URL ({reason})"
-                );
-                self.refused(why);
+        } else if let Some(advice) = locked_out(code, reason) {
+            // A program that was let in before goes on to knock, and says so once.
+            if !self.is_locked_out.swap(true, Ordering::Relaxed) {
+                self.refused(format!(
+                    "the brokers of Kafka do not let this program in: {advice} ({reason}) (TDG-4014)"
+                ));
             }
-            _ => debug!(%error, reason, "told by librdkafka"),
+        } else {
+            debug!(%error, reason, "told by librdkafka");
         }
+    }
+}
+
+/// What to do about an error of a connection that no waiting mends.
+fn locked_out(code: RDKafkaErrorCode, reason: &str) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    // A broker that goes while it asks who comes.
+    let passing = ["Broker transport failure", "Disconnected", "timed out"];
+    if passing.iter().any(|words| reason.contains(words)) {
+        return None;
+    }
+    let is_alert = reason.contains("alert") && reason.contains("certificate");
+    match code {
+        Code::SSL if reason.contains("certificate verify failed") => Some(
+            "they show a certificate that is not trusted; name the file of its authority with `cacertfile=` in the \
+             broker's URL, and the host as the certificate does",
+        ),
+        // With TLS 1.3 it is told on a connection that was made.
+        Code::SSL | Code::BrokerTransportFailure if is_alert => Some(
+            "they want a certificate that they trust; name it, and its key, with `certfile=` and `keyfile=` in the \
+             broker's URL",
+        ),
+        Code::SSL => {
+            Some("see that the port in the broker's URL is one for TLS, and mend its certificates")
+        }
+        Code::UnsupportedSASLMechanism => {
+            Some("say with `sasl=` in the broker's URL how they want user and password")
+        }
+        Code::Authentication | Code::SaslAuthenticationFailed => {
+            Some("mend user and password in the broker's URL, and `sasl=`")
+        }
+        _ => None,
     }
 }
 
@@ -135,19 +172,38 @@ pub(crate) fn passing(what: &str, error: &KafkaError) -> TransportError {
     TransportError::temporary(format!("{what}: {error}"))
 }
 
-/// True if waiting does not mend it.
-pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
+/// The error of who may not do something with a topic.
+pub(crate) fn may_not(what: &str, topic: &str) -> TransportError {
+    TransportError::fatal(format!(
+        "the user of the broker's URL may not {what} topic `{topic}`: {ALLOW} (TDG-4015)"
+    ))
+}
+
+/// What to do about that.
+pub(crate) const ALLOW: &str = "let it describe, create, read and write the topics of the service and \
+                                `tidings.bindings`, and read the groups of its queues";
+
+/// True if somebody else has to allow it.
+pub(crate) fn is_forbidden(code: RDKafkaErrorCode) -> bool {
     matches!(
         code,
         RDKafkaErrorCode::TopicAuthorizationFailed
             | RDKafkaErrorCode::GroupAuthorizationFailed
             | RDKafkaErrorCode::ClusterAuthorizationFailed
-            | RDKafkaErrorCode::InvalidTopic
-            | RDKafkaErrorCode::InvalidReplicationFactor
-            | RDKafkaErrorCode::InvalidPartitions
-            | RDKafkaErrorCode::InvalidConfig
-            | RDKafkaErrorCode::PolicyViolation
     )
+}
+
+/// True if waiting does not mend it.
+pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    is_forbidden(code)
+        || matches!(
+            code,
+            RDKafkaErrorCode::InvalidTopic
+                | RDKafkaErrorCode::InvalidReplicationFactor
+                | RDKafkaErrorCode::InvalidPartitions
+                | RDKafkaErrorCode::InvalidConfig
+                | RDKafkaErrorCode::PolicyViolation
+        )
 }
 
 /// The context of a client that has nothing else to tell.

@@ -109,6 +109,8 @@ use crate::{
 
 /// How long [`Transport::close`] waits for what is under way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often librdkafka is asked for what it has to say, at the start.
+const LISTEN_EVERY: Duration = Duration::from_millis(50);
 /// How long [`Transport::publish`] waits for confirms, unless the [`Builder`] says otherwise.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -165,9 +167,11 @@ impl Builder {
     /// Outside of a tokio runtime.
     pub fn start(self) -> Result<Kafka, TransportError> {
         let status = Status::new();
+        let address = self.address.clone();
         let refused = |error: KafkaError| {
+            let why = address.without_password(&error.to_string());
             TransportError::fatal(format!(
-                "librdkafka refuses the settings of the broker's URL: {error}"
+                "librdkafka refuses the settings of the broker's URL: {why}"
             ))
         };
         let config = self.address.client_config(&self.name);
@@ -331,19 +335,23 @@ impl Shared {
             .set("retention.bytes", "-1");
         let mut backoff = Backoff::default();
         while !self.status.is_closed() {
-            let is_there = match self.has_topic(bindings::TOPIC).await {
-                Ok(true) => Ok(true),
-                Ok(false) => self
-                    .create(std::slice::from_ref(&topic))
-                    .await
-                    .map(|()| false),
-                Err(error) => Err(error),
+            let asked = async {
+                Ok(match self.has_topic(bindings::TOPIC).await? {
+                    true => true,
+                    false => {
+                        self.create(std::slice::from_ref(&topic)).await?;
+                        false
+                    }
+                })
             };
-            match is_there {
+            match self.listening(asked).await {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(error) if error.is_temporary() => debug!(%error, "waiting for Kafka"),
-                Err(error) => return self.status.refused(error.to_string()),
+                Err(error) => self.status.refused(error.to_string()),
+            }
+            if self.status.is_refused() {
+                return;
             }
             backoff.pause().await;
         }
@@ -355,6 +363,26 @@ impl Shared {
         if let Err(error) = started {
             self.status
                 .refused(format!("no thread can be started: {error}"));
+        }
+    }
+
+    /// Waits for an answer, and hears meanwhile what librdkafka has to say: before anybody follows the subscriptions,
+    /// nobody else asks it. That it is not let in, for example.
+    async fn listening<T>(
+        &self,
+        asked: impl Future<Output = Result<T, TransportError>>,
+    ) -> Result<T, TransportError> {
+        tokio::pin!(asked);
+        loop {
+            let answer = timeout(LISTEN_EVERY, &mut asked).await;
+            while self.looker.poll(Duration::ZERO).is_some() {}
+            match answer {
+                Ok(answer) => return answer,
+                Err(_) if self.status.is_refused() => {
+                    return Err(TransportError::temporary("it is not let in"));
+                }
+                Err(_) => {}
+            }
         }
     }
 
@@ -452,7 +480,7 @@ impl Shared {
             }
             Destination::Topic(topic) => {
                 // Somebody may have subscribed just now.
-                let end = self.ends(bindings::TOPIC).await.map_err(unavailable)?;
+                let end = self.ends(bindings::TOPIC).await.map_err(unroutable)?;
                 let read = self.bindings.read_until(end.get(&0).copied().unwrap_or(0));
                 let _ = timeout(topology::LOOK_TIMEOUT, read).await;
                 if self.bindings.is_wanted(topic) {
@@ -461,7 +489,7 @@ impl Shared {
                 (topic, "no queue subscribes to the topic")
             }
             Destination::Queue(queue) => {
-                if self.has_topic(queue).await.map_err(unavailable)? {
+                if self.has_topic(queue).await.map_err(unroutable)? {
                     return Ok(Arc::from(&**queue));
                 }
                 (queue, "there is no queue")
@@ -515,6 +543,11 @@ impl Shared {
     }
 }
 
-fn unavailable(error: TransportError) -> PublishError {
-    PublishError::new(PublishErrorKind::Unavailable, error.to_string())
+/// Why nobody knows where a message goes.
+fn unroutable(error: TransportError) -> PublishError {
+    let kind = match error.is_temporary() {
+        true => PublishErrorKind::Unavailable,
+        false => PublishErrorKind::Refused,
+    };
+    PublishError::new(kind, error.to_string())
 }

@@ -285,7 +285,7 @@ impl<'a> Polling<'a> {
             }
             Some(code) if client::is_refusal(code) => self.member.intake.fail(format!(
                 "`{queue}` cannot be received: the user of the broker's URL may not ({error}); allow it to read the \
-                 queue's topics and its group `{queue}`"
+                 queue's topics and its group `{queue}` (TDG-4015)"
             )),
             Some(RDKafkaErrorCode::AllBrokersDown) => {}
             _ => debug!(%queue, %error, "told while receiving"),

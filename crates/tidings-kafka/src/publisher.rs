@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::{
-    client::{self, Status},
+    client::{self, ALLOW, Status},
     message::headers_of,
 };
 
@@ -128,13 +128,19 @@ impl Batch {
         }
     }
 
-    fn take(&self) -> Vec<Outcome> {
+    /// The outcomes; if the producer was refused, that is why nothing else is known of a message.
+    fn take(&self, refusal: Option<&PublishError>) -> Vec<Outcome> {
         let mut state = self.state.lock();
         let outcomes = std::mem::take(&mut state.outcomes).into_iter();
         let unknown = || Err(unavailable("Kafka did not confirm it in time"));
-        outcomes
-            .map(|outcome| outcome.unwrap_or_else(unknown))
-            .collect()
+        let outcomes = outcomes.map(|outcome| outcome.unwrap_or_else(unknown));
+        let told = |outcome: Outcome| match (outcome, refusal) {
+            (Err(error), Some(refusal)) if error.kind() == PublishErrorKind::Unavailable => {
+                Err(PublishError::new(refusal.kind(), refusal.to_string()))
+            }
+            (outcome, _) => outcome,
+        };
+        outcomes.map(told).collect()
     }
 }
 
@@ -213,7 +219,7 @@ impl Publisher {
         };
         let batch = Batch::new(records.len());
         let Some(producer) = &generation.producer else {
-            return batch.take();
+            return batch.take(None);
         };
         let sent = async {
             send_all(producer, &batch, records).await;
@@ -221,10 +227,14 @@ impl Publisher {
         };
         let is_late = tokio::time::timeout(self.timeout, sent).await.is_err();
         let fatal = producer.client().fatal_error();
+        let forbidden = fatal
+            .as_ref()
+            .filter(|(code, _)| client::is_forbidden(*code));
+        let refusal = forbidden.map(|(_, why)| may_not(why));
         if is_late || fatal.is_some() {
             self.throw_away(&generation, is_late, fatal.map(|(_, why)| why));
         }
-        batch.take()
+        batch.take(refusal.as_ref())
     }
 
     fn generation(&self) -> Result<Arc<Generation>, KafkaError> {
@@ -332,17 +342,24 @@ fn publish_error(error: &KafkaError) -> PublishError {
         Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition) => {
             PublishErrorKind::Unroutable
         }
-        Some(
-            Code::TopicAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::PolicyViolation,
-        ) => PublishErrorKind::Refused,
+        Some(code) if client::is_forbidden(code) => return may_not(&error.to_string()),
+        Some(Code::PolicyViolation) => PublishErrorKind::Refused,
         _ => PublishErrorKind::Unavailable,
     };
     PublishError::new(kind, format!("Kafka did not take it: {error}"))
 }
 
-/// What an outcome means to whoever asks for a transport's own record.
-pub(crate) fn own_record(outcome: Outcome) -> Result<(), TransportError> {
-    outcome.map_err(|error| TransportError::temporary(error.to_string()))
+fn may_not(why: &str) -> PublishError {
+    PublishError::new(
+        PublishErrorKind::Refused,
+        format!("the user of the broker's URL may not publish it ({why}): {ALLOW} (TDG-4015)"),
+    )
+}
+
+/// What an outcome means to whoever asks for a transport's own record in `topic`.
+pub(crate) fn own_record(topic: &str, outcome: Outcome) -> Result<(), TransportError> {
+    outcome.map_err(|error| match error.kind() {
+        PublishErrorKind::Refused => client::may_not("write to", topic),
+        _ => TransportError::temporary(error.to_string()),
+    })
 }

@@ -10,6 +10,7 @@ use rdkafka::{
     Offset, TopicPartitionList,
     admin::{AdminOptions, NewTopic, TopicReplication},
     consumer::Consumer,
+    metadata::MetadataTopic,
     types::RDKafkaErrorCode,
 };
 use tidings_core::{Envelope, Group, Queue, Topology, TransportError, dead_letter_queue};
@@ -283,10 +284,9 @@ impl Shared {
                 let metadata = shared.looker.fetch_metadata(Some(&topic), LOOK_TIMEOUT);
                 let metadata =
                     metadata.map_err(|error| passing("topics cannot be seen", &error))?;
-                let mut topics = metadata.topics().iter();
-                Ok(topics.any(|it| {
-                    it.name() == topic && it.error().is_none() && !it.partitions().is_empty()
-                }))
+                let found = metadata.topics().iter().find(|it| it.name() == topic);
+                may_see(found)?;
+                Ok(found.is_some_and(|it| it.error().is_none() && !it.partitions().is_empty()))
             })
             .await?;
         if is_there {
@@ -368,6 +368,7 @@ impl Shared {
             };
             let metadata = shared.looker.fetch_metadata(Some(&topic), LOOK_TIMEOUT);
             let metadata = metadata.map_err(failed)?;
+            may_see(metadata.topics().first())?;
             let mut list = TopicPartitionList::new();
             for partition in metadata.topics().iter().flat_map(|it| it.partitions()) {
                 let added = list.add_partition_offset(&topic, partition.id(), Offset::End);
@@ -420,12 +421,26 @@ impl Shared {
             },
         };
         let mut outcomes = self.publisher.publish(vec![record]).await;
-        outcomes.pop().map_or(Ok(()), own_record)?;
+        outcomes
+            .pop()
+            .map_or(Ok(()), |outcome| own_record(bindings::TOPIC, outcome))?;
         let end = self.ends(bindings::TOPIC).await?;
         self.bindings
             .read_until(end.get(&0).copied().unwrap_or(0))
             .await;
         Ok(())
+    }
+}
+
+/// Fails if the user may not see a topic. Of one that is not there, Kafka says the same to who may not make it.
+fn may_see(topic: Option<&MetadataTopic>) -> Result<(), TransportError> {
+    let forbidden = topic.filter(|it| {
+        let code = it.error().map(RDKafkaErrorCode::from);
+        code.is_some_and(client::is_forbidden)
+    });
+    match forbidden {
+        Some(topic) => Err(client::may_not("see", topic.name())),
+        None => Ok(()),
     }
 }
 
@@ -485,8 +500,15 @@ mod tests {
     fn each_code_has_a_page() {
         let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
         let table = std::fs::read_to_string(docs.join("README.md")).expect("the table");
-        let sources = [include_str!("polling.rs"), include_str!("topology.rs")].concat();
-        for code in ["TDG-4010", "TDG-4011", "TDG-4012", "TDG-4013"] {
+        let sources = [
+            include_str!("client.rs"),
+            include_str!("polling.rs"),
+            include_str!("topology.rs"),
+        ];
+        let sources = sources.concat();
+        for code in [
+            "TDG-4010", "TDG-4011", "TDG-4012", "TDG-4013", "TDG-4014", "TDG-4015",
+        ] {
             let page = std::fs::read_to_string(docs.join(format!("{code}.md"))).expect("a page");
             assert!(page.starts_with(&format!("# {code}: ")), "{code}");
             assert!(sources.contains(&format!("({code})")), "{code} is used");

@@ -101,6 +101,21 @@ async fn it_keeps_the_contract_of_a_transport() {
     tidings_testing::transport::conformance(async || connect(&url).await).await;
 }
 
+#[test]
+#[cfg(not(feature = "tls"))]
+fn a_build_without_tls_says_how_to_get_it() {
+    for url in ["kafkas://h", "kafka://u:p@h?sasl=SCRAM-SHA-256"] {
+        let error = tidings_kafka::Kafka::builder(url).expect_err(url);
+        assert!(!error.is_temporary(), "{url}");
+        assert!(
+            error
+                .to_string()
+                .contains("the feature `tls` of `tidings-kafka`"),
+            "{error}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn the_table_of_engines_says_what_it_can_do() {
     let page = tidings_testing::foreign::documents("engines.md");

@@ -37,7 +37,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 
 pub use aws::AwsEmulator;
-pub use kafka::{Kafka, KafkaCluster};
+pub use kafka::{Kafka, KafkaCluster, Operation, Resource, SecuredKafka, Security};
 pub use postgres::Postgres;
 pub use process::Process;
 pub use rabbitmq::{RabbitMq, RabbitMqCluster};

@@ -19,6 +19,7 @@ const NEEDS: &[&str] = &[
     "Go",
     "S3",
     "Chromium",
+    "OpenSSL",
     "root",
 ];
 

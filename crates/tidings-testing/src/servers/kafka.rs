@@ -2,9 +2,11 @@
 //!
 //! Debian has no package of it. What runs here are the artifacts that Apache publishes for Maven, fetched
 //! once into a cache folder of the user's and started with the installed Java: one node that is broker and
-//! controller (KRaft), with its internal topics unreplicated, or a [cluster](KafkaCluster) of such nodes.
+//! controller (KRaft), with its internal topics unreplicated, a [cluster](KafkaCluster) of such nodes, or
+//! one that [asks who comes](SecuredKafka).
 
 mod cluster;
+mod secured;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,6 +19,7 @@ use tempfile::TempDir;
 
 use super::Process;
 pub use cluster::KafkaCluster;
+pub use secured::{Operation, Resource, SecuredKafka, Security};
 
 /// The version that is fetched.
 const VERSION: &str = "4.4.0";
@@ -43,6 +46,8 @@ pub struct Kafka {
     jars: PathBuf,
     port: u16,
     controller_port: u16,
+    /// Users that it is to know from its beginning, as its tool wants them.
+    scram: Vec<String>,
     node: Option<Process>,
     // Last, so that it is removed when nothing writes to it any more.
     folder: TempDir,
@@ -90,6 +95,7 @@ impl Kafka {
             jars: jars()?,
             port: super::free_port()?,
             controller_port: super::free_port()?,
+            scram: Vec::new(),
             node: None,
             folder: super::folder("kafka", None)?,
         })
@@ -198,7 +204,11 @@ impl Kafka {
         let mut command = self.command("kafka.tools.StorageTool");
         // Any id will do, in the form of 16 bytes in base64.
         command.args(["format", "-t", "dGlkaW5ncy10ZXN0LTAwMQ", "-c"]);
-        let output = command.arg(self.properties()).output();
+        command.arg(self.properties());
+        for user in &self.scram {
+            command.args(["--add-scram", user]);
+        }
+        let output = command.output();
         let output = output.with_context(|| format!("cannot run {}", self.java.display()))?;
         if !output.status.success() {
             let printed = [&output.stdout[..], &output.stderr[..]].concat();
