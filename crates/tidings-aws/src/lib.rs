@@ -45,15 +45,21 @@
 //! from SQS, without the attempts that were counted since. A standard queue delays a retry for up to fifteen minutes;
 //! one with order cannot ([`Features::delay_max`] is zero), so a consumer that retries later needs a store.
 //!
+//! # Dead letters
+//!
+//! Operators hold them by keeping them hidden, one operator at a time: whoever has the only message of the queue
+//! `Q.dead.hold`. Each letter has a message group of its own, so that no letter hides others.
+//!
 //! # What it does not do
 //!
-//! No access to dead letters for operators ([`Features::holds_dead_letters`]): they are in their queue. No ordered
-//! groups yet ([`Features::partitions_max`] is zero). A queue that ends with its process stays behind if the process
+//! No ordered groups yet ([`Features::partitions_max`] is zero). A queue that ends with its process stays behind if the process
 //! is killed. What nobody acknowledged within fourteen days SQS forgets.
 
 mod address;
 mod client;
+mod entry;
 mod intake;
+mod letters;
 mod message;
 mod names;
 mod publisher;
@@ -70,8 +76,8 @@ use std::{
 
 use parking_lot::Mutex;
 use tidings_core::{
-    BoxFuture, Deliveries, Features, Outgoing, PublishError, Subscription, Topology, Transport,
-    TransportError,
+    BoxFuture, DeadLetterAccess, Deliveries, Features, Outgoing, PublishError, Subscription,
+    Topology, Transport, TransportError,
 };
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -93,6 +99,7 @@ const DELAY_MAX: Duration = Duration::from_secs(15 * 60);
 /// A transport over SNS and SQS. Dropping it ends its consumers; [`Transport::close`] does that in good order.
 pub struct Aws {
     shared: Arc<Shared>,
+    letters: letters::Access,
 }
 
 /// How to connect; made by [`Aws::builder`].
@@ -149,10 +156,14 @@ impl Builder {
             wanted: Mutex::default(),
             ephemeral: Mutex::default(),
             intakes: Mutex::default(),
+            holds: Mutex::default(),
         });
         let beginning = Arc::clone(&shared);
         tokio::spawn(async move { beginning.begin().await });
-        Ok(Aws { shared })
+        let letters = letters::Access {
+            shared: Arc::clone(&shared),
+        };
+        Ok(Aws { shared, letters })
     }
 }
 
@@ -211,6 +222,7 @@ impl Transport for Aws {
         features.counts_deliveries = true;
         features.shares_partitions = true;
         features.fetches_ahead = true;
+        features.holds_dead_letters = true;
         if !self.shared.address.is_fifo {
             features.delay_max = DELAY_MAX;
         }
@@ -238,6 +250,10 @@ impl Transport for Aws {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.shared.close())
     }
+
+    fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
+        Some(&self.letters)
+    }
 }
 
 /// What the transport and its subscriptions share.
@@ -258,6 +274,8 @@ struct Shared {
     /// Queues that end with this transport.
     ephemeral: Mutex<BTreeSet<String>>,
     intakes: Mutex<Vec<Arc<Intake>>>,
+    /// Dead letters that operators hold.
+    holds: Mutex<Vec<std::sync::Weak<letters::HeldQueue>>>,
 }
 
 impl Shared {
@@ -369,10 +387,19 @@ impl Shared {
         for intake in self.intakes.lock().iter() {
             intake.over();
         }
+        for hold in self.held() {
+            hold.end();
+        }
+    }
+
+    fn held(&self) -> Vec<Arc<letters::HeldQueue>> {
+        let holds = self.holds.lock();
+        holds.iter().filter_map(std::sync::Weak::upgrade).collect()
     }
 
     async fn close(&self) {
         let was_closed = self.status.is_closed();
+        let held = self.held();
         self.stop();
         let intakes = std::mem::take(&mut *self.intakes.lock());
         let mut tasks = Vec::new();
@@ -382,6 +409,9 @@ impl Shared {
         let ended = async {
             for task in &mut tasks {
                 let _ = task.await;
+            }
+            for hold in held {
+                hold.has_ended().await;
             }
         };
         if timeout(CLOSE_TIMEOUT, ended).await.is_err() {

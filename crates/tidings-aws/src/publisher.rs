@@ -12,16 +12,13 @@ use std::{
 use aws_sdk_sns::types::{MessageAttributeValue as SnsValue, PublishBatchRequestEntry};
 use aws_sdk_sqs::types::{MessageAttributeValue as SqsValue, SendMessageBatchRequestEntry};
 use futures_util::{StreamExt, stream};
-use tidings_core::{
-    Destination, Envelope, MessageId, Outgoing, PublishError, PublishErrorKind, REDRIVE_HEADER,
-    REPLAY_HEADER, slot_of,
-};
+use tidings_core::{Destination, Envelope, Outgoing, PublishError, PublishErrorKind, slot_of};
 
 use crate::{
     Shared,
     client::{Trouble, of_code, trouble},
-    message::{Sent, encode},
-    names::{group_of, hash_of},
+    entry::{Entry, Ordered, calls, is_of_letters, rounds},
+    message::encode,
     topology::QUEUE_BYTES_MAX,
 };
 
@@ -29,12 +26,8 @@ use crate::{
 pub(crate) const BODY_BYTES_MAX: usize = 180 * 1024;
 /// The largest message of a topic, and of all in one call.
 const TOPIC_BYTES_MAX: usize = 256 * 1024;
-/// How many messages one call takes.
-pub(crate) const CALL_MESSAGES_MAX: usize = 10;
 /// How many calls for one destination are under way at once.
 const CALLS_AT_ONCE: usize = 8;
-/// The group of what has neither key nor id.
-const NO_GROUP: &str = "-";
 
 /// Where messages go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,24 +38,16 @@ pub(crate) enum Place {
     Queue(String),
 }
 
-/// A message to be sent.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    /// Which one it is.
-    index: usize,
-    /// What it is ordered by and known by; nothing for a standard queue.
-    ordered: Option<Ordered>,
-    sent: Sent,
-    delay: Duration,
+/// What becomes of a message whose id was there within five minutes, where SQS looks for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copies {
+    /// It is dropped.
+    Dropped,
+    /// It is meant to be there again.
+    Meant,
 }
 
-#[derive(Debug)]
-struct Ordered {
-    group: String,
-    duplicate_of: String,
-}
-
-type Outcome = Result<(), PublishError>;
+pub(crate) type Outcome = Result<(), PublishError>;
 
 impl Shared {
     /// Publishes; one outcome for each message.
@@ -84,9 +69,9 @@ impl Shared {
             }
         }
         let deadline = Instant::now() + self.confirm_timeout;
-        let sends = places
-            .into_iter()
-            .map(|(destination, messages)| self.publish_to(destination, messages, deadline));
+        let sends = places.into_iter().map(|(destination, messages)| {
+            self.publish_to(destination, messages, Copies::Dropped, deadline)
+        });
         for done in futures_util::future::join_all(sends).await {
             for (index, outcome) in done {
                 outcomes[index] = outcome;
@@ -95,10 +80,30 @@ impl Shared {
         outcomes
     }
 
+    /// Publishes to a queue what an operator sends there on purpose, whatever was there before.
+    pub(crate) async fn publish_on_purpose(
+        &self,
+        queue: &str,
+        batch: Vec<Envelope>,
+    ) -> Vec<Outcome> {
+        let count = batch.len();
+        let destination = Destination::Queue(queue.to_owned().into());
+        let messages = batch.into_iter().enumerate().collect();
+        let deadline = Instant::now() + self.confirm_timeout;
+        let done = self.publish_to(destination, messages, Copies::Meant, deadline);
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(count);
+        outcomes.resize_with(count, || Ok(()));
+        for (index, outcome) in done.await {
+            outcomes[index] = outcome;
+        }
+        outcomes
+    }
+
     async fn publish_to(
         &self,
         destination: Destination,
         messages: Vec<(usize, Envelope)>,
+        copies: Copies,
         deadline: Instant,
     ) -> Vec<(usize, Outcome)> {
         let place = match self.place(&destination).await {
@@ -114,6 +119,9 @@ impl Shared {
         let mut entries = Vec::with_capacity(messages.len());
         for (index, envelope) in messages {
             match self.entry(index, &destination, &envelope) {
+                Ok(entry) if copies == Copies::Meant => {
+                    entries.push(entry.apart(&uuid::Uuid::new_v4().to_string()));
+                }
                 Ok(entry) => entries.push(entry),
                 Err(why) => outcomes.push((index, Err(error(PublishErrorKind::Invalid, &why)))),
             }
@@ -193,15 +201,13 @@ impl Shared {
         envelope: &Envelope,
         slot: Option<u16>,
     ) -> Entry {
-        let ordered = self.address.is_fifo.then(|| Ordered {
-            group: group(envelope),
-            duplicate_of: duplicate_of(destination, envelope),
-        });
+        let is_fifo = self.address.is_fifo;
         Entry {
             index,
-            ordered,
+            ordered: is_fifo.then(|| Ordered::of(destination, envelope)),
             sent: encode(envelope, slot),
             delay: Duration::ZERO,
+            is_letter: matches!(destination, Destination::Queue(name) if is_of_letters(name)),
         }
     }
 
@@ -233,10 +239,13 @@ impl Shared {
             let stay = stay.into_iter().map(|entry| entry.index);
             outcomes
                 .extend(stay.map(|index| (index, Err(error(PublishErrorKind::Unavailable, why)))));
+            // Dead letters have no key in common, and are to be found in the order in which they were put there.
+            let at_once = match go.iter().any(|entry| entry.is_letter) {
+                true => 1,
+                false => CALLS_AT_ONCE,
+            };
             let calls = stream::iter(calls(go, place.bytes_max()));
-            let mut done = calls
-                .map(|call| self.call(place, call))
-                .buffered(CALLS_AT_ONCE);
+            let mut done = calls.map(|call| self.call(place, call)).buffered(at_once);
             while let Some(done) = done.next().await {
                 for (index, group, outcome) in done {
                     let kind = outcome.as_ref().err().map(PublishError::kind);
@@ -356,26 +365,6 @@ impl Place {
     }
 }
 
-impl Entry {
-    /// It is to come after a delay.
-    pub(crate) fn after(mut self, delay: Duration) -> Self {
-        self.delay = delay;
-        self
-    }
-
-    /// It is no duplicate of another message with its id.
-    pub(crate) fn apart(mut self, by: &str) -> Self {
-        if let Some(ordered) = &mut self.ordered {
-            ordered.duplicate_of = hash_of(&[&ordered.duplicate_of, by]);
-        }
-        self
-    }
-
-    fn group(&self) -> Option<&str> {
-        self.ordered.as_ref().map(|ordered| &*ordered.group)
-    }
-}
-
 fn failure(id: &str, code: &str, message: Option<&str>, is_senders: bool) -> (usize, Trouble) {
     let text = format!("{code}: {}", message.unwrap_or_default());
     let trouble = match of_code(code, text) {
@@ -407,141 +396,8 @@ fn error(kind: PublishErrorKind, why: &str) -> PublishError {
     PublishError::new(kind, why)
 }
 
-/// What a message is ordered by.
-fn group(envelope: &Envelope) -> String {
-    match (&envelope.key, &envelope.id) {
-        (Some(key), _) => group_of(key),
-        (None, Some(id)) => group_of(id.as_str()),
-        (None, None) => NO_GROUP.to_owned(),
-    }
-}
-
-/// What a second copy of a message is known by within five minutes: the same message to the same place. One that is
-/// sent again on purpose (a redrive, a replay) is another.
-fn duplicate_of(destination: &Destination, envelope: &Envelope) -> String {
-    let Some(id) = envelope.id.as_ref().map(MessageId::as_str) else {
-        return uuid::Uuid::new_v4().simple().to_string();
-    };
-    let (kind, name) = match destination {
-        Destination::Topic(name) => ("topic", name),
-        Destination::Queue(name) => ("queue", name),
-    };
-    let again = [REDRIVE_HEADER, REPLAY_HEADER].map(|name| envelope.header(name).unwrap_or("-"));
-    hash_of(&[kind, name, id, again[0], again[1]])
-}
-
 /// SQS counts delays in seconds; none is to end early.
 fn whole_seconds(delay: Duration) -> i32 {
     let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
     i32::try_from(seconds).unwrap_or(i32::MAX)
-}
-
-/// In each round at most one message of each group, in their order.
-fn rounds(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
-    let mut rounds: Vec<Vec<Entry>> = Vec::new();
-    let mut seen: HashMap<String, usize> = HashMap::new();
-    for entry in entries {
-        let round = match entry.group() {
-            None => 0,
-            Some(group) => {
-                let next = seen.entry(group.to_owned()).or_default();
-                *next += 1;
-                *next - 1
-            }
-        };
-        if rounds.len() <= round {
-            rounds.resize_with(round + 1, Vec::new);
-        }
-        rounds[round].push(entry);
-    }
-    rounds
-}
-
-/// As many as one call takes.
-fn calls(entries: Vec<Entry>, bytes_max: usize) -> Vec<Vec<Entry>> {
-    let mut calls: Vec<Vec<Entry>> = Vec::new();
-    let mut bytes = 0;
-    for entry in entries {
-        let more = entry.sent.bytes();
-        match calls.last_mut() {
-            Some(call) if call.len() < CALL_MESSAGES_MAX && bytes + more <= bytes_max => {
-                bytes += more;
-                call.push(entry);
-            }
-            _ => {
-                bytes = more;
-                calls.push(vec![entry]);
-            }
-        }
-    }
-    calls
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(index: usize, group: &str, bytes: usize) -> Entry {
-        Entry {
-            index,
-            ordered: Some(Ordered {
-                group: group.to_owned(),
-                duplicate_of: index.to_string(),
-            }),
-            sent: Sent {
-                body: "x".repeat(bytes),
-                attributes: Vec::new(),
-            },
-            delay: Duration::ZERO,
-        }
-    }
-
-    #[test]
-    fn a_round_has_one_message_of_each_group_and_keeps_their_order() {
-        let groups = ["a", "b", "a", "c", "a", "b"];
-        let entries = groups.iter().enumerate();
-        let entries = entries
-            .map(|(index, group)| entry(index, group, 1))
-            .collect();
-        let rounds: Vec<Vec<usize>> = rounds(entries)
-            .iter()
-            .map(|round| round.iter().map(|entry| entry.index).collect())
-            .collect();
-        assert_eq!(rounds, [vec![0, 1, 3], vec![2, 5], vec![4]]);
-    }
-
-    #[test]
-    fn a_call_is_within_its_limits() {
-        let sizes = |entries: Vec<Entry>, bytes_max| -> Vec<usize> {
-            let calls = calls(entries, bytes_max);
-            calls.iter().map(Vec::len).collect()
-        };
-        let many = |count: usize, bytes| (0..count).map(|it| entry(it, "g", bytes)).collect();
-        assert_eq!(sizes(many(25, 1), 1000), [10, 10, 5]);
-        assert_eq!(sizes(many(5, 400), 1000), [2, 2, 1]);
-        assert_eq!(sizes(many(2, 1000), 1000), [1, 1]);
-    }
-
-    #[test]
-    fn the_same_message_to_the_same_place_is_a_duplicate_unless_it_is_sent_again_on_purpose() {
-        let topic = Destination::Topic("t".into());
-        let mut envelope = Envelope::new("n.v1", "");
-        assert_ne!(
-            duplicate_of(&topic, &envelope),
-            duplicate_of(&topic, &envelope),
-            "without an id nobody knows"
-        );
-        envelope.id = Some("1".into());
-        let first = duplicate_of(&topic, &envelope);
-        assert_eq!(duplicate_of(&topic, &envelope), first);
-        assert_ne!(
-            duplicate_of(&Destination::Queue("t".into()), &envelope),
-            first
-        );
-        envelope.headers = vec![(REDRIVE_HEADER.into(), "1".into())];
-        let redriven = duplicate_of(&topic, &envelope);
-        envelope.headers = vec![(REDRIVE_HEADER.into(), "2".into())];
-        assert_ne!(redriven, first);
-        assert_ne!(duplicate_of(&topic, &envelope), redriven);
-    }
 }

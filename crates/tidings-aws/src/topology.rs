@@ -24,7 +24,7 @@ use crate::{
 /// How long a topic is believed to have subscribers since it was looked at.
 const WANTED: Duration = Duration::from_secs(30);
 /// How long a queue keeps a message: the longest that SQS offers, fourteen days.
-const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
+pub(crate) const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
 /// The largest message of a queue.
 pub(crate) const QUEUE_BYTES_MAX: usize = 1024 * 1024;
 /// What the statement is known by that lets topics into a queue.
@@ -126,7 +126,7 @@ impl Shared {
         Ok(at)
     }
 
-    async fn create_queue(&self, queue: &str) -> Result<QueueAt, Trouble> {
+    pub(crate) async fn create_queue(&self, queue: &str) -> Result<QueueAt, Trouble> {
         let name = self.name_of(queue);
         let number = |number: u64| number.to_string();
         let mut call = self
@@ -309,14 +309,20 @@ impl Shared {
         if let Some(at) = self.queues.lock().get(queue) {
             return Ok(Some(at.clone()));
         }
-        let name = self.name_of(queue);
-        let call = self.clients.sqs.get_queue_url().queue_name(&name);
+        let found = self.queue_called(&self.name_of(queue)).await?;
+        if let Some(at) = &found {
+            self.queues.lock().insert(queue.to_owned(), at.clone());
+        }
+        Ok(found)
+    }
+
+    /// A queue by what it is called at Amazon.
+    pub(crate) async fn queue_called(&self, name: &str) -> Result<Option<QueueAt>, Trouble> {
+        let call = self.clients.sqs.get_queue_url().queue_name(name);
         match call.send().await.map_err(trouble) {
-            Ok(found) => {
-                let at = self.queue_at(&name, found.queue_url.unwrap_or_default());
-                self.queues.lock().insert(queue.to_owned(), at.clone());
-                Ok(Some(at))
-            }
+            Ok(found) => Ok(Some(
+                self.queue_at(name, found.queue_url.unwrap_or_default()),
+            )),
             Err(Trouble::Missing(_)) => Ok(None),
             Err(why) => Err(why),
         }

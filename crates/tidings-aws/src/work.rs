@@ -16,14 +16,15 @@ use aws_sdk_sqs::{
         MessageSystemAttributeName,
     },
 };
+use tidings_core::Received;
 use tracing::{debug, warn};
 
 use crate::{
     Shared,
     client::{Backoff, CALL_TIMEOUT, Trouble, of_code, trouble},
+    entry::CALL_MESSAGES_MAX,
     intake::{Arrival, Intake, Numbered},
     message::decode,
-    publisher::CALL_MESSAGES_MAX,
 };
 
 /// How often in a row a queue that vanished is declared again.
@@ -86,40 +87,63 @@ async fn receive(shared: &Shared, intake: &Intake, url: &str) {
     }
 }
 
+/// What to receive.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Receive {
+    /// How many messages at most; ten in any case.
+    pub(crate) count: usize,
+    /// How long to wait for the first.
+    pub(crate) wait: Duration,
+    /// For how long they are hidden from others.
+    pub(crate) hidden: Duration,
+}
+
 /// One receive, which waits for messages.
 async fn poll(shared: &Shared, url: &str) -> Result<Vec<Arrival>, Trouble> {
-    let wait = shared.address.wait;
+    let receive = Receive {
+        count: CALL_MESSAGES_MAX,
+        wait: shared.address.wait,
+        hidden: shared.address.visibility,
+    };
+    let messages = receive_messages(shared, url, receive).await?;
+    Ok(messages.into_iter().map(arrival).collect())
+}
+
+pub(crate) async fn receive_messages(
+    shared: &Shared,
+    url: &str,
+    receive: Receive,
+) -> Result<Vec<Message>, Trouble> {
     let seconds = |time: Duration| i32::try_from(time.as_secs()).unwrap_or(i32::MAX);
     let timeouts = TimeoutConfig::builder()
-        .operation_attempt_timeout(wait + CALL_TIMEOUT)
+        .operation_attempt_timeout(receive.wait + CALL_TIMEOUT)
         .build();
+    let count = receive.count.min(CALL_MESSAGES_MAX);
     let call = shared
         .clients
         .sqs
         .receive_message()
         .queue_url(url)
-        .max_number_of_messages(CALL_MESSAGES_MAX as i32)
-        .wait_time_seconds(seconds(wait))
-        .visibility_timeout(seconds(shared.address.visibility))
+        .max_number_of_messages(i32::try_from(count).unwrap_or(1))
+        .wait_time_seconds(seconds(receive.wait))
+        .visibility_timeout(seconds(receive.hidden))
         .message_attribute_names("All")
         .message_system_attribute_names(MessageSystemAttributeName::All)
         .customize()
         .config_override(SqsConfig::default().timeout_config(timeouts));
     let answer = call.send().await.map_err(trouble)?;
-    Ok(answer
-        .messages
-        .unwrap_or_default()
-        .into_iter()
-        .map(arrival)
-        .collect())
+    Ok(answer.messages.unwrap_or_default())
+}
+
+/// What a message says.
+pub(crate) fn received(message: &Message) -> Received {
+    let attributes = message.message_attributes.iter().flatten();
+    let texts = attributes.map(|(name, value)| (name.as_str(), value.string_value.as_deref()));
+    decode(message.body.as_deref().unwrap_or_default(), texts)
 }
 
 fn arrival(message: Message) -> Arrival {
-    let attributes = message.message_attributes.unwrap_or_default();
-    let texts = attributes
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.string_value.as_deref()));
-    let received = decode(message.body.as_deref().unwrap_or_default(), texts);
+    let received = received(&message);
     let system = message.attributes.unwrap_or_default();
     let receives = system.get(&MessageSystemAttributeName::ApproximateReceiveCount);
     Arrival {
@@ -169,19 +193,30 @@ async fn delete(shared: &Shared, intake: &Intake, url: &str) {
 
 /// Deletes these; which could not be, by their places.
 async fn delete_batch(shared: &Shared, url: &str, next: &[Numbered]) -> Vec<(usize, Trouble)> {
+    let receipts: Vec<&str> = next.iter().map(|(_, receipt)| &**receipt).collect();
+    match delete_receipts(shared, url, &receipts).await {
+        Ok(failed) => failed,
+        Err(why) => (0..next.len()).map(|at| (at, why.clone())).collect(),
+    }
+}
+
+/// Deletes at most ten; which could not be, by their places.
+pub(crate) async fn delete_receipts(
+    shared: &Shared,
+    url: &str,
+    receipts: &[&str],
+) -> Result<Vec<(usize, Trouble)>, Trouble> {
     let mut call = shared.clients.sqs.delete_message_batch().queue_url(url);
-    for (at, (_, receipt)) in next.iter().enumerate() {
+    for (at, receipt) in receipts.iter().enumerate() {
         let entry = DeleteMessageBatchRequestEntry::builder()
             .id(at.to_string())
-            .receipt_handle(&**receipt);
+            .receipt_handle(*receipt);
         if let Ok(entry) = entry.build() {
             call = call.entries(entry);
         }
     }
-    match call.send().await.map_err(trouble) {
-        Ok(answer) => failures(answer.failed()),
-        Err(why) => (0..next.len()).map(|at| (at, why.clone())).collect(),
-    }
+    let answer = call.send().await.map_err(trouble)?;
+    Ok(failures(answer.failed()))
 }
 
 fn failures(failed: &[aws_sdk_sqs::types::BatchResultErrorEntry]) -> Vec<(usize, Trouble)> {
@@ -279,7 +314,8 @@ async fn give_back(shared: &Shared, intake: &Intake, url: &str) {
     }
 }
 
-async fn change_visibility(
+/// Changes for how long at most ten are hidden; of which that could not be, by their places.
+pub(crate) async fn change_visibility(
     shared: &Shared,
     url: &str,
     receipts: &[&str],

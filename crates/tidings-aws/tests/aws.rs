@@ -2,7 +2,7 @@
 
 mod behaviour;
 
-use behaviour::{connect, outages, receiving, sending};
+use behaviour::{letters, outages, receiving, sending};
 use tidings_testing::servers::{AwsEmulator, aws_url};
 
 /// Each behaviour as a test of its own, with its name.
@@ -53,6 +53,18 @@ behaviours! {
 }
 
 behaviours! {
+    of letters with aws_url();
+    what_an_operator_sends_again_at_once_is_no_duplicate
+    letters_of_one_group_are_all_found
+    a_hold_lasts_while_its_process_does
+}
+
+behaviours! {
+    of letters with own();
+    a_letter_is_removed_although_calls_fail
+}
+
+behaviours! {
     of outages with own();
     a_killed_engine_loses_nothing_and_needs_nobody
     who_starts_first_waits_for_the_engine
@@ -63,8 +75,15 @@ behaviours! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs SQS: run `cargo xtask test`"]
 async fn it_keeps_the_contract_of_a_transport() {
-    let url = aws_url();
-    tidings_testing::transport::conformance(async || connect(&url).await).await;
+    behaviour::prepare();
+    // Nothing is to become visible by itself, and no batch to be late, however slow the machine is.
+    let url = format!("{}&wait=1&visibility=20&handover=1", aws_url());
+    let connect = async || {
+        let builder = tidings_aws::Aws::builder(&url).expect("an URL");
+        let patient = builder.confirm_timeout(std::time::Duration::from_secs(55));
+        patient.connect().await.expect("it connects")
+    };
+    tidings_testing::transport::conformance(connect).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What the tests are made of: a queue of its own for each, and short words for what they do with it.
 
+pub(crate) mod letters;
 pub(crate) mod outages;
 pub(crate) mod receiving;
 pub(crate) mod sending;
