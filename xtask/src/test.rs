@@ -47,7 +47,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.quick {
         step("install", || provide::install(&mut provided))?;
     }
-    step("build", || succeed(cargo_test(args)?.arg("--no-run")))?;
+    let missing = provided.missing_names();
+    let features = Feature::flags(|it| {
+        let can_be_built = it.needs.is_none_or(|needs| !missing.contains(&needs));
+        !args.quick && can_be_built && concerns(args, it.package)
+    });
+    step("build", || {
+        succeed(cargo_test(args, &features)?.arg("--no-run"))
+    })?;
     if !args.quick {
         step("servers", || provide::start(&mut provided))?;
     }
@@ -60,35 +67,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cannot = ignored.iter().filter(|test| !test.can_run(&missing));
     let left_out: Vec<&str> = cannot.flat_map(|test| ["--skip", &test.name]).collect();
     step("test", || {
-        let mut test = cargo_test(args)?;
+        let mut test = cargo_test(args, &features)?;
         test.envs(provided.env()).args(&args.filter).arg("--");
         if !args.quick {
             test.arg("--include-ignored");
         }
         succeed(test.args(&left_out))
     })?;
-    for built in &WITH_FEATURES {
-        let lacks = missing.iter().any(|name| built.needs.contains(name));
-        if args.quick || lacks || !concerns(args, built.package) {
-            continue;
-        }
-        let Featured { package, needs, .. } = built;
-        step(&format!("test `{package}` with {needs}"), || {
-            let mut test = cargo(["test", "--locked", "--package", package])?;
-            test.args(["--features", built.feature]);
-            for target in built.targets {
-                test.args(["--test", target]);
-            }
-            test.envs(provided.env()).args(["--", "--include-ignored"]);
-            match &args.filter {
-                Some(filter) => test.arg(filter),
-                None => test.args(built.words),
-            };
-            succeed(&mut test)
-        })?;
+    if !args.quick {
+        without_features(args)?;
     }
     if let Some(newer) = provided.newer_rabbitmq() {
-        on_newer_rabbitmq(args, |test| {
+        on_newer_rabbitmq(args, &features, |test| {
             let newer = newer.iter().map(|(name, value)| (*name, &**value));
             test.envs(provided.env().chain(newer))
                 .args(["--", "--include-ignored"]);
@@ -104,47 +94,74 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     )
 }
 
-/// Tests of a package with a feature that no default build has: it is built once more for them.
-struct Featured {
+/// A feature that no default build has.
+pub(crate) struct Feature {
     package: &'static str,
-    feature: &'static str,
-    /// What they cannot run without, as in the reasons of ignored tests.
-    needs: &'static str,
-    targets: &'static [&'static str],
-    /// Which of them run, if not all: the others ran before, without the feature.
-    words: &'static [&'static str],
+    name: &'static str,
+    /// What it cannot be built without, as in the reasons of ignored tests.
+    needs: Option<&'static str>,
 }
 
-const WITH_FEATURES: [Featured; 4] = [
-    Featured {
-        package: "tidings-kafka",
-        feature: "tls",
-        needs: "Kafka and OpenSSL",
-        targets: &["secured"],
-        words: &[],
-    },
-    Featured {
-        package: "shop",
-        feature: "kafka",
-        needs: "Kafka",
-        targets: &["kafka", "system", "deploy"],
-        words: &["kafka", "brokers_urls"],
-    },
-    Featured {
-        package: "shop",
-        feature: "aws",
-        needs: "SQS",
-        targets: &["aws"],
-        words: &[],
-    },
-    Featured {
-        package: "tidings-cli",
-        feature: "kafka",
-        needs: "Kafka",
-        targets: &["kafka"],
-        words: &[],
+/// Tests are built with all of these that can be built, so that everything is built once.
+pub(crate) const FEATURES: [Feature; 4] = [
+    Feature::new("shop", "kafka"),
+    Feature::new("shop", "aws"),
+    Feature::new("tidings-cli", "kafka"),
+    Feature {
+        needs: Some("OpenSSL"),
+        ..Feature::new("tidings-kafka", "tls")
     },
 ];
+
+impl Feature {
+    const fn new(package: &'static str, name: &'static str) -> Self {
+        Self {
+            package,
+            name,
+            needs: None,
+        }
+    }
+
+    /// Arguments of cargo for those that `is_wanted`.
+    pub(crate) fn flags(is_wanted: impl Fn(&Feature) -> bool) -> Vec<String> {
+        let wanted = FEATURES.iter().filter(|it| is_wanted(it));
+        let names = wanted.map(|it| format!("{}/{}", it.package, it.name));
+        let names = names.collect::<Vec<_>>();
+        match names.is_empty() {
+            true => Vec::new(),
+            false => vec!["--features".into(), names.join(",")],
+        }
+    }
+
+    /// Whether nothing has to be installed for it.
+    pub(crate) fn needs_nothing(&self) -> bool {
+        self.needs.is_none()
+    }
+}
+
+/// Which targets have tests of what a build without these features says.
+const WITHOUT_FEATURES: [(&str, &str); 3] = [
+    ("shop", "surroundings"),
+    ("tidings-cli", "program"),
+    ("tidings-kafka", "kafka"),
+];
+/// What their names begin with.
+const WITHOUT: &str = "a_build_without";
+
+/// Builds once more what users build who ask for nothing, for the tests of that.
+fn without_features(args: &Args) -> Result<()> {
+    let targets = WITHOUT_FEATURES.iter();
+    let targets = targets.filter(|(package, _)| concerns(args, package));
+    let targets: Vec<&str> = targets.flat_map(|(_, it)| ["--test", it]).collect();
+    let is_asked_for = args.filter.as_ref().is_none_or(|it| it.contains(WITHOUT));
+    if targets.is_empty() || !is_asked_for {
+        return Ok(());
+    }
+    step("test the default build", || {
+        let mut test = cargo_test(args, &[])?;
+        succeed(test.args(targets).arg(WITHOUT))
+    })
+}
 
 /// What runs once more on a newer RabbitMQ: all that its adapter promises, and what the toolkit and the shop promise on it.
 const ON_NEWER_RABBITMQ: [(&str, &[&str], &[&str]); 3] = [
@@ -164,14 +181,18 @@ const ON_NEWER_RABBITMQ: [(&str, &[&str], &[&str]); 3] = [
     ),
 ];
 
-fn on_newer_rabbitmq(args: &Args, surround: impl Fn(&mut Command)) -> Result<()> {
+fn on_newer_rabbitmq(
+    args: &Args,
+    features: &[String],
+    surround: impl Fn(&mut Command),
+) -> Result<()> {
     for (package, targets, words) in ON_NEWER_RABBITMQ {
         if !concerns(args, package) {
             continue;
         }
         step(&format!("test `{package}` on a newer RabbitMQ"), || {
-            // The same packages as before, so that nothing is built anew.
-            let mut test = cargo_test(args)?;
+            // The same packages and features as before, so that nothing is built anew.
+            let mut test = cargo_test(args, features)?;
             for target in targets {
                 test.args(["--test", target]);
             }
@@ -191,8 +212,9 @@ fn concerns(args: &Args, package: &str) -> bool {
     args.package.is_empty() || args.package.iter().any(|it| it == package)
 }
 
-fn cargo_test(args: &Args) -> Result<Command> {
+fn cargo_test(args: &Args, features: &[String]) -> Result<Command> {
     let mut test = cargo(["test", "--locked", "--no-fail-fast"])?;
+    test.args(features);
     if args.package.is_empty() {
         test.arg("--workspace");
     }

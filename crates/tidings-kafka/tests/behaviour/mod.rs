@@ -29,7 +29,7 @@ use tidings_kafka::Kafka;
 use tokio::time::timeout;
 
 /// How long to wait for what must come, also when Kafka starts anew or a session has to run out.
-pub(crate) const SOON: Duration = Duration::from_secs(40);
+pub(crate) const SOON: Duration = Duration::from_secs(120);
 /// How long to wait for what must not come.
 pub(crate) const QUIET: Duration = Duration::from_millis(200);
 

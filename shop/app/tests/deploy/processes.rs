@@ -183,7 +183,7 @@ fn complaint(process: &Process, help: &str, hosts: &BTreeSet<String>) -> Option<
         .get("TIDINGS_BROKER")
         .is_some_and(on_kafka)
     {
-        // This build lacks it; `cargo xtask test` runs this test with another one, too.
+        // This build lacks it.
         "--features kafka"
     } else {
         ""
