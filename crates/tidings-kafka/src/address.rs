@@ -17,8 +17,14 @@ pub(crate) struct Address {
     login: Option<Login>,
     /// How many partitions a topic gets that is made.
     pub(crate) partitions: u16,
+    /// The URL says so.
+    pub(crate) has_partitions: bool,
     /// How many replicas a topic gets that is made; `None`: as many as the cluster's default says.
     pub(crate) replication: Option<u16>,
+    /// How many of them have to have a message before it is confirmed; `None`: as the cluster's default says.
+    pub(crate) min_insync: Option<String>,
+    /// How long topics keep messages: for which ones are made, and those that are there at least.
+    pub(crate) retention: Option<Duration>,
     /// How long the others wait for a consumer that is silent.
     pub(crate) session_timeout: Duration,
     /// How long a partition that is to go elsewhere waits for what is still being handled.
@@ -50,7 +56,9 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The shortest time for which the thread that receives may be stuck, unless the URL says otherwise.
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
 const METADATA_MAX_AGE: Duration = Duration::from_secs(60);
-const OPTIONS: &str = "`partitions`, `replication`, `session_timeout`, `handover_timeout`, `max_poll_interval` and \
+/// Ten years.
+const RETENTION_MAX: u64 = 10 * 366 * 24 * 3_600_000;
+const OPTIONS: &str = "`partitions`, `replication`, `min_insync`, `retention`, `session_timeout`, `handover_timeout`, `max_poll_interval` and \
                        `metadata_max_age` (milliseconds), `sasl` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), and with \
                        `kafkas://` also `cacertfile`, `certfile` and `keyfile`";
 
@@ -90,7 +98,10 @@ impl Address {
             tls,
             login,
             partitions: PARTITIONS,
+            has_partitions: false,
             replication: None,
+            min_insync: None,
+            retention: None,
             session_timeout: SESSION_TIMEOUT,
             handover_timeout: HANDOVER_TIMEOUT,
             max_poll_interval: None,
@@ -99,6 +110,16 @@ impl Address {
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             address.set_option(name, &decode(value, name)?)?;
+        }
+        let replicas = address.replication.unwrap_or(0);
+        match &address.min_insync {
+            Some(count) if count.parse::<u16>().is_ok_and(|count| count > replicas) => {
+                return Err(malformed(
+                    "the option `min_insync` is at most `replication`",
+                ));
+            }
+            None if replicas > 2 => address.min_insync = Some("2".into()),
+            _ => {}
         }
         let least = address.session_timeout.max(address.handover_timeout);
         if address.max_poll_interval.is_some_and(|it| it < least) {
@@ -126,8 +147,24 @@ impl Address {
         };
         let millis = || number(3_600_000).map(|number| Duration::from_millis(number.into()));
         match (name, &mut self.tls, &mut self.login) {
-            ("partitions", ..) => self.partitions = number(PARTITIONS_MAX.into())? as u16,
+            ("partitions", ..) => {
+                self.partitions = number(PARTITIONS_MAX.into())? as u16;
+                self.has_partitions = true;
+            }
             ("replication", ..) => self.replication = Some(number(100)? as u16),
+            ("min_insync", ..) => self.min_insync = Some(number(100)?.to_string()),
+            ("retention", ..) => {
+                let millis = value
+                    .parse()
+                    .ok()
+                    .filter(|it| (1..=RETENTION_MAX).contains(it));
+                let millis = millis.ok_or_else(|| {
+                    malformed(&format!(
+                        "the option `retention` is a whole number from 1 to {RETENTION_MAX}"
+                    ))
+                })?;
+                self.retention = Some(Duration::from_millis(millis));
+            }
             ("session_timeout", ..) => self.session_timeout = millis()?,
             ("handover_timeout", ..) => self.handover_timeout = millis()?,
             ("max_poll_interval", ..) => self.max_poll_interval = Some(millis()?),
@@ -314,6 +351,13 @@ mod tests {
         let it = Address::parse(url).expect(url);
         assert_eq!(it.max_poll_interval(), Duration::from_secs(670));
         assert_eq!(it.metadata_max_age, Duration::from_millis(900));
+        let url = "kafka://h?replication=3&retention=604800000";
+        let it = Address::parse(url).expect(url);
+        assert_eq!(it.min_insync.as_deref(), Some("2"));
+        assert_eq!(it.retention, Some(Duration::from_secs(604_800)));
+        let url = "kafka://h?min_insync=3&replication=4";
+        let it = Address::parse(url).expect(url);
+        assert_eq!(it.min_insync.as_deref(), Some("3"));
         let url = "kafka://h?max_poll_interval=10000";
         let it = Address::parse(url).expect(url);
         assert_eq!(it.max_poll_interval(), Duration::from_secs(10));
@@ -336,6 +380,10 @@ mod tests {
             "kafka://u:secret@h?max_poll_interval=9999",
             "kafka://u:secret@h?max_poll_interval=10000&handover_timeout=10001",
             "kafka://u:secret@h?partitions=many",
+            "kafka://u:secret@h?min_insync=2",
+            "kafka://u:secret@h?min_insync=4&replication=3",
+            "kafka://u:secret@h?retention=0",
+            "kafka://u:secret@h?retention=7d",
             "kafka://u:secret@h?sasl=secret",
             "kafka://u:secret@h?cacertfile=x",
             "kafka://h?sasl=PLAIN",

@@ -238,10 +238,13 @@ impl Shared {
         }
         let replicas = self.address.replication.map_or(-1, i32::from);
         let max_bytes = MESSAGE_BYTES_MAX.to_string();
-        let topic = NewTopic::new(RECORD_QUEUE, 1, TopicReplication::Fixed(replicas))
+        let mut topic = NewTopic::new(RECORD_QUEUE, 1, TopicReplication::Fixed(replicas))
             .set("cleanup.policy", "delete")
             .set("retention.ms", "-1")
             .set("max.message.bytes", &max_bytes);
+        if let Some(in_sync) = &self.address.min_insync {
+            topic = topic.set("min.insync.replicas", in_sync);
+        }
         self.create(&[topic]).await.map_err(failed)
     }
 

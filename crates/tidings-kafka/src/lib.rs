@@ -19,7 +19,10 @@
 //! `tls` of this crate; what is special is percent-encoded. The port is 9092 if it is left out. A user means
 //! SASL, by `PLAIN` or what the option `sasl` says (`SCRAM-SHA-256`, `SCRAM-SHA-512`: with the feature `tls`).
 //! Options: `partitions` (of a topic that is made, default 12), `replication` (of a topic that is made; default:
-//! the cluster's), `session_timeout` (milliseconds until the partitions of a silent instance go to others,
+//! the cluster's), `min_insync` (how many copies have to be there before a message of a topic that is made is confirmed;
+//! default: 2 with a `replication` of 3 or more, else the cluster's), `retention` (milliseconds that a topic keeps messages: one
+//! that is made for so long, default the cluster's; one that is there for less is told of, default three days),
+//! `session_timeout` (milliseconds until the partitions of a silent instance go to others,
 //! default 10 000), `handover_timeout` (milliseconds that a partition which is to go elsewhere waits for what is
 //! still being handled, default 5 000), `max_poll_interval` (milliseconds that the thread which receives may be stuck
 //! before its partitions go to others, default 300 000 or more; how long handlers take does not count),
@@ -31,7 +34,8 @@
 //! Topic `T` is the Kafka topic `T`. Queue `Q` is the Kafka topic `Q`, for what is sent to it by name, and the
 //! consumer group `Q`, with dead letters in the topic `Q.dead`, which keeps them without end. What `Q`
 //! subscribes to, and from which offset on, is a record in the topic `tidings.bindings`. Topics that are there
-//! are used as they are. Metadata are CloudEvents in binary mode: headers `ce_…` and `content-type`, and the
+//! are used as they are, if their settings can keep what is promised: a compacted topic is refused, and what weakens a promise
+//! is a warning (`docs/errors/TDG-4016.md`). Metadata are CloudEvents in binary mode: headers `ce_…` and `content-type`, and the
 //! record's key. A name has at most 244 of the bytes that Kafka takes: letters, digits, `.`, `_` and `-`.
 //!
 //! A message with a key goes to the partition that Java's default partitioner chooses, so programs with other
@@ -65,6 +69,7 @@
 
 mod address;
 mod bindings;
+mod checks;
 mod client;
 mod depths;
 mod intake;
@@ -201,6 +206,7 @@ impl Builder {
             admin,
             publisher,
             known: Mutex::default(),
+            checked: Mutex::default(),
             ephemeral: Mutex::default(),
             intakes: Mutex::default(),
             holds: Mutex::default(),
@@ -318,6 +324,8 @@ struct Shared {
     publisher: Publisher,
     /// Topics that were there.
     known: Mutex<BTreeSet<String>>,
+    /// Topics whose settings were looked at.
+    checked: Mutex<BTreeSet<String>>,
     /// Queues that end with this transport.
     ephemeral: Mutex<HashSet<String>>,
     intakes: Mutex<Vec<Arc<Intake>>>,
@@ -329,10 +337,13 @@ impl Shared {
     /// Waits for the cluster, and begins to follow the subscriptions.
     async fn begin(self: Arc<Self>, follower: BaseConsumer<Context>) {
         let replicas = self.address.replication.map_or(-1, i32::from);
-        let topic = NewTopic::new(bindings::TOPIC, 1, TopicReplication::Fixed(replicas))
+        let mut topic = NewTopic::new(bindings::TOPIC, 1, TopicReplication::Fixed(replicas))
             .set("cleanup.policy", "delete")
             .set("retention.ms", "-1")
             .set("retention.bytes", "-1");
+        if let Some(in_sync) = &self.address.min_insync {
+            topic = topic.set("min.insync.replicas", in_sync);
+        }
         let mut backoff = Backoff::default();
         while !self.status.is_closed() {
             let asked = async {

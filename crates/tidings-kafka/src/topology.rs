@@ -95,6 +95,8 @@ impl Shared {
         loop {
             let declared = async {
                 self.make_topics(&wanted).await?;
+                let names = wanted.keys().map(String::as_str);
+                self.check_topics(topology, names).await?;
                 self.subscribe_queues(topology).await
             };
             match declared.await {
@@ -168,7 +170,7 @@ impl Shared {
         Ok(topics)
     }
 
-    /// Makes the topics that are not there. Those that are there stay as they are.
+    /// Makes the topics that are not there. Those that are there stay as they are (and are [checked](crate::checks)).
     async fn make_topics(
         self: &Arc<Self>,
         wanted: &BTreeMap<String, Wanted>,
@@ -190,16 +192,17 @@ impl Shared {
         }
         let replicas = self.address.replication;
         let max_bytes = MESSAGE_BYTES_MAX.to_string();
+        let retention = self.address.retention.map(|it| it.as_millis().to_string());
         let topics = missing.iter().map(|(name, wanted)| {
             let replication = TopicReplication::Fixed(replicas.map_or(-1, i32::from));
             let topic = NewTopic::new(name, wanted.partitions.into(), replication);
             let mut topic = topic
                 .set("cleanup.policy", "delete")
                 .set("max.message.bytes", &max_bytes);
-            if replicas.is_some_and(|replicas| replicas > 2) {
-                topic = topic.set("min.insync.replicas", "2");
+            if let Some(in_sync) = &self.address.min_insync {
+                topic = topic.set("min.insync.replicas", in_sync);
             }
-            match wanted.retention {
+            match wanted.retention.or(retention.as_deref()) {
                 Some(retention) => topic.set("retention.ms", retention),
                 None => topic,
             }
@@ -501,13 +504,15 @@ mod tests {
         let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
         let table = std::fs::read_to_string(docs.join("README.md")).expect("the table");
         let sources = [
+            include_str!("checks.rs"),
             include_str!("client.rs"),
             include_str!("polling.rs"),
             include_str!("topology.rs"),
         ];
         let sources = sources.concat();
         for code in [
-            "TDG-4010", "TDG-4011", "TDG-4012", "TDG-4013", "TDG-4014", "TDG-4015",
+            "TDG-4010", "TDG-4011", "TDG-4012", "TDG-4013", "TDG-4014", "TDG-4015", "TDG-4016",
+            "TDG-4017",
         ] {
             let page = std::fs::read_to_string(docs.join(format!("{code}.md"))).expect("a page");
             assert!(page.starts_with(&format!("# {code}: ")), "{code}");

@@ -4,7 +4,7 @@ mod behaviour;
 
 use behaviour::{
     cluster, connect, growing, handing_over, letters, looking, losses, outages, processes,
-    transactions,
+    settings, transactions,
 };
 use tidings_testing::servers::{Kafka, KafkaCluster, kafka_url};
 
@@ -45,6 +45,12 @@ behaviours! {
 behaviours! {
     of growing;
     a_partition_that_is_added_is_received
+}
+
+behaviours! {
+    of settings;
+    settings_that_break_a_promise_are_told_or_refused
+    topics_are_made_with_what_the_url_says
 }
 
 behaviours! {
@@ -92,6 +98,14 @@ async fn a_producer_that_cannot_go_on_is_made_anew() {
 async fn a_leader_that_dies_mid_batch_loses_nothing() {
     let cluster = KafkaCluster::start(3).expect("it starts");
     cluster::a_leader_that_dies_mid_batch_loses_nothing(cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Kafka: run `cargo xtask test`"]
+async fn what_only_the_leader_has_is_not_confirmed() {
+    let mut cluster = KafkaCluster::start(3).expect("it starts");
+    cluster::copies_that_are_too_few_are_told(&cluster.url()).await;
+    cluster::what_only_the_leader_has_is_not_confirmed(&mut cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

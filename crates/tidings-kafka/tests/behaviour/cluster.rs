@@ -1,11 +1,58 @@
-//! A cluster of three that loses a leader.
+//! A cluster of three: what is confirmed, and what becomes of it when a leader is gone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tidings_core::Transport;
+use tidings_core::{PublishErrorKind, Transport};
 use tidings_testing::servers::KafkaCluster;
 
 use super::*;
+
+/// A topic with a single copy, and one whose messages may be confirmed with a single copy, are told of.
+pub(crate) async fn copies_that_are_too_few_are_told(url: &str) {
+    let kafka = connect_with(url, "replication=3").await;
+    for (replicas, words) in [(1, "one copy"), (3, "`min.insync.replicas=2`")] {
+        let place = Place::new();
+        settings::make(url, &place.topic, replicas, &[]).await;
+        place.declare(&kafka).await;
+        assert_eq!(log::told_with(&["TDG-4016", &place.topic, words]), 1);
+        assert_eq!(log::told_with(&["TDG-4016", &place.queue]), 0);
+        let own = settings::settings_of(url, &place.queue).await;
+        assert_eq!(own["min.insync.replicas"], "2");
+    }
+    assert_eq!(log::told_with(&["TDG-4016", "tidings.bindings"]), 0);
+    kafka.close().await;
+}
+
+/// While the leader of a partition is the only one that runs, it takes messages and nobody is told that they are safe. It
+/// looks as if the others were in sync: those that are frozen cannot say otherwise, and without them there is no majority that
+/// takes them out.
+pub(crate) async fn what_only_the_leader_has_is_not_confirmed(cluster: &mut KafkaCluster) {
+    let (url, place) = (cluster.url(), Place::new());
+    let kafka = format!("{url}?partitions=1&replication=3");
+    let kafka = Kafka::builder(&kafka).expect("an URL");
+    let kafka = kafka.confirm_timeout(Duration::from_secs(5));
+    let kafka = kafka.connect().await.expect("it connects");
+    place.declare(&kafka).await;
+    place.publish(&kafka, [0]).await;
+    let leader = usize::try_from(leader(&url, &place.topic, 0) - 1).expect("a node");
+    let others: Vec<usize> = (0..3).filter(|node| *node != leader).collect();
+    for node in &others {
+        cluster.freeze(*node).expect("it is frozen");
+    }
+    let mut outcomes = kafka.publish(vec![place.message(None, 1)]).await;
+    for node in &others {
+        cluster.thaw(*node).expect("it goes on");
+    }
+    let error = outcomes.remove(0).expect_err("only one has it");
+    assert_eq!(error.kind(), PublishErrorKind::Unavailable, "{error}");
+    // As a relay does.
+    let deadline = std::time::Instant::now() + SOON;
+    while let Err(error) = kafka.publish(vec![place.message(None, 1)]).await.remove(0) {
+        assert!(std::time::Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    kafka.close().await;
+}
 
 /// The leader of a partition is killed while batches are on their way to it: nothing is lost, each key keeps its order,
 /// and nobody waits for the dead one to come back.

@@ -1,4 +1,5 @@
-//! What the transport says: on stderr where `RUST_LOG` asks for it, and its errors to tests that look for them.
+//! What the transport says: on stderr where `RUST_LOG` asks for it, and its warnings and errors to tests that look for
+//! them.
 
 use std::{io::Write, sync::Once};
 
@@ -8,13 +9,13 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-static ERRORS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+static TOLD: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-struct Errors;
+struct Told;
 
-impl Write for Errors {
+impl Write for Told {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        ERRORS.lock().extend(bytes);
+        TOLD.lock().extend(bytes);
         Ok(bytes.len())
     }
 
@@ -27,17 +28,17 @@ pub(crate) fn begin() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let shown = layer().with_writer(std::io::stderr);
-        let errors = layer().with_ansi(false).with_writer(|| Errors);
+        let told = layer().with_ansi(false).with_writer(|| Told);
         tracing_subscriber::registry()
             .with(shown.with_filter(EnvFilter::from_default_env()))
-            .with(errors.with_filter(LevelFilter::ERROR))
+            .with(told.with_filter(LevelFilter::WARN))
             .init();
     });
 }
 
-/// How many errors were told in which all of `words` are.
-pub(crate) fn errors_with(words: &[&str]) -> usize {
-    let errors = String::from_utf8_lossy(&ERRORS.lock()).into_owned();
+/// How many warnings and errors were told in which all of `words` are.
+pub(crate) fn told_with(words: &[&str]) -> usize {
+    let told = String::from_utf8_lossy(&TOLD.lock()).into_owned();
     let has_all = |line: &&str| words.iter().all(|word| line.contains(word));
-    errors.lines().filter(has_all).count()
+    told.lines().filter(has_all).count()
 }

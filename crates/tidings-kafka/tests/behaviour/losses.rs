@@ -69,7 +69,7 @@ pub(crate) async fn committed_offsets_that_expired_are_told_and_nothing_is_left_
     // Until that there is an offset is written down, which is done after the first commit.
     tokio::time::sleep(Duration::from_secs(3)).await;
     kafka.close().await;
-    let told = || log::errors_with(&["TDG-4012", &place.queue, &place.topic]);
+    let told = || log::told_with(&["TDG-4012", &place.queue, &place.topic]);
     assert_eq!(told(), 0);
 
     // Which is what Kafka does itself, seven days later.

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Kafka, ask, replicas};
+use super::{Kafka, Process, ask, replicas};
 
 /// A controller that is silent is replaced after seconds, and a replica that stopped following is left out of those in sync
 /// as soon: that is what tests wait for.
@@ -58,6 +58,21 @@ impl KafkaCluster {
     /// `kill -9` on one of them; the first is 0 here, and 1 as Kafka calls it.
     pub fn kill9(&mut self, node: usize) {
         self.nodes[node].kill9();
+    }
+
+    /// Stops one of them in its tracks, until it is [thawed](Self::thaw): it is there and does nothing.
+    pub fn freeze(&mut self, node: usize) -> Result<()> {
+        self.node(node)?.freeze()
+    }
+
+    /// Lets one that is frozen go on.
+    pub fn thaw(&mut self, node: usize) -> Result<()> {
+        self.node(node)?.thaw()
+    }
+
+    fn node(&mut self, node: usize) -> Result<&mut Process> {
+        let running = self.nodes[node].node.as_mut();
+        running.with_context(|| format!("node {node} does not run"))
     }
 
     /// Starts one of them again on its data, killing it first when it still runs, and returns when it is among the others.
