@@ -15,17 +15,23 @@ use std::{
     time::Duration,
 };
 
-use run::{Ran, tidings};
+use futures_util::StreamExt;
+use run::{Ran, command, tidings};
 use tempfile::TempDir;
-use tidings::{Error, HandlerOptions, Outgoing, Transport, prelude::*};
+use tidings::{
+    AccessErrorKind, Error, HandlerOptions, Outgoing, Subscription, Transport, prelude::*,
+};
 use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Options};
 use tidings_kafka::Kafka;
 use tidings_sqlite::SqliteStore;
-use tidings_testing::servers::kafka_url;
+use tidings_testing::servers::{Process, kafka_url};
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
 const SOON: Duration = Duration::from_secs(60);
+
+/// All tests have one Kafka and publish to the same topics, so one at a time does.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 #[derive(Serialize, Deserialize, Event)]
 #[event(id = "order_id", key = "order_id")]
@@ -106,10 +112,14 @@ impl Service {
     }
 
     async fn run(&self, args: &[&str]) -> Ran {
+        let args = self.with_database(args);
+        tokio::task::spawn_blocking(|| tidings(args)).await.unwrap()
+    }
+
+    fn with_database(&self, args: &[&str]) -> Vec<String> {
         let database = format!("sqlite://{}", self.folder.path().display());
         let args = [args, &["--database", &database]].concat();
-        let args: Vec<String> = args.into_iter().map(Into::into).collect();
-        tokio::task::spawn_blocking(|| tidings(args)).await.unwrap()
+        args.into_iter().map(Into::into).collect()
     }
 
     /// Waits until so many were handled, and says which.
@@ -124,6 +134,19 @@ impl Service {
             assert!(Instant::now() < deadline, "{count}: {handled:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+/// Waits until there are so many letters.
+async fn letters(transport: &impl Transport, dead: &str, count: u64) {
+    let access = transport.dead_letter_access().unwrap();
+    let deadline = Instant::now() + SOON;
+    loop {
+        match access.count(dead).await {
+            Ok(there) if there == count => return,
+            there => assert!(Instant::now() < deadline, "{count} letters: {there:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -143,6 +166,7 @@ fn order(number: usize) -> OrderPlaced {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: run `cargo xtask test`"]
 async fn dead_letters_on_kafka_are_looked_at_discarded_and_redriven() {
+    let _alone = ALONE.lock().await;
     let url = format!("{}?partitions=4", kafka_url());
     let kafka = Arc::new(Kafka::connect(&url).await.unwrap());
     let service = Service::new();
@@ -151,15 +175,7 @@ async fn dead_letters_on_kafka_are_looked_at_discarded_and_redriven() {
     publish(&*kafka, (0..3).map(order)).await;
     let queue = service.queue();
     let dead = tidings::dead_letter_queue(&queue);
-    let access = kafka.dead_letter_access().unwrap();
-    let letters = async |count: u64| {
-        let deadline = Instant::now() + SOON;
-        while access.count(&dead).await.unwrap() != count {
-            assert!(Instant::now() < deadline, "{count} letters");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    letters(3).await;
+    letters(&kafka, &dead, 3).await;
     let run = async |args: &[&str]| {
         let args = [&["dead-letters"], args, &["--broker", &url]].concat();
         service.run(&args).await
@@ -187,14 +203,14 @@ async fn dead_letters_on_kafka_are_looked_at_discarded_and_redriven() {
         "me",
     ];
     run(&discard).await.ends(0);
-    letters(2).await;
+    letters(&kafka, &dead, 2).await;
     run(&["list", "--recorded"]).await.ends(0).tells(&queue);
 
     service.book.is_away.store(false, Ordering::SeqCst);
     let redrive = ["redrive", &queue, "--all", "--settle", "300ms", "--json"];
     let redriven = run(&redrive).await.ends(0).json();
     assert_eq!(redriven["sent"], 2, "{redriven:#}");
-    letters(0).await;
+    letters(&kafka, &dead, 0).await;
     assert_eq!(service.handled(2).await, ["o-0", "o-2"]);
     run(&["list", &queue])
         .await
@@ -210,6 +226,7 @@ async fn dead_letters_on_kafka_are_looked_at_discarded_and_redriven() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: run `cargo xtask test`"]
 async fn what_waits_on_amqp_is_moved_to_kafka() {
+    let _alone = ALONE.lock().await;
     let new = format!("{}?partitions=4", kafka_url());
     let broker = Broker::start(Options::ephemeral()).await.unwrap();
     let old = broker.amqp_url();
@@ -219,18 +236,7 @@ async fn what_waits_on_amqp_is_moved_to_kafka() {
     let running = service.start(Arc::clone(&amqp)).await;
     publish(&*amqp, [order(0)]).await;
     let dead = tidings::dead_letter_queue(&service.queue());
-    let deadline = Instant::now() + SOON;
-    while amqp
-        .dead_letter_access()
-        .unwrap()
-        .count(&dead)
-        .await
-        .unwrap()
-        == 0
-    {
-        assert!(Instant::now() < deadline, "it becomes a dead letter");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    letters(&amqp, &dead, 1).await;
     running.stop().await;
     let amqp = Amqp::connect(&old).await.unwrap();
     publish(&amqp, (1..50).map(order)).await;
@@ -255,4 +261,145 @@ async fn what_waits_on_amqp_is_moved_to_kafka() {
     assert_eq!(list["letters"].as_array().unwrap().len(), 1, "{list:#}");
     running.stop().await;
     broker.shutdown().await.unwrap();
+}
+
+/// The same the other way. While somebody receives on Kafka, nothing is taken from under him.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: run `cargo xtask test`"]
+async fn what_waits_on_kafka_is_moved_to_amqp() {
+    let _alone = ALONE.lock().await;
+    let old = format!("{}?partitions=4", kafka_url());
+    let kafka = Arc::new(Kafka::connect(&old).await.unwrap());
+    let service = Service::new();
+    service.book.is_away.store(true, Ordering::SeqCst);
+    let running = service.start(Arc::clone(&kafka)).await;
+    publish(&*kafka, [order(0)]).await;
+    letters(&kafka, &tidings::dead_letter_queue(&service.queue()), 1).await;
+    running.stop().await;
+    let kafka = Kafka::connect(&old).await.unwrap();
+    publish(&kafka, (1..50).map(order)).await;
+    let parcel = |number: usize| OrderShipped {
+        parcel: format!("p-{number:02}"),
+        order_id: format!("o-{}", number % 5),
+    };
+    publish(&kafka, (0..30).map(parcel)).await;
+
+    let broker = Broker::start(Options::ephemeral()).await.unwrap();
+    let new = broker.amqp_url();
+    service.book.is_away.store(false, Ordering::SeqCst);
+    let running = service.start(Amqp::connect(&new).await.unwrap()).await;
+    let run = ["move", "--broker", &old, "--to", &new, "--json"];
+    let queue = service.queue();
+    let mut deliveries = kafka
+        .subscribe(Subscription::new(queue.clone()))
+        .await
+        .unwrap();
+    let held = tokio::time::timeout(SOON, deliveries.next()).await.unwrap();
+    let refused = service.run(&run).await;
+    let report = refused.ends(1).json();
+    let places = report["places"].as_array().unwrap();
+    let place = places.iter().find(|it| it["place"] == *queue).unwrap();
+    assert_eq!(
+        (&place["moved"], &place["waiting"]),
+        (&0.into(), &49.into()),
+        "{report:#}"
+    );
+    let why = place["why"].as_str().unwrap();
+    assert!(
+        why.contains("1 receive") && why.contains("stop the services"),
+        "{why}"
+    );
+    drop(held);
+    drop(deliveries);
+    kafka.close().await;
+
+    let moved = service.run(&run).await.ends(0).json();
+    assert_eq!(moved["moved"], 49, "the rest was moved before: {moved:#}");
+    assert_eq!(report["moved"], 30 + 1, "{report:#}");
+    let mut handled = service.handled(49 + 30).await;
+    // Each key in order.
+    let in_order = service.book.handled.lock().unwrap().clone();
+    for key in 0..5 {
+        let of_key = |it: &&String| {
+            (0..30)
+                .filter(|n| n % 5 == key)
+                .any(|n| **it == parcel(n).parcel)
+        };
+        let parcels: Vec<&String> = in_order.iter().filter(of_key).collect();
+        assert!(parcels.is_sorted() && parcels.len() == 6, "{parcels:?}");
+    }
+    let mut expected: Vec<String> = (1..50).map(|it| format!("o-{it}")).collect();
+    expected.extend((0..30).map(|it| parcel(it).parcel));
+    expected.sort();
+    handled.sort();
+    assert_eq!(handled, expected);
+    let list = ["dead-letters", "list", "--broker", &new, "--json"];
+    let list = service.run(&list).await.ends(0).json();
+    assert_eq!(list["letters"].as_array().unwrap().len(), 1, "{list:#}");
+    let again = service.run(&run).await.ends(0).json();
+    assert_eq!(again["moved"], 0, "{again:#}");
+    running.stop().await;
+    broker.shutdown().await.unwrap();
+}
+
+/// An operator who is killed in the middle holds the letters until his session is over. Then somebody else sends the rest:
+/// none is lost, and one that was sent and not taken out has no effect again.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: run `cargo xtask test`"]
+async fn a_redrive_that_is_killed_is_finished_by_the_next_one() {
+    let _alone = ALONE.lock().await;
+    const COUNT: usize = 400;
+    let url = format!("{}?partitions=4", kafka_url());
+    let kafka = Arc::new(Kafka::connect(&url).await.unwrap());
+    let service = Service::new();
+    service.book.is_away.store(true, Ordering::SeqCst);
+    let running = service.start(Arc::clone(&kafka)).await;
+    publish(&*kafka, (0..COUNT).map(order)).await;
+    let queue = service.queue();
+    let dead = tidings::dead_letter_queue(&queue);
+    letters(&kafka, &dead, COUNT as u64).await;
+
+    service.book.is_away.store(false, Ordering::SeqCst);
+    let redrive = [
+        "dead-letters",
+        "redrive",
+        &queue,
+        "--all",
+        "--broker",
+        &url,
+        "--json",
+    ];
+    let slowly = ["--rate", "50", "--ramp", "0s", "--batch", "5"];
+    let args = service.with_database(&[&redrive[..], &slowly].concat());
+    let mut operator = Process::start(command(args)).unwrap();
+    service.handled(20).await;
+    operator.kill9();
+    let handled = service.handled(20).await.len();
+    assert!(handled < COUNT / 2, "it was in the middle: {handled}");
+
+    let deadline = Instant::now() + SOON;
+    let fast = ["--unlimited", "--settle", "300ms"];
+    let redriven = loop {
+        let ran = service.run(&[&redrive[..], &fast].concat()).await;
+        match ran.code {
+            Some(0) => break ran.json(),
+            _ => ran.says("TDG-2003"),
+        };
+        assert!(Instant::now() < deadline, "{ran:#?}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    let sent = redriven["sent"].as_u64().unwrap();
+    assert!(sent >= (COUNT - handled - 5) as u64, "{redriven:#}");
+    let mut expected: Vec<String> = (0..COUNT).map(|it| order(it).order_id).collect();
+    expected.sort();
+    assert_eq!(service.handled(COUNT).await, expected);
+    letters(&kafka, &dead, 0).await;
+    let access = kafka.dead_letter_access().unwrap();
+    match access.hold(&dead).await {
+        Ok(mut held) => assert!(held.next(10).await.unwrap().is_empty()),
+        Err(error) => assert_eq!(error.kind(), AccessErrorKind::Busy, "{error}"),
+    }
+    running.stop().await;
+    // Nothing of it has had an effect twice meanwhile.
+    assert_eq!(service.handled(COUNT).await, expected);
 }

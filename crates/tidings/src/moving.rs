@@ -37,6 +37,9 @@ const BATCH_MAX: NonZeroU16 = NonZeroU16::new(200).unwrap();
 const GIVES_NONE_MAX: Duration = Duration::from_secs(10);
 /// How long to wait for the next message of a queue before it is asked whether it has any.
 const NEXT_WAIT: Duration = Duration::from_millis(300);
+/// How long an engine whose consumers share partitions may take to see that nobody receives any more: a move that has just
+/// ended a queue, or a service that was just stopped.
+const LEAVING_MAX: Duration = Duration::from_secs(15);
 /// How long the new broker may be away, or refuse for now.
 const AWAY_MAX: Duration = Duration::from_secs(60);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -104,7 +107,9 @@ fn partitions(group: &Group) -> impl Iterator<Item = String> {
 /// Moves what is in a place, in order, until there is nothing. Returns how many messages that were; `on_moved` is told
 /// of them while it goes on. A place that is not on the old broker has none.
 ///
-/// Whoever receives from the place on the old broker goes on to get messages; those are handled there.
+/// Whoever receives from the place on the old broker goes on to get messages; those are handled there. Where consumers share
+/// partitions instead of single messages ([`Features::shares_partitions`](crate::Features::shares_partitions)), a move would take
+/// partitions away from them, or get none: it is refused while somebody receives.
 ///
 /// # Errors
 ///
@@ -170,6 +175,9 @@ impl Moving<'_> {
         let queue = of.queue.to_string();
         if waiting(self.from, &queue).await? == 0 {
             return Ok(());
+        }
+        if self.from.features().shares_partitions {
+            nobody_receives(self.from, &queue).await?;
         }
         // Dropped, it gives back what was not moved, in order.
         let mut deliveries = self.from.subscribe(of.prefetch(BATCH_MAX)).await?;
@@ -274,6 +282,27 @@ async fn waiting(broker: &dyn Transport, queue: &str) -> Result<u32, Error> {
     let queues = [queue.to_owned()];
     let depths = broker.queue_depths(&queues).await?;
     Ok(depths.into_iter().flatten().map(|depth| depth.ready).sum())
+}
+
+/// Waits a moment until nobody receives from a queue, and fails if somebody goes on to.
+async fn nobody_receives(broker: &dyn Transport, queue: &str) -> Result<(), Error> {
+    let since = Instant::now();
+    let queues = [queue.to_owned()];
+    loop {
+        let depths = broker.queue_depths(&queues).await?;
+        let receivers: u32 = depths.into_iter().flatten().map(|it| it.receivers).sum();
+        if receivers == 0 {
+            return Ok(());
+        }
+        if since.elapsed() > LEAVING_MAX {
+            return Err(Error::msg(format!(
+                "{receivers} receive from `{queue}`, and on `{}` a move would take its partitions away from them; stop \
+                 the services that use the old broker, and run it again",
+                broker.features().engine
+            )));
+        }
+        sleep(TRY_AGAIN_AFTER).await;
+    }
 }
 
 /// Publishes messages once.
