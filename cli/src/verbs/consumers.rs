@@ -105,9 +105,9 @@ struct Consumer {
     /// What waits in its queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     backlog: Option<u32>,
-    /// How many receive from its queue.
+    /// How many receive from its queue; nothing in it if the broker does not know.
     #[serde(skip_serializing_if = "Option::is_none")]
-    receivers: Option<u32>,
+    receivers: Option<Option<u32>>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -134,8 +134,9 @@ impl Report for Consumers {
             if self.has_broker {
                 row.push(number(it.backlog).into());
                 row.push(match it.receivers {
-                    Some(0) => Cell::warning("0"),
-                    receivers => number(receivers).into(),
+                    Some(Some(0)) => Cell::warning("0"),
+                    Some(None) => "unknown".into(),
+                    receivers => number(receivers.flatten()).into(),
                 });
             }
             row.push(match &it.paused {

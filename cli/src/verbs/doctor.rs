@@ -200,7 +200,7 @@ impl Queue {
                 format!("the queue `{name}` is not there: what is sent to it waits at its senders, or never comes"),
                 format!("start `{service}`, which makes it, or run `tidings topology apply`"),
             ),
-            (Role::Declared | Role::Seen, Some(own)) if own.receivers == 0 && !is_paused => found(
+            (Role::Declared | Role::Seen, Some(own)) if own.receivers == Some(0) && !is_paused => found(
                 Code::NobodyReceives,
                 format!(
                     "nobody receives from `{name}`, where {}",
@@ -209,11 +209,15 @@ impl Queue {
                 format!("start `{service}`; its messages are kept"),
             ),
             // Somebody receives: an instance of another version.
-            (Role::Gone, Some(own)) if own.receivers == 0 && own.ready > 0 => found(
+            (Role::Gone, Some(own)) if own.receivers.unwrap_or(0) == 0 && own.ready > 0 => found(
                 Code::HandlerGone,
                 format!(
-                    "{} in `{name}`, which no handler of `{service}` receives from any more",
-                    counted(own.ready.into(), "message is", "messages are")
+                    "{} in `{name}`, which no handler of `{service}` receives from any more{}",
+                    counted(own.ready.into(), "message is", "messages are"),
+                    match own.receivers {
+                        Some(_) => "",
+                        None => " (whether an instance of another version still does, the broker does not say)",
+                    }
                 ),
                 "`tidings topology prune` says what to do about it; until then it may go on to fill".to_owned(),
             ),
@@ -456,6 +460,11 @@ impl Looked {
             .flat_map(|it| [it.name.clone(), dead_letter_queue(&it.name)])
             .collect();
         let depths = frame.depths(&broker, &names).await?;
+        if depths.iter().flatten().any(|depth| depth.receivers.is_none()) {
+            frame.out.note(
+                "the broker does not say who receives, so queues from which nobody does were not looked for",
+            );
+        }
         for (queue, depths) in self.queues.iter().zip(depths.chunks(2)) {
             let (own, dead) = (depths.first(), depths.get(1));
             let is_paused = self.is_paused(queue);

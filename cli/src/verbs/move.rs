@@ -65,6 +65,9 @@ struct MoveReport {
     moved: u64,
     places: Vec<Told>,
     receivers: Vec<Receivers>,
+    /// The old broker does not say who receives from it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    receivers_unknown: bool,
 }
 
 /// What became of a place.
@@ -109,6 +112,9 @@ impl Report for MoveReport {
                 "services still receive from {queues} of the old broker; what they publish there goes on to come"
             ));
         }
+        if self.receivers_unknown {
+            page.line("the old broker does not say whether services still use it; what they publish there goes on to come");
+        }
     }
 }
 
@@ -139,8 +145,10 @@ impl Args {
             bar.finish_and_clear();
         }
         let mut receivers = Vec::new();
+        let mut receivers_unknown = false;
         for (place, it) in look(frame, from, places).await? {
             receivers.extend(it.receivers);
+            receivers_unknown |= it.receivers_unknown;
             if it.ready > 0 {
                 let told = told.entry(place.to_string()).or_default();
                 told.waiting = Some(it.ready);
@@ -151,6 +159,7 @@ impl Args {
             moved: 0,
             places: Vec::new(),
             receivers,
+            receivers_unknown,
         };
         for (place, told) in told {
             report.moved += told.moved;
@@ -220,6 +229,7 @@ fn places(written: &Written) -> Vec<Place> {
 struct Seen {
     ready: u64,
     receivers: Vec<Receivers>,
+    receivers_unknown: bool,
 }
 
 async fn look<'a>(
@@ -239,11 +249,10 @@ async fn look<'a>(
             continue;
         };
         it.ready += u64::from(depth.ready);
-        if depth.receivers > 0 {
-            it.receivers.push(Receivers {
-                queue,
-                count: depth.receivers,
-            });
+        match depth.receivers {
+            Some(0) => {}
+            Some(count) => it.receivers.push(Receivers { queue, count }),
+            None => it.receivers_unknown = true,
         }
     }
     Ok(seen)

@@ -397,7 +397,7 @@ async fn what_a_handler_has_left_is_found_and_pruned(shop: Shop) {
     receiver.close().await;
     shop.until("it is given back", async || {
         let depths = shop.amqp.depths(&[&left]).await.unwrap();
-        depths[0].is_some_and(|it| it.receivers == 0 && it.ready == 1)
+        depths[0].is_some_and(|it| it.receivers == Some(0) && it.ready == 1)
     })
     .await;
 

@@ -49,7 +49,7 @@ impl Amqp {
                     consumer_count,
                     ..
                 })) => {
-                    depths.push(Some(QueueDepth::new(message_count, consumer_count)));
+                    depths.push(Some(QueueDepth::new(message_count, Some(consumer_count))));
                     channel = Some(open);
                 }
                 Ok(other) => {

@@ -57,6 +57,7 @@
 
 mod address;
 mod client;
+mod depths;
 mod entry;
 mod intake;
 mod letters;
@@ -76,8 +77,8 @@ use std::{
 
 use parking_lot::Mutex;
 use tidings_core::{
-    BoxFuture, DeadLetterAccess, Deliveries, Features, Outgoing, PublishError, Subscription,
-    Topology, Transport, TransportError,
+    BoxFuture, DeadLetterAccess, Deliveries, Features, Outgoing, PublishError, QueueDepth,
+    Subscription, Topology, Transport, TransportError,
 };
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -253,6 +254,13 @@ impl Transport for Aws {
 
     fn dead_letter_access(&self) -> Option<&dyn DeadLetterAccess> {
         Some(&self.letters)
+    }
+
+    fn queue_depths<'a>(
+        &'a self,
+        queues: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Option<QueueDepth>>, TransportError>> {
+        Box::pin(self.shared.depths(queues))
     }
 }
 

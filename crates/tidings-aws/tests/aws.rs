@@ -57,6 +57,7 @@ behaviours! {
     what_an_operator_sends_again_at_once_is_no_duplicate
     letters_of_one_group_are_all_found
     a_hold_lasts_while_its_process_does
+    a_look_says_how_full_queues_are
 }
 
 behaviours! {

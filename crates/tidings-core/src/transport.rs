@@ -87,13 +87,13 @@ pub trait Transport: Send + Sync + 'static {
 pub struct QueueDepth {
     /// Messages that wait in it; not those that somebody has and has not acknowledged.
     pub ready: u32,
-    /// How many receive from it.
-    pub receivers: u32,
+    /// How many receive from it; `None` if the engine does not know. That is not the same as nobody.
+    pub receivers: Option<u32>,
 }
 
 impl QueueDepth {
     /// For transports: a queue with so many messages and receivers.
-    pub const fn new(ready: u32, receivers: u32) -> Self {
+    pub const fn new(ready: u32, receivers: Option<u32>) -> Self {
         Self { ready, receivers }
     }
 }

@@ -109,7 +109,7 @@ impl Shared {
         let receivers = self.receivers(queue).map_err(failed)?;
         Ok(QueueDepth::new(
             u32::try_from(ready).unwrap_or(u32::MAX),
-            u32::try_from(receivers).unwrap_or(u32::MAX),
+            Some(u32::try_from(receivers).unwrap_or(u32::MAX)),
         ))
     }
 }

@@ -244,7 +244,9 @@ impl WireEnvelope {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct WireDepth {
     ready: u32,
-    receivers: u32,
+    /// Not there if the broker does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    receivers: Option<u32>,
 }
 
 impl From<QueueDepth> for WireDepth {

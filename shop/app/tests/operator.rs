@@ -60,7 +60,7 @@ async fn a_running_shop_is_operated_through_its_endpoint_and_stops_with_it() {
     );
     let queues = ["payment.order-placed.v1".to_owned(), "nobody's".to_owned()];
     let depths = remote.broker().queue_depths(&queues).await.unwrap();
-    assert_eq!(depths[0].unwrap().receivers, 1);
+    assert_eq!(depths[0].unwrap().receivers, Some(1));
     assert_eq!(depths[1], None);
 
     let logs = shop.process.stderr().join("\n");

@@ -213,7 +213,7 @@ impl Pruning<'_> {
                 kind: kind_of(piece),
                 name: piece.name.clone(),
                 messages: depth.map(|it| it.ready),
-                receivers: depth.map(|it| it.receivers),
+                receivers: depth.and_then(|it| it.receivers),
                 outcome,
                 why,
             });
@@ -226,6 +226,13 @@ impl Pruning<'_> {
         let QueueDepth {
             ready, receivers, ..
         } = depth;
+        let Some(receivers) = receivers else {
+            return Some(format!(
+                "whether anybody receives from `{queue}` the broker does not say, and a queue that is in use is not \
+                 deleted; see that no instance of a version with this handler runs, and delete it by the broker's own \
+                 means"
+            ));
+        };
         if receivers > 0 {
             return Some(format!(
                 "{} from `{queue}`: stop the instances of the version that has this handler; if it \

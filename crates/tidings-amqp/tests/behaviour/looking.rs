@@ -17,7 +17,7 @@ pub(crate) async fn a_look_says_how_full_queues_are_and_changes_nothing(url: Str
         let looked = looked.expect("the broker answers");
         let told: Vec<_> = looked
             .iter()
-            .map(|it| it.map(|it| (it.ready, it.receivers)))
+            .map(|it| it.map(|it| (it.ready, it.receivers.expect("it says"))))
             .collect();
         assert_eq!(
             told,
@@ -26,7 +26,7 @@ pub(crate) async fn a_look_says_how_full_queues_are_and_changes_nothing(url: Str
     }
     let mut deliveries = subscribe(&amqp, &full, 100).await;
     let looked = amqp.depths(&[&full]).await.expect("the broker answers");
-    assert_eq!(looked[0].map(|it| it.receivers), Some(1));
+    assert_eq!(looked[0].and_then(|it| it.receivers), Some(1));
     for expected in 0..30 {
         let delivery = next(&mut deliveries).await;
         assert_eq!(id(&delivery), expected.to_string(), "none is lost or moved");

@@ -1,6 +1,6 @@
 //! Dead letters that operators hold, beyond what the contract of a transport asks.
 
-use tidings_core::{AccessErrorKind, DeadLetterAccess, HeldLetters, dead_letter_queue};
+use tidings_core::{AccessErrorKind, DeadLetterAccess, HeldLetters, QueueDepth, dead_letter_queue};
 use tidings_testing::servers::AwsEmulator;
 use tokio::time::{Instant, sleep};
 
@@ -202,4 +202,28 @@ fn call(endpoint: &str, action: &str, body: &serde_json::Value) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("it answers");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+pub(crate) async fn a_look_says_how_full_queues_are(url: String) {
+    let (aws, place) = (connect(&url).await, Place::new());
+    place.declare(&aws).await;
+    place.publish(&aws, &["a", "b", "c"]).await;
+    let dead = dead_letter_queue(&place.queue);
+    let queues = [
+        place.queue.clone(),
+        format!("{}.nowhere", place.queue),
+        dead,
+    ];
+    let look = async || aws.queue_depths(&queues).await.expect("it looks");
+    // Who receives it does not know, which is not to look like nobody.
+    let depth = |ready| Some(QueueDepth::new(ready, None));
+    assert_eq!(look().await, [depth(3), None, depth(0)]);
+    let mut deliveries = place.subscribe(&aws, 10).await;
+    let delivery = next(&mut deliveries).await;
+    let deadline = Instant::now() + SOON;
+    while look().await[0] != depth(0) {
+        assert!(Instant::now() < deadline, "all are here");
+        sleep(Duration::from_millis(50)).await;
+    }
+    settle(delivery, Settlement::Ack).await;
 }

@@ -11,7 +11,7 @@ pub(crate) async fn a_look_says_how_full_queues_are_and_changes_nothing(url: Str
     let nowhere = format!("{}.nowhere", place.queue);
     let queues = [place.queue.clone(), nowhere];
     let look = async |kafka: &Kafka| kafka.queue_depths(&queues).await.expect("it looks");
-    let depth = |ready, receivers| [Some(QueueDepth::new(ready, receivers)), None];
+    let depth = |ready, receivers| [Some(QueueDepth::new(ready, Some(receivers))), None];
     assert_eq!(look(&kafka).await, depth(0, 0));
     place.publish(&kafka, 0..5).await;
     assert_eq!(look(&kafka).await, depth(5, 0));
