@@ -30,7 +30,7 @@ const TOKEN_VARIABLE: &str = "TIDINGS_OPERATOR_TOKEN";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// The broker, `amqp://user:password@host:port/vhost`, or `host:port,host:port` for a cluster; `kafka://host:port` in a
-    /// build with `--features kafka`
+    /// build with `--features kafka`, `aws://region/prefix` in one with `--features aws`
     #[arg(
         long,
         global = true,

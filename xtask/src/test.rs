@@ -103,10 +103,11 @@ pub(crate) struct Feature {
 }
 
 /// Tests are built with all of these that can be built, so that everything is built once.
-pub(crate) const FEATURES: [Feature; 4] = [
+pub(crate) const FEATURES: [Feature; 5] = [
     Feature::new("shop", "kafka"),
     Feature::new("shop", "aws"),
     Feature::new("tidings-cli", "kafka"),
+    Feature::new("tidings-cli", "aws"),
     Feature {
         needs: Some("OpenSSL"),
         ..Feature::new("tidings-kafka", "tls")

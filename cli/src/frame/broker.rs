@@ -1,4 +1,5 @@
-//! The broker that the command line names: AMQP, Kafka in a build with that, or whatever an operator endpoint reaches.
+//! The broker that the command line names: AMQP, Kafka or SNS and SQS in a build with them, or whatever an operator endpoint
+//! reaches.
 
 use std::{fmt, sync::Arc};
 
@@ -10,9 +11,41 @@ use tokio::time::timeout;
 use super::{BROKER_WAIT_MAX, Frame, Usage};
 use crate::code::Code;
 
-/// Whether a broker's URL names Kafka.
-fn is_kafka(url: &str) -> bool {
-    url.starts_with("kafka://") || url.starts_with("kafkas://")
+/// What a broker's URL names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Amqp,
+    Kafka,
+    Aws,
+}
+
+impl Engine {
+    fn of(url: &str) -> Self {
+        match url.split_once("://") {
+            Some(("kafka" | "kafkas", _)) => Self::Kafka,
+            Some(("aws", _)) => Self::Aws,
+            _ => Self::Amqp,
+        }
+    }
+
+    /// Its name for people.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Amqp => "AMQP",
+            Self::Kafka => "Kafka",
+            Self::Aws => "Amazon SNS and SQS",
+        }
+    }
+
+    /// What this build lacks to reach it.
+    #[cfg(not(all(feature = "kafka", feature = "aws")))]
+    fn is_not_built(self, feature: &str, option: &str) -> anyhow::Error {
+        let name = self.name();
+        Usage::new(format!(
+            "this build of `tidings` cannot use {name}, which `{option}` names; build it with `--features {feature}`"
+        ))
+        .into()
+    }
 }
 
 impl Frame {
@@ -62,9 +95,11 @@ impl Frame {
     /// When the command line names none or another engine, or it cannot be reached.
     pub(crate) async fn amqp(&self, what: &str) -> anyhow::Result<Amqp> {
         let url = self.broker_url(what)?;
-        if is_kafka(url) {
+        let engine = Engine::of(url);
+        if engine != Engine::Amqp {
             bail!(Usage::new(format!(
-                "{what} cannot be done on Kafka: `--broker` has to name RabbitMQ or the broker in the box"
+                "{what} cannot be done on {}: `--broker` has to name RabbitMQ or the broker in the box",
+                engine.name()
             )));
         }
         Self::reach_amqp(url, "--broker").await
@@ -93,20 +128,14 @@ impl Frame {
     ///
     /// When it cannot be reached.
     pub(crate) async fn reach(url: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
-        match is_kafka(url) {
-            true => Self::reach_kafka(url, option).await,
-            false => Ok(Arc::new(Self::reach_amqp(url, option).await?)),
+        match Engine::of(url) {
+            Engine::Kafka => Self::reach_kafka(url, option).await,
+            Engine::Aws => Self::reach_aws(url, option).await,
+            Engine::Amqp => Ok(Arc::new(Self::reach_amqp(url, option).await?)),
         }
     }
 
     async fn reach_amqp(url: &str, option: &str) -> anyhow::Result<Amqp> {
-        if url.starts_with("aws://") {
-            bail!(Usage::new(format!(
-                "`tidings` does not reach Amazon SNS and SQS yet, which `{option}` names; look at the queues with \
-                 Amazon's own tools (docs/guide/aws.md says what they are called), and leave `{option}` out where \
-                 `--database` is enough"
-            )));
-        }
         let builder = Amqp::builder(url).map_err(|error| Usage::new(error.to_string()))?;
         Self::within(builder.name("tidings").connect(), option).await
     }
@@ -121,9 +150,20 @@ impl Frame {
 
     #[cfg(not(feature = "kafka"))]
     async fn reach_kafka(_: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
-        bail!(Usage::new(format!(
-            "this build of `tidings` cannot use Kafka, which `{option}` names; build it with `--features kafka`"
-        )))
+        Err(Engine::Kafka.is_not_built("kafka", option))
+    }
+
+    #[cfg(feature = "aws")]
+    async fn reach_aws(url: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
+        let builder = tidings_aws::Aws::builder(url);
+        let builder = builder.map_err(|error| Usage::new(error.to_string()))?;
+        let aws = Self::within(builder.name("tidings").connect(), option).await?;
+        Ok(Arc::new(aws))
+    }
+
+    #[cfg(not(feature = "aws"))]
+    async fn reach_aws(_: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
+        Err(Engine::Aws.is_not_built("aws", option))
     }
 
     async fn within<T, E>(

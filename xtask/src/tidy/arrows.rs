@@ -107,6 +107,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "tidings",
             "tidings-amqp",
+            "tidings-aws",
             "tidings-broker",
             "tidings-kafka",
             "tidings-operator",
