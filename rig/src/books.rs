@@ -307,7 +307,9 @@ impl Ledger {
 
     fn compare_shelf(&self, world: &World, tally: &mut Tally) -> Result<()> {
         let witness = world.witness()?;
-        let found = world.runtime.block_on(witness.take_all(SHELF_QUEUE))?;
+        let found = world
+            .runtime
+            .block_on(witness.take_all_of(SHELF_QUEUE, SHELF))?;
         let found: HashSet<String> = found.iter().map(|found| number_of(&found.body)).collect();
         for number in self.shelved.difference(&found) {
             let what = format!("{number} waited for a listener of `{SHELF}` and never came");

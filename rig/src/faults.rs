@@ -23,6 +23,8 @@ pub(crate) enum Fault {
     KillProducer,
     KillConsumer,
     KillBroker,
+    /// One node of several.
+    KillNode,
     KillDatabase,
     /// SIGSTOP of a process with a relay, for longer than its lanes are leased.
     StopProducer,
@@ -49,17 +51,20 @@ impl Fault {
     /// How often each is in the deck from which a stack's faults are drawn.
     pub(crate) fn deck(stack: Stack, only_kills: bool) -> Vec<Fault> {
         let is_postgres = stack.database == Database::Postgres;
-        // RabbitMQ takes ten seconds to come back, so it dies less often than ours.
-        let broker_kills = if stack.broker == Broker::Embedded {
-            3
-        } else {
-            1
+        // RabbitMQ and Kafka take ten seconds to come back, so they die less often than ours. Of a cluster a node dies;
+        // that all of it is down is a fault of its own.
+        let (broker_kills, node_kills) = match stack.broker {
+            Broker::Embedded | Broker::Aws => (3, 0),
+            Broker::RabbitMq | Broker::Kafka => (1, 0),
+            Broker::RabbitMqCluster => (0, 2),
         };
         let on = usize::from;
+        let refuses = on(stack.broker.has_queues_that_refuse());
         let counts = [
             (Self::KillProducer, 3),
             (Self::KillConsumer, 3),
             (Self::KillBroker, broker_kills),
+            (Self::KillNode, node_kills),
             (Self::KillDatabase, on(is_postgres) * 2),
             (Self::StopProducer, 2),
             (Self::StopConsumer, 2),
@@ -70,16 +75,16 @@ impl Fault {
             (Self::SlowBroker, 1),
             (Self::RefusingBroker, 1),
             (Self::LockDatabase, on(!is_postgres)),
-            (Self::FullListener, 2),
+            (Self::FullListener, refuses * 2),
             (Self::Duplicates, 3),
             (Self::ConsumersAway, 1),
             (Self::BrokerAway, 1),
         ];
         let is_kill = |fault| {
-            use Fault::{KillBroker, KillConsumer, KillDatabase, KillProducer};
+            use Fault::{KillBroker, KillConsumer, KillDatabase, KillNode, KillProducer};
             matches!(
                 fault,
-                KillBroker | KillConsumer | KillDatabase | KillProducer
+                KillBroker | KillConsumer | KillDatabase | KillNode | KillProducer
             )
         };
         let cards = counts.into_iter();
@@ -114,6 +119,8 @@ impl Fault {
             Self::KillProducer | Self::KillConsumer | Self::KillBroker | Self::KillDatabase => {
                 (0, 800)
             }
+            // Long enough that the others notice, and go on without it.
+            Self::KillNode => (0, 6_000),
             // Leases are 4 s (lanes) and 2 s (rows).
             Self::StopProducer => (4_500, 7_000),
             Self::StopConsumer => (2_500, 6_000),
@@ -134,6 +141,7 @@ impl fmt::Display for Fault {
             Self::KillProducer => "kill -9 of a producer",
             Self::KillConsumer => "kill -9 of a consumer",
             Self::KillBroker => "kill -9 of the broker",
+            Self::KillNode => "kill -9 of a node of the broker",
             Self::KillDatabase => "kill -9 of the database",
             Self::StopProducer => "SIGSTOP of a producer (its relay)",
             Self::StopConsumer => "SIGSTOP of a consumer",
@@ -200,26 +208,30 @@ impl Faults {
                     world.kill_part(number);
                 }
             }
-            Fault::KillBroker | Fault::BrokerAway => world.kill_broker(),
+            Fault::KillBroker | Fault::BrokerAway => world.broker.kill9(),
+            Fault::KillNode => {
+                let node = world.broker.kill9_node(random)?;
+                detail = format!(" {node}");
+            }
             Fault::KillDatabase => {
                 if let Some(postgres) = &mut world.postgres {
                     postgres.kill9();
                 }
             }
-            Fault::CutBroker => world.broker_proxy.cut(),
+            Fault::CutBroker => world.broker_proxies.cut(),
             Fault::CutDatabase => {
                 if let Some(proxy) = &world.database_proxy {
                     proxy.cut();
                 }
             }
-            Fault::HalfOpenBroker => world.broker_proxy.silence(),
+            Fault::HalfOpenBroker => world.broker_proxies.silence(),
             Fault::HalfOpenDatabase => {
                 if let Some(proxy) = &world.database_proxy {
                     proxy.silence();
                 }
             }
-            Fault::SlowBroker => world.broker_proxy.delay(Duration::from_millis(60)),
-            Fault::RefusingBroker => world.broker_proxy.refuse(true),
+            Fault::SlowBroker => world.broker_proxies.delay(Duration::from_millis(60)),
+            Fault::RefusingBroker => world.broker_proxies.refuse(),
             Fault::LockDatabase => active.locks = lock_databases(world)?,
             Fault::FullListener => {
                 let witness = world.witness()?;
@@ -228,7 +240,9 @@ impl Faults {
             Fault::Duplicates => {
                 let witness = world.witness()?;
                 let wanted = 5 + random.below(100);
-                let count = world.runtime.block_on(witness.publish_again(wanted))?;
+                let count = world
+                    .runtime
+                    .block_on(witness.publish_again(TOPIC, wanted))?;
                 detail = format!(" of {count} messages");
             }
         }
@@ -243,12 +257,12 @@ impl Faults {
     fn make_way(&mut self, fault: Fault, world: &mut World) -> Result<()> {
         use Fault::{
             BrokerAway, ConsumersAway, Duplicates, FullListener, KillBroker, KillConsumer,
-            KillProducer, StopConsumer, StopProducer,
+            KillNode, KillProducer, StopConsumer, StopProducer,
         };
         let group = |fault| match fault {
             KillProducer | StopProducer => 1,
             KillConsumer | StopConsumer | ConsumersAway => 2,
-            KillBroker | BrokerAway | FullListener | Duplicates => 3,
+            KillBroker | KillNode | BrokerAway | FullListener | Duplicates => 3,
             other => 10 + other as u8,
         };
         self.mend(world, |active| group(active.fault) == group(fault))
@@ -300,12 +314,14 @@ fn mend(active: Active, world: &mut World) -> Result<()> {
                 world.stop_part(number, false)?;
             }
         }
-        Fault::KillBroker | Fault::BrokerAway => {
-            world.start_broker()?;
-            // RabbitMQ can forget a deletion when it is killed right after it, and a stranger's queue
-            // that is there again would refuse for ever.
-            let witness = world.witness()?;
-            world.runtime.block_on(witness.dismiss_stranger())?;
+        Fault::KillBroker | Fault::KillNode | Fault::BrokerAway => {
+            world.broker.restart()?;
+            if world.stack.broker.has_queues_that_refuse() {
+                // RabbitMQ can forget a deletion when it is killed right after it, and a stranger's queue
+                // that is there again would refuse for ever.
+                let witness = world.witness()?;
+                world.runtime.block_on(witness.dismiss_stranger())?;
+            }
         }
         Fault::KillDatabase => {
             if let Some(postgres) = &mut world.postgres {
@@ -313,7 +329,7 @@ fn mend(active: Active, world: &mut World) -> Result<()> {
             }
         }
         Fault::SlowBroker | Fault::RefusingBroker | Fault::HalfOpenBroker => {
-            world.broker_proxy.heal();
+            world.broker_proxies.heal();
         }
         Fault::HalfOpenDatabase => {
             if let Some(proxy) = &world.database_proxy {
@@ -350,4 +366,34 @@ fn lock_databases(world: &World) -> Result<Vec<Connection>> {
     // A file that is busy for so long is locked enough.
     let files = ["producer.db", "consumer.db"].into_iter();
     Ok(files.filter_map(|name| lock(name).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_has_the_faults_that_its_engines_can_have() {
+        let has = |database, broker, fault| {
+            let stack = Stack { database, broker };
+            Fault::deck(stack, false).contains(&fault)
+        };
+        for broker in [
+            Broker::Embedded,
+            Broker::RabbitMq,
+            Broker::RabbitMqCluster,
+            Broker::Kafka,
+            Broker::Aws,
+        ] {
+            let of = |fault| has(Database::Sqlite, broker, fault);
+            let is_cluster = broker == Broker::RabbitMqCluster;
+            assert_eq!(of(Fault::KillNode), is_cluster, "{broker:?}");
+            assert_eq!(of(Fault::KillBroker), !is_cluster, "{broker:?}");
+            let refuses = !matches!(broker, Broker::Kafka | Broker::Aws);
+            assert_eq!(of(Fault::FullListener), refuses, "{broker:?}");
+            assert!(of(Fault::LockDatabase) && !of(Fault::KillDatabase));
+            assert!(has(Database::Postgres, broker, Fault::KillDatabase));
+            assert!(!has(Database::Postgres, broker, Fault::LockDatabase));
+        }
+    }
 }

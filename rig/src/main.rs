@@ -6,6 +6,7 @@
 //! reads their tables and the broker's queues.
 
 mod books;
+mod broker;
 mod database;
 mod faults;
 mod leg;
@@ -39,13 +40,14 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask rig                                     a minute on SQLite and the broker in the box
   cargo xtask rig --stack postgres+rabbitmq           the same on PostgreSQL and RabbitMQ
+  cargo xtask rig --stack postgres+kafka              the same on PostgreSQL and Kafka
   cargo xtask rig --messages 100000 --faults 500 --shelf 100000 --sagas 50000 --away 120
   cargo xtask rig --messages 50000 --sagas 50000 --faults 300 --kills
   cargo xtask rig --resume target/rig/FOLDER          go on with a run that was ended
   cargo xtask rig --resume target/rig/FOLDER --leg 3  one leg of it again
 
-Stacks: sqlite+embedded, sqlite+rabbitmq, postgres+embedded, postgres+rabbitmq. The exit code is 1
-if a promise was broken. The seed repeats the faults and what is wrong with which message; how the
+Stacks: sqlite or postgres, and behind a + embedded, rabbitmq, rabbitmq-cluster, kafka (built with
+`--features kafka`) or aws (`--features aws`). The exit code is 1 if a promise was broken. The seed repeats the faults and what is wrong with which message; how the
 processes' own threads run does not come from it.";
 
 /// Attacks the promises P1 to P4, P6 and P7 on one stack, and prints what became of them.

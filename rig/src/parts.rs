@@ -7,13 +7,17 @@ mod consumer;
 mod producer;
 mod trips;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use tidings::{Router, serve};
+use tidings::{Router, Transport, serve};
 use tidings_amqp::Amqp;
+#[cfg(feature = "aws")]
+use tidings_aws::Aws;
 use tidings_broker::{Broker, Options};
+#[cfg(feature = "kafka")]
+use tidings_kafka::Kafka;
 
 use crate::database::Database;
 
@@ -74,13 +78,20 @@ impl Surroundings {
         opened.with_context(|| format!("cannot open `{}`", self.database))
     }
 
-    async fn transport(&self) -> Result<Amqp> {
-        Ok(Amqp::connect(&self.broker).await?)
+    async fn transport(&self) -> Result<Arc<dyn Transport>> {
+        let url = &*self.broker;
+        Ok(match url.split("://").next() {
+            #[cfg(feature = "kafka")]
+            Some("kafka") => Arc::new(Kafka::connect(url).await?),
+            #[cfg(feature = "aws")]
+            Some("aws") => Arc::new(Aws::connect(url).await?),
+            _ => Arc::new(Amqp::connect(url).await?),
+        })
     }
 }
 
 /// Serves until the process is asked to end.
-async fn serve_until_terminated(transport: Amqp, routers: Vec<Router>) -> Result<()> {
+async fn serve_until_terminated(transport: Arc<dyn Transport>, routers: Vec<Router>) -> Result<()> {
     let serve = serve(transport, routers).with_graceful_shutdown(terminated());
     let ready = serve.ready();
     tokio::spawn(async move {

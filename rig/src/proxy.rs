@@ -44,10 +44,44 @@ pub(crate) struct Proxy {
     connections: Arc<AtomicU64>,
 }
 
+/// The proxies in front of all nodes of a broker.
+pub(crate) struct Proxies(pub(crate) Vec<Proxy>);
+
+impl Proxies {
+    /// Ends all connections that there are.
+    pub(crate) fn cut(&self) {
+        self.0.iter().for_each(Proxy::cut);
+    }
+
+    /// Lets nothing pass any more on the connections that there are; new ones work.
+    pub(crate) fn silence(&self) {
+        self.0.iter().for_each(Proxy::silence);
+    }
+
+    /// Delays everything by this time, each way.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.0.iter().for_each(|proxy| proxy.delay(delay));
+    }
+
+    /// Refuses connections, and cuts those that there are.
+    pub(crate) fn refuse(&self) {
+        self.0.iter().for_each(Proxy::refuse);
+    }
+
+    /// Fine weather; connections that went silent are cut.
+    pub(crate) fn heal(&self) {
+        self.0.iter().for_each(Proxy::heal);
+    }
+}
+
 impl Proxy {
-    /// Passes connections on to `port`.
+    /// Passes connections on to `to`.
     pub(crate) async fn start(to: u16) -> Result<Self> {
-        let from = tidings_testing::servers::free_port()?;
+        Self::start_at(tidings_testing::servers::free_port()?, to).await
+    }
+
+    /// The same, for those who come to `from`.
+    pub(crate) async fn start_at(from: u16, to: u16) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", from)).await;
         let listener = listener.context("cannot start a proxy")?;
         let (weather, _) = watch::channel(Weather::default());
@@ -88,13 +122,10 @@ impl Proxy {
         self.weather.send_modify(|weather| weather.delay = delay);
     }
 
-    /// Refuses connections, and cuts those that there are; or lets them in again.
-    pub(crate) fn refuse(&self, refuses: bool) {
-        self.weather
-            .send_modify(|weather| weather.refuses = refuses);
-        if refuses {
-            self.cut();
-        }
+    /// Refuses connections, and cuts those that there are.
+    pub(crate) fn refuse(&self) {
+        self.weather.send_modify(|weather| weather.refuses = true);
+        self.cut();
     }
 
     /// Fine weather; connections that went silent are cut.
@@ -229,7 +260,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_refused_ends_at_once() {
         let (proxy, mut client) = echo().await;
-        proxy.refuse(true);
+        proxy.refuse();
         assert_eq!(ask(&mut client, LONG).await, Some(0));
         assert_eq!(ask(&mut connect(&proxy).await, LONG).await, Some(0));
         proxy.heal();

@@ -15,9 +15,39 @@ pub(crate) enum Broker {
     /// The broker in the box, in a process of its own.
     Embedded,
     RabbitMq,
+    /// Three nodes of RabbitMQ, with quorum queues.
+    RabbitMqCluster,
+    Kafka,
+    /// Amazon SNS and SQS: an emulator of them.
+    Aws,
 }
 
-/// One of the four.
+/// The brokers, as they are called in a stack's name.
+const BROKERS: [(&str, Broker); 5] = [
+    ("embedded", Broker::Embedded),
+    ("rabbitmq", Broker::RabbitMq),
+    ("rabbitmq-cluster", Broker::RabbitMqCluster),
+    ("kafka", Broker::Kafka),
+    ("aws", Broker::Aws),
+];
+
+impl Broker {
+    /// True if its queues can be told to refuse what is published when they are full.
+    pub(crate) fn has_queues_that_refuse(self) -> bool {
+        !matches!(self, Self::Kafka | Self::Aws)
+    }
+
+    /// The feature without which this build cannot use it.
+    fn missing_feature(self) -> Option<&'static str> {
+        match self {
+            Self::Kafka if !cfg!(feature = "kafka") => Some("kafka"),
+            Self::Aws if !cfg!(feature = "aws") => Some("aws"),
+            _ => None,
+        }
+    }
+}
+
+/// One of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stack {
     pub(crate) database: Database,
@@ -29,9 +59,9 @@ impl FromStr for Stack {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let refused = || {
+            let brokers = BROKERS.map(|(name, _)| format!("`{name}`")).join(", ");
             format!(
-                "`{text}` is no stack; take `sqlite+embedded`, `sqlite+rabbitmq`, \
-                 `postgres+embedded` or `postgres+rabbitmq`"
+                "`{text}` is no stack; take `sqlite` or `postgres`, a `+`, and one of {brokers}"
             )
         };
         let (database, broker) = text.split_once('+').ok_or_else(refused)?;
@@ -40,11 +70,13 @@ impl FromStr for Stack {
             "postgres" => Database::Postgres,
             _ => return Err(refused()),
         };
-        let broker = match broker {
-            "embedded" => Broker::Embedded,
-            "rabbitmq" => Broker::RabbitMq,
-            _ => return Err(refused()),
-        };
+        let broker = BROKERS.iter().find(|(name, _)| *name == broker);
+        let (_, broker) = *broker.ok_or_else(refused)?;
+        if let Some(feature) = broker.missing_feature() {
+            return Err(format!(
+                "this build of the rig cannot use `{text}`; build it with `--features {feature}`"
+            ));
+        }
         Ok(Self { database, broker })
     }
 }
@@ -55,10 +87,8 @@ impl fmt::Display for Stack {
             Database::Sqlite => "sqlite",
             Database::Postgres => "postgres",
         };
-        let broker = match self.broker {
-            Broker::Embedded => "embedded",
-            Broker::RabbitMq => "rabbitmq",
-        };
+        let broker = BROKERS.iter().find(|(_, broker)| *broker == self.broker);
+        let broker = broker.map_or("", |(name, _)| name);
         write!(f, "{database}+{broker}")
     }
 }
@@ -69,14 +99,18 @@ mod tests {
 
     #[test]
     fn each_stack_reads_as_it_prints_and_nothing_else_is_one() {
-        let all = [
-            "sqlite+embedded",
-            "sqlite+rabbitmq",
-            "postgres+embedded",
-            "postgres+rabbitmq",
-        ];
-        for text in all {
-            assert_eq!(text.parse::<Stack>().unwrap().to_string(), text);
+        for database in ["sqlite", "postgres"] {
+            for (broker, its) in BROKERS {
+                let text = format!("{database}+{broker}");
+                match (text.parse::<Stack>(), its.missing_feature()) {
+                    (Ok(stack), None) => assert_eq!(stack.to_string(), text),
+                    (Err(error), Some(feature)) => {
+                        let way_out = format!("build it with `--features {feature}`");
+                        assert!(error.ends_with(&way_out), "{error}");
+                    }
+                    (parsed, missing) => panic!("{text}: {parsed:?}, missing {missing:?}"),
+                }
+            }
         }
         let error = "mysql+rabbitmq".parse::<Stack>().unwrap_err();
         assert!(error.contains("`mysql+rabbitmq` is no stack"), "{error}");

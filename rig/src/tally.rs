@@ -145,7 +145,7 @@ impl Tally {
     /// The table, in Markdown.
     pub(crate) fn table(&self, stack: &str) -> String {
         let mut table = format!(
-            "| {:<16} | {:<17} | {:>6} | {:>8} | {:>5} | {:>7} | {:>12} | {:>5} | {:>5} |\n",
+            "| {:<16} | {:<25} | {:>6} | {:>8} | {:>5} | {:>7} | {:>12} | {:>5} | {:>5} |\n",
             "promise",
             "stack",
             "faults",
@@ -156,7 +156,7 @@ impl Tally {
             "stuck",
             "other"
         );
-        table += "|------------------|-------------------|-------:|---------:|------:|--------:|-------------:|------:|------:|\n";
+        table += "|------------------|---------------------------|-------:|---------:|------:|--------:|-------------:|------:|------:|\n";
         for promise in [
             Promise::LostEvent,
             Promise::EffectsOnce,
@@ -167,12 +167,12 @@ impl Tally {
         ] {
             let Some(row) = self.rows.get(&promise) else {
                 table += &format!(
-                    "| {promise:<16} | {stack:<17} | not attacked: this transport keeps no order across instances |\n"
+                    "| {promise:<16} | {stack:<25} | not attacked: this transport keeps no order across instances |\n"
                 );
                 continue;
             };
             table += &format!(
-                "| {promise:<16} | {stack:<17} | {:>6} | {:>8} | {:>5} | {:>7} | {:>12} | {:>5} | {:>5} |\n",
+                "| {promise:<16} | {stack:<25} | {:>6} | {:>8} | {:>5} | {:>7} | {:>12} | {:>5} | {:>5} |\n",
                 row.faults, row.messages, row.lost, row.doubled, row.disorder, row.stuck, row.other
             );
         }

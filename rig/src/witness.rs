@@ -1,30 +1,21 @@
-//! The supervisor's own eyes and hands at the broker, past the proxy and with a foreign client
-//! (lapin), so that what is under attack is not asked about itself.
+//! The supervisor's own eyes and hands at the broker, past the proxies and with a foreign client, so that
+//! what is under attack is not asked about itself.
+//!
+//! Each engine has its own: lapin on AMQP, librdkafka bare on Kafka, Amazon's SDK bare on SNS and SQS. What they see
+//! is the same: queues of dead letters, copies of events to publish once more, a listener that comes late.
+
+mod amqp;
+#[cfg(feature = "aws")]
+mod aws;
+#[cfg(feature = "kafka")]
+mod kafka;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use futures_util::StreamExt;
-use lapin::{
-    Channel, Connection, ConnectionProperties, ExchangeKind,
-    options::{
-        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
-        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
-    },
-    types::{AMQPValue, FieldTable},
-};
-use tokio::time::timeout;
+use anyhow::{Result, bail};
 
 /// Gets a copy of the newest events, to publish them a second time.
 const TAP: &str = "rig.tap";
-
-/// How many events the tap keeps.
-const TAP_LENGTH: i64 = 300;
-
-/// A listener of somebody else, that is full at once and refuses all others.
-const STRANGER: &str = "rig.stranger";
-
-const STRANGER_LENGTH: i64 = 5;
 
 /// How long the broker may say nothing while it has messages for the supervisor.
 const SILENT_MAX: Duration = Duration::from_secs(60);
@@ -38,149 +29,123 @@ pub(crate) struct Found {
 }
 
 /// A connection of the supervisor's own.
-pub(crate) struct Witness {
-    // Kept: without it the channel ends.
-    _connection: Connection,
-    channel: Channel,
+pub(crate) enum Witness {
+    Amqp(Box<amqp::Witness>),
+    #[cfg(feature = "kafka")]
+    Kafka(kafka::Witness),
+    #[cfg(feature = "aws")]
+    Aws(aws::Witness),
 }
 
 impl Witness {
-    pub(crate) async fn connect(url: &str) -> Result<Self> {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await;
-        let connection = connection.context("cannot connect the supervisor with the broker")?;
-        let channel = connection.create_channel().await?;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await?;
-        Ok(Self {
-            _connection: connection,
-            channel,
-        })
+    pub(crate) async fn over_amqp(url: &str) -> Result<Self> {
+        Ok(Self::Amqp(Box::new(amqp::Witness::connect(url).await?)))
     }
 
-    /// A queue bound to a topic.
-    async fn queue(&self, name: &str, topic: &str, arguments: FieldTable) -> Result<()> {
-        let options = QueueDeclareOptions {
-            durable: true,
-            ..Default::default()
-        };
-        self.channel
-            .queue_declare(name.into(), options, arguments)
-            .await?;
-        let durable = ExchangeDeclareOptions {
-            durable: true,
-            ..Default::default()
-        };
-        let none = FieldTable::default();
-        self.channel
-            .exchange_declare(topic.into(), ExchangeKind::Fanout, durable, none.clone())
-            .await?;
-        let (options, key) = (QueueBindOptions::default(), "".into());
-        self.channel
-            .queue_bind(name.into(), topic.into(), key, options, none)
-            .await?;
-        Ok(())
+    #[cfg(feature = "kafka")]
+    pub(crate) async fn over_kafka(port: u16) -> Result<Self> {
+        Ok(Self::Kafka(kafka::Witness::connect(port)?))
+    }
+
+    #[cfg(not(feature = "kafka"))]
+    pub(crate) async fn over_kafka(_port: u16) -> Result<Self> {
+        bail!("this build of the rig cannot use Kafka; build it with `--features kafka`")
+    }
+
+    #[cfg(feature = "aws")]
+    pub(crate) fn over_aws(endpoint: &str) -> Result<Self> {
+        Ok(Self::Aws(aws::Witness::connect(endpoint)))
+    }
+
+    #[cfg(not(feature = "aws"))]
+    pub(crate) fn over_aws(_endpoint: &str) -> Result<Self> {
+        bail!("this build of the rig cannot use SNS and SQS; build it with `--features aws`")
     }
 
     /// Begins to keep copies of the newest events.
     pub(crate) async fn tap(&self, topic: &str) -> Result<()> {
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(TAP_LENGTH));
-        self.queue(TAP, topic, arguments).await
-    }
-
-    /// Publishes up to `count` events of the tap once more, as they are. Says how many.
-    pub(crate) async fn publish_again(&self, count: u64) -> Result<u64> {
-        for published in 0..count {
-            let options = BasicGetOptions { no_ack: true };
-            let Some(message) = self.channel.basic_get(TAP.into(), options).await? else {
-                return Ok(published);
-            };
-            let message = message.delivery;
-            // Under its routing key, too: by that an ordered group finds the partition.
-            let (exchange, key) = (message.exchange, message.routing_key);
-            let options = BasicPublishOptions::default();
-            let confirm = self
-                .channel
-                .basic_publish(exchange, key, options, &message.data, message.properties)
-                .await?;
-            confirm.await?;
+        match self {
+            Self::Amqp(amqp) => amqp.tap(topic).await,
+            // What was published is in its log.
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => Ok(()),
+            #[cfg(feature = "aws")]
+            Self::Aws(aws) => aws.listen(TAP, topic).await,
         }
-        Ok(count)
     }
 
-    /// Lets a stranger listen to `topic` with a queue that is soon full.
+    /// Publishes up to `count` of the newest events of `topic` once more, as they are. Says how many.
+    pub(crate) async fn publish_again(&self, topic: &str, count: u64) -> Result<u64> {
+        match self {
+            Self::Amqp(amqp) => amqp.publish_again(topic, count).await,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(kafka) => kafka.publish_again(topic, count),
+            #[cfg(feature = "aws")]
+            Self::Aws(aws) => aws.publish_again(TAP, topic, count).await,
+        }
+    }
+
+    /// Lets a stranger listen to `topic` with a queue that is soon full and refuses all others.
     pub(crate) async fn invite_stranger(&self, topic: &str) -> Result<()> {
-        let mut arguments = FieldTable::default();
-        arguments.insert(
-            "x-max-length".into(),
-            AMQPValue::LongLongInt(STRANGER_LENGTH),
-        );
-        arguments.insert(
-            "x-overflow".into(),
-            AMQPValue::LongString("reject-publish".into()),
-        );
-        self.queue(STRANGER, topic, arguments).await
+        match self {
+            Self::Amqp(amqp) => amqp.invite_stranger(topic).await,
+            #[cfg(any(feature = "aws", feature = "kafka"))]
+            _ => bail!("no queue of this broker refuses what is published"),
+        }
     }
 
     /// Sends the stranger away, with the queue.
     pub(crate) async fn dismiss_stranger(&self) -> Result<()> {
-        let options = QueueDeleteOptions::default();
-        self.channel.queue_delete(STRANGER.into(), options).await?;
-        Ok(())
+        match self {
+            Self::Amqp(amqp) => amqp.dismiss_stranger().await,
+            #[cfg(any(feature = "aws", feature = "kafka"))]
+            _ => bail!("no queue of this broker refuses what is published"),
+        }
     }
 
     /// Begins to listen to a topic that nobody listened to.
     pub(crate) async fn listen(&self, queue: &str, topic: &str) -> Result<()> {
-        self.queue(queue, topic, FieldTable::default()).await
+        match self {
+            Self::Amqp(amqp) => amqp.listen(queue, topic).await,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(kafka) => kafka.listen(queue, topic).await,
+            #[cfg(feature = "aws")]
+            Self::Aws(aws) => aws.listen(queue, topic).await,
+        }
     }
 
     /// How many messages lie in a queue.
     pub(crate) async fn depth(&self, queue: &str) -> Result<u64> {
-        let options = QueueDeclareOptions {
-            passive: true,
-            ..Default::default()
-        };
-        let queue = self
-            .channel
-            .queue_declare(queue.into(), options, FieldTable::default());
-        Ok(queue.await?.message_count().into())
+        match self {
+            Self::Amqp(amqp) => amqp.depth(queue).await,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(kafka) => kafka.depth(queue),
+            #[cfg(feature = "aws")]
+            Self::Aws(aws) => aws.depth(queue).await,
+        }
     }
 
     /// Takes everything out of a queue that nobody else reads.
     pub(crate) async fn take_all(&self, queue: &str) -> Result<Vec<Found>> {
-        let count = usize::try_from(self.depth(queue).await?)?;
-        let options = BasicConsumeOptions {
-            no_ack: true,
-            ..Default::default()
-        };
-        let consumer =
-            self.channel
-                .basic_consume(queue.into(), "".into(), options, FieldTable::default());
-        let mut consumer = consumer.await?;
-        let mut found = Vec::with_capacity(count);
-        while found.len() < count {
-            let next = timeout(SILENT_MAX, consumer.next()).await;
-            let next = next.with_context(|| {
-                format!("`{queue}` has {count} messages and gave {}", found.len())
-            })?;
-            let Some(message) = next else {
-                bail!("the broker ended the supervisor's consumer of `{queue}`");
-            };
-            let message = message?;
-            let id = message.properties.message_id();
-            let headers = message.properties.headers().as_ref();
-            let reason = headers.and_then(|headers| headers.inner().get("tidings-reason"));
-            let reason = match reason {
-                Some(AMQPValue::LongString(reason)) => reason.to_string(),
-                _ => String::new(),
-            };
-            found.push(Found {
-                id: id.as_ref().map(ToString::to_string).unwrap_or_default(),
-                reason,
-                body: message.data,
-            });
+        match self {
+            Self::Amqp(amqp) => amqp.take_all(queue).await,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(kafka) => kafka.read_all(queue),
+            #[cfg(feature = "aws")]
+            Self::Aws(aws) => aws.take_all(queue).await,
         }
-        Ok(found)
+    }
+
+    /// What lies in the queue that listened to a topic from its first message on.
+    pub(crate) async fn take_all_of(&self, queue: &str, topic: &str) -> Result<Vec<Found>> {
+        match self {
+            // A queue that subscribes has nothing of its own but a place in the topic.
+            #[cfg(feature = "kafka")]
+            Self::Kafka(kafka) => kafka.read_all(topic),
+            _ => {
+                let _ = topic;
+                self.take_all(queue).await
+            }
+        }
     }
 }

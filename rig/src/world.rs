@@ -4,7 +4,6 @@
 use std::{
     fs::OpenOptions,
     io::Write,
-    net::SocketAddr,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -12,13 +11,19 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use tidings_testing::servers::{Postgres, Process, RabbitMq, free_port};
+use tidings_testing::servers::{Postgres, Process};
 use tokio::runtime::Runtime;
 
-use crate::{leg::Leg, proxy::Proxy, stack, witness::Witness};
+use crate::{
+    broker::Broker,
+    leg::Leg,
+    proxy::{Proxies, Proxy},
+    stack::{self, Stack},
+    witness::Witness,
+};
 
 /// How long a part may take until it is ready, on a machine that is busy.
-const READY_MAX: Duration = Duration::from_secs(120);
+pub(crate) const READY_MAX: Duration = Duration::from_secs(120);
 
 /// How many processes of each kind there are.
 const INSTANCES: u64 = 2;
@@ -34,23 +39,15 @@ pub(crate) struct World {
     sagas_per_mille: u64,
     shelf: u64,
     pub(crate) folder: PathBuf,
-    pub(crate) broker_proxy: Proxy,
+    pub(crate) stack: Stack,
+    pub(crate) broker_proxies: Proxies,
     pub(crate) database_proxy: Option<Proxy>,
-    broker: BrokerServer,
+    pub(crate) broker: Broker,
     pub(crate) postgres: Option<Postgres>,
     pub(crate) runtime: Runtime,
     /// Handlers that aborted their process.
     pub(crate) aborted: u32,
     started: Instant,
-}
-
-enum BrokerServer {
-    Embedded {
-        port: u16,
-        data: PathBuf,
-        process: Option<Process>,
-    },
-    RabbitMq(RabbitMq),
 }
 
 /// What a part is.
@@ -83,16 +80,7 @@ impl World {
             stack::Database::Postgres => Some(Postgres::start()?),
             stack::Database::Sqlite => None,
         };
-        let mut broker = match stack.broker {
-            stack::Broker::RabbitMq => BrokerServer::RabbitMq(RabbitMq::start()?),
-            stack::Broker::Embedded => BrokerServer::Embedded {
-                port: free_port()?,
-                data: folder.join("broker"),
-                process: None,
-            },
-        };
-        broker.start()?;
-        let broker_proxy = runtime.block_on(Proxy::start(broker.port()))?;
+        let (broker, broker_proxies) = runtime.block_on(Broker::start(stack.broker, folder))?;
         let database_proxy = match &postgres {
             Some(postgres) => Some(runtime.block_on(Proxy::start(postgres.port()))?),
             None => None,
@@ -103,7 +91,8 @@ impl World {
             sagas_per_mille: leg.sagas_per_mille,
             shelf: leg.shelf,
             folder: folder.to_owned(),
-            broker_proxy,
+            stack,
+            broker_proxies,
             database_proxy,
             broker,
             postgres,
@@ -173,10 +162,8 @@ impl World {
             Some(proxy) => format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port()),
             None => self.folder.join(database).display().to_string(),
         };
-        let broker = format!(
-            "amqp://guest:guest@127.0.0.1:{}/?heartbeat=2",
-            self.broker_proxy.port()
-        );
+        let broker = self.broker.url(&self.broker_proxies);
+        command.envs(self.broker.env());
         command.args(["part", name, "--broker", &broker, "--database", &database]);
         command.args(["--seed", &self.seed.to_string()]);
         command.args(["--instance", &part.instance.to_string()]);
@@ -249,18 +236,9 @@ impl World {
         Ok(said)
     }
 
-    pub(crate) fn kill_broker(&mut self) {
-        self.broker.kill9();
-    }
-
-    pub(crate) fn start_broker(&mut self) -> Result<()> {
-        self.broker.start()
-    }
-
     /// The supervisor's own connection with the broker, past the proxy.
     pub(crate) fn witness(&self) -> Result<Witness> {
-        let url = format!("amqp://guest:guest@127.0.0.1:{}", self.broker.port());
-        self.runtime.block_on(Witness::connect(&url))
+        self.runtime.block_on(self.broker.witness())
     }
 
     /// Keeps what a process printed, for whoever looks into a failure.
@@ -296,44 +274,5 @@ impl PartProcess {
             Kind::Consumer => "consumer",
         };
         format!("{kind}-{}", self.instance)
-    }
-}
-
-impl BrokerServer {
-    fn port(&self) -> u16 {
-        match self {
-            Self::Embedded { port, .. } => *port,
-            Self::RabbitMq(rabbitmq) => rabbitmq.port(),
-        }
-    }
-
-    fn kill9(&mut self) {
-        match self {
-            Self::Embedded { process, .. } => drop(process.take()),
-            Self::RabbitMq(rabbitmq) => rabbitmq.kill9(),
-        }
-    }
-
-    fn start(&mut self) -> Result<()> {
-        match self {
-            Self::Embedded {
-                port,
-                data,
-                process,
-            } => {
-                drop(process.take());
-                let listen = SocketAddr::from(([127, 0, 0, 1], *port));
-                let mut command = Process::command(std::env::current_exe()?);
-                command.args(["part", "broker", "--listen", &listen.to_string(), "--data"]);
-                let mut started = Process::start({
-                    command.arg(data);
-                    command
-                })?;
-                started.wait_for_line(READY_MAX, |line| line == "ready")?;
-                *process = Some(started);
-                Ok(())
-            }
-            Self::RabbitMq(rabbitmq) => rabbitmq.restart(),
-        }
     }
 }

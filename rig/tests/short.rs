@@ -37,6 +37,26 @@ fn the_promises_hold_on_postgresql_and_rabbitmq() {
     attack("postgres+rabbitmq");
 }
 
+#[test]
+#[ignore = "needs RabbitMQ"]
+fn the_promises_hold_on_sqlite_and_a_cluster_of_rabbitmq() {
+    attack("sqlite+rabbitmq-cluster");
+}
+
+#[test]
+#[cfg(feature = "kafka")]
+#[ignore = "needs Kafka"]
+fn the_promises_hold_on_sqlite_and_kafka() {
+    attack("sqlite+kafka");
+}
+
+#[test]
+#[cfg(feature = "aws")]
+#[ignore = "needs SQS"]
+fn the_promises_hold_on_sqlite_and_aws() {
+    attack("sqlite+aws");
+}
+
 #[track_caller]
 fn attack(stack: &str) {
     let seed = std::env::var("TIDINGS_TEST_SEED").unwrap_or_else(|_| "1".into());

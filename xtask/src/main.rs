@@ -66,14 +66,41 @@ fn main() -> ExitCode {
     }
 }
 
-/// Builds the rig and runs it.
+/// Builds the rig, with what its stack needs, and runs it.
 fn rig(args: &[String]) -> anyhow::Result<()> {
-    run::succeed(run::cargo(["run", "--locked", "-p", "rig", "--"])?.args(args))
+    let mut command = run::cargo(["run", "--locked", "-p", "rig"])?;
+    for engine in engines_in(&stack_of(args)) {
+        command.args(["--features", engine]);
+    }
+    run::succeed(command.arg("--").args(args))
+}
+
+/// What names the stack: the arguments, or the plan of the run that is to go on.
+fn stack_of(args: &[String]) -> String {
+    let resumed = args.iter().position(|arg| arg == "--resume");
+    let folder = resumed.and_then(|at| args.get(at + 1));
+    let plan = folder.map(|folder| std::path::Path::new(folder).join("plan.json"));
+    let plan = plan.and_then(|plan| std::fs::read_to_string(plan).ok());
+    plan.unwrap_or_else(|| args.join(" "))
 }
 
 /// Builds what is measured and what measures, and measures.
 fn bench(args: &[String]) -> anyhow::Result<()> {
     let measured = ["-p", "bench", "-p", "shop", "-p", "tidings-broker"];
-    run::succeed(run::cargo(["build", "--release"])?.args(measured))?;
-    run::succeed(run::cargo(["run", "--release", "-p", "bench", "--"])?.args(args))
+    let mut build = run::cargo(["build", "--release"])?;
+    build.args(measured);
+    for engine in engines_in(&args.join(" ")) {
+        build.args(["--features", &format!("bench/{engine},shop/{engine}")]);
+    }
+    run::succeed(&mut build)?;
+    // What was built, since `cargo run` would build its dependencies anew with fewer features.
+    let bench = run::target()?.join("release/bench");
+    run::succeed(run::program(bench)?.args(args))
+}
+
+/// The engines that are named and that only a feature builds.
+fn engines_in(text: &str) -> impl Iterator<Item = &'static str> {
+    ["kafka", "aws"]
+        .into_iter()
+        .filter(move |engine| text.contains(engine))
 }

@@ -27,7 +27,6 @@ fn wrong_use_ends_with_2_and_says_what_is_right() {
         .ends(2)
         .says("the address at which that listens");
     tidings(["doctor", "--broker", "http://x"]).ends(2);
-    #[cfg(not(feature = "aws"))]
 }
 
 #[test]

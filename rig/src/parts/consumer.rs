@@ -7,9 +7,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use tidings::{
-    HandlerOptions, Metadata, PermanentExt, Retry, Router, State, TransactionHandle, Transport,
-};
+use tidings::{HandlerOptions, Metadata, PermanentExt, Retry, Router, State, TransactionHandle};
 use tokio::time::sleep;
 
 use super::{Surroundings, serve_until_terminated, trips};

@@ -50,8 +50,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "tidings",
             "tidings-amqp",
+            "tidings-aws",
             "tidings-broker",
             "tidings-core",
+            "tidings-kafka",
             "tidings-postgres",
             "tidings-sqlite",
             "tidings-testing",
@@ -122,6 +124,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "tidings",
             "tidings-amqp",
+            "tidings-aws",
+            "tidings-kafka",
             "tidings-postgres",
             "tidings-sqlite",
             "tidings-testing",

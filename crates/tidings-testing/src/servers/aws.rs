@@ -93,6 +93,11 @@ impl AwsEmulator {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// `kill -9`.
     pub fn kill9(&mut self) {
         if let Some(mut process) = self.process.take() {

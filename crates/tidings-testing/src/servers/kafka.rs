@@ -45,6 +45,8 @@ pub struct Kafka {
     java: PathBuf,
     jars: PathBuf,
     port: u16,
+    /// Where it answers those who do not come through a proxy; else `port`.
+    direct_port: u16,
     controller_port: u16,
     /// Users that it is to know from its beginning, as its tool wants them.
     scram: Vec<String>,
@@ -86,14 +88,41 @@ impl Kafka {
         Ok(kafka)
     }
 
+    /// Starts a node whose clients come through a proxy, which listens on `proxy` and passes them on to
+    /// [`port`](Kafka::port). A broker tells its clients where to connect, so this one tells them the proxy's port. Who
+    /// begins at [`direct_port`](Kafka::direct_port) is told that one, and passes no proxy.
+    pub fn start_behind(proxy: u16) -> Result<Kafka> {
+        let mut kafka = Self::prepare()?;
+        let direct = super::free_port()?;
+        kafka.direct_port = direct;
+        let (port, controller) = (kafka.port, kafka.controller_port);
+        // What stands last in the file counts.
+        let listeners = format!(
+            "listeners=PLAINTEXT://127.0.0.1:{port},DIRECT://127.0.0.1:{direct},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{proxy},DIRECT://127.0.0.1:{direct}\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,DIRECT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             inter.broker.listener.name=DIRECT"
+        );
+        kafka.configure(
+            1,
+            &format!("1@127.0.0.1:{controller}"),
+            &replicas(1),
+            &listeners,
+        )?;
+        kafka.restart()?;
+        Ok(kafka)
+    }
+
     /// A node that has its ports and its folder, and nothing in it.
     fn prepare() -> Result<Kafka> {
         let java = super::find("java", []);
         let java = java.ok_or_else(|| anyhow!("{}", Self::missing().unwrap_or_default()))?;
+        let port = super::free_port()?;
         Ok(Kafka {
             java,
             jars: jars()?,
-            port: super::free_port()?,
+            port,
+            direct_port: port,
             controller_port: super::free_port()?,
             scram: Vec::new(),
             node: None,
@@ -150,6 +179,12 @@ impl Kafka {
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where it answers those who are to pass no proxy: on [`port`](Kafka::port), unless it was started
+    /// [behind one](Kafka::start_behind).
+    pub fn direct_port(&self) -> u16 {
+        self.direct_port
     }
 
     /// `kill -9` on the node.

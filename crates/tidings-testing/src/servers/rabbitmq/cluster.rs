@@ -115,6 +115,30 @@ impl RabbitMqCluster {
         self.nodes[node].kill9();
     }
 
+    /// `kill -9` on all of them.
+    pub fn kill9_all(&mut self) {
+        self.nodes.iter_mut().for_each(RabbitMq::kill9);
+    }
+
+    /// Starts all of them again on their data, killing those that still run, and returns when they are one cluster. All
+    /// at once: a node waits for the one that was the last to run.
+    pub fn restart_all(&mut self) -> Result<()> {
+        self.kill9_all();
+        for node in &mut self.nodes {
+            node.launch()?;
+        }
+        for node in &mut self.nodes {
+            node.wait()?;
+        }
+        let count = self.count();
+        (0..count).try_for_each(|node| self.await_nodes(node, count))
+    }
+
+    /// The AMQP port of one of them on 127.0.0.1.
+    pub fn port_of(&self, node: usize) -> u16 {
+        self.nodes[node].port()
+    }
+
     /// One of them does nothing more, until it is thawed, killed or restarted. The others hold it for gone within some
     /// seconds, and its clients do when their heartbeats fail.
     pub fn freeze(&mut self, node: usize) -> Result<()> {
