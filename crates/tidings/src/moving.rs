@@ -290,7 +290,9 @@ async fn nobody_receives(broker: &dyn Transport, queue: &str) -> Result<(), Erro
     let queues = [queue.to_owned()];
     loop {
         let depths = broker.queue_depths(&queues).await?;
-        let receivers: u32 = depths.into_iter().flatten().map(|it| it.receivers).sum();
+        // An engine that does not know them (SQS) hands out single messages, and takes nothing away from anybody.
+        let known = depths.into_iter().flatten().filter_map(|it| it.receivers);
+        let receivers: u32 = known.sum();
         if receivers == 0 {
             return Ok(());
         }
