@@ -19,7 +19,8 @@ use futures_util::StreamExt;
 use run::{Ran, command, tidings};
 use tempfile::TempDir;
 use tidings::{
-    AccessErrorKind, Error, HandlerOptions, Outgoing, Subscription, Transport, prelude::*,
+    AccessErrorKind, Destination, Error, HandlerOptions, Outgoing, Subscription, Transport,
+    prelude::*,
 };
 use tidings_amqp::Amqp;
 use tidings_broker::{Broker, Options};
@@ -402,4 +403,53 @@ async fn a_redrive_that_is_killed_is_finished_by_the_next_one() {
     running.stop().await;
     // Nothing of it has had an effect twice meanwhile.
     assert_eq!(service.handled(COUNT).await, expected);
+}
+
+/// A service that is added later gets what is in the topic, and getting it again has no effect again.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: run `cargo xtask test`"]
+async fn a_new_service_is_told_what_the_topic_still_has() {
+    let _alone = ALONE.lock().await;
+    let url = format!("{}?partitions=4", kafka_url());
+    let kafka = Arc::new(Kafka::connect(&url).await.unwrap());
+    let Destination::Topic(topic) = Outgoing::new(&order(0)).unwrap().destination else {
+        panic!("an event goes to a topic");
+    };
+    // Somebody has to want it, or it is not published.
+    let (first, service) = (Service::new(), Service::new());
+    first.start(Arc::clone(&kafka)).await.stop().await;
+    let kafka = Arc::new(Kafka::connect(&url).await.unwrap());
+    let began = jiff::Timestamp::now().to_string();
+    publish(&*kafka, (0..20).map(order)).await;
+
+    let queue = service.queue();
+    let run = async |more: &[&str]| {
+        let replay = [
+            "events", "replay", "--broker", &url, "--topic", &topic, "--to", &queue,
+        ];
+        let args = [&replay[..], &["--from", &began, "--json"], more].concat();
+        service.run(&args).await
+    };
+    run(&[]).await.ends(1).says("TDG-7001");
+    let told = run(&["--new"]).await.ends(0).json();
+    assert_eq!(told["messages"], 20, "{told:#}");
+    let mut expected: Vec<String> = (0..20).map(|it| order(it).order_id).collect();
+    expected.sort();
+    let running = service.start(Arc::clone(&kafka)).await;
+    assert_eq!(service.handled(20).await, expected);
+    run(&["--reset"]).await.ends(1).says("TDG-7005");
+    running.stop().await;
+
+    run(&[]).await.ends(1).says("TDG-7006");
+    let told = run(&["--reset"]).await.ends(0).json();
+    assert_eq!(told["messages"], 20, "{told:#}");
+    let kafka = Arc::new(Kafka::connect(&url).await.unwrap());
+    let running = service.start(Arc::clone(&kafka)).await;
+    // Behind all that comes again, in each partition.
+    publish(&*kafka, (20..60).map(order)).await;
+    expected.extend((20..60).map(|it| order(it).order_id));
+    expected.sort();
+    assert_eq!(service.handled(60).await, expected);
+    running.stop().await;
+    assert_eq!(service.handled(60).await, expected, "each once");
 }

@@ -88,6 +88,22 @@ impl Frame {
         Self::reach(self.broker_url(what)?, "--broker").await
     }
 
+    /// Kafka itself, within ten seconds, for `what` cannot be done on another engine.
+    ///
+    /// # Errors
+    ///
+    /// When the command line names none or another engine, or it cannot be reached.
+    #[cfg(feature = "kafka")]
+    pub(crate) async fn kafka(&self, what: &str) -> anyhow::Result<tidings_kafka::Kafka> {
+        let url = self.broker_url(what)?;
+        if !is_kafka(url) {
+            bail!(Usage::new(format!(
+                "{what} needs Kafka: `--broker kafka://host:port`"
+            )));
+        }
+        Self::connect_kafka(url, "--broker").await
+    }
+
     /// A connection with an AMQP broker itself, within ten seconds, for `what` cannot be done otherwise.
     ///
     /// # Errors
@@ -142,10 +158,14 @@ impl Frame {
 
     #[cfg(feature = "kafka")]
     async fn reach_kafka(url: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
+        Ok(Arc::new(Self::connect_kafka(url, option).await?))
+    }
+
+    #[cfg(feature = "kafka")]
+    async fn connect_kafka(url: &str, option: &str) -> anyhow::Result<tidings_kafka::Kafka> {
         let builder = tidings_kafka::Kafka::builder(url);
         let builder = builder.map_err(|error| Usage::new(error.to_string()))?;
-        let kafka = Self::within(builder.name("tidings").connect(), option).await?;
-        Ok(Arc::new(kafka))
+        Self::within(builder.name("tidings").connect(), option).await
     }
 
     #[cfg(not(feature = "kafka"))]

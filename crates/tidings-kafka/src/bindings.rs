@@ -7,7 +7,7 @@
 //! their own, `tidings.bindings`, of one partition, which every transport reads from its beginning and follows.
 //! It is written when a subscription is made or ended, and when a queue has committed an offset of a partition for the
 //! first time: if there is none later, it has expired, and what the queue had may come again. And when an operator has
-//! taken dead letters out of their topic.
+//! taken dead letters out of their topic, or has a queue begin earlier.
 //!
 //! A record is a wish; what it did is what all readers make of it, in the order of the log: who subscribes
 //! a queue that is subscribed changes nothing, so of two instances that declare at once the first one counts.
@@ -61,6 +61,14 @@ pub(crate) enum Change {
         topic: String,
         partitions: BTreeSet<i32>,
     },
+    /// `queue`, which is subscribed to `topic`, is to get again what lies between these offsets, as a replay of that name.
+    Replay {
+        queue: String,
+        topic: String,
+        name: String,
+        from: BTreeMap<i32, i64>,
+        until: BTreeMap<i32, i64>,
+    },
     /// An operator has taken the letters at these offsets out of `queue` (the first offset and the one after the last
     /// of each range), a topic of one partition.
     Removed {
@@ -75,6 +83,7 @@ impl Change {
             Self::Subscribe { queue, .. }
             | Self::Leave { queue, .. }
             | Self::Committed { queue, .. }
+            | Self::Replay { queue, .. }
             | Self::Removed { queue, .. } => queue,
         }
     }
@@ -84,6 +93,15 @@ impl Change {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
     ranges: Vec<Range>,
+    replays: Vec<Again>,
+}
+
+/// What comes as a replay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Again {
+    name: String,
+    from: BTreeMap<i32, i64>,
+    until: BTreeMap<i32, i64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -98,7 +116,17 @@ impl Wanted {
     pub(crate) fn everything() -> Self {
         Self {
             ranges: vec![Range::default()],
+            replays: Vec::new(),
         }
+    }
+
+    /// The replay that a message comes with, the latest if there were several.
+    pub(crate) fn replay_of(&self, partition: i32, offset: i64) -> Option<&str> {
+        let is_in = |again: &&Again| {
+            offset >= *again.from.get(&partition).unwrap_or(&i64::MAX)
+                && offset < of(&again.until, partition)
+        };
+        self.replays.iter().rev().find(is_in).map(|it| &*it.name)
     }
 
     /// The first offset of a partition that is wanted.
@@ -185,6 +213,27 @@ impl Table {
             } => {
                 let topics = self.committed.entry(queue).or_default();
                 topics.entry(topic).or_default().extend(partitions);
+            }
+            Change::Replay {
+                queue,
+                topic,
+                name,
+                from,
+                until,
+            } => {
+                let topics = self.queues.entry(queue).or_default();
+                let wanted = topics.entry(topic).or_default();
+                let Some(range) = wanted.ranges.last_mut() else {
+                    return;
+                };
+                for (partition, offset) in &from {
+                    let first = range.from.entry(*partition).or_default();
+                    *first = (*first).min(*offset);
+                }
+                if wanted.replays.len() == RANGES_MAX {
+                    wanted.replays.remove(0);
+                }
+                wanted.replays.push(Again { name, from, until });
             }
             Change::Removed { queue, ranges } => {
                 let removed = self.removed.entry(queue).or_default();
@@ -281,8 +330,10 @@ impl Bindings {
         match serde_json::from_slice::<Change>(payload) {
             Ok(change) => {
                 debug!(?change, "a subscription");
-                let is_of_subscriptions =
-                    matches!(change, Change::Subscribe { .. } | Change::Leave { .. });
+                let is_of_subscriptions = matches!(
+                    change,
+                    Change::Subscribe { .. } | Change::Leave { .. } | Change::Replay { .. }
+                );
                 self.table.lock().apply(change);
                 if is_of_subscriptions {
                     self.version.send_modify(|version| *version += 1);
@@ -411,6 +462,27 @@ mod tests {
             .collect();
         assert_eq!(contains, [5, 6, 7, 10, 11]);
         assert_eq!(bindings.of_queue("nobody"), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_replay_begins_earlier_and_says_so_of_what_is_from_before() {
+        let replay = |from: i64, until: i64| Change::Replay {
+            queue: "q".into(),
+            topic: "t".into(),
+            name: format!("from-{from}"),
+            from: [(0, from)].into(),
+            until: [(0, until)].into(),
+        };
+        let bindings = table([subscribe("q", "t", 5), replay(2, 5), replay(3, 7)]);
+        let wanted = &bindings.of_queue("q")["t"];
+        assert_eq!(wanted.first(0), 2);
+        let named: Vec<_> = (1..8).map(|it| wanted.replay_of(0, it)).collect();
+        let (one, other) = (Some("from-2"), Some("from-3"));
+        assert_eq!(named, [None, one, other, other, other, other, None]);
+        assert_eq!(wanted.replay_of(1, 3), None, "another partition");
+        // To somebody who does not subscribe, there is none.
+        let bindings = table([replay(2, 5)]);
+        assert!(!bindings.is_wanted("t") && !bindings.is_subscribed("q", "t"));
     }
 
     #[test]

@@ -2,16 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
-};
+use rdkafka::{Offset, TopicPartitionList, consumer::Consumer};
 use tidings_core::{QueueDepth, TransportError};
 
 use crate::{
     Shared,
     bindings::Wanted,
-    client::{Context, passing},
+    client::passing,
     polling::Shape,
     ranges::Ranges,
     topology::{LOOK_TIMEOUT, partition_of_group},
@@ -66,13 +63,7 @@ impl Shared {
         ends: &BTreeMap<(String, i32), i64>,
     ) -> Result<QueueDepth, TransportError> {
         let failed = |error| passing(&format!("the group `{queue}` cannot be seen"), &error);
-        let context = Context {
-            status: Arc::clone(&self.status),
-        };
-        let mut config = self.config.clone();
-        config.set("group.id", queue);
-        // It asks in the name of the group and joins nothing.
-        let group: BaseConsumer<Context> = config.create_with_context(context).map_err(failed)?;
+        let group = self.consumer_of(queue).map_err(failed)?;
         let mut list = TopicPartitionList::new();
         for (topic, partition) in ends.keys() {
             list.add_partition(topic, *partition);

@@ -18,7 +18,7 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
-use tidings_core::{Attempt, Envelope, Received, TransportError};
+use tidings_core::{Attempt, Envelope, REPLAY_HEADER, Received, TransportError};
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -277,10 +277,17 @@ impl Intake {
                 Admitted::New => false,
                 Admitted::Again => true,
             };
+            let mut envelope = received.envelope;
+            if let Some(replay) = partition.wanted.replay_of(place.1, offset)
+                && envelope.header(REPLAY_HEADER).is_none()
+            {
+                let header = (REPLAY_HEADER.into(), replay.into());
+                envelope.headers.push(header);
+            }
             let held = Held {
                 place,
                 offset,
-                envelope: Arc::new(received.envelope),
+                envelope: Arc::new(envelope),
                 history: received.history,
                 failures: received.failures,
                 redelivered,

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::{AdminOptions, NewTopic, TopicReplication},
-    consumer::{BaseConsumer, Consumer},
+    consumer::Consumer,
 };
 use tidings_core::{
     AccessError, AccessErrorKind, BoxFuture, DeadLetterAccess, Destination, Envelope, HeldLetters,
@@ -26,12 +26,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::{
-    Shared, bindings,
-    bindings::Change,
-    client::{Context, passing},
-    publisher::MESSAGE_BYTES_MAX,
-    topology::LOOK_TIMEOUT,
-    window::Progress,
+    Shared, bindings, bindings::Change, client::passing, publisher::MESSAGE_BYTES_MAX,
+    topology::LOOK_TIMEOUT, window::Progress,
 };
 
 use hold::Hold;
@@ -166,13 +162,7 @@ impl Shared {
                 &error,
             )
         };
-        let context = Context {
-            status: Arc::clone(&self.status),
-        };
-        let mut config = self.config.clone();
-        config.set("group.id", queue);
-        // It asks in the name of the group and joins nothing.
-        let group: BaseConsumer<Context> = config.create_with_context(context).map_err(failed)?;
+        let group = self.consumer_of(queue).map_err(failed)?;
         let watermarks = group.fetch_watermarks(queue, 0, LOOK_TIMEOUT);
         let (first, end) = watermarks.map_err(failed)?;
         let mut list = TopicPartitionList::new();
@@ -293,7 +283,7 @@ impl Shared {
 impl bindings::Bindings {
     /// Of an ordered group that was declared: into how many partitions (the most, if it was declared with several
     /// numbers), and the topics that these share.
-    fn group(&self, name: &str) -> Option<(i32, Vec<String>)> {
+    pub(crate) fn group(&self, name: &str) -> Option<(i32, Vec<String>)> {
         let prefix = format!("{name}.of");
         let mut found: BTreeMap<i32, Vec<String>> = BTreeMap::new();
         for subscriber in self.subscribers_from(&prefix) {

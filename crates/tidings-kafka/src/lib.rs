@@ -54,6 +54,11 @@
 //!
 //! Kafka delays nothing: [`Features::delay_max`] is zero, so a consumer that retries later needs a store.
 //!
+//! # Replays
+//!
+//! A consumer that is added later may begin with what a topic still has, and one that lost its database may get it again
+//! ([`replay`]). Nothing is sent for that: where the queue begins moves.
+//!
 //! # Dead letters
 //!
 //! Operators hold, read, send back and remove them ([`Transport::dead_letter_access`]). Who holds a queue is the only
@@ -79,6 +84,7 @@ mod polling;
 mod publisher;
 mod ranges;
 mod receiving;
+pub mod replay;
 mod topology;
 mod window;
 

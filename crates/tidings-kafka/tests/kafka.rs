@@ -3,7 +3,7 @@
 mod behaviour;
 
 use behaviour::{
-    cluster, connect, growing, handing_over, letters, looking, losses, outages, processes,
+    cluster, connect, growing, handing_over, letters, looking, losses, outages, processes, replays,
     settings, transactions,
 };
 use tidings_testing::servers::{Kafka, KafkaCluster, kafka_url};
@@ -45,6 +45,13 @@ behaviours! {
 behaviours! {
     of growing;
     a_partition_that_is_added_is_received
+}
+
+behaviours! {
+    of replays;
+    a_new_consumer_begins_where_it_is_told
+    a_consumer_is_told_again_only_while_it_rests_and_is_to_be_reset
+    an_ordered_group_is_told_again_in_its_partitions
 }
 
 behaviours! {

@@ -9,6 +9,7 @@ pub(crate) mod looking;
 pub(crate) mod losses;
 pub(crate) mod outages;
 pub(crate) mod processes;
+pub(crate) mod replays;
 pub(crate) mod settings;
 pub(crate) mod transactions;
 
