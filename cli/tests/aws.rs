@@ -18,7 +18,7 @@ use std::{
 
 use run::{Ran, tidings};
 use tempfile::TempDir;
-use tidings::{Error, Outgoing, Transport, prelude::*};
+use tidings::{Error, HandlerOptions, Outgoing, Transport, prelude::*};
 use tidings_amqp::Amqp;
 use tidings_aws::Aws;
 use tidings_broker::{Broker, Options};
@@ -94,7 +94,7 @@ impl Service {
         let store = SqliteStore::open(file).await.unwrap();
         let router = Router::new(self.name.clone())
             .on(settle)
-            .on(ship)
+            .on_with(ship, HandlerOptions::new().ordered(3))
             .with_state(Arc::clone(&self.book))
             .retry(Retry::none())
             .transactional(store);

@@ -6,6 +6,8 @@ use tidings_core::{QueueDepth, TransportError};
 use crate::{
     Shared,
     client::{Backoff, Trouble},
+    groups,
+    letters::Counts,
 };
 
 /// How many queues are asked for at once.
@@ -22,12 +24,24 @@ impl Shared {
         looks.try_collect().await
     }
 
+    /// What a group has is in the first of its partitions, since they share it.
+    async fn count_of_partition(&self, queue: &str) -> Result<Option<Counts>, Trouble> {
+        let Some((group, number)) = groups::partition(queue) else {
+            return Ok(None);
+        };
+        match (self.queue(group).await?, number) {
+            (None, _) => Ok(None),
+            (Some(at), Some(0)) => self.count(&at).await.map(Some),
+            (Some(_), _) => Ok(Some(Counts::default())),
+        }
+    }
+
     async fn depth(&self, queue: &str) -> Result<Option<QueueDepth>, TransportError> {
         let mut backoff = Backoff::default();
         loop {
             let counted = match self.queue(queue).await {
                 Ok(Some(at)) => self.count(&at).await.map(Some),
-                Ok(None) => Ok(None),
+                Ok(None) => self.count_of_partition(queue).await,
                 Err(why) => Err(why),
             };
             match counted {

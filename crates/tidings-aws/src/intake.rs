@@ -89,6 +89,8 @@ struct Stream {
 /// What is received of one queue.
 pub(crate) struct Intake {
     pub(crate) queue: Arc<str>,
+    /// From which queue it is received: the same, or that of the group of which it is a partition.
+    pub(crate) source: Arc<str>,
     /// Whether it ends with its stream, at once.
     pub(crate) is_ordered: bool,
     state: Mutex<State>,
@@ -106,9 +108,10 @@ pub(crate) enum Next {
 }
 
 impl Intake {
-    pub(crate) fn new(queue: Arc<str>, is_ordered: bool) -> Arc<Self> {
+    pub(crate) fn new(queue: Arc<str>, source: Arc<str>, is_ordered: bool) -> Arc<Self> {
         Arc::new(Self {
             queue,
+            source,
             is_ordered,
             state: Mutex::new(State {
                 alone_since: Some(Instant::now()),

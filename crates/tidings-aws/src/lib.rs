@@ -36,7 +36,8 @@
 //!
 //! By default topics and queues are FIFO: the message group is the key, else the id, so messages with one key that
 //! went to one topic or queue come in their order, to whichever consumer. There is no order between topics. With
-//! `queues=standard` there is none at all, and a message may come twice without anybody's failure.
+//! `queues=standard` there is none at all, and a message may come twice without anybody's failure. An ordered group is a
+//! single queue of its name; its partitions are so many receivers of it ([`Features::partitions_share_keys`]).
 //!
 //! # Settling
 //!
@@ -52,13 +53,14 @@
 //!
 //! # What it does not do
 //!
-//! No ordered groups yet ([`Features::partitions_max`] is zero). A queue that ends with its process stays behind if the process
+//! No ordered groups of standard queues ([`Features::partitions_max`] is zero). A queue that ends with its process stays behind if the process
 //! is killed. What nobody acknowledged within fourteen days SQS forgets.
 
 mod address;
 mod client;
 mod depths;
 mod entry;
+mod groups;
 mod intake;
 mod letters;
 mod message;
@@ -222,6 +224,7 @@ impl Transport for Aws {
         features.reports_unroutable = true;
         features.counts_deliveries = true;
         features.shares_partitions = true;
+        features.partitions_share_keys = self.shared.address.is_fifo;
         features.fetches_ahead = true;
         features.holds_dead_letters = true;
         if !self.shared.address.is_fifo {
@@ -366,7 +369,10 @@ impl Shared {
 
     /// How many partitions an ordered group may have.
     fn partitions_max(&self) -> u16 {
-        0
+        match self.address.is_fifo {
+            true => tidings_core::SLOT_COUNT,
+            false => 0,
+        }
     }
 
     /// How long a message that came now is surely hidden: somewhat less than SQS was asked for.
@@ -377,7 +383,9 @@ impl Shared {
     /// Makes a queue again that was declared and is gone; false if that cannot help.
     async fn declare_again(&self, queue: &str) -> bool {
         let declared = self.declared.lock().clone();
-        if !declared.queues.iter().any(|it| it.name == queue) {
+        let mut names = declared.queues.iter().map(|it| &it.name);
+        let mut groups = declared.groups.iter().map(|it| &it.name);
+        if !names.any(|it| *it == queue) && !groups.any(|it| *it == queue) {
             return false;
         }
         warn!(

@@ -22,8 +22,6 @@ const REASON_BYTES_MAX: usize = 1024;
 
 const MORE: &str = "tidings-more";
 const ENCODING: &str = "tidings-encoding";
-/// By what a partition of a group chooses its messages.
-pub(crate) const SLOT: &str = "tidings-slot";
 const BASE64: &str = "base64";
 /// There is no body: Amazon takes no message without a text.
 const EMPTY: &str = "empty";
@@ -54,8 +52,8 @@ struct More<'a> {
     headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
-/// A message for the wire; with the slot of its key if it goes to a topic.
-pub(crate) fn encode(envelope: &Envelope, slot: Option<u16>) -> Sent {
+/// A message for the wire.
+pub(crate) fn encode(envelope: &Envelope) -> Sent {
     let mut more = More::default();
     let mut attributes: Vec<(&'static str, String)> = Vec::with_capacity(ATTRIBUTES_MAX);
     let time = envelope.time.map(|time| time.to_string());
@@ -102,11 +100,8 @@ pub(crate) fn encode(envelope: &Envelope, slot: Option<u16>) -> Sent {
         };
         more.headers.push(((&**name).into(), value));
     }
-    // A dead letter is not sent to a topic, so there are never both.
-    match (slot, reason) {
-        (Some(slot), _) => attributes.push((SLOT, slot.to_string())),
-        (None, Some(reason)) => attributes.push((REASON_HEADER, reason)),
-        (None, None) => {}
+    if let Some(reason) = reason {
+        attributes.push((REASON_HEADER, reason));
     }
     let (body, encoding) = text_of(&envelope.body);
     if let Some(encoding) = encoding {
@@ -174,7 +169,7 @@ pub(crate) fn decode<'a>(
             (ENCODING, value) => encoding = value,
             (MORE, value) => more = value,
             // It stands in the others, too.
-            (REASON_HEADER | SLOT, _) => {}
+            (REASON_HEADER, _) => {}
             (name, Some(value)) => received.attribute(name, value),
         }
     }
@@ -248,16 +243,14 @@ mod tests {
         ] {
             for mut envelope in [envelope(), empty.clone(), odd.clone()] {
                 envelope.body = body.to_vec().into();
-                for slot in [None, Some(63)] {
-                    let sent = encode(&envelope, slot);
-                    assert!(sent.body.chars().all(is_taken) && !sent.body.is_empty());
-                    for (name, value) in &sent.attributes {
-                        assert!(!value.is_empty() && value.chars().all(is_taken), "{name}");
-                    }
-                    let received = again(&sent);
-                    assert_eq!(received.envelope, envelope);
-                    assert_eq!((received.failures, received.history), (0, vec![]));
+                let sent = encode(&envelope);
+                assert!(sent.body.chars().all(is_taken) && !sent.body.is_empty());
+                for (name, value) in &sent.attributes {
+                    assert!(!value.is_empty() && value.chars().all(is_taken), "{name}");
                 }
+                let received = again(&sent);
+                assert_eq!(received.envelope, envelope);
+                assert_eq!((received.failures, received.history), (0, vec![]));
             }
         }
     }
@@ -270,11 +263,11 @@ mod tests {
         full.headers = (0..30)
             .map(|it| (format!("h{it}").into(), "v".into()))
             .collect();
-        let sent = encode(&full, Some(7));
-        assert_eq!(sent.attributes.len(), ATTRIBUTES_MAX);
+        let sent = encode(&full);
+        assert!(sent.attributes.len() < ATTRIBUTES_MAX);
         assert_eq!(again(&sent).envelope, full);
         let letter = dead_letter(&full, "q", 1, &[attempt("no".into())]);
-        let sent = encode(&letter.envelope, None);
+        let sent = encode(&letter.envelope);
         assert_eq!(sent.attributes.len(), ATTRIBUTES_MAX);
         assert!(sent.attributes.contains(&(REASON_HEADER, "no".into())));
     }
@@ -309,7 +302,7 @@ mod tests {
     fn a_dead_letter_is_the_message_with_its_history_and_reasons_are_cut() {
         let history = vec![attempt("ö\u{0}".repeat(100_000)); 10];
         let letter = dead_letter(&envelope(), "q", 12, &history);
-        let received = again(&encode(&letter.envelope, None));
+        let received = again(&encode(&letter.envelope));
         assert_eq!(received.envelope, envelope());
         assert_eq!((received.failures, received.history.len()), (12, 10));
         for attempt in &received.history {

@@ -12,7 +12,7 @@ use std::{
 use aws_sdk_sns::types::{MessageAttributeValue as SnsValue, PublishBatchRequestEntry};
 use aws_sdk_sqs::types::{MessageAttributeValue as SqsValue, SendMessageBatchRequestEntry};
 use futures_util::{StreamExt, stream};
-use tidings_core::{Destination, Envelope, Outgoing, PublishError, PublishErrorKind, slot_of};
+use tidings_core::{Destination, Envelope, Outgoing, PublishError, PublishErrorKind};
 
 use crate::{
     Shared,
@@ -118,7 +118,7 @@ impl Shared {
         let mut outcomes = Vec::with_capacity(messages.len());
         let mut entries = Vec::with_capacity(messages.len());
         for (index, envelope) in messages {
-            match self.entry(index, &destination, &envelope) {
+            match self.entry(index, &destination, &envelope, place.bytes_max()) {
                 Ok(entry) if copies == Copies::Meant => {
                     entries.push(entry.apart(&uuid::Uuid::new_v4().to_string()));
                 }
@@ -149,9 +149,7 @@ impl Shared {
                 format!("no queue subscribes to topic `{topic}`"),
             ),
             Destination::Queue(queue) => (
-                self.queue(queue)
-                    .await
-                    .map(|found| found.map(|at| Place::Queue(at.url))),
+                self.place_of_queue(queue).await,
                 format!("there is no queue `{queue}`"),
             ),
         };
@@ -170,6 +168,7 @@ impl Shared {
         index: usize,
         destination: &Destination,
         envelope: &Envelope,
+        bytes_max: usize,
     ) -> Result<Entry, String> {
         let bytes = envelope.body.len();
         if bytes > BODY_BYTES_MAX {
@@ -178,11 +177,7 @@ impl Shared {
                  (`tidings-claim-check`)"
             ));
         }
-        let (slot, bytes_max) = match destination {
-            Destination::Topic(_) => (envelope.key.as_deref().map(slot_of), TOPIC_BYTES_MAX),
-            Destination::Queue(_) => (None, QUEUE_BYTES_MAX),
-        };
-        let entry = self.unchecked_entry(index, destination, envelope, slot);
+        let entry = self.unchecked_entry(index, destination, envelope);
         let bytes = entry.sent.bytes();
         if bytes > bytes_max {
             return Err(format!(
@@ -199,13 +194,12 @@ impl Shared {
         index: usize,
         destination: &Destination,
         envelope: &Envelope,
-        slot: Option<u16>,
     ) -> Entry {
         let is_fifo = self.address.is_fifo;
         Entry {
             index,
             ordered: is_fifo.then(|| Ordered::of(destination, envelope)),
-            sent: encode(envelope, slot),
+            sent: encode(envelope),
             delay: Duration::ZERO,
             is_letter: matches!(destination, Destination::Queue(name) if is_of_letters(name)),
         }

@@ -12,6 +12,7 @@ use tracing::warn;
 use crate::{
     DELAY_MAX, Shared,
     client::{self, Backoff},
+    groups,
     intake::{End, Held, Intake, Next},
     message::history_as_json,
     topology::QueueAt,
@@ -25,9 +26,18 @@ pub(crate) async fn subscribe(
 ) -> Result<Deliveries, TransportError> {
     shared.status.reached().await?;
     let queue: Arc<str> = Arc::from(&*subscription.queue);
+    let (source, is_for_keys) = match groups::partition(&queue) {
+        _ if !subscription.is_ordered => (Arc::clone(&queue), true),
+        Some((group, number)) if shared.address.is_fifo => (group.into(), number.is_some()),
+        _ => {
+            return Err(TransportError::fatal(format!(
+                "`{queue}` is no partition of an ordered group: receive it with a plain subscription"
+            )));
+        }
+    };
     let mut backoff = Backoff::default();
     let at = loop {
-        match shared.queue(&queue).await {
+        match shared.queue(&source).await {
             Ok(Some(at)) => break at,
             Ok(None) => {
                 return Err(TransportError::fatal(format!(
@@ -43,13 +53,10 @@ pub(crate) async fn subscribe(
             }
         }
     };
-    if subscription.is_ordered {
-        return Err(TransportError::fatal(format!(
-            "`{queue}` is no partition of an ordered group: receive it with a plain subscription"
-        )));
-    }
     let prefetch = usize::from(subscription.prefetch.get());
-    let (intake, stream) = shared.intake(&queue, at, subscription.is_ordered, prefetch)?;
+    let intake = Intake::new(Arc::clone(&queue), source, subscription.is_ordered);
+    let at = is_for_keys.then_some(at);
+    let (intake, stream) = shared.intake(intake, at, prefetch)?;
     let settler = Arc::new(AwsSettler {
         shared: Arc::clone(shared),
         intake: Arc::clone(&intake),
@@ -63,12 +70,12 @@ pub(crate) async fn subscribe(
 }
 
 impl Shared {
-    /// The intake of a queue, with a new stream of it. Partitions of groups have one for each stream.
+    /// An intake like this one, with a new stream of it. Partitions of groups have one for each stream. Without a place
+    /// to receive from nothing ever comes.
     fn intake(
         self: &Arc<Self>,
-        queue: &Arc<str>,
-        at: QueueAt,
-        is_ordered: bool,
+        intake: Arc<Intake>,
+        at: Option<QueueAt>,
         prefetch: usize,
     ) -> Result<(Arc<Intake>, u64), TransportError> {
         let mut intakes = self.intakes.lock();
@@ -77,16 +84,17 @@ impl Shared {
         }
         let shared = intakes
             .iter()
-            .filter(|intake| !is_ordered && !intake.is_ordered && intake.queue == *queue)
-            .find_map(|intake| Some((Arc::clone(intake), intake.add_stream(prefetch)?)));
+            .filter(|it| !intake.is_ordered && !it.is_ordered && it.queue == intake.queue)
+            .find_map(|it| Some((Arc::clone(it), it.add_stream(prefetch)?)));
         if let Some(found) = shared {
             return Ok(found);
         }
         // What is over and has nothing to do any more is of no use.
         intakes.retain(|intake| !intake.is_over() || !intake.has_ended());
-        let intake = Intake::new(Arc::clone(queue), is_ordered);
         let stream = intake.add_stream(prefetch).ok_or_else(client::closed)?;
-        work::start(self, &intake, at.url);
+        if let Some(at) = at {
+            work::start(self, &intake, at.url);
+        }
         intakes.push(Arc::clone(&intake));
         Ok((intake, stream))
     }
@@ -219,7 +227,8 @@ impl AwsSettler {
 
     /// Puts a copy into the dead letters and waits until it is there.
     async fn bury(&self, delivery: &Delivery, attempt: Attempt) -> Result<(), TransportError> {
-        let queue = &*delivery.queue;
+        // Of a partition, beside its group's name.
+        let queue = &*self.intake.source;
         let mut history = delivery.history.clone();
         attempt.add_to(&mut history);
         // The reasons cut as they are to be, so that a copy is not larger than it must be.
@@ -256,7 +265,7 @@ impl AwsSettler {
             let why = match self.shared.queue(queue).await {
                 Ok(Some(at)) => {
                     let to = Destination::Queue(queue.to_owned().into());
-                    let entry = self.shared.unchecked_entry(0, &to, copy, None);
+                    let entry = self.shared.unchecked_entry(0, &to, copy);
                     let sent = self.shared.send_one(&at.url, entry.after(delay).apart(&by));
                     match sent.await {
                         Ok(()) => return Ok(()),

@@ -18,6 +18,7 @@ use tracing::{debug, info};
 use crate::{
     Shared,
     client::{Backoff, Trouble, trouble},
+    groups::topic_of_command,
     names::{NAME_BYTES_TAKEN_MAX, name_at_amazon},
 };
 
@@ -71,6 +72,15 @@ impl Shared {
             let made = self.make_topic(topic).await;
             made.map_err(|why| (format!("topic `{topic}` cannot be made"), why))?;
         }
+        for group in &topology.groups {
+            let made = self.make_group(group).await;
+            made.map_err(|why| {
+                (
+                    format!("the ordered group `{}` cannot be made", group.name),
+                    why,
+                )
+            })?;
+        }
         for queue in &topology.queues {
             let made = self.make_queue_with_letters(queue).await;
             made.map_err(|why| (format!("queue `{}` cannot be made", queue.name), why))?;
@@ -94,13 +104,12 @@ impl Shared {
         };
         let at = self.make_queue(&queue.name).await?;
         for topic in &queue.topics {
-            self.subscribe_queue(topic, &at, letters.as_ref(), None)
-                .await?;
+            self.subscribe_queue(topic, &at, letters.as_ref()).await?;
         }
         Ok(())
     }
 
-    async fn make_topic(&self, topic: &str) -> Result<(), Trouble> {
+    pub(crate) async fn make_topic(&self, topic: &str) -> Result<(), Trouble> {
         if self.subscribers(topic).await?.is_some() {
             return Ok(());
         }
@@ -185,7 +194,6 @@ impl Shared {
         topic: &str,
         at: &QueueAt,
         letters: Option<&QueueAt>,
-        filter: Option<String>,
     ) -> Result<(), Trouble> {
         let mut call = self
             .clients
@@ -199,9 +207,6 @@ impl Shared {
         if let Some(letters) = letters {
             let redrive = json!({ "deadLetterTargetArn": letters.arn });
             call = call.attributes("RedrivePolicy", redrive.to_string());
-        }
-        if let Some(filter) = filter {
-            call = call.attributes("FilterPolicy", filter);
         }
         match call.send().await.map_err(trouble) {
             Ok(_) => {}
@@ -287,8 +292,7 @@ impl Shared {
 
     /// Whether anybody subscribes to a topic. SNS takes what nobody wants and forgets it.
     pub(crate) async fn is_wanted(&self, topic: &str) -> Result<bool, Trouble> {
-        let known = self.wanted.lock().get(topic).copied();
-        if known.is_some_and(|since| since.elapsed() < WANTED) {
+        if self.is_known_as_wanted(topic) {
             return Ok(true);
         }
         let is_wanted = self
@@ -302,6 +306,12 @@ impl Shared {
             wanted.remove(topic);
         }
         Ok(is_wanted)
+    }
+
+    /// Whether a topic had subscribers a moment ago.
+    pub(crate) fn is_known_as_wanted(&self, topic: &str) -> bool {
+        let known = self.wanted.lock().get(topic).copied();
+        known.is_some_and(|since| since.elapsed() < WANTED)
     }
 
     /// A queue; `None` if it is not there.
@@ -331,7 +341,9 @@ impl Shared {
     /// What was known of these places is looked at again.
     pub(crate) fn forget(&self, name: &str) {
         self.queues.lock().remove(name);
-        self.wanted.lock().remove(name);
+        let mut wanted = self.wanted.lock();
+        wanted.remove(name);
+        wanted.remove(&topic_of_command(name));
     }
 
     pub(crate) fn topic_arn(&self, topic: &str) -> String {

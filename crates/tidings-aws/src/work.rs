@@ -63,7 +63,7 @@ async fn receive(shared: &Shared, intake: &Intake, url: &str) {
             }
             Err(Trouble::Missing(why)) => {
                 vanished += 1;
-                if vanished > VANISHED_MAX || !shared.declare_again(&intake.queue).await {
+                if vanished > VANISHED_MAX || !shared.declare_again(&intake.source).await {
                     let queue = &intake.queue;
                     intake.fail(format!(
                         "queue `{queue}` is not there any more (TDG-4032): {why}; start the service again, which \

@@ -173,6 +173,12 @@ pub struct Features {
     ///   deliveries are [stale](crate::Delivery::is_stale);
     /// * a message may come [`redelivered`](crate::Delivery::redelivered) after a crash although nobody had it.
     pub shares_partitions: bool,
+    /// The partitions of an ordered [`Group`] do not divide its keys: whichever of them is received may get a message, and
+    /// all of them get what a single queue has (SQS). The engine itself hands out no message of a key while an earlier one
+    /// is out, whoever has that; so what the group keeps in order is the same. Then a partition is only one of so many
+    /// that may receive, [`any`](Group::any) gets nothing, and another subscription to a partition does not wait, though it
+    /// gets nothing of a key that is out.
+    pub partitions_share_keys: bool,
     /// Messages are fetched ahead of the prefetch. One that nobody had may come
     /// [`redelivered`](crate::Delivery::redelivered) when a consumer that had fetched it has ended.
     pub fetches_ahead: bool,
@@ -194,6 +200,7 @@ impl Features {
             name_bytes_max: 64,
             body_bytes_max: None,
             shares_partitions: false,
+            partitions_share_keys: false,
             fetches_ahead: false,
             holds_dead_letters: false,
         }
@@ -340,7 +347,8 @@ pub fn slot_of(key: &str) -> u16 {
 /// ([`Subscription::is_ordered`]). Each partition is a queue: [`partition`](Self::partition) names
 /// it. What comes without a key, or from a publisher that knows nothing of slots, goes to one more
 /// queue, [`any`](Self::any), which is received like a partition. Dead letters, of `any` too, are
-/// beside the group's name ([`dead_letter_queue`]).
+/// beside the group's name ([`dead_letter_queue`]). An engine that keeps the order of a key by itself may do without
+/// dividing the keys: [`Features::partitions_share_keys`].
 ///
 /// Other queues and groups that want a message get it as well. Declaring a group again adds topics
 /// and commands to it and takes none away. What is to be tried later waits in the consumer's store,

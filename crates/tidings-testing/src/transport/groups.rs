@@ -1,7 +1,8 @@
 //! Ordered groups: where messages go, and who receives a partition.
 //!
 //! Asked only of engines that claim partitions. Which key goes to which partition is the engine's
-//! choice; that it is the same one every time, whoever publishes, is not.
+//! choice; that it is the same one every time, whoever publishes, is not, unless the engine keeps the order of a key over
+//! all partitions ([`Features::partitions_share_keys`](tidings_core::Features::partitions_share_keys)).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,18 +55,67 @@ pub(super) async fn a_key_goes_to_one_partition_and_each_gets_some(case: Case) {
         settle(delivery, Settlement::Ack).await;
     }
     let mut used = BTreeSet::new();
+    let share_keys = case.one.features().partitions_share_keys;
     for (key, queues) in seen {
         assert!(
-            queues.len() == 3 && queues.iter().all(|it| *it == queues[0]),
+            queues.len() == 3 && (share_keys || queues.iter().all(|it| *it == queues[0])),
             "three messages of `{key}`, in {queues:?}"
         );
         used.extend(queues);
+    }
+    if share_keys {
+        return none_of(&mut parts).await;
     }
     let partitions: BTreeSet<String> = (0..PARTITIONS).map(|it| group.partition(it)).collect();
     assert_eq!(
         used, partitions,
         "each gets some of 64 keys, nothing else does"
     );
+}
+
+/// Whatever an engine does with partitions: while a message of a key is out, no other partition gets one of that key, over
+/// whichever connection. Other keys go on.
+pub(super) async fn a_key_is_with_one_partition_at_a_time(case: Case) {
+    const KEYS: usize = 8;
+    const EACH: usize = 6;
+    const OUT_MAX: usize = 6;
+    let Some(group) = group(&case, 2) else {
+        return;
+    };
+    declare(&case, &group).await;
+    let all = (0..EACH).flat_map(|number| (0..KEYS).map(move |key| (key, number)));
+    let message = |(key, number): (usize, usize)| {
+        let key = format!("key-{key}");
+        outgoing(case.to_topic(), keyed(&key, &number.to_string()))
+    };
+    publish(&case.one, all.map(message).collect()).await;
+    let mut parts = vec![
+        ordered(&case.one, &group.partition(0), 10).await,
+        ordered(&case.other, &group.partition(1), 10).await,
+    ];
+    let mut came: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut out: Vec<(String, Delivery)> = Vec::new();
+    for _ in 0..KEYS * EACH {
+        let delivery = next_of(&mut parts).await;
+        let key = delivery.envelope.key.clone().expect("its key").to_string();
+        let elsewhere =
+            |(other, it): &(String, Delivery)| *other == key && it.queue != delivery.queue;
+        assert!(!out.iter().any(elsewhere), "`{key}` is out elsewhere");
+        let number = body(&delivery).parse().expect("a number");
+        came.entry(key.clone()).or_default().push(number);
+        out.push((key, delivery));
+        if out.len() == OUT_MAX {
+            settle(out.remove(0).1, Settlement::Ack).await;
+        }
+    }
+    for (_, delivery) in out {
+        settle(delivery, Settlement::Ack).await;
+    }
+    none_of(&mut parts).await;
+    assert_eq!(came.len(), KEYS);
+    for (key, numbers) in came {
+        assert_eq!(numbers, [0, 1, 2, 3, 4, 5], "of `{key}`");
+    }
 }
 
 pub(super) async fn what_has_no_key_goes_to_any(case: Case) {
@@ -158,7 +208,8 @@ pub(super) async fn all_types_of_a_key_come_in_the_order_they_were_published(cas
         1
     };
     for (key, (queues, bodies)) in seen {
-        assert_eq!(queues.len(), 1, "`{key}` is in {queues:?}");
+        let share_keys = case.one.features().partitions_share_keys;
+        assert!(share_keys || queues.len() == 1, "`{key}` is in {queues:?}");
         let bodies = bodies.iter().map(|body| body.parse().expect("a number"));
         for to in 0..apart {
             let came: Vec<usize> = bodies.clone().filter(|it| it % apart == to).collect();

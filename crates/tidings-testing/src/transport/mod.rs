@@ -120,6 +120,7 @@ async fn run<T: Transport>(connect: &impl AsyncFn() -> T) {
         groups {
             more_partitions_than_claimed_are_refused
             a_key_goes_to_one_partition_and_each_gets_some
+            a_key_is_with_one_partition_at_a_time
             what_has_no_key_goes_to_any
             all_types_of_a_key_come_in_the_order_they_were_published
             groups_and_queues_of_a_topic_get_each_message
