@@ -96,7 +96,7 @@ impl Frame {
     #[cfg(feature = "kafka")]
     pub(crate) async fn kafka(&self, what: &str) -> anyhow::Result<tidings_kafka::Kafka> {
         let url = self.broker_url(what)?;
-        if !is_kafka(url) {
+        if Engine::of(url) != Engine::Kafka {
             bail!(Usage::new(format!(
                 "{what} needs Kafka: `--broker kafka://host:port`"
             )));
