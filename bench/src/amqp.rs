@@ -23,8 +23,8 @@ use bytes::{Bytes, BytesMut};
 use tidings_wire::{
     BasicAck, BasicConsume, BasicProperties, BasicQos, ChannelOpen, ConfirmSelect, ConnectionOpen,
     ConnectionStartOk, ConnectionTuneOk, EncodeMethod, ExchangeDeclare, Frame, Method,
-    PROTOCOL_HEADER, Payload, QueueBind, QueueDeclare, QueueDelete, ShortStr, Table, decode_frame,
-    encode_ack, encode_method, encode_publish,
+    PROTOCOL_HEADER, Payload, Properties, QueueBind, QueueDeclare, QueueDelete, ShortStr, Table,
+    decode_frame, encode_ack, encode_method, encode_publish,
 };
 
 pub(crate) use forward::forward;
@@ -143,13 +143,53 @@ pub(crate) fn publish<'a>(
     to: impl Fn(u64) -> (&'a str, &'a str),
 ) -> anyhow::Result<()> {
     let mut client = Client::connect(url)?;
+    let persistent = persistent();
     let mut number = 0;
-    client.publish_while(window, body, || {
-        let next = (number < count).then(|| to(number));
+    client.publish_while(window, || {
+        let next = (number < count).then(|| Sending {
+            to: to(number),
+            properties: persistent.clone(),
+            body,
+        });
         number += 1;
         next
     })?;
     Ok(())
+}
+
+/// Publishes to an exchange with confirms, never more than `window` unconfirmed: properties and bodies.
+pub(crate) fn publish_all<'a>(
+    url: &str,
+    exchange: &'a str,
+    window: usize,
+    mut next: impl FnMut() -> Option<(Properties, &'a [u8])>,
+) -> anyhow::Result<()> {
+    let mut client = Client::connect(url)?;
+    client.publish_while(window, || {
+        let (properties, body) = next()?;
+        Some(Sending {
+            to: (exchange, ""),
+            properties,
+            body,
+        })
+    })?;
+    Ok(())
+}
+
+/// A message on its way out.
+struct Sending<'a> {
+    /// The exchange and the key.
+    to: (&'a str, &'a str),
+    properties: Properties,
+    body: &'a [u8],
+}
+
+fn persistent() -> Properties {
+    BasicProperties {
+        delivery_mode: Some(2),
+        ..Default::default()
+    }
+    .encode()
 }
 
 /// How many messages wait in a queue.
@@ -249,31 +289,34 @@ impl Client {
     fn publish_for(&mut self, queue: &str, load: &Load) -> anyhow::Result<u64> {
         let until = Instant::now() + load.time();
         let body = vec![b'x'; load.body_bytes];
-        self.publish_while(load.window, &body, || {
-            (Instant::now() < until).then_some(("", queue))
+        let persistent = persistent();
+        self.publish_while(load.window, || {
+            (Instant::now() < until).then(|| Sending {
+                to: ("", queue),
+                properties: persistent.clone(),
+                body: &body,
+            })
         })
     }
 
-    /// Publishes to the exchange and key that `next` says, until it says none and everything is
-    /// confirmed; returns how many that were.
+    /// Publishes what `next` says, until it says none and everything is confirmed; returns how many that were.
     fn publish_while<'a>(
         &mut self,
         window: usize,
-        body: &[u8],
-        mut next: impl FnMut() -> Option<(&'a str, &'a str)>,
+        mut next: impl FnMut() -> Option<Sending<'a>>,
     ) -> anyhow::Result<u64> {
         self.ask(&ConfirmSelect { no_wait: false })?;
-        let persistent = BasicProperties {
-            delivery_mode: Some(2),
-            ..Default::default()
-        }
-        .encode();
         let mut unconfirmed = BTreeSet::new();
         let mut published = 0;
         let mut on = true;
         loop {
             while on && unconfirmed.len() < window {
-                let Some((exchange, key)) = next() else {
+                let Some(Sending {
+                    to: (exchange, key),
+                    properties,
+                    body,
+                }) = next()
+                else {
                     on = false;
                     break;
                 };
@@ -283,7 +326,7 @@ impl Client {
                     exchange,
                     key,
                     true,
-                    persistent.as_bytes(),
+                    properties.as_bytes(),
                     body,
                     FRAME_BYTES_MAX,
                 )?;

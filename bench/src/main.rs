@@ -7,6 +7,7 @@
 //! ```text
 //! bench broker      confirmed publish, and publish + consume: the broker in the box beside RabbitMQ
 //! bench orders      orders per second through the whole shop, and how long a customer waits
+//! bench engine      publishing and receiving over each engine's transport, beside its own client
 //! bench held        what a million rows that nobody wants cost the others
 //! bench floors      handler, inbox and relay beside the bare statements through the raw driver
 //! bench aged        the same on tables that have been in use for long
@@ -21,6 +22,7 @@ mod amqp;
 mod broker;
 mod clients;
 mod cost;
+mod engine;
 mod feed;
 mod floors;
 mod handler;
@@ -34,6 +36,7 @@ mod redrive;
 mod replay;
 mod report;
 mod sagas;
+mod servers;
 
 use clap::{Parser, Subcommand};
 
@@ -55,6 +58,8 @@ enum Command {
     Broker(broker::Options),
     /// Orders per second through the whole shop.
     Orders(orders::Options),
+    /// Publishing and receiving over an engine's transport, beside the engine's own client.
+    Engine(engine::Options),
     /// What rows that nobody wants cost the others.
     Held(held::Options),
     /// Handler, inbox and relay beside the bare statements through the raw driver.
@@ -75,6 +80,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Broker(options) => broker::run(&options),
         Command::Orders(options) => orders::run(&options),
+        Command::Engine(options) => engine::run(&options),
         Command::Held(options) => held::run(&options),
         Command::Floors(options) => floors::run(&options),
         Command::Aged(options) => aged::run(&options),

@@ -33,6 +33,7 @@ use crate::{
     order_floor::{self, Awaits},
     peers::sibling,
     report::Report,
+    servers::{AWS_CREDENTIALS, Asked},
 };
 
 /// The facts that a confirmed order ends with.
@@ -79,10 +80,9 @@ pub(crate) struct Options {
     /// installed.
     #[arg(long)]
     postgres: bool,
-    /// On RabbitMQ instead of the broker in the box; it is started from what is installed, anew for
-    /// each turn.
-    #[arg(long)]
-    rabbitmq: bool,
+    /// What to run on instead of the broker in the box; started anew for each turn.
+    #[command(flatten)]
+    engine: Asked,
     /// Where to write the figures as JSON.
     #[arg(long, default_value = "bench/orders.json")]
     json: PathBuf,
@@ -93,7 +93,7 @@ pub(crate) struct Options {
 
 impl Options {
     fn has_floor(&self) -> bool {
-        self.postgres && self.rabbitmq && !self.answers_only
+        self.postgres && self.engine.rabbitmq && !self.answers_only
     }
 }
 
@@ -111,15 +111,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             }
             .to_owned(),
         ),
-        (
-            "broker",
-            if options.rabbitmq {
-                "RabbitMQ"
-            } else {
-                "in the box"
-            }
-            .to_owned(),
-        ),
+        ("broker", options.engine.name().to_owned()),
     ]);
     let mut report = Report::new(Machine::look()?, settings);
     // The rounds' folders stay until the end: a file system that has just deleted thousands of mails
@@ -148,12 +140,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 let database = postgres.database(&format!("shop_{round}_{turn}"))?;
                 args.extend(["--database".to_owned(), database]);
             }
-            let rabbitmq = match options.rabbitmq {
-                true => Some(RabbitMq::start()?),
-                false => None,
-            };
-            if let Some(rabbitmq) = &rabbitmq {
-                args.extend(["--broker".to_owned(), rabbitmq.url()]);
+            let server = options.engine.start()?;
+            if let Some(server) = &server {
+                args.extend(["--broker".to_owned(), server.url()]);
             }
             let shop = Shop::start(program, &args, options.answers_only, data.path())?;
             folders.push(data);
@@ -507,6 +496,7 @@ impl Shop {
             ])
             .arg(data)
             .args(args)
+            .envs(AWS_CREDENTIALS)
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
