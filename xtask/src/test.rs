@@ -103,13 +103,15 @@ pub(crate) struct Feature {
 }
 
 /// Tests are built with all of these that can be built, so that everything is built once.
-pub(crate) const FEATURES: [Feature; 7] = [
+pub(crate) const FEATURES: [Feature; 9] = [
     Feature::new("shop", "kafka"),
     Feature::new("shop", "aws"),
     Feature::new("tidings-cli", "kafka"),
     Feature::new("tidings-cli", "aws"),
     Feature::new("rig", "kafka"),
     Feature::new("rig", "aws"),
+    Feature::new("bench", "kafka"),
+    Feature::new("bench", "aws"),
     Feature {
         needs: Some("OpenSSL"),
         ..Feature::new("tidings-kafka", "tls")
