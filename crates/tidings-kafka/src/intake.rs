@@ -33,8 +33,9 @@ use partition::{LEASE_WAIT_MAX, Partition};
 const WINDOW_MAX: usize = 20_000;
 /// How many bodies may wait in memory, in bytes, before fetching pauses.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How many more messages than the prefetch may wait in memory before fetching pauses.
-const WAITING_MORE: usize = 256;
+/// How many more messages than the prefetch may wait in memory before fetching pauses: enough for the time that the
+/// commit of a lease takes.
+const WAITING_MORE: usize = 2048;
 /// A partition of a topic.
 pub(crate) type Place = (Arc<str>, i32);
 /// A partition while it is assigned, and the number of that assignment.
@@ -73,6 +74,8 @@ struct State {
     streams: HashMap<u64, Stream>,
     last_number: u64,
     waiting_bytes: usize,
+    /// The thread waits for room.
+    wants_room: bool,
     /// Since when there is no stream.
     alone_since: Option<Instant>,
     /// Takes no more streams; everything that is out is stale.
@@ -96,6 +99,8 @@ pub(crate) struct Intake {
     changed: Notify,
     /// For the thread: something was settled.
     settled: Condvar,
+    /// For the thread: there is much room again.
+    room: Condvar,
     /// The thread has joined the group, or has ended.
     joined: watch::Sender<bool>,
     /// For whoever closes: the thread has ended.
@@ -121,6 +126,7 @@ impl Intake {
             }),
             changed: Notify::new(),
             settled: Condvar::new(),
+            room: Condvar::new(),
             joined: watch::Sender::new(false),
             ended: Notify::new(),
         })
@@ -161,12 +167,22 @@ impl Intake {
             tokio::pin!(changed);
             // Before looking, so that no change in between is missed.
             changed.as_mut().enable();
-            match self.state.lock().hand_out(stream) {
+            match self.hand_out(stream) {
                 Next::Nothing => {}
                 next => return next,
             }
             changed.await;
         }
+    }
+
+    fn hand_out(&self, stream: u64) -> Next {
+        let mut state = self.state.lock();
+        let next = state.hand_out(stream);
+        if state.wants_room && !state.is_full(2) {
+            state.wants_room = false;
+            self.room.notify_one();
+        }
+        next
     }
 
     // For settlements.
@@ -381,23 +397,32 @@ impl Intake {
         }
     }
 
+    /// True if so much waits that nothing more is to be fetched.
+    pub(crate) fn is_full(&self) -> bool {
+        self.state.lock().is_full(1)
+    }
+
+    /// Waits until there is much room again, at most for `time`.
+    pub(crate) fn wait_for_room(&self, time: Duration) {
+        let mut state = self.state.lock();
+        if !state.is_over && state.is_full(2) {
+            state.wants_room = true;
+            self.room.wait_for(&mut state, time);
+            state.wants_room = false;
+        }
+    }
+
     /// Which partitions are to rest now. `resting` are those that do: they rest until there is much room again,
     /// because a partition that is paused loses what was fetched ahead.
     pub(crate) fn to_rest(&self, resting: &HashSet<Assigned>) -> HashSet<Assigned> {
         let state = self.state.lock();
-        let prefetch: usize = state.streams.values().map(|stream| stream.prefetch).sum();
-        let unleased = state.partitions.values().map(|it| it.unleased.len());
-        let waiting = state.ready.len() + unleased.sum::<usize>();
-        // One that rests goes on when half of what stopped it is gone.
-        let is_full = |factor: usize| {
-            waiting * factor > prefetch + WAITING_MORE
-                || state.waiting_bytes * factor > WAITING_BYTES_MAX
-        };
         let partitions = state.partitions.iter();
         let partitions = partitions.map(|(place, it)| ((place.clone(), it.assignment), it));
+        // One that rests goes on when half of what stopped it is gone.
+        let is_full = [1, 2].map(|factor| state.is_full(factor));
         let to_rest = partitions.filter(|(assigned, partition)| {
             let factor = if resting.contains(assigned) { 2 } else { 1 };
-            is_full(factor) || partition.window.len() * factor > WINDOW_MAX
+            is_full[factor - 1] || partition.window.len() * factor > WINDOW_MAX
         });
         to_rest.map(|(assigned, _)| assigned).collect()
     }
@@ -468,6 +493,15 @@ impl Intake {
 }
 
 impl State {
+    /// Whether more waits than the `factor`th part of what may.
+    fn is_full(&self, factor: usize) -> bool {
+        let prefetch: usize = self.streams.values().map(|stream| stream.prefetch).sum();
+        let unleased = self.partitions.values().map(|it| it.unleased.len());
+        let waiting = self.ready.len() + unleased.sum::<usize>();
+        waiting * factor > prefetch + WAITING_MORE
+            || self.waiting_bytes * factor > WAITING_BYTES_MAX
+    }
+
     /// Never the same one again.
     fn number(&mut self) -> u64 {
         self.last_number += 1;

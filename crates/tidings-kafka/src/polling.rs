@@ -46,6 +46,11 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// How long to ask for messages, when there are none and when some partition rests.
 const POLL: Duration = Duration::from_millis(50);
 const POLL_SOON: Duration = Duration::from_millis(5);
+/// How long nothing is asked for while handlers catch up, before partitions rest. Long enough for handlers that are quick,
+/// and no time for who waits to be told of partitions that come and go.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How often leases are seen to meanwhile.
+const ROOM_WAIT: Duration = Duration::from_millis(2);
 /// How many messages are taken over at once.
 const BATCH_MAX: usize = 500;
 /// How long a look at offsets may take before it is tried again.
@@ -150,6 +155,7 @@ impl<'a> Polling<'a> {
             self.fetch();
             self.commit();
             member.intake.stop_waiting();
+            self.wait_for_room();
             self.rest();
         }
         self.join_first();
@@ -327,6 +333,22 @@ impl<'a> Polling<'a> {
             hooks.is_committing.store(true, Ordering::Release);
             // There is room for one, and it was taken.
             let _ = self.commits.try_send(());
+        }
+    }
+
+    /// Asks for nothing while handlers catch up. A partition that rests loses what librdkafka has fetched ahead of it, and
+    /// quick handlers would wait for that again and again.
+    fn wait_for_room(&mut self) {
+        let member = self.member;
+        let until = Instant::now() + PATIENCE;
+        while self.resting.is_empty()
+            && member.intake.is_full()
+            && Instant::now() < until
+            && !member.intake.is_done(member.handover_timeout)
+        {
+            self.commit();
+            member.intake.stop_waiting();
+            member.intake.wait_for_room(ROOM_WAIT);
         }
     }
 

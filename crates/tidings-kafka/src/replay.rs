@@ -1,7 +1,7 @@
 //! Replays: a consumer gets again what a topic still has, from its beginning, a time or offsets on.
 //!
 //! On Kafka the log itself is the history, so nothing is sent again: it is where a queue begins that moves. That is a record
-//! in the topic of subscriptions ([`Change::Replay`]) and the committed offset of the queue's consumer group, which Kafka
+//! in the topic of subscriptions (`Change::Replay`) and the committed offset of the queue's consumer group, which Kafka
 //! takes from somebody who is no member only while the group has none. So nobody loses his place while he receives.
 //!
 //! A replay never passes over what waits: a queue begins where it is, or earlier. Messages from before come with the header
