@@ -104,6 +104,20 @@ impl Frame {
         Self::connect_kafka(url, "--broker").await
     }
 
+    /// Amazon SNS and SQS, within ten seconds, if the command line names them.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be reached.
+    #[cfg(feature = "aws")]
+    pub(crate) async fn aws_if_named(&self) -> anyhow::Result<Option<tidings_aws::Aws>> {
+        let url = self.options.broker.as_deref().unwrap_or_default();
+        match Engine::of(url) {
+            Engine::Aws => Ok(Some(Self::connect_aws(url, "--broker").await?)),
+            _ => Ok(None),
+        }
+    }
+
     /// A connection with an AMQP broker itself, within ten seconds, for `what` cannot be done otherwise.
     ///
     /// # Errors
@@ -175,10 +189,14 @@ impl Frame {
 
     #[cfg(feature = "aws")]
     async fn reach_aws(url: &str, option: &str) -> anyhow::Result<Arc<dyn Transport>> {
+        Ok(Arc::new(Self::connect_aws(url, option).await?))
+    }
+
+    #[cfg(feature = "aws")]
+    async fn connect_aws(url: &str, option: &str) -> anyhow::Result<tidings_aws::Aws> {
         let builder = tidings_aws::Aws::builder(url);
         let builder = builder.map_err(|error| Usage::new(error.to_string()))?;
-        let aws = Self::within(builder.name("tidings").connect(), option).await?;
-        Ok(Arc::new(aws))
+        Self::within(builder.name("tidings").connect(), option).await
     }
 
     #[cfg(not(feature = "aws"))]

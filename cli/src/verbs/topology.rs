@@ -1,6 +1,8 @@
 //! `tidings topology`: what services need on the broker, making it, and removing what is left.
 
 mod apply;
+#[cfg(feature = "aws")]
+mod aws;
 mod plan;
 mod prune;
 
@@ -44,10 +46,12 @@ Examples:
 A service whose broker user may not configure writes its handlers down and then fails to start: run `apply` as a
 user who may, and start it with `?declare=false` at the end of its broker's URL.
 Bindings cannot be seen over AMQP: `plan` says `unseen`, and `apply` makes sure of them.
+On Amazon SNS and SQS (a build with `--features aws`) `plan` also prints a policy of IAM for each service, which allows what it asks
+for and no more; `prune` is not for them.
 
 As JSON:
-  plan   {complete, items: [{kind, name, from?, key?, state, why?, services}], gone}
-         kind: exchange, queue, binding; state: there, unknown, missing, differs, unseen
+  plan   {complete, items: [{kind, name, from?, key?, state, why?, services}], gone, policies?}
+         kind: exchange, queue, binding, topic, subscription; policies: one for each service, by its name; state: there, unknown, missing, differs, unseen
   apply  {complete, items: [{kind, name, from?, key?, outcome, why?, services}]}
          outcome: kept, made, ensured, refused
   prune  {items: [{service, consumer, since, kind, name, messages?, receivers?, outcome, why?}], forgotten}
@@ -66,6 +70,10 @@ enum What {
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
         let written = Written::read(frame).await?;
+        #[cfg(feature = "aws")]
+        if let Some(aws) = frame.aws_if_named().await? {
+            return aws::run(frame, &aws, &written, self.what).await;
+        }
         let broker = frame.amqp("looking at what is on the broker").await?;
         let ended = match self.what {
             What::Plan => plan::run(frame, &broker, &written).await,
@@ -115,18 +123,29 @@ impl Written {
         handlers::topology(handlers, &self.services)
     }
 
+    /// What each service needs.
+    fn topologies(&self) -> impl Iterator<Item = (&str, Topology)> {
+        self.services.iter().map(|service| {
+            let of_service = self.handlers.iter().map(|(_, handler)| handler);
+            let of_service = of_service.filter(|it| it.service == service.service);
+            (&*service.service, handlers::topology(of_service, [service]))
+        })
+    }
+
     /// Who needs each piece.
     fn needed_by(&self) -> anyhow::Result<BTreeMap<Piece, BTreeSet<String>>> {
         let mut needed: BTreeMap<Piece, BTreeSet<String>> = BTreeMap::new();
-        for service in &self.services {
-            let name = &service.service;
-            let of_service = self.handlers.iter().map(|(_, handler)| handler);
-            let of_service = of_service.filter(|it| it.service == *name);
-            for piece in Amqp::pieces(&handlers::topology(of_service, [service]))? {
-                needed.entry(piece).or_default().insert(name.clone());
+        for (service, topology) in self.topologies() {
+            for piece in Amqp::pieces(&topology)? {
+                needed.entry(piece).or_default().insert(service.to_owned());
             }
         }
         Ok(needed)
+    }
+
+    /// How many handlers are gone.
+    fn gone(&self) -> usize {
+        self.handlers.iter().filter(|(_, it)| it.is_gone()).count()
     }
 }
 

@@ -65,10 +65,13 @@ mod intake;
 mod letters;
 mod message;
 mod names;
+mod plan;
 mod publisher;
 mod receiving;
 mod topology;
 mod work;
+
+pub use plan::{Piece, PieceKind, PieceState};
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -318,7 +321,8 @@ impl Shared {
                 _ => "aws",
             };
             let _ = self.account.set((partition.to_owned(), account.clone()));
-            let call = self.clients.sqs.get_queue_url().queue_name("tidings");
+            let name = self.name_of(topology::LOOK_NAME);
+            let call = self.clients.sqs.get_queue_url().queue_name(name);
             return match call.send().await.map_err(trouble) {
                 Ok(_) | Err(Trouble::Missing(_)) => Ok(()),
                 Err(why) => Err(why),

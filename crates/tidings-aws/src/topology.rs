@@ -28,6 +28,8 @@ const WANTED: Duration = Duration::from_secs(30);
 pub(crate) const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
 /// The largest message of a queue.
 pub(crate) const QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// The queue that is asked for to see whether Amazon answers. It need not be there.
+pub(crate) const LOOK_NAME: &str = "tidings";
 /// What the statement is known by that lets topics into a queue.
 const STATEMENT: &str = "tidings-topics";
 
@@ -215,10 +217,7 @@ impl Shared {
                 let Some(arn) = self.subscription(topic, &at.arn).await? else {
                     return Err(Trouble::Invalid(why));
                 };
-                let call = self.clients.sns.get_subscription_attributes();
-                let answer = call.subscription_arn(arn).send().await.map_err(trouble)?;
-                let attributes = answer.attributes.unwrap_or_default();
-                if attributes.get("RawMessageDelivery").map(String::as_str) != Some("true") {
+                if !self.is_raw(&arn).await? {
                     return Err(Trouble::Invalid(format!(
                         "its subscription to topic `{topic}` is there without raw message delivery, which is needed: \
                          delete it, or set that ({why})"
@@ -231,9 +230,17 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether a subscription brings messages as they were published.
+    pub(crate) async fn is_raw(&self, subscription_arn: &str) -> Result<bool, Trouble> {
+        let call = self.clients.sns.get_subscription_attributes();
+        let call = call.subscription_arn(subscription_arn);
+        let answer = call.send().await.map_err(trouble)?;
+        let attributes = answer.attributes.unwrap_or_default();
+        Ok(attributes.get("RawMessageDelivery").map(String::as_str) == Some("true"))
+    }
+
     async fn unsubscribe(&self, topic: &str, queue: &str) -> Result<(), Trouble> {
-        let arn = self.arn("sqs", &self.name_of(queue));
-        let subscription = match self.subscription(topic, &arn).await {
+        let subscription = match self.subscription(topic, &self.queue_arn(queue)).await {
             Ok(subscription) => subscription,
             Err(Trouble::Missing(_)) => None,
             Err(why) => return Err(why),
@@ -253,7 +260,11 @@ impl Shared {
     }
 
     /// The subscription of a queue to a topic.
-    async fn subscription(&self, topic: &str, queue_arn: &str) -> Result<Option<String>, Trouble> {
+    pub(crate) async fn subscription(
+        &self,
+        topic: &str,
+        queue_arn: &str,
+    ) -> Result<Option<String>, Trouble> {
         let call = self.clients.sns.list_subscriptions_by_topic();
         let mut pages = call
             .topic_arn(self.topic_arn(topic))
@@ -270,7 +281,7 @@ impl Shared {
     }
 
     /// How many subscriptions a topic has; `None` if it is not there.
-    async fn subscribers(&self, topic: &str) -> Result<Option<u32>, Trouble> {
+    pub(crate) async fn subscribers(&self, topic: &str) -> Result<Option<u32>, Trouble> {
         let call = self.clients.sns.get_topic_attributes();
         match call
             .topic_arn(self.topic_arn(topic))
@@ -348,6 +359,10 @@ impl Shared {
 
     pub(crate) fn topic_arn(&self, topic: &str) -> String {
         self.arn("sns", &self.name_of(topic))
+    }
+
+    pub(crate) fn queue_arn(&self, queue: &str) -> String {
+        self.arn("sqs", &self.name_of(queue))
     }
 
     fn queue_at(&self, name: &str, url: String) -> QueueAt {

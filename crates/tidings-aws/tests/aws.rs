@@ -2,7 +2,7 @@
 
 mod behaviour;
 
-use behaviour::{letters, outages, receiving, sending};
+use behaviour::{letters, outages, policies, receiving, sending};
 use tidings_testing::servers::{AwsEmulator, aws_url};
 
 /// Each behaviour as a test of its own, with its name.
@@ -63,6 +63,16 @@ behaviours! {
 behaviours! {
     of letters with own();
     a_letter_is_removed_although_calls_fail
+}
+
+behaviours! {
+    of policies with own();
+    a_policy_allows_what_a_service_asks_for_and_no_more
+}
+
+behaviours! {
+    of policies with aws_url();
+    what_is_missing_is_seen_and_nothing_is_made
 }
 
 behaviours! {

@@ -81,10 +81,9 @@ pub(super) async fn run(frame: &Frame, broker: &Amqp, written: &Written) -> anyh
     let count = |state: &str| items.iter().filter(|it| it.state == state).count();
     let (missing, differs) = (count("missing"), count("differs"));
     let complete = missing + differs == 0;
-    let gone = written.handlers.iter().filter(|(_, it)| it.is_gone());
     frame.out.show(&Plan {
         complete,
-        gone: gone.count(),
+        gone: written.gone(),
         items,
     })?;
     note(frame, Code::MissingOnBroker, missing, "is missing", "are missing");

@@ -2,6 +2,7 @@
 
 pub(crate) mod letters;
 pub(crate) mod outages;
+pub(crate) mod policies;
 pub(crate) mod receiving;
 pub(crate) mod sending;
 

@@ -100,9 +100,23 @@ const xmlOf = ({ id, code }) =>
 const jsonOf = ({ id, code }) =>
   ({ Id: id, Code: code, Message: "as a test wants it", SenderFault: code.startsWith("Invalid") });
 
+
+// What was asked, for a test that compares it with what may be: an action of Amazon, and what it is about.
+let calls = [];
+app.get("/_tidings/calls", async () => {
+  const asked = calls;
+  calls = [];
+  return asked;
+});
+const aboutOf = (body) =>
+  body.SubscriptionArn ? "*" : (body.TopicArn ?? body.Name ?? body.QueueUrl ?? body.QueueName ?? "").split(/[:/]/).pop();
+
 app.addHook("preHandler", async (request, reply) => {
   const body = request.body ?? {};
   const action = body.Action ?? request.headers["x-amz-target"]?.split(".")[1];
+  // A batch is allowed by its action.
+  const service = body.Action ? "sns" : "sqs";
+  if (action) calls.push([`${service}:${action.replace(/Batch$/, "")}`, aboutOf(body)]);
   const fault = faults.find((it) => it.action === action && it.times > 0 &&
     JSON.stringify(body).includes(it.containing ?? ""));
   if (!fault) return;

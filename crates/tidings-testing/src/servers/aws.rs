@@ -162,13 +162,23 @@ impl AwsEmulator {
         ))
     }
 
+    /// What it was asked since the last look: pairs of an action (`sqs:SendMessage`, also for a batch) and the name of the
+    /// queue or topic that it is about, as JSON.
+    pub fn calls(&self) -> Result<String> {
+        self.ask("GET /_tidings/calls", "")
+    }
+
     fn tell(&self, fault: &str) -> Result<()> {
+        self.ask("POST /_tidings/faults", fault).map(drop)
+    }
+
+    fn ask(&self, what: &str, text: &str) -> Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         write!(
             stream,
-            "POST /_tidings/faults HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: text/x\r\n\
-             Content-Length: {}\r\n\r\n{fault}",
-            fault.len()
+            "{what} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: text/x\r\n\
+             Content-Length: {}\r\n\r\n{text}",
+            text.len()
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
@@ -176,7 +186,8 @@ impl AwsEmulator {
             answer.starts_with("HTTP/1.1 200"),
             "the emulator says: {answer}"
         );
-        Ok(())
+        let body = answer.split_once("\r\n\r\n");
+        Ok(body.map(|(_, body)| body.to_owned()).unwrap_or_default())
     }
 
     fn answers(&self) -> bool {
