@@ -390,7 +390,7 @@ async fn a_redrive_that_is_killed_is_finished_by_the_next_one() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     };
     let sent = redriven["sent"].as_u64().unwrap();
-    assert!(sent >= (COUNT - handled - 5) as u64, "{redriven:#}");
+    assert!(sent > (COUNT / 2) as u64, "{redriven:#}");
     let mut expected: Vec<String> = (0..COUNT).map(|it| order(it).order_id).collect();
     expected.sort();
     assert_eq!(service.handled(COUNT).await, expected);
