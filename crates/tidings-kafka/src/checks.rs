@@ -159,6 +159,9 @@ impl Shared {
         let checked = self.checked.lock().clone();
         let names = names.chain([bindings::TOPIC]);
         let names: Vec<&str> = names.filter(|name| !checked.contains(*name)).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
         let resources: Vec<_> = names
             .iter()
             .copied()
@@ -191,7 +194,12 @@ impl Shared {
                 replicas,
                 brokers,
             };
-            for finding in findings(&settings, self.asked(topology, &name)) {
+            let found = findings(&settings, self.asked(topology, &name));
+            // What is refused is looked at again: somebody may have mended it.
+            if !found.iter().any(|it| matches!(it, Finding::Refused(_))) {
+                self.checked.lock().insert(name.clone());
+            }
+            for finding in found {
                 match finding {
                     Finding::Told(what) => {
                         warn!(
@@ -206,7 +214,6 @@ impl Shared {
                     }
                 }
             }
-            self.checked.lock().insert(name);
         }
         match refused {
             Some(why) => Err(TransportError::fatal(why)),
