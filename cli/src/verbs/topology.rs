@@ -201,3 +201,19 @@ fn note(frame: &Frame, code: Code, count: usize, one: &str, many: &str) {
         frame.out.note(&format!("{what} ({code})"));
     }
 }
+
+/// Says what a plan has found that is not as services need it.
+fn planned(frame: &Frame, missing: usize, differs: usize) -> Ended {
+    note(frame, Code::MissingOnBroker, missing, "is missing", "are missing");
+    note(
+        frame,
+        Code::DiffersOnBroker,
+        differs,
+        "is there otherwise than services need it",
+        "are there otherwise than services need them",
+    );
+    match missing + differs {
+        0 => Ended::Done,
+        _ => Ended::Problem,
+    }
+}

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tidings::{Topology, Transport as _};
 use tidings_aws::{Aws, Piece, PieceKind, PieceState};
 
-use super::{What, Written, note};
+use super::{What, Written, note, planned};
 use crate::{
     code::Code,
     frame::{Ended, Frame, Usage},
@@ -129,18 +129,7 @@ async fn plan(frame: &Frame, aws: &Aws, written: &Written) -> anyhow::Result<End
         gone: written.gone(),
         policies,
     })?;
-    note(frame, Code::MissingOnBroker, missing, "is missing", "are missing");
-    note(
-        frame,
-        Code::DiffersOnBroker,
-        differs,
-        "is there otherwise than services need it",
-        "are there otherwise than services need them",
-    );
-    match complete {
-        true => Ok(Ended::Done),
-        false => Ok(Ended::Problem),
-    }
+    Ok(planned(frame, missing, differs))
 }
 
 async fn apply(frame: &Frame, aws: &Aws, written: &Written) -> anyhow::Result<Ended> {

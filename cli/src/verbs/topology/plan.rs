@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tidings_amqp::{Amqp, PieceState};
 
-use super::{Needed, Written, note};
+use super::{Needed, Written, planned};
 use crate::{
     code::Code,
     frame::{Ended, Frame},
@@ -86,16 +86,5 @@ pub(super) async fn run(frame: &Frame, broker: &Amqp, written: &Written) -> anyh
         gone: written.gone(),
         items,
     })?;
-    note(frame, Code::MissingOnBroker, missing, "is missing", "are missing");
-    note(
-        frame,
-        Code::DiffersOnBroker,
-        differs,
-        "is there otherwise than services need it",
-        "are there otherwise than services need them",
-    );
-    match complete {
-        true => Ok(Ended::Done),
-        false => Ok(Ended::Problem),
-    }
+    Ok(planned(frame, missing, differs))
 }
