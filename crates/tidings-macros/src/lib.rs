@@ -9,7 +9,6 @@ mod attributes;
 mod handler;
 mod message;
 mod sensitive;
-mod tense;
 mod test;
 mod wire_names;
 

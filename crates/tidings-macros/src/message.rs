@@ -3,18 +3,24 @@
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::{DeriveInput, Error, Expr, LitStr, Result, spanned::Spanned};
+use tidings_names::check_past_tense;
 
 use crate::{
     attributes::{Attributes, check_wire_name},
-    sensitive, tense,
+    sensitive,
 };
 
 pub(crate) fn event(input: &DeriveInput) -> Result<TokenStream> {
     let attributes = Attributes::read("event", input)?;
     let ident = &input.ident;
     if attributes.not_past_tense.is_none()
-        && let Err(explanation) = tense::check(&ident.to_string())
+        && let Err(explanation) = check_past_tense(&ident.to_string())
     {
+        let explanation = format!(
+            "{explanation}\n\
+             if it is an instruction to one service, derive `Command`\n\
+             if the name is right all the same, say why: `#[event(not_past_tense = \"reason\")]`"
+        );
         return Err(Error::new(ident.span(), explanation));
     }
     let name = wire_name(&attributes, input)?;
@@ -74,7 +80,7 @@ fn wire_name(attributes: &Attributes, input: &DeriveInput) -> Result<LitStr> {
     if let Some(name) = &attributes.name {
         return Ok(name.clone());
     }
-    let name = tense::wire_name(&input.ident.to_string());
+    let name = tidings_names::wire_name(&input.ident.to_string());
     check_wire_name(&name, input.ident.span())?;
     Ok(LitStr::new(&name, input.ident.span()))
 }

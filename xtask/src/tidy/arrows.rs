@@ -17,7 +17,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["tidings-wire", "tidings-broker-core", "tidings-broker-log"],
     ),
     ("tidings-core", &[]),
-    ("tidings-macros", &[]),
+    ("tidings-names", &[]),
+    ("tidings-macros", &["tidings-names"]),
     ("tidings-saga", &["tidings-core"]),
     (
         "tidings",
@@ -27,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tidings-aws", &["tidings-core"]),
     ("tidings-kafka", &["tidings-core"]),
     ("tidings-claim-check", &["tidings-core"]),
+    ("tidings-contracts", &["tidings", "tidings-names"]),
     ("tidings-memory", &["tidings-core"]),
     ("tidings-operator", &["tidings-core"]),
     ("tidings-postgres", &["tidings-core"]),
@@ -144,6 +146,7 @@ const PURE: &[&str] = &[
     "tidings-broker-core",
     "tidings-core",
     "tidings-macros",
+    "tidings-names",
     "tidings-saga",
 ];
 const IMPURE_CRATES: &[&str] = &[

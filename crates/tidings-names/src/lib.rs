@@ -1,4 +1,4 @@
-//! Whether a name says what happened.
+//! Names of messages: whether one says what happened, and what it is called on the wire.
 //!
 //! The rule is small enough to be predicted: the last word of the name is a past participle. That
 //! is a word in `-ed` which is not one of a few nouns and verbs that end so by chance, or one of
@@ -68,38 +68,63 @@ const SUFFIXES: &[&str] = &[
     "Command",
 ];
 
-/// An explanation if `name` is not in the past tense.
-pub(crate) fn check(name: &str) -> Result<(), String> {
-    let words = words(unversioned(name).0);
+/// Whether a name, `OrderPlaced` or `order-placed.v1`, says what happened.
+///
+/// # Errors
+///
+/// A sentence that says what is wrong with it and, if there is one, a better name.
+///
+/// ```
+/// assert_eq!(tidings_names::check_past_tense("OrderPlaced"), Ok(()));
+/// let wrong = tidings_names::check_past_tense("process-payment.v1").unwrap_err();
+/// assert!(wrong.ends_with("an event says what happened: `PaymentProcessed`"));
+/// ```
+pub fn check_past_tense(name: &str) -> Result<(), String> {
+    let camel = in_camel_case(name);
+    let words = words(unversioned(&camel).0);
     let Some((last, before)) = words.split_last() else {
         return Ok(());
     };
     if is_participle(last, before.is_empty()) {
         return Ok(());
     }
-    let way_out = match suggestion(&words) {
-        Some(suggestion) if suggestion.1 => format!(
-            "`{name}` does not end with what happened: call it `{}`",
-            suggestion.0
-        ),
-        Some(suggestion) => format!(
-            "`{name}` tells somebody what to do; an event says what happened: `{}`",
-            suggestion.0
-        ),
+    Err(match suggestion(&words) {
+        Some((better, true)) => {
+            format!("`{name}` does not end with what happened: call it `{better}`")
+        }
+        Some((better, false)) => {
+            format!("`{name}` tells somebody what to do; an event says what happened: `{better}`")
+        }
         None => format!(
             "`{name}` does not say what happened; an event is a fact in the past tense, as \
              `OrderPlaced` or `PaymentFailed`"
         ),
+    })
+}
+
+/// `order-placed.v1` is `OrderPlaced`; what is in camel case stays.
+fn in_camel_case(name: &str) -> String {
+    if !name.contains(['-', '.', '_', ' ', '/']) && name.starts_with(char::is_uppercase) {
+        return name.to_owned();
+    }
+    let is_version = |word: &&str| {
+        let digits = word.strip_prefix('v').unwrap_or_default();
+        !digits.is_empty() && digits.bytes().all(|it| it.is_ascii_digit())
     };
-    Err(format!(
-        "{way_out}\n\
-         if it is an instruction to one service, derive `Command`\n\
-         if the name is right all the same, say why: `#[event(not_past_tense = \"reason\")]`"
-    ))
+    let words = name
+        .split(['-', '.', '_', ' ', '/'])
+        .filter(|it| !it.is_empty() && !is_version(it));
+    words
+        .map(|word| {
+            let mut rest = word.chars();
+            let first = rest.next().map(char::to_uppercase);
+            first.into_iter().flatten().chain(rest).collect::<String>()
+        })
+        .collect()
 }
 
 /// `OrderPlaced` is `order-placed.v1`; `OrderPlacedV2` is `order-placed.v2`.
-pub(crate) fn wire_name(name: &str) -> String {
+pub fn wire_name(name: &str) -> String {
     let (name, version) = unversioned(name);
     let words: Vec<String> = words(name).iter().map(|word| word.to_lowercase()).collect();
     format!("{}.v{version}", words.join("-"))
@@ -222,8 +247,10 @@ mod tests {
             "OrderCancelled",
             "KeyEmbedded",
             "MoneyWithdrawn",
+            "order-placed.v1",
+            "com.example.order_placed",
         ] {
-            assert_eq!(check(name), Ok(()), "{name}");
+            assert_eq!(check_past_tense(name), Ok(()), "{name}");
         }
     }
 
@@ -239,8 +266,9 @@ mod tests {
             ("PayInvoice", "InvoicePaid"),
             ("FulfilOrder", "OrderFulfilled"),
             ("OrderPlacedEvent", "OrderPlaced"),
+            ("process-payment-now.v2", "PaymentProcessed"),
         ] {
-            let explanation = check(name).expect_err(name);
+            let explanation = check_past_tense(name).expect_err(name);
             assert!(
                 explanation.contains(&format!("`{better}`")),
                 "{name}: {explanation}"
@@ -258,7 +286,7 @@ mod tests {
             "Reset",
             "Payment",
         ] {
-            assert!(check(name).is_err(), "{name}");
+            assert!(check_past_tense(name).is_err(), "{name}");
         }
     }
 

@@ -1,0 +1,25 @@
+//! Contracts of services: what flows between them, and whether a change breaks somebody, known before it is merged.
+//!
+//! | what | where |
+//! | --- | --- |
+//! | JSON Schema and AsyncAPI 3 documents from types | [`Contracts`], [`Document`] |
+//! | whether a reader understands all that a writer may write | [`compat`] |
+//! | whether a system understands itself, and what a change breaks for whom | [`check`] |
+//! | what a consumer really reads, found by its own decoding | [`probe`] |
+//! | Pact V4, from and to Pact's own tools | [`pact`] |
+//! | pages for people | [`catalogue`] |
+//!
+//! Everything here works on documents, not on running services: nothing needs a broker or a database.
+
+pub mod check;
+pub mod compat;
+mod document;
+pub mod pact;
+pub mod probe;
+pub mod schema;
+mod types;
+
+pub use document::{
+    Body, Contract, Deprecation, Document, DocumentError, Example, MessageKind, family,
+};
+pub use types::Contracts;
