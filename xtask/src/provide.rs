@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use tidings_testing::foreign::{DEPLOY_PATH, KEDA_PATH, NODE_PATH, PYTHON_PATH};
+use tidings_testing::foreign::{
+    CONTRACTS_NODE_PATH, CONTRACTS_PYTHON_PATH, DEPLOY_PATH, KEDA_PATH, NODE_PATH, PYTHON_PATH,
+    chromium_missing,
+};
 use tidings_testing::servers::{
     AWS_URL, AwsEmulator, KAFKA_URL, Kafka, POSTGRES_URL, Postgres, RABBITMQ_ROOT, RABBITMQ_URL,
     RabbitMq, S3, S3_URL,
@@ -21,6 +24,9 @@ use crate::run::{answers, program, quietly, root, target};
 
 /// What tests call the RabbitMQ that runs beside the installed one.
 const NEWER_RABBITMQ: &str = "RabbitMQ 4";
+
+/// The oldest Node that Pact's library runs on.
+const CONTRACTS_NODE_MAJOR_MIN: u32 = 20;
 
 /// What was had, and what was not.
 #[derive(Default)]
@@ -102,7 +108,33 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
         Ok(packages) => provided.s3_packages = Some(packages),
         Err(error) => provided.lack("S3", format!("{error:#}")),
     }
+    contracts(provided, &cache)?;
     deploy(provided, &cache)
+}
+
+/// What judges contracts.
+fn contracts(provided: &mut Provided, cache: &Path) -> Result<()> {
+    // Half of what a Chromium with windows brings along.
+    let browser = ["chromium-headless-shell"];
+    debian(provided, "Chromium", &browser, chromium_missing);
+    let lists = root()?.join("xtask/contracts");
+    let packages = node_major().and_then(|major| {
+        if major < CONTRACTS_NODE_MAJOR_MIN {
+            bail!(
+                "Pact's library needs Node {CONTRACTS_NODE_MAJOR_MIN} or newer, and this is Node {major}"
+            );
+        }
+        npm(&lists, &cache.join("contracts/node"))
+    });
+    match packages {
+        Ok(packages) => provided.env.push((CONTRACTS_NODE_PATH, text(&packages))),
+        Err(error) => provided.lack("Node", format!("{error:#}")),
+    }
+    match pip(&lists, &cache.join("contracts/python")) {
+        Ok(packages) => provided.env.push((CONTRACTS_PYTHON_PATH, text(&packages))),
+        Err(error) => provided.lack("Python", format!("{error:#}")),
+    }
+    Ok(())
 }
 
 /// What checks the files in `deploy/`.
@@ -267,7 +299,7 @@ fn apt_get(name: &str, packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Installs what `examples/package.json` names, exactly as its lock file has it.
+/// Installs what `examples/package.json` names.
 fn node(provided: &mut Provided, examples: &Path, cache: &Path) -> Result<()> {
     if !answers("node", "--version") || !answers("npm", "--version") {
         provided.lack(
@@ -276,22 +308,29 @@ fn node(provided: &mut Provided, examples: &Path, cache: &Path) -> Result<()> {
         );
         return Ok(());
     }
-    once(
-        examples,
-        cache,
-        &["package.json", "package-lock.json"],
-        || {
-            let mut npm = program("npm")?;
-            npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
-            quietly(npm.current_dir(cache)).map(drop)
-        },
-    )?;
-    let path = cache.join("node_modules");
+    let path = npm(examples, cache)?;
     eprintln!("Node: packages in {}", path.display());
-    provided
-        .env
-        .push((NODE_PATH, path.to_string_lossy().into_owned()));
+    provided.env.push((NODE_PATH, text(&path)));
     Ok(())
+}
+
+/// The major version of the installed Node.
+fn node_major() -> Result<u32> {
+    let version = quietly(program("node")?.arg("--version"))?;
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let major = version.trim().trim_start_matches('v').split('.').next();
+    let major = major.and_then(|it| it.parse().ok());
+    major.with_context(|| format!("`node --version` says {version:?}"))
+}
+
+/// Installs what `package.json` in the folder `lists` names, exactly as its lock file has it, and says where.
+fn npm(lists: &Path, cache: &Path) -> Result<PathBuf> {
+    once(lists, cache, &["package.json", "package-lock.json"], || {
+        let mut npm = program("npm")?;
+        npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
+        quietly(npm.current_dir(cache)).map(drop)
+    })?;
+    Ok(cache.join("node_modules"))
 }
 
 /// Installs what `examples/requirements.txt` names.

@@ -3,8 +3,15 @@
 //! `cargo xtask test` installs the packages that `examples/package.json` and
 //! `examples/requirements.txt` name, outside the clone, and says in the environment where they are.
 
+mod contracts;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+pub use contracts::{
+    CHROMIUM, CONTRACTS_NODE_PATH, CONTRACTS_PYTHON_PATH, PactLibrary, asyncapi, axe,
+    chromium_missing, json_schema, pact_verify, pact_write,
+};
 
 use crate::servers::Process;
 

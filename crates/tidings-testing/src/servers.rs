@@ -284,7 +284,7 @@ fn words(program: &OsStr, user: Option<&User>) -> Vec<OsString> {
 }
 
 /// The first of `candidates` that exists, else `name` on the PATH.
-fn find(name: &str, candidates: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
+pub(crate) fn find(name: &str, candidates: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join(name));
     candidates
