@@ -14,6 +14,9 @@ process.env.PACT_DO_NOT_TRACK = 'true';
 const { readFileSync } = require('node:fs');
 const { Verifier } = require('@pact-foundation/pact');
 
+/** How long the verifier waits for a message: the machine may be busy. */
+const REQUEST_MS_MAX = 60_000;
+
 const read = (file) => JSON.parse(readFileSync(file, 'utf8'));
 
 /** Whether the verifier itself came to an end, and what it found then. */
@@ -45,6 +48,7 @@ async function main(pactFile, messagesFile) {
     messageProviders: Object.fromEntries(messages),
     // The messages are there already, so no state has to be brought about.
     stateHandlers: Object.fromEntries(states.map(({ name }) => [name, async () => undefined])),
+    timeout: REQUEST_MS_MAX,
     logLevel: 'warn',
   });
   const errors = await verify(verifier);

@@ -16,6 +16,9 @@ os.environ["PACT_DO_NOT_TRACK"] = "true"
 
 from pact import Verifier
 
+# How long the verifier waits for a message: the machine may be busy.
+REQUEST_MS_MAX = 60_000
+
 
 def message(sent):
     metadata = sent.get("metadata") or {}
@@ -47,6 +50,7 @@ def main(pact_file, messages_file):
             raise ValueError(f"{messages_file}: there is no message for `{description}`")
     verifier = Verifier(pact["provider"]["name"], host="127.0.0.1")
     verifier.set_coloured_output(enabled=False)
+    verifier.set_request_timeout(REQUEST_MS_MAX)
     verifier.add_source(pact_file)
     verifier.message_handler({name: message(sent) for name, sent in messages.items()})
     errors = errors_of(verifier)

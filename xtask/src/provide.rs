@@ -114,7 +114,7 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
 
 /// What judges contracts.
 fn contracts(provided: &mut Provided, cache: &Path) -> Result<()> {
-    // Half of what a Chromium with windows brings along.
+    // Without what only windows need: 166 MB and 45 s on a Debian that has nothing yet.
     let browser = ["chromium-headless-shell"];
     debian(provided, "Chromium", &browser, chromium_missing);
     let lists = root()?.join("xtask/contracts");
