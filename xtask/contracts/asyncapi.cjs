@@ -9,10 +9,11 @@
 const { readFileSync } = require('node:fs');
 const { Parser } = require('@asyncapi/parser');
 
+const parser = new Parser();
 const SEVERITIES = ['error', 'warning', 'info', 'hint'];
 
 async function findings(file) {
-  const { diagnostics } = await new Parser().parse(readFileSync(file, 'utf8'), { source: file });
+  const { diagnostics } = await parser.parse(readFileSync(file, 'utf8'), { source: file });
   return diagnostics.map(({ severity, code, message, path, range }) => ({
     file,
     severity: SEVERITIES[severity],
