@@ -43,6 +43,15 @@ pub(crate) enum Code {
     Tail,
     /// Messages were not moved to another broker.
     NotMoved,
+    /// A file is no contract, or none can be made.
+    #[cfg(feature = "contracts")]
+    ContractFile,
+    /// Something is wrong with contracts.
+    #[cfg(feature = "contracts")]
+    ContractFinding,
+    /// A provider does not keep a pact.
+    #[cfg(feature = "contracts")]
+    PactBroken,
 }
 
 impl Code {
@@ -68,6 +77,12 @@ impl Code {
             Code::EventMapFinding => "TDG-9041",
             Code::Tail => "TDG-9050",
             Code::NotMoved => "TDG-9060",
+            #[cfg(feature = "contracts")]
+            Code::ContractFile => "TDG-9070",
+            #[cfg(feature = "contracts")]
+            Code::ContractFinding => "TDG-9071",
+            #[cfg(feature = "contracts")]
+            Code::PactBroken => "TDG-9072",
         }
     }
 

@@ -31,6 +31,7 @@ verbs! { Verb:
     broker => Broker,
     completions => Completions,
     consumers => Consumers,
+    contracts => Contracts,
     dead_letters => DeadLetters,
     deferred => Deferred,
     doctor => Doctor,

@@ -103,11 +103,12 @@ pub(crate) struct Feature {
 }
 
 /// Tests are built with all of these that can be built, so that everything is built once.
-pub(crate) const FEATURES: [Feature; 9] = [
+pub(crate) const FEATURES: [Feature; 10] = [
     Feature::new("shop", "kafka"),
     Feature::new("shop", "aws"),
     Feature::new("tidings-cli", "kafka"),
     Feature::new("tidings-cli", "aws"),
+    Feature::new("tidings-cli", "contracts"),
     Feature::new("rig", "kafka"),
     Feature::new("rig", "aws"),
     Feature::new("bench", "kafka"),

@@ -2,6 +2,8 @@
 //! services that run or do not run.
 
 mod at;
+#[cfg(feature = "contracts")]
+mod contracts;
 mod dead_letters;
 mod doctor;
 mod events_map;

@@ -44,6 +44,19 @@ fn a_build_without_an_engine_says_how_to_get_it() {
 }
 
 #[test]
+#[cfg(not(feature = "contracts"))]
+fn a_build_without_contracts_says_how_to_get_them() {
+    let refused = tidings([
+        "contracts",
+        "check",
+        "asyncapi/",
+        "--baseline",
+        "published/",
+    ]);
+    refused.ends(2).says("build it with `--features contracts`");
+}
+
+#[test]
 fn each_verb_has_help_with_examples() {
     let mut seen = 0;
     let mut left = vec![Vec::<String>::new()];

@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::{
     compat::{self, Break, What},
     document::{Body, Contract, Document, MessageKind, family},
+    schema,
 };
 
 pub use lints::lints;
@@ -117,6 +118,13 @@ pub fn system(documents: &[Document]) -> Vec<Finding> {
                 });
             }
         }
+        for (reader, read) in received(documents, &sent.name) {
+            let unwritten = read.uses.iter().filter(|it| !declares(sent, it));
+            found.extend(unwritten.map(|path| Finding {
+                rule: "mismatch",
+                ..unused(sender, sent, path, reader)
+            }));
+        }
         if sent.kind == MessageKind::Command && received(documents, &sent.name).next().is_none() {
             found.push(Finding {
                 severity: Severity::Warning,
@@ -207,6 +215,17 @@ fn sender_changed(
             ..about("shape-changed", sender, new, None)
         });
     }
+    for (reader, read) in received(before, &new.name) {
+        for path in read
+            .uses
+            .iter()
+            .filter(|it| declares(old, it) && !declares(new, it))
+        {
+            if told.insert(path.clone()) || !is_told(found, new, path, reader) {
+                found.push(unused(sender, new, path, reader));
+            }
+        }
+    }
     for path in gone(old, new).into_iter().filter(|it| !told.contains(it)) {
         let already = found.iter().any(|it| {
             it.message == new.name && it.field.as_deref() == Some(&path) && it.consumer.is_none()
@@ -216,13 +235,50 @@ fn sender_changed(
                 severity: Severity::Warning,
                 field: Some(path.clone()),
                 what: format!(
-                    "`{path}` of `{}` is not written any more; no consumer that is known needs it",
+                    "`{path}` of `{}` is not written any more; no consumer says that it uses it",
                     new.name
                 ),
-                todo: "Consumers without a document may: keep it until you know".to_owned(),
+                todo: "Others may: keep it until you know".to_owned(),
                 ..about("shape-changed", sender, new, None)
             });
         }
+    }
+}
+
+/// Whether this is told of this consumer.
+fn is_told(found: &[Finding], contract: &Contract, path: &str, reader: &Document) -> bool {
+    found.iter().any(|it| {
+        it.message == contract.name
+            && it.field.as_deref() == Some(path)
+            && it.consumer.as_ref() == Some(&reader.service)
+    })
+}
+
+/// A field that a consumer uses when it is there, and that is never there.
+fn unused(sender: &Document, sent: &Contract, path: &str, reader: &Document) -> Finding {
+    Finding {
+        field: Some(path.to_owned()),
+        what: format!(
+            "`{}` {} uses `{path}` of `{}`, and `{}` {} never writes it",
+            reader.service, reader.version, sent.name, sender.service, sender.version
+        ),
+        todo: mend(
+            &Break {
+                path: path.to_owned(),
+                what: What::Missing,
+            },
+            sent,
+        ),
+        ..about("sender-changed", sender, sent, Some(reader))
+    }
+}
+
+/// Whether the message may have this field.
+fn declares(contract: &Contract, path: &str) -> bool {
+    match &contract.body {
+        Body::Json(schema) => schema::declares(schema, schema, path),
+        // What is not known is not missed.
+        Body::Other(_) | Body::Unsaid => true,
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Contract {
     pub older: Vec<String>,
     /// The paths of the fields that are not to be shown.
     pub sensitive: Vec<String>,
+    /// The fields that the receiver makes use of when they are there.
+    pub uses: Vec<String>,
     /// Whether it is acknowledged after it was handled; nothing if the document does not say.
     pub acknowledges: Option<bool>,
     /// Where it goes if it cannot be handled; nothing if the document does not say.
@@ -225,6 +227,7 @@ impl Contract {
             body_bytes_max: None,
             older: Vec::new(),
             sensitive: Vec::new(),
+            uses: Vec::new(),
             acknowledges: None,
             dead_letters: None,
         }

@@ -7,7 +7,7 @@
 //! | whether a system understands itself, and what a change breaks for whom | [`check`] |
 //! | what a consumer really reads, found by its own decoding | [`probe`] |
 //! | Pact V4, from and to Pact's own tools | [`pact`] |
-//! | pages for people | [`catalogue`] |
+//! | what is deployed, as files; the test that nothing changed unseen | [`published`] |
 //!
 //! Everything here works on documents, not on running services: nothing needs a broker or a database.
 
@@ -16,6 +16,7 @@ pub mod compat;
 mod document;
 pub mod pact;
 pub mod probe;
+pub mod published;
 pub mod schema;
 mod types;
 

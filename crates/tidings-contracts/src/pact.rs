@@ -3,7 +3,7 @@
 //!
 //! A consumer's expectations come from its own types and examples ([`Contracts::pact`](crate::Contracts::pact)): a
 //! field is in the pact if the consumer cannot read a body without it, or says that it
-//! [needs](crate::Contracts::needs) it, and as what it reads it is a matching rule. A provider verifies pacts with bodies
+//! [uses](crate::Contracts::uses) it, and as what it reads it is a matching rule. A provider verifies pacts with bodies
 //! that its own types wrote, without a broker and without a network (`verify`, feature `pact`).
 //!
 //! The description of an interaction is the name of the message: `order-confirmed.v1`. A provider state is the name of an

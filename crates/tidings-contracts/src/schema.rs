@@ -37,8 +37,20 @@ fn of<T: JsonSchema>(contract: Contract) -> Value {
     schema.to_value()
 }
 
-/// Makes a field one that must be there and is not null: `customer.email`, `items[].sku`. Whether there is such a field.
-pub(crate) fn require(schema: &mut Value, field: &str) -> bool {
+/// Whether a schema, a part of `root`, says that there may be a field: `customer.email`, `items[].sku`.
+pub(crate) fn declares(root: &Value, schema: &Value, field: &str) -> bool {
+    if let Some(target) = schema["$ref"]
+        .as_str()
+        .and_then(|pointer| at(root, pointer))
+    {
+        return declares(root, target, field);
+    }
+    let parts = ["allOf", "anyOf", "oneOf"]
+        .iter()
+        .filter_map(|key| schema[*key].as_array());
+    if parts.flatten().any(|part| declares(root, part, field)) {
+        return true;
+    }
     let (first, rest) = match field.split_once('.') {
         Some((first, rest)) => (first, Some(rest)),
         None => (field, None),
@@ -47,35 +59,9 @@ pub(crate) fn require(schema: &mut Value, field: &str) -> bool {
         Some(name) => (name, true),
         None => (first, false),
     };
-    let Some(found) = schema
-        .pointer_mut("/properties")
-        .and_then(|it| it.get_mut(name))
-    else {
-        return false;
-    };
-    // `Option` is written as a list of types, or as one of several schemas.
-    if let Some(types) = found.get_mut("type").and_then(Value::as_array_mut) {
-        types.retain(|it| it != "null");
-    }
-    if let Some(any) = found.get_mut("anyOf").and_then(Value::as_array_mut) {
-        any.retain(|it| it != &serde_json::json!({ "type": "null" }));
-    }
-    let inside = match rest {
-        Some(rest) if is_list => found.get_mut("items").is_some_and(|it| require(it, rest)),
-        Some(rest) => require(found, rest),
-        None => true,
-    };
-    if let (true, Value::Object(object)) = (inside, schema) {
-        let required = object
-            .entry("required")
-            .or_insert_with(|| Value::Array(Vec::new()));
-        if let Value::Array(names) = required
-            && !names.iter().any(|it| it == name)
-        {
-            names.push(name.into());
-        }
-    }
-    inside
+    let found = schema["properties"].get(name);
+    let found = found.map(|it| if is_list { &it["items"] } else { it });
+    found.is_some_and(|found| rest.is_none_or(|rest| declares(root, found, rest)))
 }
 
 /// The part of `document` that `pointer` (`#/components/schemas/Money`) leads to.

@@ -19,7 +19,7 @@ use crate::{
 /// What a service says and hears, with the shapes that its types have: its [document](Document), as it is now.
 ///
 /// The [event map](tidings::event_map) says which messages there are, and each needs its type here, so that no
-/// message can be forgotten.
+/// message can be forgotten. Only commands of a service to itself may be left out.
 ///
 /// ```
 /// use schemars::JsonSchema;
@@ -59,8 +59,8 @@ struct Shape {
     read: Value,
     /// Whether the type reads a body.
     reads: fn(&Value) -> Result<(), String>,
-    /// Fields that are needed though the type does not.
-    needs: Vec<String>,
+    /// Fields that are of use, though the type reads bodies without them.
+    uses: Vec<String>,
     address: String,
     body_bytes_max: u64,
     sensitive: Vec<String>,
@@ -103,7 +103,7 @@ impl Contracts {
                 let read = serde_json::from_str::<M>(&body.to_string());
                 read.map(drop).map_err(|error| error.to_string())
             },
-            needs: Vec::new(),
+            uses: Vec::new(),
             address: M::DESTINATION.name().to_owned(),
             body_bytes_max: M::BODY_BYTES_MAX as u64,
             sensitive: M::sensitive_paths(),
@@ -140,22 +140,21 @@ impl Contracts {
         self
     }
 
-    /// A field that the service needs though its type reads a body without it: `email`, `items`. To leave it out of what is
-    /// sent breaks this consumer then.
-    pub fn needs<M: Message>(mut self, field: &str) -> Self {
+    /// A field that the service makes use of when it is there: `email`, `items[].sku`. A type says which fields a body
+    /// cannot be read without; of those that may be left out it does not say whether anybody would miss them if they were
+    /// never written again. This says who would.
+    pub fn uses<M: Message>(mut self, field: &str) -> Self {
         let wrong = match self.types.get_mut(M::NAME) {
-            Some(shape) => {
-                if schema::require(&mut shape.read, field) {
-                    shape.needs.push(field.to_owned());
-                    return self;
-                }
-                format!(
-                    "`{}` is said to need `{field}`, and has no such field",
-                    M::NAME
-                )
+            Some(shape) if schema::declares(&shape.read, &shape.read, field) => {
+                shape.uses.push(field.to_owned());
+                return self;
             }
+            Some(_) => format!(
+                "`{}` is said to use `{field}`, and has no such field",
+                M::NAME
+            ),
             None => format!(
-                "what is needed of `{}` was given before its type: call `message::<T>()` first",
+                "what is used of `{}` was given before its type: call `message::<T>()` first",
                 M::NAME
             ),
         };
@@ -195,19 +194,25 @@ impl Contracts {
         let mut document = Document::new(&service.name, &self.version);
         document.description = self.description.clone();
         for emission in sent(service) {
-            document.sends.push(self.sent(service, emission)?);
-        }
-        for handler in &service.handlers {
-            document
-                .receives
-                .push(self.received(service, handler, &handler.message)?);
-            // What is made into it is read as well.
-            for older in &handler.older {
-                document
-                    .receives
-                    .push(self.received(service, handler, older)?);
+            if self.types.contains_key(&*emission.message) || !is_own(service, &emission.message) {
+                document.sends.push(self.sent(service, emission)?);
             }
         }
+        for handler in &service.handlers {
+            // What is made into it is read as well.
+            for name in handler.older.iter().chain([&handler.message]) {
+                let is_known = self.types.contains_key(&**name);
+                let is_new = document.received(name).is_none();
+                if is_new && (is_known || !is_own(service, name)) {
+                    document
+                        .receives
+                        .push(self.received(service, handler, name)?);
+                }
+            }
+        }
+        document
+            .receives
+            .sort_by(|one, other| one.name.cmp(&other.name));
         let is_on_map =
             |name: &str| document.sent(name).is_some() || document.received(name).is_some();
         if let Some(unknown) = self.types.keys().find(|name| !is_on_map(name)) {
@@ -249,7 +254,7 @@ impl Contracts {
                 let mut fields = fields
                     .map_err(|error| wrong(format!("does not read its own example: {error}")))?;
                 for field in &mut fields {
-                    field.required |= shape.needs.iter().any(|it| *it == dotted(&field.path));
+                    field.required |= shape.uses.iter().any(|it| *it == dotted(&field.path));
                 }
                 expected.push(Expected {
                     name: (*name).to_owned(),
@@ -292,6 +297,7 @@ impl Contracts {
         if name == handler.message {
             contract.older = handler.older.clone();
         }
+        contract.uses = shape.uses.clone();
         // The toolkit has no other way: a message is acknowledged after its transaction.
         contract.acknowledges = Some(true);
         Ok(contract)
@@ -330,7 +336,15 @@ fn sent(service: &ServiceMap) -> Vec<&Emission> {
     by_name.into_values().collect()
 }
 
-/// A path as [`Contracts::needs`] has it: `customer.email`, `items[].sku`.
+/// Whether a message is a command of the service to itself, of which no other knows. It may have a type among the
+/// contracts, and needs none.
+fn is_own(service: &ServiceMap, name: &str) -> bool {
+    let sent = sent(service);
+    let mut named = sent.iter().filter(|it| it.message == name);
+    named.any(|it| it.kind == MessageKind::Command && it.to.as_ref() == Some(&service.name))
+}
+
+/// A path as [`Contracts::uses`] has it: `customer.email`, `items[].sku`.
 fn dotted(path: &[Step]) -> String {
     path.iter().fold(String::new(), |text, step| match step {
         Step::Items => text + "[]",

@@ -1,4 +1,5 @@
-//! How this process is: `/health/live`, `/health/ready`, `/metrics`; and `/openapi.json`.
+//! How this process is: `/health/live`, `/health/ready`, `/metrics`; and what it says, `/openapi.json` to its clients,
+//! `/asyncapi.json` to other services.
 
 use std::{
     collections::BTreeMap,
@@ -95,6 +96,7 @@ pub(crate) fn routes(probes: Probes) -> Router {
         .route("/health/ready", get(ready))
         .route("/metrics", get(measured))
         .route("/openapi.json", get(description))
+        .route("/asyncapi.json", get(contracts))
         .with_state(probes)
 }
 
@@ -181,5 +183,13 @@ async fn description() -> impl IntoResponse {
     (
         [(header::CONTENT_TYPE, "application/json")],
         include_str!("openapi.json"),
+    )
+}
+
+/// A test writes it, from the types of the messages (`tests/contracts.rs`).
+async fn contracts() -> impl IntoResponse {
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        include_str!("asyncapi.json"),
     )
 }

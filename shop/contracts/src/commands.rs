@@ -13,6 +13,7 @@ use crate::{Money, OrderPlaced};
 
 /// Puts everything in the order aside for it, or nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "inventory", key = "order_id", reply = ())]
 pub struct ReserveStock {
@@ -24,6 +25,7 @@ pub struct ReserveStock {
 
 /// What was put aside for the order is for sale again; if nothing was, nothing will be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "inventory", key = "order_id", reply = ())]
 pub struct ReleaseStock {
@@ -33,6 +35,7 @@ pub struct ReleaseStock {
 
 /// What was put aside for the order leaves the house.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "inventory", key = "order_id", reply = ())]
 pub struct ShipStock {
@@ -42,6 +45,7 @@ pub struct ShipStock {
 
 /// Takes the money for the order, once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "payment", key = "order_id", reply = CardCharged)]
 pub struct ChargeCard {
@@ -57,6 +61,7 @@ pub struct ChargeCard {
 
 /// The money was taken: the answer to [`ChargeCard`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CardCharged {
     /// How much.
     pub amount: Money,
@@ -64,6 +69,7 @@ pub struct CardCharged {
 
 /// The money of the order is not taken; if it was taken meanwhile, it goes back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "payment", key = "order_id", reply = ())]
 pub struct CancelCharge {
@@ -75,6 +81,7 @@ pub struct CancelCharge {
 
 /// The money that was taken for the order goes back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "payment", key = "order_id", reply = ())]
 pub struct RefundCard {
@@ -84,6 +91,7 @@ pub struct RefundCard {
 
 /// Ends the order well, unless it is cancelled: that is the only refusal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "orders", key = "order_id", reply = ())]
 pub struct ConfirmOrder {
@@ -93,6 +101,7 @@ pub struct ConfirmOrder {
 
 /// Ends the order badly, unless it has ended. It is no step: nobody waits for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "orders", key = "order_id", id = "order_id")]
 pub struct CancelOrder {
@@ -104,6 +113,7 @@ pub struct CancelOrder {
 
 /// Books a parcel for the order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Command)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[command(target = "shipping", key = "order_id", reply = ParcelBooked)]
 pub struct BookParcel {
@@ -113,6 +123,7 @@ pub struct BookParcel {
 
 /// A parcel is booked: the answer to [`BookParcel`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ParcelBooked {
     /// The parcel's number.
     pub tracking: String,

@@ -11,6 +11,7 @@ use crate::Money;
 
 /// The bank took the money.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct PaymentAuthorized {
@@ -22,6 +23,7 @@ pub struct PaymentAuthorized {
 
 /// The bank said no. That is an answer, not a failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct PaymentDeclined {
@@ -33,6 +35,7 @@ pub struct PaymentDeclined {
 
 /// The money of a cancelled order went back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct PaymentRefunded {
@@ -44,6 +47,7 @@ pub struct PaymentRefunded {
 
 /// Everything in the order has been put aside for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct StockReserved {
@@ -53,6 +57,7 @@ pub struct StockReserved {
 
 /// Something in the order is not to be had; nothing has been put aside.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct StockRejected {
@@ -64,6 +69,7 @@ pub struct StockRejected {
 
 /// What was put aside for a cancelled order is for sale again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct StockReleased {
@@ -73,6 +79,7 @@ pub struct StockReleased {
 
 /// Paid and in stock: the order will be sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct OrderConfirmed {
@@ -93,6 +100,7 @@ pub struct OrderConfirmed {
 /// may hear of it before, while or after they handle the order itself; whatever they have done for it
 /// is undone, and what they have not done is not done any more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct OrderCancelled {
@@ -108,6 +116,7 @@ pub struct OrderCancelled {
 
 /// A parcel is on its way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct ShipmentBooked {
@@ -119,6 +128,7 @@ pub struct ShipmentBooked {
 
 /// The customer has been written to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct EmailSent {
@@ -130,6 +140,7 @@ pub struct EmailSent {
 
 /// The customer earned loyalty points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(key = "order_id", id = "order_id")]
 pub struct PointsAwarded {

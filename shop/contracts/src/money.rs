@@ -176,6 +176,21 @@ impl<'de> Deserialize<'de> for Money {
     }
 }
 
+/// A number with at most two places; how many no schema says in a way that validators of all languages agree on.
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Money {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Money".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "number",
+            "description": "An amount in the shop's one currency, exactly, with at most two places."
+        })
+    }
+}
+
 impl Add for Money {
     type Output = Self;
 

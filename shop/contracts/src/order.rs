@@ -30,6 +30,7 @@ pub const ITEM_QUANTITY_MAX: u32 = 1_000_000;
 
 /// How far an order has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum OrderStatus {
     /// Placed; payment and stock are not settled yet.
@@ -53,6 +54,7 @@ impl OrderStatus {
 
 /// A line of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OrderItem {
     /// What, in at most [`SKU_BYTES_MAX`] bytes.
     #[serde(deserialize_with = "sku")]
@@ -67,6 +69,7 @@ pub struct OrderItem {
 ///
 /// Decoding refuses control characters in every text, and what is beyond the limits of a field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[event(
     name = "order-placed.v1",

@@ -113,6 +113,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tidings-amqp",
             "tidings-aws",
             "tidings-broker",
+            "tidings-contracts",
             "tidings-kafka",
             "tidings-operator",
             "tidings-postgres",
@@ -167,15 +168,19 @@ const IMPURE_CODE: &[&str] = &[
     "Timestamp::now",
 ];
 
-/// Crates that take minutes to build or need another compiler, for which a user has to ask by a feature.
+/// Crates that take minutes to build, need another compiler, or bring many others, for which a user has to ask by a feature.
 const HEAVY: &[&str] = &[
     "aws-config",
     "aws-lc-sys",
     "aws-sdk-sns",
     "aws-sdk-sqs",
     "openssl-sys",
+    "jsonschema",
+    "pact_matching",
     "rdkafka-sys",
+    "schemars",
     "tidings-aws",
+    "tidings-contracts",
     "tidings-kafka",
 ];
 

@@ -93,8 +93,10 @@ impl Parts {
                 own.insert(key.to_owned(), text.clone().into());
             }
         }
-        if !contract.older.is_empty() {
-            own.insert("older".to_owned(), contract.older.clone().into());
+        for (key, texts) in [("older", &contract.older), ("uses", &contract.uses)] {
+            if !texts.is_empty() {
+                own.insert(key.to_owned(), texts.clone().into());
+            }
         }
         if let Some(acknowledges) = contract.acknowledges {
             written["bindings"] =
@@ -195,7 +197,7 @@ impl Parts {
                         "bindingVersion": "0.3.0",
                     },
                     "kafka": { "topic": address, "bindingVersion": "0.5.0" },
-                    "sns": { "name": address, "bindingVersion": "1.0.0" },
+                    "sns": { "name": address, "bindingVersion": "0.1.0" },
                 }),
                 MessageKind::Command | MessageKind::Reply => json!({
                     "amqp": {
@@ -339,6 +341,7 @@ fn contract(
         instead: text(&own["deprecated"]["instead"]),
     });
     contract.older = texts(&operation[OWN]["older"]);
+    contract.uses = texts(&operation[OWN]["uses"]);
     contract.queue = text(&operation[OWN]["queue"]);
     contract.dead_letters = text(&operation[OWN]["deadLetters"]);
     let amqp = &operation["bindings"]["amqp"];

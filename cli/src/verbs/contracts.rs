@@ -1,0 +1,63 @@
+//! `tidings contracts`: whether services understand each other, and whom a change breaks.
+
+#[cfg(feature = "contracts")]
+mod files;
+
+use crate::frame::{Ended, Frame};
+
+/// Whether services understand each other, and whom a change breaks.
+///
+/// Works on AsyncAPI 3 documents, in JSON or YAML, of programs in any language; it needs no broker and no database.
+#[cfg(feature = "contracts")]
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Contracts,
+}
+
+#[cfg(feature = "contracts")]
+const EXAMPLES: &str = "\
+Examples:
+  tidings contracts check asyncapi/                           do these services understand each other?
+  tidings contracts check asyncapi/ --baseline published/     whom does a change break?
+  tidings contracts record asyncapi/ --into published/        after a release
+  tidings contracts verify pacts/ --provider asyncapi/orders.json";
+
+#[cfg(feature = "contracts")]
+verbs! { Contracts:
+    check => Check,
+    record => Record,
+    verify => Verify,
+}
+
+#[cfg(feature = "contracts")]
+impl Args {
+    pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
+        self.verb.run(frame).await
+    }
+}
+
+#[cfg(not(feature = "contracts"))]
+const EXAMPLES: &str = "\
+Examples:
+  tidings contracts check asyncapi/ --baseline published/     in a build with `--features contracts`";
+
+/// Whether services understand each other, and whom a change breaks (built with `--features contracts`)
+#[cfg(not(feature = "contracts"))]
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Whatever was asked for: this build can do none of it
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _asked: Vec<String>,
+}
+
+#[cfg(not(feature = "contracts"))]
+impl Args {
+    pub(crate) async fn run(self, _: &Frame) -> anyhow::Result<Ended> {
+        anyhow::bail!(crate::frame::Usage::new(
+            "this build of `tidings` cannot work with contracts; build it with `--features contracts`"
+        ))
+    }
+}

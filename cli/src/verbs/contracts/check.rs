@@ -1,0 +1,132 @@
+//! `tidings contracts check`: whether services understand each other, what is likely a mistake, and whom a change breaks.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use tidings_contracts::{
+    Document,
+    check::{self, Finding, Severity},
+};
+
+use crate::{
+    code::Code,
+    frame::{Ended, Frame},
+    out::{Page, Report, counted},
+    verbs::contracts::files::documents,
+};
+
+/// Says whether services understand each other, what is likely a mistake and, with a baseline, whom a change breaks.
+///
+/// Each service's document says what it sends as it is written, and what it receives as it is read. The four mistakes are
+/// looked for as well: an event that is a command in disguise, a queue without dead letters, a consumer that does not
+/// acknowledge, bodies near or over their budget.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// AsyncAPI 3 documents, one for each service, in JSON or YAML; of a folder all of them
+    #[arg(required = true, value_name = "PATH")]
+    documents: Vec<PathBuf>,
+
+    /// What is deployed: a file, or a folder that `record` wrote
+    #[arg(long, value_name = "PATH")]
+    baseline: Option<PathBuf>,
+
+    /// Which side of a change is checked
+    #[arg(long, value_enum, default_value = "full", requires = "baseline")]
+    rule: Rule,
+
+    /// Warnings are errors
+    #[arg(long)]
+    strict: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tidings contracts check asyncapi/
+  tidings contracts check asyncapi/ --baseline published/
+  tidings contracts check orders.yaml billing.json --json | jq '.findings[].what'
+
+As JSON: {services, findings: [{severity, rule, message, service, consumer?, field?, what, todo}]}.
+Exit code 1 if there is an error (TDG-9071), with --strict also for warnings.";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rule {
+    /// Consumers of now read messages of before: consumers are deployed first
+    Backward,
+    /// Consumers of before read messages of now: senders are deployed first
+    Forward,
+    /// Both: services are deployed in any order
+    Full,
+}
+
+#[derive(Debug, Serialize)]
+struct Checked<'a> {
+    services: Vec<&'a str>,
+    findings: &'a [Finding],
+}
+
+impl Report for Checked<'_> {
+    fn tell(&self, page: &mut Page) {
+        for finding in self.findings {
+            let severity = match finding.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            };
+            page.line(format!("{severity}: {}", finding.what));
+            page.line(format!("  {}", finding.todo));
+        }
+        let services = counted(self.services.len() as u64, "service", "services");
+        match self.findings.is_empty() {
+            true => page.line(format!("{services}: nothing is wrong")),
+            false => page.line(format!(
+                "\n{services}: {}",
+                counted(self.findings.len() as u64, "finding", "findings")
+            )),
+        }
+    }
+}
+
+impl Args {
+    pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
+        let now = documents(&self.documents)?;
+        let mut findings = check::system(&now);
+        findings.extend(check::lints(&now));
+        if let Some(baseline) = &self.baseline {
+            let before = documents(std::slice::from_ref(baseline))?;
+            let rule = match self.rule {
+                Rule::Backward => check::Rule::Backward,
+                Rule::Forward => check::Rule::Forward,
+                Rule::Full => check::Rule::Full,
+            };
+            findings.extend(check::changes(&before, &now, rule));
+        }
+        findings.sort_by_key(|it| it.severity);
+        show(frame, &now, &findings, self.strict)
+    }
+}
+
+/// Shows the findings, and ends with a problem if they have an error.
+pub(super) fn show(
+    frame: &Frame,
+    documents: &[Document],
+    findings: &[Finding],
+    strict: bool,
+) -> anyhow::Result<Ended> {
+    frame.out.show(&Checked {
+        services: documents.iter().map(|it| &*it.service).collect(),
+        findings,
+    })?;
+    let errors = findings
+        .iter()
+        .filter(|it| strict || it.severity == Severity::Error);
+    match errors.count() as u64 {
+        0 => Ok(Ended::Done),
+        count => {
+            let what = counted(count, "finding", "findings");
+            let error = Code::ContractFinding.of(format!("the contracts have {what} to mend"));
+            frame.out.note(&format!("tidings: {error}"));
+            Ok(Ended::Problem)
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! The contracts of the shop: `shop/contracts/published` has the document of each service, as it is deployed, and
+//! `shop/contracts/pacts` what each expects of the others. A change that breaks a consumer fails here, and names it.
+//!
+//! After a change that is meant: `TIDINGS_CONTRACTS=record cargo test -p shop --test contracts`.
+
+use std::path::{Path, PathBuf};
+
+use shop_contracts::{
+    CheckoutStyle, EmailSent, Money, OrderCancelled, OrderConfirmed, OrderItem, OrderPlaced,
+    OrderStatus, PaymentAuthorized, PaymentDeclined, PaymentRefunded, PointsAwarded,
+    ShipmentBooked, StockRejected, StockReleased, StockReserved,
+    commands::{
+        BookParcel, CancelCharge, CancelOrder, ChargeCard, ConfirmOrder, RefundCard, ReleaseStock,
+        ReserveStock, ShipStock,
+    },
+};
+use tidings::{Message, event_map::EventMap};
+use tidings_contracts::{
+    Body, Contracts, Document,
+    check::{self, Severity},
+    pact::{Bodies, Outcome, Pact},
+    published,
+};
+use tidings_testing::foreign::{self, PactLibrary};
+
+/// The folder of the shop's contracts.
+fn contracts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../contracts")
+}
+
+fn order_id() -> String {
+    "0198a7c2-5f0e-7d3a-9a41-2f5c8e7b6d10".to_owned()
+}
+
+fn some(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+fn item() -> OrderItem {
+    OrderItem {
+        sku: "LAMP-BRASS".to_owned(),
+        quantity: 2,
+    }
+}
+
+const AMOUNT: Money = Money::from_cents(199_98);
+
+fn placed() -> OrderPlaced {
+    OrderPlaced {
+        order_id: order_id(),
+        amount: AMOUNT,
+        timestamp: "2026-11-28T20:15:00Z".parse().unwrap(),
+        status: OrderStatus::Created,
+        customer_id: some("c-1017"),
+        email: some("mira@example.org"),
+        card: some("tok_visa"),
+        items: vec![item()],
+    }
+}
+
+/// Adds the messages of `service` that are on its map: their types, and their bodies.
+struct Types {
+    contracts: Contracts,
+    names: Vec<String>,
+}
+
+impl Types {
+    fn of<M: Message + schemars::JsonSchema>(self, examples: &[(Option<&str>, M)]) -> Self {
+        if !self.names.iter().any(|name| name == M::NAME) {
+            return self;
+        }
+        let mut contracts = self.contracts.message::<M>();
+        for (case, example) in examples {
+            contracts = match case {
+                Some(case) => contracts.example_of(*case, example),
+                None => contracts.example(example),
+            };
+        }
+        Self { contracts, ..self }
+    }
+}
+
+/// The map of a service in both styles of the checkout.
+fn maps() -> Vec<EventMap> {
+    use CheckoutStyle::{Choreography, Orchestration};
+    let both = |map: fn(CheckoutStyle) -> EventMap| map(Choreography).merge(map(Orchestration));
+    vec![
+        shop_checkout::event_map(),
+        both(shop_inventory::event_map),
+        shop_loyalty::event_map(),
+        shop_notification::event_map(),
+        shop_orders::event_map(),
+        both(shop_payment::event_map),
+        shop_shipping::event_map(),
+    ]
+}
+
+fn contracts_of(map: EventMap) -> Contracts {
+    let [service] = map.services() else {
+        panic!("the map of one service");
+    };
+    let service = service.clone();
+    let handled = service.handlers.iter();
+    let mut names: Vec<String> = handled.clone().map(|it| it.message.clone()).collect();
+    let sent = handled
+        .flat_map(|it| &it.emits)
+        .chain(&service.emits)
+        .chain(
+            service
+                .sagas
+                .iter()
+                .flat_map(|it| it.sends.iter().chain(&it.ends)),
+        );
+    names.extend(sent.map(|it| it.message.clone()));
+    let contracts = Contracts::of(map).version(env!("CARGO_PKG_VERSION"));
+    let reason = || "NOT_IN_STOCK".to_owned();
+    let types = Types { contracts, names }
+        .of(&[
+            (None, placed()),
+            (
+                Some("a foreign order"),
+                OrderPlaced {
+                    customer_id: None,
+                    email: None,
+                    card: None,
+                    items: Vec::new(),
+                    ..placed()
+                },
+            ),
+        ])
+        .of(&[(
+            None,
+            PaymentAuthorized {
+                order_id: order_id(),
+                amount: AMOUNT,
+            },
+        )])
+        .of(&[(
+            None,
+            PaymentDeclined {
+                order_id: order_id(),
+                reason: "CARD_DECLINED".to_owned(),
+            },
+        )])
+        .of(&[(
+            None,
+            PaymentRefunded {
+                order_id: order_id(),
+                amount: AMOUNT,
+            },
+        )])
+        .of(&[(
+            None,
+            StockReserved {
+                order_id: order_id(),
+            },
+        )])
+        .of(&[(
+            None,
+            StockRejected {
+                order_id: order_id(),
+                reason: reason(),
+            },
+        )])
+        .of(&[(
+            None,
+            StockReleased {
+                order_id: order_id(),
+            },
+        )])
+        .of(&[
+            (
+                None,
+                OrderConfirmed {
+                    order_id: order_id(),
+                    amount: AMOUNT,
+                    customer_id: some("c-1017"),
+                    email: some("mira@example.org"),
+                },
+            ),
+            (
+                Some("a foreign order"),
+                OrderConfirmed {
+                    order_id: order_id(),
+                    amount: AMOUNT,
+                    customer_id: None,
+                    email: None,
+                },
+            ),
+        ])
+        .of(&[(
+            None,
+            OrderCancelled {
+                order_id: order_id(),
+                reason: reason(),
+                email: some("mira@example.org"),
+            },
+        )])
+        .of(&[(
+            None,
+            ShipmentBooked {
+                order_id: order_id(),
+                tracking: "P-00017".to_owned(),
+            },
+        )])
+        .of(&[(
+            None,
+            EmailSent {
+                order_id: order_id(),
+                subject: "Your order is confirmed".to_owned(),
+            },
+        )])
+        .of(&[(
+            None,
+            PointsAwarded {
+                order_id: order_id(),
+                customer_id: "c-1017".to_owned(),
+                points: 199,
+            },
+        )])
+        .of(&[(
+            None,
+            ReserveStock {
+                order_id: order_id(),
+                items: [(item().sku, 2)].into(),
+            },
+        )])
+        .of(&[(
+            None,
+            ReleaseStock {
+                order_id: order_id(),
+            },
+        )])
+        .of(&[(
+            None,
+            ShipStock {
+                order_id: order_id(),
+            },
+        )])
+        .of(&[(
+            None,
+            ChargeCard {
+                order_id: order_id(),
+                amount: AMOUNT,
+                card: some("tok_visa"),
+            },
+        )])
+        .of(&[(
+            None,
+            CancelCharge {
+                order_id: order_id(),
+                amount: AMOUNT,
+            },
+        )])
+        .of(&[(
+            None,
+            RefundCard {
+                order_id: order_id(),
+            },
+        )])
+        .of(&[(
+            None,
+            ConfirmOrder {
+                order_id: order_id(),
+            },
+        )])
+        .of(&[(
+            None,
+            CancelOrder {
+                order_id: order_id(),
+                reason: reason(),
+            },
+        )])
+        .of(&[(
+            None,
+            BookParcel {
+                order_id: order_id(),
+            },
+        )]);
+    // What their types read only if it is there, and they would miss.
+    let contracts = types.contracts;
+    match &*service.name {
+        "loyalty" => contracts.uses::<OrderConfirmed>("customerId"),
+        "payment" => contracts.uses::<OrderPlaced>("card"),
+        "inventory" => contracts.uses::<OrderPlaced>("items[].sku"),
+        "notification" => contracts
+            .uses::<OrderConfirmed>("email")
+            .uses::<OrderCancelled>("email"),
+        _ => contracts,
+    }
+}
+
+fn all() -> Vec<Contracts> {
+    maps().into_iter().map(contracts_of).collect()
+}
+
+fn documents() -> Vec<Document> {
+    let all = all();
+    let documents = all.iter().map(|it| it.document().unwrap());
+    documents.collect()
+}
+
+#[test]
+fn the_contracts_are_those_that_are_published() {
+    published::assert_published(&contracts().join("published"), &documents());
+}
+
+#[test]
+fn the_shop_serves_the_document_of_all_services() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/asyncapi.json");
+    let system = Document::system("The shop", &documents());
+    if std::env::var_os(published::VARIABLE).is_some() {
+        std::fs::write(&file, &system).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(&file).unwrap() == system,
+        "`{}` is not what the types say: run this with `{}=record`",
+        file.display(),
+        published::VARIABLE
+    );
+}
+
+#[test]
+fn the_services_understand_each_other_and_make_none_of_the_four_mistakes() {
+    let documents = documents();
+    let mut found = check::system(&documents);
+    found.extend(check::lints(&documents));
+    assert_eq!(found, [], "{found:#?}");
+}
+
+/// What a document says is what a reader of it gets, and each body is of its schema.
+#[test]
+fn documents_are_read_as_they_were_written() {
+    for document in documents() {
+        assert_eq!(Document::parse(&document.to_json()).unwrap(), document);
+        for contract in document.sends.iter().chain(&document.receives) {
+            let Body::Json(schema) = &contract.body else {
+                panic!("{} has no schema", contract.name);
+            };
+            assert!(
+                !contract.examples.is_empty(),
+                "{} has no example",
+                contract.name
+            );
+            let validator = jsonschema::draft7::new(schema).unwrap();
+            for example in &contract.examples {
+                let problem = validator.validate(&example.body).err();
+                assert!(problem.is_none(), "{}: {problem:?}", contract.name);
+            }
+        }
+    }
+}
+
+/// Rename, retype, drop: each of what a consumer reads fails and names it; a field more breaks nobody.
+#[test]
+fn a_change_that_breaks_a_consumer_names_it() {
+    let before = documents();
+    let changed = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut now = before.clone();
+        let orders = now.iter_mut().find(|it| it.service == "orders").unwrap();
+        let confirmed = orders
+            .sends
+            .iter_mut()
+            .find(|it| it.name == "order-confirmed.v1");
+        let Body::Json(schema) = &mut confirmed.unwrap().body else {
+            panic!("it is JSON");
+        };
+        change(schema);
+        let mut found = check::changes(&before, &now, check::Rule::Full);
+        found.retain(|it| it.severity == Severity::Error);
+        let mut broken: Vec<(Option<String>, Option<String>)> = found
+            .into_iter()
+            .map(|it| (it.consumer, it.field))
+            .collect();
+        broken.sort();
+        broken.dedup();
+        broken
+    };
+    let consumers = ["inventory", "loyalty", "notification", "shipping"];
+    let all_of = |field: &str| -> Vec<(Option<String>, Option<String>)> {
+        consumers.map(|it| (some(it), some(field))).to_vec()
+    };
+    let renamed = changed(&|schema| {
+        let amount = schema["properties"]
+            .as_object_mut()
+            .unwrap()
+            .remove("amount");
+        schema["properties"]["total"] = amount.unwrap();
+        let required = schema["required"].as_array_mut().unwrap();
+        required.retain(|it| it != "amount");
+    });
+    assert_eq!(renamed, all_of("amount"));
+    let retyped = changed(&|schema| schema["properties"]["orderId"]["type"] = "integer".into());
+    assert_eq!(retyped, all_of("orderId"));
+    let dropped = changed(&|schema| {
+        schema["properties"]
+            .as_object_mut()
+            .unwrap()
+            .remove("customerId");
+    });
+    assert_eq!(dropped, [(some("loyalty"), some("customerId"))]);
+    let more = changed(&|schema| {
+        schema["properties"]["currency"] = serde_json::json!({"type": "string"});
+    });
+    assert_eq!(more, []);
+}
+
+/// Who expects what of whom.
+const PACTS: [(&str, &str, &[&str]); 6] = [
+    ("loyalty", "orders", &["order-confirmed.v1"]),
+    (
+        "notification",
+        "orders",
+        &["order-cancelled.v1", "order-confirmed.v1"],
+    ),
+    (
+        "payment",
+        "orders",
+        &["order-placed.v1", "order-cancelled.v1"],
+    ),
+    (
+        "inventory",
+        "orders",
+        &[
+            "order-placed.v1",
+            "order-confirmed.v1",
+            "order-cancelled.v1",
+        ],
+    ),
+    ("shipping", "orders", &["order-confirmed.v1"]),
+    (
+        "orders",
+        "payment",
+        &[
+            "payment-authorized.v1",
+            "payment-declined.v1",
+            "payment-refunded.v1",
+        ],
+    ),
+];
+
+#[tokio::test]
+async fn providers_keep_the_pacts_of_their_consumers() {
+    let all = all();
+    let documents = documents();
+    for (consumer, provider, messages) in PACTS {
+        let of = |name: &str| documents.iter().position(|it| it.service == name).unwrap();
+        let pact = all[of(consumer)].pact(provider, messages).unwrap();
+        let file = contracts().join("pacts").join(pact.file_name());
+        if std::env::var_os(published::VARIABLE).is_some() {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, pact.to_pact()).unwrap();
+        }
+        let published = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            published == pact.to_pact(),
+            "{} is not what `{consumer}` reads: run this with `{}=record`",
+            file.display(),
+            published::VARIABLE
+        );
+        let bodies = Bodies::of(&documents[of(provider)]);
+        for verified in Pact::load(&file).unwrap().verify(&bodies).await {
+            assert_eq!(verified.outcome, Outcome::Kept, "{verified:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Node"]
+fn the_official_parser_of_asyncapi_accepts_every_document() {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(contracts().join("published"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/asyncapi.json"));
+    let output = foreign::asyncapi(&files).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}");
+}
+
+#[test]
+#[ignore = "needs Node and Python"]
+fn pacts_own_verifiers_accept_our_pacts_and_refuse_another_body() {
+    let folder = tempfile::tempdir().unwrap();
+    let pact = contracts().join("pacts/loyalty-orders.json");
+    let orders = documents()
+        .into_iter()
+        .find(|it| it.service == "orders")
+        .unwrap();
+    let body = orders.sent("order-confirmed.v1").unwrap().examples[0]
+        .body
+        .clone();
+    let verify = |library: PactLibrary, body: &serde_json::Value| {
+        let messages = folder.path().join("messages.json");
+        let text = serde_json::json!({"order-confirmed.v1": {"body": body}}).to_string();
+        std::fs::write(&messages, text).unwrap();
+        let output = foreign::pact_verify(library, &pact, &messages)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    for library in PactLibrary::ALL {
+        let (code, printed) = verify(library, &body);
+        assert_eq!(code, Some(0), "{library:?}: {printed}");
+        let mut other = body.clone();
+        other["amount"] = "a lot".into();
+        let (code, printed) = verify(library, &other);
+        assert_eq!(code, Some(1), "{library:?}: {printed}");
+        assert!(printed.contains("amount"), "{library:?}: {printed}");
+    }
+}
