@@ -43,7 +43,7 @@ fn item() -> OrderItem {
     }
 }
 
-const AMOUNT: Money = Money::from_cents(199_98);
+const AMOUNT: Money = Money::from_cents(19_998);
 
 fn placed() -> OrderPlaced {
     OrderPlaced {
