@@ -23,7 +23,7 @@ use tidings_amqp::Amqp;
 use tidings_aws::Aws;
 use tidings_broker::{Broker, Options};
 use tidings_sqlite::SqliteStore;
-use tidings_testing::servers::aws_url;
+use tidings_testing::{foreign::documents, servers::aws_url};
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -89,15 +89,19 @@ impl Service {
         format!("{}.order-placed.v1", self.name)
     }
 
-    async fn start(&self, transport: impl Transport) -> Running {
+    async fn router(&self) -> Router {
         let file = self.folder.path().join("payment.db");
         let store = SqliteStore::open(file).await.unwrap();
-        let router = Router::new(self.name.clone())
+        Router::new(self.name.clone())
             .on(settle)
             .on_with(ship, HandlerOptions::new().ordered(3))
             .with_state(Arc::clone(&self.book))
             .retry(Retry::none())
-            .transactional(store);
+            .transactional(store)
+    }
+
+    async fn start(&self, transport: impl Transport) -> Running {
+        let router = self.router().await;
         let (stop, stopped) = oneshot::channel::<()>();
         let service = serve(transport, router).with_graceful_shutdown(stopped);
         let ready = service.ready();
@@ -265,6 +269,27 @@ async fn dead_letters_on_aws_are_looked_at_discarded_and_redriven() {
     assert!(named("Subscribe").contains("order-placed"), "{policy:#}");
     let prune = service.run(&["topology", "prune", "--broker", &url]).await;
     prune.ends(2).says("does not say who receives");
+}
+
+/// They promise no order, so a service that asks for it learns so before it does anything.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs SQS: run `cargo xtask test`"]
+async fn a_service_that_asks_for_order_does_not_start_on_standard_queues() {
+    const SAID: &str = "`Amazon SNS and SQS` can have 0; take fewer, or ask for no order";
+    let standard = format!("{}&queues=standard", url());
+    let aws = Aws::connect(&standard).await.unwrap();
+    let service = Service::new();
+    let serving = serve(aws, service.router().await).into_future();
+    let ended = tokio::time::timeout(SOON, serving).await;
+    let error = ended.expect("it ends at once").unwrap_err();
+    let text = format!("{:#}", anyhow::Error::from(error));
+    let group = format!("the ordered group `{}.order-shipped.v1", service.name);
+    assert!(text.contains(&group), "{text}");
+    assert!(
+        text.contains(&format!("has 3 partitions, and {SAID}")),
+        "{text}"
+    );
+    assert!(documents("engines.md").contains(SAID));
 }
 
 /// Messages, messages of an ordered group, and a dead letter.

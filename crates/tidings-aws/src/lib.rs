@@ -229,6 +229,7 @@ impl Transport for Aws {
         features.shares_partitions = true;
         features.partitions_share_keys = self.shared.address.is_fifo;
         features.fetches_ahead = true;
+        features.keeps_order = self.shared.address.is_fifo;
         features.holds_dead_letters = true;
         if !self.shared.address.is_fifo {
             features.delay_max = DELAY_MAX;

@@ -58,6 +58,7 @@ behaviours! {
     letters_of_one_group_are_all_found
     a_hold_lasts_while_its_process_does
     a_look_says_how_full_queues_are
+    what_a_group_has_is_counted_once
 }
 
 behaviours! {
@@ -83,12 +84,60 @@ behaviours! {
     who_may_not_is_told_at_the_start
 }
 
+/// What does not need order, on queues that keep none.
+mod on_standard_queues {
+    use super::*;
+
+    fn standard() -> String {
+        format!("{}&queues=standard", aws_url())
+    }
+
+    behaviours! {
+        of sending with standard();
+        an_eleventh_attribute_is_not_lost
+        a_message_beyond_the_limit_is_refused_before_it_is_sent
+        a_batch_beyond_the_limit_of_a_call_goes_in_several
+        names_that_look_alike_are_different_places
+    }
+
+    behaviours! {
+        of letters with standard();
+        what_an_operator_sends_again_at_once_is_no_duplicate
+        a_hold_lasts_while_its_process_does
+        a_look_says_how_full_queues_are
+    }
+
+    behaviours! {
+        of receiving with own();
+        what_a_standard_queue_brings_twice_comes_twice
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs SQS: run `cargo xtask test`"]
+    async fn a_killed_engine_loses_nothing_of_standard_queues() {
+        outages::a_killed_engine_loses_nothing(own(), "standard").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs SQS: run `cargo xtask test`"]
 async fn it_keeps_the_contract_of_a_transport() {
+    keeps_the_contract("fifo").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs SQS: run `cargo xtask test`"]
+async fn standard_queues_keep_the_contract_of_a_transport_that_promises_no_order() {
+    keeps_the_contract("standard").await;
+}
+
+async fn keeps_the_contract(queues: &str) {
     behaviour::prepare();
     // Nothing is to become visible by itself, and no batch to be late, however slow the machine is.
-    let url = format!("{}&wait=1&visibility=20&handover=1", aws_url());
+    let url = format!(
+        "{}&wait=1&visibility=20&handover=1&queues={queues}",
+        aws_url()
+    );
     let connect = async || {
         let builder = tidings_aws::Aws::builder(&url).expect("an URL");
         let patient = builder.confirm_timeout(std::time::Duration::from_secs(55));

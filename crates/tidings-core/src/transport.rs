@@ -161,6 +161,10 @@ pub struct Features {
     pub name_bytes_max: usize,
     /// The largest body, in bytes; `None` if only the broker's own limit holds.
     pub body_bytes_max: Option<usize>,
+    /// A queue's messages come in the order in which they were published, and what comes back takes its old place, as
+    /// far as [`shares_partitions`](Self::shares_partitions) says. False if its queues promise no order at all (SQS's
+    /// standard queues); then it has no ordered [`Group`]s either.
+    pub keeps_order: bool,
     /// A queue is made of partitions of logs that others read too (Kafka), and its consumers share these instead
     /// of single messages. So
     ///
@@ -199,6 +203,7 @@ impl Features {
             partitions_max: 0,
             name_bytes_max: 64,
             body_bytes_max: None,
+            keeps_order: true,
             shares_partitions: false,
             partitions_share_keys: false,
             fetches_ahead: false,

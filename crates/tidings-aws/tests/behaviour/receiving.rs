@@ -195,3 +195,28 @@ pub(crate) async fn a_standard_queue_delays_a_retry_and_keeps_its_history(url: S
     settle(letter, Settlement::Ack).await;
     none_for(&mut deliveries, Duration::from_secs(3)).await;
 }
+
+/// Standard queues promise neither order nor that a message comes once; who has a store knows it by its id.
+pub(crate) async fn what_a_standard_queue_brings_twice_comes_twice(server: AwsEmulator) {
+    const COUNT: usize = 30;
+    let aws = connect_with(&server.url(), "wait=1&visibility=20&queues=standard").await;
+    let place = Place::new();
+    place.declare(&aws).await;
+    server.hand_out_twice(COUNT as u32).expect("told");
+    for number in 0..COUNT {
+        let message = place.message(&number.to_string(), Some("key"), number);
+        aws.publish(vec![message]).await.remove(0).expect("taken");
+    }
+    let mut deliveries = place.subscribe(&aws, 10).await;
+    let mut came = Vec::new();
+    for _ in 0..=COUNT {
+        let delivery = next(&mut deliveries).await;
+        came.push(body(&delivery).parse::<usize>().expect("a number"));
+        settle(delivery, Settlement::Ack).await;
+    }
+    none_for(&mut deliveries, QUIET).await;
+    assert!(!came.is_sorted(), "in the order of one key: {came:?}");
+    came.sort_unstable();
+    came.dedup();
+    assert!(came.into_iter().eq(0..COUNT), "each, and one twice");
+}

@@ -65,6 +65,26 @@ SqsQueue.prototype.dequeueFifo = function (countMax, visibility) {
   });
 };
 
+/** A standard queue promises no order, and may hand a message out twice: each `twice`th, if a test wants it. */
+const AMONG = 100;
+let twice = 0;
+let handedOut = 0;
+const dequeue = SqsQueue.prototype.dequeue;
+SqsQueue.prototype.dequeue = function (countMax, ...others) {
+  if (this.isFifo()) return dequeue.call(this, countMax, ...others);
+  const waiting = this.messages;
+  const count = Math.min(countMax, 10, waiting.length);
+  for (let at = 0; at < count; at++) {
+    const other = at + Math.floor(Math.random() * Math.min(AMONG, waiting.length - at));
+    [waiting[at], waiting[other]] = [waiting[other], waiting[at]];
+  }
+  const next = waiting.slice(0, count);
+  const received = dequeue.call(this, countMax, ...others);
+  const again = next.filter(() => twice > 0 && ++handedOut % twice === 0);
+  waiting.push(...again);
+  return received;
+};
+
 PersistenceManager.prototype.updateMessageReady = function (id) {
   const text = "UPDATE sqs_messages SET receipt_handle = NULL, visibility_deadline = NULL WHERE message_id = ?";
   this.givenBack ??= this.db.prepare(text);
@@ -79,6 +99,8 @@ SqsQueue.prototype.enqueue = function (message) {
 
 const stores = { sqsStore: new SqsStore(), snsStore: new SnsStore(), s3Store: new S3Store() };
 const persistence = new PersistenceManager(data);
+// What a killed process has written is there without it; it is machines that fail which need it.
+persistence.db.exec("PRAGMA synchronous = OFF");
 persistence.loadSqsAndSns(stores.sqsStore, stores.snsStore);
 stores.sqsStore.persistence = persistence;
 stores.snsStore.persistence = persistence;
@@ -93,6 +115,10 @@ app.post("/_tidings/faults", async (request) => {
   faults.push(JSON.parse(request.body.toString()));
   return {};
 });
+app.post("/_tidings/twice", async (request) => {
+  twice = JSON.parse(request.body.toString());
+  return {};
+});
 const member = /^PublishBatchRequestEntries\.member\.(\d+)\.(.*)$/;
 const xmlOf = ({ id, code }) =>
   `<member><Id>${id}</Id><Code>${code}</Code><Message>as a test wants it</Message>` +
@@ -101,7 +127,7 @@ const jsonOf = ({ id, code }) =>
   ({ Id: id, Code: code, Message: "as a test wants it", SenderFault: code.startsWith("Invalid") });
 
 
-// What was asked, for a test that compares it with what may be: an action of Amazon, and what it is about.
+// What was asked, for a test that compares it with what may be: an action of Amazon, what it is about, and by which key.
 let calls = [];
 app.get("/_tidings/calls", async () => {
   const asked = calls;
@@ -115,8 +141,9 @@ app.addHook("preHandler", async (request, reply) => {
   const body = request.body ?? {};
   const action = body.Action ?? request.headers["x-amz-target"]?.split(".")[1];
   // A batch is allowed by its action.
-  const service = body.Action ? "sns" : "sqs";
-  if (action) calls.push([`${service}:${action.replace(/Batch$/, "")}`, aboutOf(body)]);
+  const service = action === "GetCallerIdentity" ? "sts" : body.Action ? "sns" : "sqs";
+  const key = request.headers.authorization?.match(/Credential=([^/]+)/)?.[1] ?? "";
+  if (action) calls.push([`${service}:${action.replace(/Batch$/, "")}`, aboutOf(body), key]);
   const fault = faults.find((it) => it.action === action && it.times > 0 &&
     JSON.stringify(body).includes(it.containing ?? ""));
   if (!fault) return;

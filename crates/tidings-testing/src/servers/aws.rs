@@ -142,6 +142,15 @@ impl AwsEmulator {
         Ok(())
     }
 
+    /// Starts it again on its port with nothing: all topics, queues and messages are gone.
+    pub fn restart_empty(&mut self) -> Result<()> {
+        self.kill9();
+        let data = self.folder.path().join("data");
+        std::fs::remove_dir_all(&data)
+            .with_context(|| format!("cannot remove {}", data.display()))?;
+        self.restart()
+    }
+
     /// Lets the next calls of an action (`PublishBatch`) fail with a code of Amazon's.
     pub fn fail_calls(&self, action: &str, code: &str, times: u32) -> Result<()> {
         let fault = format!("{{\"action\":\"{action}\",\"code\":\"{code}\",\"times\":{times}}}");
@@ -162,8 +171,14 @@ impl AwsEmulator {
         ))
     }
 
-    /// What it was asked since the last look: pairs of an action (`sqs:SendMessage`, also for a batch) and the name of the
-    /// queue or topic that it is about, as JSON.
+    /// Lets standard queues hand out each `every`th message twice, until it is started again; none if it is zero.
+    pub fn hand_out_twice(&self, every: u32) -> Result<()> {
+        self.ask("POST /_tidings/twice", &every.to_string())
+            .map(drop)
+    }
+
+    /// What it was asked since the last look: of each call an action (`sqs:SendMessage`, also for a batch), the name of the
+    /// queue or topic that it is about, and the id of the access key of who asks, as JSON.
     pub fn calls(&self) -> Result<String> {
         self.ask("GET /_tidings/calls", "")
     }

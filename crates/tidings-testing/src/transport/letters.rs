@@ -32,6 +32,14 @@ impl Case {
         dead_letter_queue(&self.queue)
     }
 
+    /// In the order of their bodies, if the engine keeps none.
+    fn in_order(&self, mut letters: Vec<DeadLetter>) -> Vec<DeadLetter> {
+        if !self.one.features().keeps_order {
+            letters.sort_by_key(|letter| letter.envelope.body.to_vec());
+        }
+        letters
+    }
+
     /// Publishes a dead letter for each of these bodies, as a consumer with a store does.
     async fn bury(&self, bodies: &[&str]) {
         let batch = bodies.iter().map(|body| {
@@ -100,11 +108,13 @@ pub(super) async fn looking_at_dead_letters_changes_nothing(case: Case) {
         return;
     }
     case.declare().await;
-    let mut expected: Vec<String> = (0..40).map(|number| format!("letter {number}")).collect();
+    let mut expected: Vec<String> = (0..40)
+        .map(|number| format!("letter {number:02}"))
+        .collect();
     let as_str: Vec<&str> = expected.iter().map(String::as_str).collect();
     case.bury(&as_str).await;
     let mut held = hold(&case.one, &case.letters()).await;
-    let before = without_places(all(&mut held, 7).await);
+    let before = without_places(case.in_order(all(&mut held, 7).await));
     held.release().await.expect("they go back");
     assert_eq!(bodies(&before), expected);
     for look in 0..LOOKS {
@@ -115,9 +125,15 @@ pub(super) async fn looking_at_dead_letters_changes_nothing(case: Case) {
             0 => held.next(look + 1).await.expect("they can be read"),
             _ => all(&mut held, look + 1).await,
         };
-        assert_eq!(bodies(&looked), expected[..looked.len()], "look {look}");
+        if case.one.features().keeps_order || look % 3 > 0 {
+            case.assert_came(&bodies(&looked), &expected[..looked.len()]);
+        } else {
+            assert!(
+                looked.len() == look + 1 && bodies(&looked).iter().all(|it| expected.contains(it))
+            );
+        }
         // Meanwhile consumers go on.
-        let new = format!("while looked at {look}");
+        let new = format!("while looked at {look:02}");
         case.bury(&[&new]).await;
         expected.push(new);
         match look % 2 {
@@ -126,7 +142,7 @@ pub(super) async fn looking_at_dead_letters_changes_nothing(case: Case) {
         }
     }
     let mut held = hold(&case.one, &case.letters()).await;
-    let after = without_places(all(&mut held, 1000).await);
+    let after = without_places(case.in_order(all(&mut held, 1000).await));
     assert_eq!(bodies(&after), expected);
     assert_eq!(after[..before.len()], before[..], "they are as they were");
     let one = &before[0];
@@ -139,7 +155,7 @@ pub(super) async fn looking_at_dead_letters_changes_nothing(case: Case) {
     // And they are still what a plain consumer finds.
     let mut deliveries = case.subscribe_to(&case.one, &case.letters(), 10).await;
     let as_str: Vec<&str> = expected.iter().map(String::as_str).collect();
-    take(&mut deliveries, &as_str).await;
+    case.take(&mut deliveries, &as_str).await;
     none(&mut deliveries).await;
 }
 
@@ -162,7 +178,7 @@ pub(super) async fn dead_letters_are_held_by_one_at_a_time(case: Case) {
     // As when the process of an operator ends.
     case.one.close().await;
     let mut next = hold(&case.other, &case.letters()).await;
-    assert_eq!(bodies(&all(&mut next, 10).await), ["a", "b"]);
+    case.assert_came(&bodies(&all(&mut next, 10).await), &["a", "b"]);
     let lost = held.next(1).await;
     drop(held);
     assert!(lost.map_or(true, |letters| letters.is_empty()), "not twice");
@@ -187,12 +203,12 @@ pub(super) async fn removed_dead_letters_are_gone_and_the_others_stay(case: Case
     case.declare().await;
     case.bury(&["a", "b", "c", "d", "e"]).await;
     let mut held = hold(&case.one, &case.letters()).await;
-    let letters = all(&mut held, 3).await;
+    let letters = case.in_order(all(&mut held, 3).await);
     let places = [letters[3].place, letters[1].place];
     held.remove(&places).await.expect("they are taken out");
     held.release().await.expect("the others go back");
     let mut held = hold(&case.other, &case.letters()).await;
-    assert_eq!(bodies(&all(&mut held, 3).await), ["a", "c", "e"]);
+    case.assert_came(&bodies(&all(&mut held, 3).await), &["a", "c", "e"]);
     assert_eq!(held.behind().await.expect("it counts"), 0);
     case.bury(&["f"]).await;
     assert_eq!(bodies(&all(&mut held, 3).await), ["f"], "it goes on");
@@ -206,7 +222,7 @@ pub(super) async fn removed_dead_letters_are_gone_and_the_others_stay(case: Case
     }
     let mut held = hold(&case.one, &case.letters()).await;
     let all_of_them = bodies(&all(&mut held, 100).await);
-    assert_eq!(all_of_them, ["a", "c", "e", "f", &*unique]);
+    case.assert_came(&all_of_them, &["a", "c", "e", "f", &*unique]);
     let mut record = hold(&case.one, tidings_core::RECORD_QUEUE).await;
     assert!(bodies(&all(&mut record, 100).await).contains(&unique));
     for held in [held, record] {
@@ -223,7 +239,7 @@ pub(super) async fn what_is_sent_back_goes_to_its_queue_or_partition(case: Case)
     let outcomes = access(&case.other).send_back(&case.queue, batch).await;
     assert_eq!(kinds(&outcomes), [None, None]);
     let mut deliveries = case.subscribe(10).await;
-    take(&mut deliveries, &["a", "b"]).await;
+    case.take(&mut deliveries, &["a", "b"]).await;
 
     if case.one.features().partitions_max >= 4 {
         group_takes_its_keys(&case).await;

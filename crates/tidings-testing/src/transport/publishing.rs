@@ -90,7 +90,7 @@ pub(super) async fn a_queue_gets_messages_in_the_order_they_were_published(case:
         case.publish(batch).await;
     }
     let mut deliveries = case.subscribe(50).await;
-    take(&mut deliveries, &numbers).await;
+    case.take(&mut deliveries, &numbers).await;
     none(&mut deliveries).await;
 }
 
@@ -178,9 +178,6 @@ pub(super) async fn large_bodies_and_large_batches_go_through(case: Case) {
     let large = Envelope::new("large.v1", vec![7; bytes_max.min(3 * 1024 * 1024)]);
     let outcome = case.publish_one(case.to_topic(), large.clone()).await;
     outcome.expect("it is published");
-    let many: Vec<String> = (0..2000).map(|number| number.to_string()).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    case.publish(&many).await;
     let mut deliveries = case.subscribe(500).await;
     let delivery = next(&mut deliveries).await;
     assert!(
@@ -188,7 +185,10 @@ pub(super) async fn large_bodies_and_large_batches_go_through(case: Case) {
         "the body is what it was"
     );
     settle(delivery, Settlement::Ack).await;
-    take(&mut deliveries, &many).await;
+    let many: Vec<String> = (0..2000).map(|number| number.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    case.publish(&many).await;
+    case.take(&mut deliveries, &many).await;
 }
 
 pub(super) async fn a_closed_transport_takes_nothing(case: Case) {

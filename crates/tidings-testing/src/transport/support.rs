@@ -72,6 +72,47 @@ impl Case {
         can
     }
 
+    /// True if the engine claims that queues keep an order. Says so if not.
+    pub(super) fn keeps_order(&self) -> bool {
+        let keeps = self.one.features().keeps_order;
+        if !keeps {
+            eprintln!("  not asked: an order of queues is not claimed");
+        }
+        keeps
+    }
+
+    /// How many messages a case can have whose order it knows: all of them, or one.
+    pub(super) fn how_many_in_order(&self, count: usize) -> usize {
+        if self.one.features().keeps_order {
+            count
+        } else {
+            1
+        }
+    }
+
+    /// Asserts that this is what came: in this order, if the engine keeps one.
+    #[track_caller]
+    pub(super) fn assert_came<S: AsRef<str>>(&self, came: &[String], expected: &[S]) {
+        let mut came: Vec<&str> = came.iter().map(String::as_str).collect();
+        let mut expected: Vec<&str> = expected.iter().map(AsRef::as_ref).collect();
+        if !self.one.features().keeps_order {
+            came.sort_unstable();
+            expected.sort_unstable();
+        }
+        assert_eq!(came, expected);
+    }
+
+    /// Acknowledges the next deliveries, which must have these bodies: in this order, if the engine keeps one.
+    pub(super) async fn take(&self, deliveries: &mut Deliveries, bodies: &[&str]) {
+        let mut came = Vec::new();
+        for _ in bodies {
+            let delivery = next(deliveries).await;
+            came.push(body(&delivery));
+            settle(delivery, Settlement::Ack).await;
+        }
+        self.assert_came(&came, bodies);
+    }
+
     pub(super) fn to_topic(&self) -> Destination {
         Destination::Topic(self.topic.clone().into())
     }

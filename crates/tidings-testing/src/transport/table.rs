@@ -21,6 +21,11 @@ pub fn rows(features: &Features) -> Vec<(&'static str, String)> {
         (most, false) => format!("up to {most} partitions"),
         (most, true) => format!("up to {most} partitions, from one topic"),
     };
+    let order = match (features.keeps_order, features.shares_partitions) {
+        (false, _) => "no",
+        (true, false) => "of all messages",
+        (true, true) => "of each key, within a topic",
+    };
     let share = if features.shares_partitions {
         "partitions or keys"
     } else {
@@ -38,6 +43,7 @@ pub fn rows(features: &Features) -> Vec<(&'static str, String)> {
             yes_or(features.reports_unroutable, "no"),
         ),
         ("a message that failed waits", waits),
+        ("a queue keeps the order", order.to_owned()),
         ("ordered groups", ordered),
         ("consumers of a queue share", share.to_owned()),
         (
