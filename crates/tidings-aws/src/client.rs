@@ -164,6 +164,8 @@ pub(crate) fn of_code(code: &str, text: String) -> Trouble {
         "InternalError",
         "InternalFailure",
         "OverLimit",
+        // Its name is free again after a minute.
+        "QueueDeletedRecently",
         "RequestExpired",
         "ServiceUnavailable",
         "TooManyRequests",
@@ -342,6 +344,7 @@ mod tests {
         check("ThrottledException", Trouble::Busy);
         check("RequestThrottled", Trouble::Busy);
         check("OverLimit", Trouble::Busy);
+        check("AWS.SimpleQueueService.QueueDeletedRecently", Trouble::Busy);
         check("InternalFailure", Trouble::Busy);
         check("ExpiredTokenException", Trouble::Busy);
         check("", Trouble::Busy);

@@ -159,6 +159,8 @@ impl Builder {
             account: OnceLock::new(),
             declared: Mutex::default(),
             queues: Mutex::default(),
+            mended: tokio::sync::Mutex::default(),
+            publishing: tokio::sync::RwLock::default(),
             wanted: Mutex::default(),
             ephemeral: Mutex::default(),
             intakes: Mutex::default(),
@@ -227,9 +229,9 @@ impl Transport for Aws {
         features.reports_unroutable = true;
         features.counts_deliveries = true;
         features.shares_partitions = true;
+        features.keeps_order = self.shared.address.is_fifo;
         features.partitions_share_keys = self.shared.address.is_fifo;
         features.fetches_ahead = true;
-        features.keeps_order = self.shared.address.is_fifo;
         features.holds_dead_letters = true;
         if !self.shared.address.is_fifo {
             features.delay_max = DELAY_MAX;
@@ -284,6 +286,10 @@ struct Shared {
     declared: Mutex<Topology>,
     /// Queues that were there.
     queues: Mutex<HashMap<String, QueueAt>>,
+    /// When everything was declared again, at last; held while that is done.
+    mended: tokio::sync::Mutex<Option<Instant>>,
+    /// Held by those who publish, and against them.
+    publishing: tokio::sync::RwLock<()>,
     /// Topics that had subscribers, and when.
     wanted: Mutex<HashMap<String, Instant>>,
     /// Queues that end with this transport.
@@ -385,8 +391,17 @@ impl Shared {
         self.address.visibility * 9 / 10
     }
 
-    /// Makes a queue again that was declared and is gone; false if that cannot help.
+    /// Makes a queue again that was declared and is gone; false if that cannot help. Where all are gone, one of those who
+    /// miss theirs makes them all.
     async fn declare_again(&self, queue: &str) -> bool {
+        let missed = Instant::now();
+        let mut mended = self.mended.lock().await;
+        let is_since = mended.is_some_and(|mended| mended > missed);
+        if is_since && self.queues.lock().contains_key(queue) {
+            return true;
+        }
+        // What is said before everybody has a queue again would not reach them all.
+        let _nobody_publishes = self.publishing.write().await;
         let declared = self.declared.lock().clone();
         let mut names = declared.queues.iter().map(|it| &it.name);
         let mut groups = declared.groups.iter().map(|it| &it.name);
@@ -399,7 +414,9 @@ impl Shared {
         );
         self.queues.lock().clear();
         self.wanted.lock().clear();
-        self.declare(&declared).await.is_ok()
+        let is_made = self.declare(&declared).await.is_ok();
+        *mended = Some(Instant::now());
+        is_made
     }
 
     /// Ends what is received.

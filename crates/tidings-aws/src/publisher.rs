@@ -52,11 +52,19 @@ pub(crate) type Outcome = Result<(), PublishError>;
 impl Shared {
     /// Publishes; one outcome for each message.
     pub(crate) async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Outcome> {
+        let none = |why: &str| {
+            let each = batch
+                .iter()
+                .map(|_| Err(error(PublishErrorKind::Unavailable, why)));
+            each.collect()
+        };
         if !self.status.is_connected() {
             self.probe_if_down();
-            let none = || error(PublishErrorKind::Unavailable, "SNS and SQS do not answer");
-            return batch.iter().map(|_| Err(none())).collect();
+            return none("SNS and SQS do not answer");
         }
+        let Ok(_publishing) = self.publishing.try_read() else {
+            return none("a queue is gone, and everything is declared again first (TDG-4032)");
+        };
         let count = batch.len();
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(count);
         outcomes.resize_with(count, || Ok(()));

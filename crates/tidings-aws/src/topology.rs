@@ -11,6 +11,7 @@ use std::{
 };
 
 use aws_sdk_sqs::types::QueueAttributeName;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tidings_core::{Queue, Topology, TransportError, dead_letter_queue};
 use tracing::{debug, info};
@@ -24,6 +25,8 @@ use crate::{
 
 /// How long a topic is believed to have subscribers since it was looked at.
 const WANTED: Duration = Duration::from_secs(30);
+/// How many queues are made at once: a service has dozens, and each takes several calls.
+const QUEUES_AT_ONCE: usize = 8;
 /// How long a queue keeps a message: the longest that SQS offers, fourteen days.
 pub(crate) const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
 /// The largest message of a queue.
@@ -83,10 +86,13 @@ impl Shared {
                 )
             })?;
         }
-        for queue in &topology.queues {
+        let makes = topology.queues.iter().map(async |queue| {
             let made = self.make_queue_with_letters(queue).await;
-            made.map_err(|why| (format!("queue `{}` cannot be made", queue.name), why))?;
-        }
+            made.map_err(|why| (format!("queue `{}` cannot be made", queue.name), why))
+        });
+        let makes: Vec<_> = makes.collect();
+        let mut made = stream::iter(makes).buffer_unordered(QUEUES_AT_ONCE);
+        while made.try_next().await?.is_some() {}
         for queue in &topology.queues {
             for topic in &queue.left {
                 let left = self.unsubscribe(topic, &queue.name).await;

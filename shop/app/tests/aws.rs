@@ -53,6 +53,33 @@ async fn a_kill_in_the_middle_loses_nothing_on_aws() {
     shop.stop();
 }
 
+/// Somebody deletes everything at Amazon, in the worst case. What was sent is lost, but nobody has to be started again: queues
+/// are made anew, and what is said meanwhile waits until they are there.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs SQS: run `cargo xtask test`"]
+async fn what_was_deleted_at_amazon_is_made_again() {
+    let data = tempfile::tempdir().unwrap();
+    let mut aws = AwsEmulator::start().unwrap();
+    let broker = format!("{}&visibility=3&wait=2", aws.url());
+    let shop = Shop::start(data.path(), &["--broker", &broker]);
+    let before = shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await;
+    assert_eq!(shop.ended(&before).await["status"], "CONFIRMED");
+    shop.until("/stock/MUG-ENAMEL", |stock| stock["shipped"] == 1)
+        .await;
+
+    aws.kill9();
+    let mut orders = vec![shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await];
+    aws.restart_empty().unwrap();
+    orders.push(shop.order("tok_ok", &[("MUG-ENAMEL", 1)]).await);
+    for order in &orders {
+        assert_eq!(shop.ended(order).await["status"], "CONFIRMED");
+        assert_eq!(shop.ledger(order).await, ["charge 12.90"]);
+    }
+    shop.until("/stock/MUG-ENAMEL", |stock| stock["shipped"] == 3)
+        .await;
+    shop.stop();
+}
+
 /// The article's two programs with Amazon's own SDK for Node: what they publish the shop works off, and what the shop
 /// publishes they get.
 #[tokio::test(flavor = "multi_thread")]
