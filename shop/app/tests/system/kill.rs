@@ -91,6 +91,39 @@ fn killing_everything_loses_nothing_on_kafka_and_postgresql() {
     );
 }
 
+/// What the emulator took is in its file, and is there again when it comes back.
+#[cfg(feature = "aws")]
+#[test]
+#[ignore = "needs SQS and PostgreSQL"]
+fn killing_everything_loses_nothing_on_sns_and_sqs_and_postgresql() {
+    let copies = SERVICES.into_iter().chain(["orders", "payment"]);
+    let world = World::new(BrokerKind::Aws, DatabaseKind::Postgres);
+    kill_everything(
+        world.with_services(copies),
+        Kills {
+            of_each_process: 2,
+            of_the_broker: 2,
+            of_the_database: 1,
+        },
+    );
+}
+
+/// Queues that promise no order, and may bring a message twice.
+#[cfg(feature = "aws")]
+#[test]
+#[ignore = "needs SQS"]
+fn killing_everything_loses_nothing_on_standard_queues_of_sqs_and_sqlite() {
+    let world = World::new(BrokerKind::AwsStandard, DatabaseKind::Sqlite);
+    kill_everything(
+        world.with_services(SERVICES),
+        Kills {
+            of_each_process: 2,
+            of_the_broker: 2,
+            of_the_database: 0,
+        },
+    );
+}
+
 #[test]
 fn killing_everything_loses_no_order_that_is_led_on_the_broker_in_the_box_and_sqlite() {
     let world = World::with_flags(BrokerKind::Embedded, DatabaseKind::Sqlite, &ORCHESTRATION);

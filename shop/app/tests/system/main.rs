@@ -72,6 +72,20 @@ fn on_kafka_and_postgresql() {
     books::balance(&world);
 }
 
+#[cfg(feature = "aws")]
+#[test]
+#[ignore = "needs SQS and PostgreSQL"]
+fn on_sns_and_sqs_and_postgresql() {
+    let mut world = World::new(BrokerKind::Aws, DatabaseKind::Postgres);
+    world = world.with_services(SERVICES.into_iter().chain(["orders"]));
+    orders::reach_their_end(&world);
+    rolling::restarts(&mut world);
+    rolling::copies_come_and_go(&mut world, "payment");
+    decoupling::a_service_may_be_down(&mut world, "payment");
+    decoupling::the_broker_may_be_down(&mut world);
+    books::balance(&world);
+}
+
 #[test]
 #[ignore = "needs PostgreSQL"]
 fn on_the_broker_in_the_box_and_postgresql_while_processes_come_and_go() {

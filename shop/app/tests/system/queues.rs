@@ -20,5 +20,9 @@ async fn connect(url: &str) -> Result<Box<dyn Transport>, TransportError> {
     if url.starts_with("kafka://") {
         return Ok(Box::new(tidings_kafka::Kafka::connect(url).await?));
     }
+    #[cfg(feature = "aws")]
+    if url.starts_with("aws://") {
+        return Ok(Box::new(tidings_aws::Aws::connect(url).await?));
+    }
     Ok(Box::new(Amqp::connect(url).await?))
 }

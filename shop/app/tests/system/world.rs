@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use shop_contracts::CheckoutStyle;
 use tempfile::TempDir;
+#[cfg(feature = "aws")]
+use tidings_testing::servers::AwsEmulator;
 #[cfg(feature = "kafka")]
 use tidings_testing::servers::Kafka;
 use tidings_testing::servers::{
@@ -37,6 +39,12 @@ pub(crate) enum BrokerKind {
     RabbitMqCluster,
     #[cfg(feature = "kafka")]
     Kafka,
+    /// An emulator of Amazon SNS and SQS, with FIFO queues.
+    #[cfg(feature = "aws")]
+    Aws,
+    /// The same with standard queues.
+    #[cfg(feature = "aws")]
+    AwsStandard,
 }
 
 /// Where services keep what they know.
@@ -88,12 +96,28 @@ enum Broker {
     },
     #[cfg(feature = "kafka")]
     Kafka(Kafka),
+    #[cfg(feature = "aws")]
+    Aws {
+        aws: AwsEmulator,
+        options: &'static str,
+    },
 }
+
+/// Of so many messages of a standard queue one comes twice.
+#[cfg(feature = "aws")]
+const TWICE_OF: u32 = 20;
 
 /// What the shop needs of Kafka beside its address: few partitions for a small machine, and those of a process that was
 /// killed soon go to others.
 #[cfg(feature = "kafka")]
 const KAFKA_OPTIONS: &str = "partitions=4&session_timeout=2000";
+
+/// What the shop needs of SNS and SQS beside their address: what a process had that was killed soon goes to others, and receives
+/// end soon.
+#[cfg(feature = "aws")]
+const AWS_OPTIONS: &str = "visibility=6&wait=2";
+#[cfg(feature = "aws")]
+const AWS_STANDARD_OPTIONS: &str = "visibility=6&wait=2&queues=standard";
 
 /// One process of the shop.
 struct Instance {
@@ -121,6 +145,10 @@ impl World {
             },
             #[cfg(feature = "kafka")]
             BrokerKind::Kafka => Broker::Kafka(Kafka::start().unwrap()),
+            #[cfg(feature = "aws")]
+            BrokerKind::Aws => Broker::aws(AWS_OPTIONS),
+            #[cfg(feature = "aws")]
+            BrokerKind::AwsStandard => Broker::aws(AWS_STANDARD_OPTIONS),
             BrokerKind::Embedded => {
                 let amqp_port = free_port().unwrap();
                 let data = folder.path().join("broker");
@@ -259,6 +287,8 @@ impl World {
             }
             #[cfg(feature = "kafka")]
             Broker::Kafka(kafka) => kafka.kill9(),
+            #[cfg(feature = "aws")]
+            Broker::Aws { aws, .. } => aws.kill9(),
         }
     }
 
@@ -270,6 +300,11 @@ impl World {
             Broker::RabbitMqCluster { cluster, away } => cluster.restart(*away).unwrap(),
             #[cfg(feature = "kafka")]
             Broker::Kafka(kafka) => kafka.restart().unwrap(),
+            #[cfg(feature = "aws")]
+            Broker::Aws { aws, .. } => {
+                aws.restart().unwrap();
+                aws.hand_out_twice(TWICE_OF).unwrap();
+            }
         }
     }
 
@@ -374,6 +409,13 @@ impl World {
 }
 
 impl Broker {
+    #[cfg(feature = "aws")]
+    fn aws(options: &'static str) -> Broker {
+        let aws = AwsEmulator::start().unwrap();
+        aws.hand_out_twice(TWICE_OF).unwrap();
+        Broker::Aws { aws, options }
+    }
+
     fn url(&self) -> String {
         match self {
             Broker::Embedded { amqp_port, .. } => {
@@ -383,6 +425,11 @@ impl Broker {
             Broker::RabbitMqCluster { cluster, .. } => cluster.url(),
             #[cfg(feature = "kafka")]
             Broker::Kafka(kafka) => format!("{}?{KAFKA_OPTIONS}", kafka.url()),
+            #[cfg(feature = "aws")]
+            Broker::Aws { aws, options } => {
+                let url = aws.url().replacen('?', "/shop-?", 1);
+                format!("{url}&{options}")
+            }
         }
     }
 }
@@ -410,7 +457,10 @@ impl Instance {
         command.args(["--services", &self.services]);
         command
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
-            .args(&self.args);
+            .args(&self.args)
+            // An emulator takes any, and tells who asks by them.
+            .env("AWS_ACCESS_KEY_ID", &self.services)
+            .env("AWS_SECRET_ACCESS_KEY", "secret");
         let mut process = Process::start(command)?;
         process
             .wait_for_line(READY_MAX, |line| line == "ready")
