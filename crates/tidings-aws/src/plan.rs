@@ -207,6 +207,7 @@ impl Shared {
         let declare = [
             "sqs:CreateQueue",
             "sqs:GetQueueAttributes",
+            "sqs:GetQueueUrl",
             "sqs:SetQueueAttributes",
         ];
         let statements = [

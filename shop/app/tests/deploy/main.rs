@@ -67,6 +67,24 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
         "needs `bootstrapServers`",
     ),
     (
+        "kubernetes/aws/scaling.yaml",
+        "queueURL: https",
+        "queueUrl: https",
+        "needs `queueURL`",
+    ),
+    (
+        "kubernetes/aws/scaling.yaml",
+        "podIdentity: {provider: aws}",
+        "podIdentity: {provider: amazon}",
+        "'amazon' is not one of",
+    ),
+    (
+        "compose/aws.yaml",
+        "path: [shop.yaml, aws-access.yaml]",
+        "paths: [shop.yaml, aws-access.yaml]",
+        "include/0",
+    ),
+    (
         "kubernetes/kafka/scaling.yaml",
         "offsetResetPolicy: earliest",
         "offsetResetPolicy: first",

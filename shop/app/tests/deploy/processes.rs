@@ -22,9 +22,24 @@ pub(crate) struct Process {
 const BROUGHT: &[(&str, &str)] = &[
     ("SHOP_PASSWORD", "s3cret"),
     ("RABBITMQ_COOKIE", "cookie"),
-    ("broker", "amqp://shop:s3cret@rabbitmq:5672/%2f"),
     ("database", "postgres://shop:s3cret@postgres:5432/shop"),
     ("smtp", "smtp://mail:25"),
+    ("AWS_ACCESS_KEY_ID", "key"),
+    ("AWS_SECRET_ACCESS_KEY", "s3cret"),
+    ("AWS_SESSION_TOKEN", "token"),
+];
+
+/// What Amazon's SDK reads in the shop, of its own accord.
+const OF_AMAZONS_SDK: [&str; 3] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+];
+
+/// What the Secret may say of the broker.
+const BROKERS: [&str; 2] = [
+    "amqp://shop:s3cret@rabbitmq:5672/%2f",
+    "aws://eu-central-1/shop-",
 ];
 
 /// What a variable that is not set in the file is to be.
@@ -65,19 +80,40 @@ fn in_compose(
     folder: &std::path::Path,
 ) -> Result<(Vec<Process>, BTreeSet<String>), String> {
     let engine = manifests.one(&format!("compose/{engine}.yaml"));
-    let shop = manifests.one("compose/shop.yaml");
-    let known = env_file(engine["include"][0]["env_file"].as_str().unwrap(), folder);
+    let included = &engine["include"][0];
+    let known = env_file(included["env_file"].as_str().unwrap(), folder);
+    let paths = match &included["path"] {
+        Value::Array(_) => texts(&included["path"]),
+        path => vec![path.as_str().unwrap().to_owned()],
+    };
+    let mut files = paths
+        .iter()
+        .map(|path| manifests.one(&format!("compose/{path}")));
+    let shop = files.next().unwrap();
+    // What comes behind the first adds to it.
+    let more: Vec<&Value> = files.map(|file| &file["services"]).collect();
+    for name in more.iter().flat_map(|it| it.as_object().unwrap().keys()) {
+        if shop["services"][name].is_null() {
+            return Err(format!("there is no service `{name}` to add to"));
+        }
+    }
     let mut hosts = BTreeSet::new();
     let mut processes = Vec::new();
     for file in [engine, shop] {
-        for (name, service) in file["services"].as_object().unwrap() {
+        for (name, service) in file["services"].as_object().into_iter().flatten() {
             hosts.insert(name.clone());
             let is_shop = service["build"]["target"] == "shop";
             if !is_shop {
                 continue;
             }
-            let environment = service["environment"].as_object().into_iter().flatten();
+            let environments = more.iter().map(|it| &it[name]["environment"]);
+            let environments = [&service["environment"]].into_iter().chain(environments);
+            let environment = environments.flat_map(|it| it.as_object().into_iter().flatten());
             let environment = environment.map(|(name, value)| {
+                if value.is_null() {
+                    // It is passed on, if it is there.
+                    return Ok((name.clone(), brought(name).unwrap_or_default()));
+                }
                 let value = value.as_str().ok_or(format!("`{name}` is no text"))?;
                 // What a variable is filled in with may have variables itself.
                 let value = filled(&filled(value, &known)?, &known)?;
@@ -93,8 +129,11 @@ fn in_compose(
     Ok((processes, hosts))
 }
 
-/// The processes of the shop in Kubernetes, and whom they can reach by name.
-fn in_kubernetes(manifests: &Manifests) -> Result<(Vec<Process>, BTreeSet<String>), String> {
+/// The processes of the shop in Kubernetes with the URL of a broker, and whom they can reach by name.
+fn in_kubernetes(
+    manifests: &Manifests,
+    broker: &str,
+) -> Result<(Vec<Process>, BTreeSet<String>), String> {
     let mut processes = Vec::new();
     for (path, deployment) in manifests.of_kind("Deployment") {
         for container in deployment["spec"]["template"]["spec"]["containers"]
@@ -116,6 +155,7 @@ fn in_kubernetes(manifests: &Manifests) -> Result<(Vec<Process>, BTreeSet<String
                 let secret = &variable["valueFrom"]["secretKeyRef"];
                 let value = match (variable["value"].as_str(), secret["key"].as_str()) {
                     (Some(value), _) => value.to_owned(),
+                    (None, Some("broker")) if secret["name"] == "shop" => broker.to_owned(),
                     (None, Some(key)) if secret["name"] == "shop" => brought(key)
                         .ok_or(format!("{at}: nobody is told to bring the secret `{key}`"))?,
                     _ => return Err(format!("{at}: `{name}` has no value")),
@@ -154,8 +194,11 @@ fn help() -> String {
 
 /// What is wrong with what a process is told.
 fn complaint(process: &Process, help: &str, hosts: &BTreeSet<String>) -> Option<String> {
+    let broker = process.environment.get("TIDINGS_BROKER");
+    let is_on = |scheme: &str| broker.is_some_and(|url| url.starts_with(scheme));
     for (name, value) in &process.environment {
-        if !help.contains(&format!("[env: {name}")) {
+        let is_of_sdk = is_on("aws://") && OF_AMAZONS_SDK.contains(&&**name);
+        if !is_of_sdk && !help.contains(&format!("[env: {name}")) {
             return Some(format!("the shop does not know the variable `{name}`"));
         }
         // Services call each other's HTTP by name, at the port that all listen on.
@@ -177,16 +220,11 @@ fn complaint(process: &Process, help: &str, hosts: &BTreeSet<String>) -> Option<
         .envs(&process.environment)
         .arg("map");
     let output = map.output().unwrap();
-    let on_kafka = |url: &String| url.starts_with("kafka://") && !cfg!(feature = "kafka");
-    let expected = if process
-        .environment
-        .get("TIDINGS_BROKER")
-        .is_some_and(on_kafka)
-    {
-        // This build lacks it.
-        "--features kafka"
-    } else {
-        ""
+    // This build may lack it.
+    let expected = match () {
+        () if is_on("kafka://") && !cfg!(feature = "kafka") => "--features kafka",
+        () if is_on("aws://") && !cfg!(feature = "aws") => "--features aws",
+        () => "",
     };
     let said = String::from_utf8_lossy(&output.stderr);
     let well = output.status.success() == expected.is_empty() && said.contains(expected);
@@ -223,13 +261,10 @@ fn services_there_are(help: &str) -> BTreeSet<String> {
 fn complaints(folder: &std::path::Path) -> Vec<String> {
     let manifests = Manifests::read(folder);
     let help = help();
-    let stacks = [
-        in_compose(&manifests, "rabbitmq", folder),
-        in_compose(&manifests, "kafka", folder),
-        in_kubernetes(&manifests),
-    ];
+    let compose = ["rabbitmq", "kafka", "aws"].map(|engine| in_compose(&manifests, engine, folder));
+    let kubernetes = BROKERS.map(|broker| in_kubernetes(&manifests, broker));
     let mut complaints = Vec::new();
-    for stack in stacks {
+    for stack in compose.into_iter().chain(kubernetes) {
         let (processes, hosts) = match stack {
             Ok(stack) => stack,
             Err(complaint) => {
@@ -297,6 +332,18 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
         "invalid value 'rabbit:",
     ),
     (
+        "compose/aws-access.yaml",
+        "    AWS_ACCESS_KEY_ID:",
+        "    AWS_ACCESS_KEY:",
+        "does not know the variable `AWS_ACCESS_KEY`",
+    ),
+    (
+        "compose/aws-access.yaml",
+        "  payment: *",
+        "  payments: *",
+        "there is no service `payments` to add to",
+    ),
+    (
         "compose/kafka.env",
         "TIDINGS_BROKER=",
         "BROKER=",
@@ -328,4 +375,9 @@ fn the_brokers_urls_name_all_nodes() {
     #[cfg(feature = "kafka")]
     assert!(tidings_kafka::Kafka::builder(&url).is_ok(), "{url}");
     assert_eq!(url.matches(":9092").count(), 3, "{url}");
+    let known = env_file("aws.env", &folder);
+    let url = filled(&known["TIDINGS_BROKER"], &known).unwrap();
+    #[cfg(feature = "aws")]
+    assert!(tidings_aws::Aws::builder(&url).is_ok(), "{url}");
+    assert_eq!(url, BROKERS[1]);
 }

@@ -20,6 +20,9 @@ use crate::{
 /// The partitions of a topic on Kafka, if nobody says otherwise: more consumers get nothing.
 const KAFKA_PARTITIONS: u64 = 12;
 
+/// The account in the files for Amazon, to be replaced.
+const ACCOUNT: &str = "123456789012";
+
 /// What is left of a grace period for what nobody measures.
 const ROOM: u64 = 10;
 
@@ -126,7 +129,19 @@ fn alerts_are_about(manifests: &Manifests, figures: &str) {
     }
 }
 
-/// Each service is scaled by all of its queues, on both engines; never to nothing, and on Kafka to no more than
+/// The queue whose URL at Amazon this is, with the prefix `shop-`.
+fn queue_at_amazon(metadata: &Value) -> String {
+    let url = metadata["queueURL"].as_str().unwrap();
+    let region = metadata["awsRegion"].as_str().unwrap();
+    let start = format!("https://sqs.{region}.amazonaws.com/{ACCOUNT}/shop-");
+    let name = url
+        .strip_prefix(&start)
+        .and_then(|it| it.strip_suffix(".fifo"));
+    let name = name.unwrap_or_else(|| panic!("{url} is no FIFO queue of the shop in {region}"));
+    name.replace("--", ".")
+}
+
+/// Each service is scaled by all of its queues, on each engine; never to nothing, and on Kafka to no more than
 /// get something to do.
 fn scaling_looks_at(manifests: &Manifests, queues: &BTreeSet<String>) {
     assert!(queues.len() > 20, "{queues:?}");
@@ -155,8 +170,9 @@ fn scaling_looks_at(manifests: &Manifests, queues: &BTreeSet<String>) {
             let metadata = &trigger["metadata"];
             let queue = metadata["queueName"]
                 .as_str()
-                .or(metadata["consumerGroup"].as_str());
-            let queue = queue.unwrap().to_owned();
+                .or(metadata["consumerGroup"].as_str())
+                .map(str::to_owned)
+                .unwrap_or_else(|| queue_at_amazon(metadata));
             assert!(
                 queue.starts_with(&format!("{service}.")),
                 "{file}: {service} is scaled by {queue}"
@@ -170,6 +186,7 @@ fn scaling_looks_at(manifests: &Manifests, queues: &BTreeSet<String>) {
     for file in [
         "kubernetes/rabbitmq/scaling.yaml",
         "kubernetes/kafka/scaling.yaml",
+        "kubernetes/aws/scaling.yaml",
     ] {
         let looked_at = seen.keys().filter(|(at, _)| *at == file);
         let looked_at: BTreeSet<String> = looked_at.map(|(_, queue)| queue.clone()).collect();
@@ -264,6 +281,7 @@ fn objects_of_kubernetes_belong_together() {
         assert_eq!(listed, beside, "{path}");
     }
     assert_eq!(manifests.of_kind("Secret").count(), 0);
+    let mut roles = roles_at_amazon(&manifests);
     for (file, deployment) in manifests.of_kind("Deployment") {
         let name = &deployment["metadata"]["name"];
         let labels = &deployment["spec"]["template"]["metadata"]["labels"];
@@ -281,10 +299,109 @@ fn objects_of_kubernetes_belong_together() {
                 .unwrap_or_else(|| panic!("{name} has no {kind}"));
             assert_eq!(selector(&object["spec"]), labels, "{kind} of {name}");
         };
+        // Who it is to a cloud. Nobody to Kubernetes.
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["serviceAccountName"], *name, "{file}");
+        let mut accounts = manifests.of_kind("ServiceAccount");
+        let account = accounts.find(|(_, it)| it["metadata"]["name"] == *name);
+        let (_, account) = account.unwrap_or_else(|| panic!("{name} has no ServiceAccount"));
+        for gives_a_token in [pod, account] {
+            assert_eq!(
+                gives_a_token["automountServiceAccountToken"], false,
+                "{file}"
+            );
+        }
+        assert_eq!(
+            roles.remove(name.as_str().unwrap()),
+            Some(1),
+            "a role of {name}"
+        );
         selects("Service", |spec| &spec["selector"]);
         selects(
             "PodDisruptionBudget",
             |spec| &spec["selector"]["matchLabels"],
         );
     }
+    assert_eq!(roles, BTreeMap::new(), "roles of nobody");
+}
+
+/// How many roles each service account is given on Amazon, each called as its service.
+fn roles_at_amazon(manifests: &Manifests) -> BTreeMap<String, usize> {
+    let mut roles = BTreeMap::new();
+    let patches = &manifests.one("kubernetes/aws/kustomization.yaml")["patches"];
+    for patch in patches.as_array().unwrap() {
+        assert_eq!(patch["target"]["kind"], "ServiceAccount");
+        let name = patch["target"]["name"].as_str().unwrap();
+        let expected = format!(
+            "- op: add\n  path: /metadata/annotations\n  value: {{eks.amazonaws.com/role-arn: \
+             \"arn:aws:iam::{ACCOUNT}:role/shop-{name}\"}}"
+        );
+        assert_eq!(patch["patch"].as_str().unwrap().trim_end(), expected);
+        *roles.entry(name.to_owned()).or_default() += 1;
+    }
+    roles
+}
+
+/// The queues that services are scaled by on Amazon are called as the transport calls them.
+#[cfg(feature = "aws")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs SQS, Python and Go"]
+async fn services_are_scaled_by_the_queues_that_they_receive_at_amazon() {
+    use shop_contracts::CheckoutStyle;
+    use tidings_aws::Aws;
+
+    let endpoint = tidings_testing::servers::aws_url();
+    let (region, endpoint) = endpoint.split_once('?').unwrap();
+    let url = format!("{region}/shop-?account={ACCOUNT}&{endpoint}");
+    let aws = Aws::connect(&url).await.unwrap();
+    let styles = [CheckoutStyle::Choreography, CheckoutStyle::Orchestration];
+    let topologies = styles.into_iter().flat_map(|style| {
+        [
+            ("orders", shop_orders::topology()),
+            ("payment", shop_payment::topology(style)),
+            ("inventory", shop_inventory::topology(style)),
+            ("shipping", shop_shipping::topology()),
+            ("notification", shop_notification::topology()),
+            ("loyalty", shop_loyalty::topology()),
+            ("checkout", shop_checkout::topology(style)),
+        ]
+    });
+    let mut received = BTreeSet::new();
+    for (service, topology) in topologies {
+        let policy = aws.policy(&topology, &BTreeSet::new()).await.unwrap();
+        let statements = policy["Statement"].as_array().unwrap().iter();
+        let receive = statements.filter(|it| it["Sid"] == "Receive");
+        for arn in receive.flat_map(|it| it["Resource"].as_array().unwrap()) {
+            let arn: Vec<&str> = arn.as_str().unwrap().split(':').collect();
+            let [_, _, "sqs", region, account, name] = arn[..] else {
+                panic!("{arn:?}");
+            };
+            let url = format!("https://sqs.{region}.amazonaws.com/{account}/{name}");
+            received.insert((service.to_owned(), url));
+        }
+    }
+    let manifests = Manifests::read(&deploy());
+    let mut scaled_by = BTreeSet::new();
+    let file = "kubernetes/aws/scaling.yaml";
+    for (_, scaled) in manifests.of_kind("ScaledObject").filter(|it| it.0 == file) {
+        let service = scaled["spec"]["scaleTargetRef"]["name"].as_str().unwrap();
+        for trigger in scaled["spec"]["triggers"].as_array().unwrap() {
+            let url = trigger["metadata"]["queueURL"].as_str().unwrap();
+            scaled_by.insert((service.to_owned(), url.to_owned()));
+        }
+    }
+    assert_eq!(scaled_by, received);
+
+    // And whoever scales may look at them.
+    let policy = std::fs::read_to_string(deploy().join("iam/scale.json")).unwrap();
+    let policy: Value = serde_json::from_str(&policy).unwrap();
+    let statement = &policy["Statement"][0];
+    assert_eq!(statement["Action"][0], "sqs:GetQueueAttributes");
+    let resource = statement["Resource"][0].as_str().unwrap();
+    let start = resource.strip_suffix('*').unwrap();
+    let all = received.iter().all(|(_, url)| {
+        let name = url.rsplit('/').next().unwrap_or_default();
+        format!("arn:aws:sqs:eu-central-1:{ACCOUNT}:{name}").starts_with(start)
+    });
+    assert!(all, "{resource}: {received:?}");
 }

@@ -12,6 +12,8 @@ mod kill;
 mod odd;
 mod odd_order;
 mod orders;
+#[cfg(feature = "aws")]
+mod policies;
 mod queues;
 mod random;
 mod replay;
@@ -70,6 +72,17 @@ fn on_kafka_and_postgresql() {
     decoupling::a_service_may_be_down(&mut world, "payment");
     decoupling::the_broker_may_be_down(&mut world);
     books::balance(&world);
+}
+
+/// Led by the checkout, so that services send each other commands, too.
+#[cfg(feature = "aws")]
+#[test]
+#[ignore = "needs SQS"]
+fn each_service_asks_amazon_for_what_its_policies_allow() {
+    let world = World::with_flags(BrokerKind::Aws, DatabaseKind::Sqlite, &ORCHESTRATION);
+    let world = world.with_services(SERVICES.into_iter().chain([CHECKOUT]));
+    orders::reach_their_end(&world);
+    policies::allow_what_was_asked_for(&world);
 }
 
 #[cfg(feature = "aws")]

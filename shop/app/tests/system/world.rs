@@ -327,6 +327,15 @@ impl World {
         }
     }
 
+    /// The emulator of SNS and SQS.
+    #[cfg(feature = "aws")]
+    pub(crate) fn aws(&self) -> &AwsEmulator {
+        match &self.broker {
+            Broker::Aws { aws, .. } => aws,
+            _ => panic!("the broker is not SNS and SQS"),
+        }
+    }
+
     /// The messages waiting in a queue; nothing when there is no such queue.
     pub(crate) fn depth(&self, queue: &str) -> Option<u32> {
         queues::depth(&self.broker_url(), queue).unwrap()
