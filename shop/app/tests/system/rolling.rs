@@ -58,6 +58,7 @@ fn while_ordering(world: &mut World, change: impl FnOnce(&mut World, &Customers)
             .map(|number| world.port(number))
             .collect(),
         first: world.count(),
+        pause: world.pause(),
         placed: AtomicUsize::new(0),
         is_over: AtomicBool::new(false),
     };
@@ -77,6 +78,8 @@ struct Customers {
     ports: Vec<u16>,
     /// Keeps keys of one scenario apart from those of another.
     first: usize,
+    /// Between two orders.
+    pause: Duration,
     placed: AtomicUsize,
     is_over: AtomicBool,
 }
@@ -99,7 +102,7 @@ impl Customers {
             }
             orders.push(placed?);
             self.placed.store(orders.len(), Ordering::Release);
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(self.pause);
         }
         Ok(orders)
     }

@@ -21,7 +21,7 @@ use crate::http::{self, Answer};
 use crate::queues;
 
 /// How long a process of the shop may take until it is ready, on a machine that is busy.
-const READY_MAX: Duration = Duration::from_secs(60);
+const READY_MAX: Duration = Duration::from_secs(120);
 
 /// How long a process may take to end in peace.
 const STOP_MAX: Duration = Duration::from_secs(30);
@@ -306,6 +306,13 @@ impl World {
                 aws.hand_out_twice(TWICE_OF).unwrap();
             }
         }
+    }
+
+    /// How long who orders one thing after the other waits in between, so that nothing piles up: an emulator does everything in
+    /// a single thread.
+    pub(crate) fn pause(&self) -> Duration {
+        let is_emulated = self.broker.url().starts_with("aws://");
+        Duration::from_millis(if is_emulated { 100 } else { 10 })
     }
 
     /// The database server, when there is one.
