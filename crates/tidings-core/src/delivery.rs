@@ -41,9 +41,14 @@ pub struct Delivery {
 
 impl Delivery {
     /// For transports: a delivery that `settler` settles under `tag`.
-    pub fn new(envelope: Envelope, queue: Arc<str>, tag: u64, settler: Arc<dyn Settler>) -> Self {
+    pub fn new(
+        envelope: impl Into<Arc<Envelope>>,
+        queue: Arc<str>,
+        tag: u64,
+        settler: Arc<dyn Settler>,
+    ) -> Self {
         Self {
-            envelope: Arc::new(envelope),
+            envelope: envelope.into(),
             queue,
             redelivered: false,
             delivered_before: None,

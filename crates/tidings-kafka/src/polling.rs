@@ -27,13 +27,12 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
     types::RDKafkaErrorCode,
 };
-use tidings_core::Received;
 use tracing::{debug, error, warn};
 
 use crate::{
     bindings::{self, Bindings, Change, Wanted},
     client::{self, Status},
-    intake::{Assigned, Commit, Intake, Place},
+    intake::{Assigned, Commit, Fetched, Intake, Place},
     message,
     ranges::Ranges,
     window::Progress,
@@ -244,7 +243,6 @@ impl<'a> Polling<'a> {
             match self.consumer.poll(wait) {
                 None => break,
                 Some(Ok(record)) => {
-                    self.member.status.answered();
                     let topic = record.topic();
                     let known = names.iter().find(|name| ***name == *topic).cloned();
                     let name = known.unwrap_or_else(|| {
@@ -252,14 +250,21 @@ impl<'a> Polling<'a> {
                         names.push(Arc::clone(&name));
                         name
                     });
-                    let place = (name, record.partition());
-                    fetched.push((place, record.offset(), message::read(&record)));
+                    let received = message::read(&record);
+                    fetched.push(Fetched {
+                        place: (name, record.partition()),
+                        offset: record.offset(),
+                        envelope: Arc::new(received.envelope),
+                        history: received.history,
+                        failures: received.failures,
+                    });
                 }
                 Some(Err(error)) => self.failed(&error),
             }
             wait = Duration::ZERO;
         }
         if !fetched.is_empty() {
+            self.member.status.answered();
             self.know_what_is_wanted(&fetched);
             self.member.intake.put(fetched);
         }
@@ -267,7 +272,7 @@ impl<'a> Polling<'a> {
 
     /// What is not wanted is passed over for good. So it has to be sure that the queue has not just come back to
     /// the topic: whoever declared that may have published since.
-    fn know_what_is_wanted(&mut self, fetched: &[(Place, i64, Received)]) {
+    fn know_what_is_wanted(&mut self, fetched: &[Fetched]) {
         let member = self.member;
         self.follow_subscriptions();
         while !member.intake.wants_all(fetched) {
@@ -327,7 +332,7 @@ impl<'a> Polling<'a> {
     fn commit(&mut self) {
         let hooks = self.consumer.context();
         let now = Instant::now();
-        let is_due = now >= self.commit_at || self.member.intake.waits_for_a_lease();
+        let is_due = now >= self.commit_at || self.member.intake.wants_lease();
         if is_due && !hooks.is_busy_committing() {
             self.commit_at = now + COMMIT_EVERY;
             hooks.is_committing.store(true, Ordering::Release);
@@ -355,6 +360,9 @@ impl<'a> Polling<'a> {
     /// Stops fetching where enough waits, and goes on where there is room.
     fn rest(&mut self) {
         let to_rest = self.member.intake.to_rest(&self.resting);
+        if to_rest == self.resting {
+            return;
+        }
         let assigned: HashSet<Place> = self.member.intake.assigned().into_iter().collect();
         let goes_on = self.resting.difference(&to_rest).map(|(place, _)| place);
         let goes_on = list_of_places(goes_on.filter(|place| assigned.contains(*place)));
@@ -365,6 +373,8 @@ impl<'a> Polling<'a> {
         let rests = to_rest.difference(&self.resting);
         let rests = list_of_places(rests.map(|(place, _)| place));
         if rests.count() > 0 {
+            let (queue, partitions) = (&self.member.intake.queue, rests.count());
+            debug!(%queue, partitions, "partitions rest: handlers have enough to do");
             let _ = self.consumer.pause(&rests);
         }
         self.resting = to_rest;

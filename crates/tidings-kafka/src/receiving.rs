@@ -5,8 +5,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use futures_core::Stream;
 use parking_lot::Mutex;
 use tidings_core::{
-    Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, Outgoing, PublishErrorKind,
-    Settlement, Settler, Subscription, TransportError, dead_letter, dead_letter_queue,
+    Attempt, BoxFuture, Deliveries, Delivery, Destination, Outgoing, PublishErrorKind, Settlement,
+    Settler, Subscription, TransportError, dead_letter, dead_letter_queue,
 };
 use tracing::warn;
 
@@ -133,7 +133,7 @@ impl Receiver {
             let receiver = receiver?;
             match receiver.intake.next(receiver.stream).await {
                 Next::Message(tag, held) => {
-                    let delivery = receiver.delivery(tag, *held);
+                    let delivery = receiver.delivery(tag, held);
                     Some((Ok(delivery), Some(receiver)))
                 }
                 Next::Over(Some(error)) => Some((Err(error), None)),
@@ -145,8 +145,7 @@ impl Receiver {
     fn delivery(&self, tag: u64, held: Held) -> Delivery {
         let settler = Arc::clone(&self.settler);
         let queue = Arc::clone(&self.intake.queue);
-        let mut delivery = Delivery::new(Envelope::new("", ""), queue, tag, settler);
-        delivery.envelope = held.envelope;
+        let mut delivery = Delivery::new(held.envelope, queue, tag, settler);
         delivery.redelivered = held.redelivered;
         delivery.history = held.history;
         delivery.failures = held.failures;

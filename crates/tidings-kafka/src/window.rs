@@ -142,15 +142,26 @@ impl Window {
 
     /// The message at `offset` is settled.
     pub(crate) fn settle(&mut self, offset: i64) {
-        let found = self
-            .entries
-            .binary_search_by_key(&offset, |entry| entry.offset);
-        if let Ok(at) = found {
-            self.entries[at].is_settled = true;
+        if let Some(entry) = self.entry(offset) {
+            entry.is_settled = true;
         }
         while self.entries.front().is_some_and(|entry| entry.is_settled) {
             self.entries.pop_front();
         }
+    }
+
+    fn entry(&mut self, offset: i64) -> Option<&mut Entry> {
+        let first = self.entries.front()?.offset;
+        // Where it stands if there are no gaps before it.
+        let at = usize::try_from(offset - first).ok()?;
+        let at = match self.entries.get(at) {
+            Some(entry) if entry.offset == offset => at,
+            _ => self
+                .entries
+                .binary_search_by_key(&offset, |entry| entry.offset)
+                .ok()?,
+        };
+        self.entries.get_mut(at)
     }
 
     /// The offset to commit: the first that is open. Gaps, which transactions leave, do not hold it up.

@@ -1,11 +1,11 @@
 //! A partition while it is assigned: its window, what waits for a lease, and what there is to commit.
 
 use std::{
-    collections::BTreeMap,
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
-use super::{Held, Place};
+use super::{Place, state::Held};
 use crate::{
     bindings::Wanted,
     window::{Progress, Window},
@@ -21,6 +21,7 @@ pub(super) const LEASE_WAIT_MAX: Duration = Duration::from_secs(1);
 const LEASE_LASTS: Duration = Duration::from_secs(1);
 
 pub(super) struct Partition {
+    pub(super) place: Place,
     /// Never the same one again.
     pub(super) assignment: u64,
     pub(super) window: Window,
@@ -30,7 +31,7 @@ pub(super) struct Partition {
     pub(super) lease_size: i64,
     pub(super) leased_at: Option<Instant>,
     /// Fetched and not leased yet, in order.
-    pub(super) unleased: BTreeMap<i64, Held>,
+    pub(super) unleased: VecDeque<Held>,
     /// Since when they wait for that.
     pub(super) unleased_since: Option<Instant>,
     /// Nothing more is handed out: it goes elsewhere.
@@ -53,8 +54,15 @@ pub(crate) struct Commit {
 
 impl Partition {
     /// One that was just assigned.
-    pub(super) fn new(assignment: u64, position: i64, before: Progress, wanted: Wanted) -> Self {
+    pub(super) fn new(
+        place: Place,
+        assignment: u64,
+        position: i64,
+        before: Progress,
+        wanted: Wanted,
+    ) -> Self {
         Self {
+            place,
             assignment,
             lease: position,
             begun_at: position,
@@ -62,7 +70,7 @@ impl Partition {
             wanted,
             lease_size: LEASE_MIN,
             leased_at: None,
-            unleased: BTreeMap::new(),
+            unleased: VecDeque::new(),
             unleased_since: None,
             is_leaving: false,
             committed: None,
@@ -70,7 +78,7 @@ impl Partition {
     }
 
     /// What there is to commit, if it is another than before.
-    pub(super) fn due(&self, place: &Place, leased: i64) -> Option<Commit> {
+    pub(super) fn due(&self, leased: i64) -> Option<Commit> {
         let watermark = self.window.watermark();
         let text = self.window.progress(leased).text(watermark);
         let is_new = match &self.committed {
@@ -80,7 +88,7 @@ impl Partition {
         };
         is_new.then(|| Commit {
             assignment: self.assignment,
-            place: place.clone(),
+            place: self.place.clone(),
             watermark,
             text,
         })
@@ -88,18 +96,20 @@ impl Partition {
 
     /// What may be handed out now.
     pub(super) fn take_leased(&mut self) -> impl Iterator<Item = Held> + use<> {
-        let rest = self.unleased.split_off(&self.lease);
+        let count = self.unleased.partition_point(|it| it.offset < self.lease);
+        let rest = self.unleased.split_off(count);
         let now = std::mem::replace(&mut self.unleased, rest);
         if self.unleased.is_empty() {
             self.unleased_since = None;
         }
-        now.into_values()
+        now.into_iter()
     }
 
     /// Leases more at once if the last lease was used up soon, and less if it lasted.
     fn grow(&mut self) {
         if let Some(at) = self.leased_at.take() {
             let size = match at.elapsed() {
+                short if short < LEASE_LASTS / 8 => self.lease_size * 8,
                 short if short < LEASE_LASTS => self.lease_size * 2,
                 long if long > LEASE_LASTS * 8 => self.lease_size / 2,
                 _ => self.lease_size,
@@ -108,15 +118,19 @@ impl Partition {
         }
     }
 
-    /// What there is to commit, with a lease of what is handed out next.
-    pub(super) fn due_with_lease(&mut self, place: &Place) -> Option<Commit> {
-        let mut leased = self.lease;
+    /// True before half of the lease is used up, so that nobody waits for the next one.
+    pub(super) fn wants_lease(&self) -> bool {
         let is_used = self.window.len() > 0 || self.committed.is_some();
-        // Before half of it is used up, so that nobody waits for the next one.
-        if is_used && leased < self.window.next() + self.lease_size / 2 {
+        is_used && self.lease < self.window.next() + self.lease_size / 2
+    }
+
+    /// What there is to commit, with a lease of what is handed out next.
+    pub(super) fn due_with_lease(&mut self) -> Option<Commit> {
+        let mut leased = self.lease;
+        if self.wants_lease() {
             self.grow();
             leased = self.window.next() + self.lease_size;
         }
-        self.due(place, leased)
+        self.due(leased)
     }
 }

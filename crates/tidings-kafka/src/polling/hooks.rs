@@ -109,26 +109,28 @@ impl Hooks {
         }
     }
 
-    /// Commits what is due, and says whether that was done. It may take as long as a session: while members come and
-    /// go, the brokers answer when they have.
+    /// Commits what is due, and again while leases run out meanwhile. It may take as long as a session: while members come
+    /// and go, the brokers answer when they have.
     pub(super) fn commit(&self, consumer: &BaseConsumer<Self>) {
+        while self.commit_once(consumer) && self.member.intake.wants_lease() {}
+        self.is_committing.store(false, Ordering::Release);
+    }
+
+    /// False if it failed.
+    fn commit_once(&self, consumer: &BaseConsumer<Self>) -> bool {
         let intake = &self.member.intake;
         let due = intake.commits_due();
         let committed = match due.is_empty() {
             true => Ok(()),
             false => list_of(&due).and_then(|list| consumer.commit(&list, CommitMode::Sync)),
         };
-        *self.failed_at.lock() = match committed {
-            Ok(()) => {
-                self.member.committed(due);
-                None
-            }
-            Err(error) => {
-                debug!(queue = %intake.queue, %error, "not committed yet");
-                Some(Instant::now())
-            }
-        };
-        self.is_committing.store(false, Ordering::Release);
+        let failed = committed.err();
+        match &failed {
+            None => self.member.committed(due),
+            Some(error) => debug!(queue = %intake.queue, %error, "not committed yet"),
+        }
+        *self.failed_at.lock() = failed.as_ref().map(|_| Instant::now());
+        failed.is_none()
     }
 
     /// True if a commit is on its way, or has failed just now.

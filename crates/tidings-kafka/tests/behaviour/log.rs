@@ -1,11 +1,14 @@
-//! What the transport says: on stderr where `RUST_LOG` asks for it, and its warnings and errors to tests that look for
-//! them.
+//! What the transport says: on stderr where `RUST_LOG` asks for it, and to tests that look for it its warnings and errors, and
+//! all that its receiving says.
 
 use std::{io::Write, sync::Once};
 
 use parking_lot::Mutex;
 use tracing_subscriber::{
-    EnvFilter, Layer, filter::LevelFilter, fmt::layer, layer::SubscriberExt,
+    EnvFilter, Layer,
+    filter::{LevelFilter, Targets},
+    fmt::layer,
+    layer::SubscriberExt,
     util::SubscriberInitExt,
 };
 
@@ -31,12 +34,18 @@ pub(crate) fn begin() {
         let told = layer().with_ansi(false).with_writer(|| Told);
         tracing_subscriber::registry()
             .with(shown.with_filter(EnvFilter::from_default_env()))
-            .with(told.with_filter(LevelFilter::WARN))
+            .with(
+                told.with_filter(
+                    Targets::new()
+                        .with_default(LevelFilter::WARN)
+                        .with_target("tidings_kafka::polling", LevelFilter::DEBUG),
+                ),
+            )
             .init();
     });
 }
 
-/// How many warnings and errors were told in which all of `words` are.
+/// How many lines were told in which all of `words` are.
 pub(crate) fn told_with(words: &[&str]) -> usize {
     let told = String::from_utf8_lossy(&TOLD.lock()).into_owned();
     let has_all = |line: &&str| words.iter().all(|word| line.contains(word));
