@@ -3,7 +3,7 @@
 //! The writer's schema is taken at its word: it writes the properties that it declares and no others, unless
 //! `additionalProperties` says what others there are. A reader takes what its schema validates, so a property that it
 //! does not know does not disturb it unless it says `"additionalProperties": false`. What a reader's schema says in a
-//! way that is not understood here ([`Break::Unclear`]) is never passed over: the two are compatible only if the
+//! way that is not understood here ([`What::Unclear`]) is never passed over: the two are compatible only if the
 //! writer says exactly the same. `oneOf` is taken as `anyOf`: programs read a body as the first variant that fits.
 //!
 //! ```
