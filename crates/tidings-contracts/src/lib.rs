@@ -11,6 +11,7 @@
 //!
 //! Everything here works on documents, not on running services: nothing needs a broker or a database.
 
+pub mod catalogue;
 pub mod check;
 pub mod compat;
 mod document;
