@@ -250,6 +250,15 @@ fn what_is_no_document_is_refused_with_what_to_do() {
         refused.ends(1).says("TDG-9070");
         refused.says(part);
     }
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let url = format!("http://{closed}/asyncapi.json");
+    tidings(["contracts", "check", &url])
+        .ends(1)
+        .says(&url)
+        .says("refused");
     let nowhere = folder.path("nowhere");
     tidings(["contracts", "check", &nowhere])
         .ends(1)

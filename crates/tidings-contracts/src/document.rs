@@ -139,12 +139,27 @@ impl Document {
         self.receives.iter().find(|it| it.name == name)
     }
 
-    /// Reads an AsyncAPI 3 document, in JSON or YAML.
+    /// Reads the AsyncAPI 3 document of one service, in JSON or YAML.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, and how to mend it; also when it is of several services.
+    pub fn parse(text: &str) -> Result<Self, DocumentError> {
+        let mut all = Self::parse_all(text)?;
+        match (all.pop(), all.is_empty()) {
+            (Some(one), true) => Ok(one),
+            _ => Err(DocumentError::new(
+                "this is the document of several services, and that of one is asked for",
+            )),
+        }
+    }
+
+    /// Reads an AsyncAPI 3 document, in JSON or YAML: of one service, or of a whole [system](Self::system).
     ///
     /// # Errors
     ///
     /// What is wrong with it, and how to mend it.
-    pub fn parse(text: &str) -> Result<Self, DocumentError> {
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, DocumentError> {
         let value: Value = match serde_json::from_str(text) {
             Ok(value) => value,
             Err(json) if text.trim_start().starts_with('{') => {
@@ -186,11 +201,12 @@ impl Document {
         } else {
             files.push(path.to_owned());
         }
-        let load = |file: &std::path::PathBuf| {
+        let mut all = Vec::new();
+        for file in &files {
             let text = std::fs::read_to_string(file).map_err(|error| named(&error, file))?;
-            Self::parse(&text).map_err(|error| named(&error, file))
-        };
-        files.iter().map(load).collect()
+            all.extend(Self::parse_all(&text).map_err(|error| named(&error, file))?);
+        }
+        Ok(all)
     }
 
     /// The document as AsyncAPI 3 in JSON, the same text for the same contracts.

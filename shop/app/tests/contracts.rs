@@ -351,6 +351,27 @@ fn documents_are_read_as_they_were_written() {
     }
 }
 
+/// The document of the shop is taken apart again into those of its services.
+#[test]
+fn the_document_of_all_services_says_what_those_of_each_say() {
+    let documents = documents();
+    let read = Document::parse_all(&Document::system("The shop", &documents)).unwrap();
+    let names = |all: &[Document]| -> Vec<String> {
+        let all = all.iter();
+        all.flat_map(|it| {
+            it.sends
+                .iter()
+                .chain(&it.receives)
+                .map(move |contract| (it, contract))
+        })
+        .map(|(it, contract)| format!("{} {}", it.service, contract.name))
+        .collect()
+    };
+    assert_eq!(names(&read), names(&documents));
+    assert_eq!(check::changes(&documents, &read, check::Rule::Full), []);
+    assert_eq!(check::changes(&read, &documents, check::Rule::Full), []);
+}
+
 /// Rename, retype, drop: each of what a consumer reads fails and names it; a field more breaks nobody.
 #[test]
 fn a_change_that_breaks_a_consumer_names_it() {

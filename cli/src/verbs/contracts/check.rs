@@ -24,11 +24,11 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// AsyncAPI 3 documents, one for each service, in JSON or YAML; of a folder all of them
+    /// AsyncAPI 3 documents in JSON or YAML: files, folders, or URLs, of a service each or of a whole system
     #[arg(required = true, value_name = "PATH")]
     documents: Vec<PathBuf>,
 
-    /// What is deployed: a file, or a folder that `record` wrote
+    /// What is deployed: a file, a folder that `record` wrote, or a URL
     #[arg(long, value_name = "PATH")]
     baseline: Option<PathBuf>,
 
@@ -45,6 +45,7 @@ const EXAMPLES: &str = "\
 Examples:
   tidings contracts check asyncapi/
   tidings contracts check asyncapi/ --baseline published/
+  tidings contracts check http://127.0.0.1:8080/asyncapi.json --baseline published/
   tidings contracts check orders.yaml billing.json --json | jq '.findings[].what'
 
 As JSON: {services, findings: [{severity, rule, message, service, consumer?, field?, what, todo}]}.
@@ -89,11 +90,11 @@ impl Report for Checked<'_> {
 
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
-        let now = documents(&self.documents)?;
+        let now = documents(&self.documents).await?;
         let mut findings = check::system(&now);
         findings.extend(check::lints(&now));
         if let Some(baseline) = &self.baseline {
-            let before = documents(std::slice::from_ref(baseline))?;
+            let before = documents(std::slice::from_ref(baseline)).await?;
             let rule = match self.rule {
                 Rule::Backward => check::Rule::Backward,
                 Rule::Forward => check::Rule::Forward,

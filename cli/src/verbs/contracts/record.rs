@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// AsyncAPI 3 documents, one for each service, in JSON or YAML; of a folder all of them
+    /// AsyncAPI 3 documents in JSON or YAML: files, folders, or URLs, of a service each or of a whole system
     #[arg(required = true, value_name = "PATH")]
     documents: Vec<PathBuf>,
 
@@ -57,7 +57,7 @@ impl Report for Written {
 
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
-        let now = documents(&self.documents)?;
+        let now = documents(&self.documents).await?;
         let before = published::load(&self.into).map_err(|error| Code::ContractFile.of(error))?;
         let mut findings = check::changes(&before, &now, Rule::Full);
         findings.retain(|it| it.severity == Severity::Error);

@@ -229,8 +229,8 @@ const fn word(kind: MessageKind) -> &'static str {
     }
 }
 
-/// What a document says that anybody wrote.
-pub(super) fn read(root: &Value) -> Result<Document, DocumentError> {
+/// What a document says that anybody wrote. Operations that say whose they are make a document each.
+pub(super) fn read(root: &Value) -> Result<Vec<Document>, DocumentError> {
     let version = root["asyncapi"].as_str().ok_or_else(|| {
         DocumentError::new("this is not an AsyncAPI document: it has no `asyncapi: 3.0.0`")
     })?;
@@ -244,8 +244,8 @@ pub(super) fn read(root: &Value) -> Result<Document, DocumentError> {
     let info = &root["info"];
     let service = text(&info["title"])
         .ok_or_else(|| DocumentError::new("`info.title` is missing: it names the service"))?;
-    let mut document = Document::new(service, text(&info["version"]).unwrap_or_default());
-    document.description = text(&info["description"]);
+    let version = text(&info["version"]).unwrap_or_default();
+    let mut documents: Vec<Document> = Vec::new();
     for (id, operation) in root["operations"].as_object().into_iter().flatten() {
         let wrong = |what: String| DocumentError::new(format!("the operation `{id}`: {what}"));
         let operation = followed(root, operation).map_err(wrong)?;
@@ -266,6 +266,13 @@ pub(super) fn read(root: &Value) -> Result<Document, DocumentError> {
             let key = key.map(|it| it.replace("~1", "/").replace("~0", "~"));
             let message = followed(root, message).map_err(wrong)?;
             let contract = contract(root, operation, channel, message, key).map_err(wrong)?;
+            let owner = operation[OWN]["service"].as_str().unwrap_or(&service);
+            let known = documents.iter().position(|it| it.service == owner);
+            let known = known.unwrap_or_else(|| {
+                documents.push(Document::new(owner, &*version));
+                documents.len() - 1
+            });
+            let document = &mut documents[known];
             match operation["action"].as_str() {
                 Some("send") => document.sends.push(contract),
                 Some("receive") => document.receives.push(contract),
@@ -273,10 +280,19 @@ pub(super) fn read(root: &Value) -> Result<Document, DocumentError> {
             }
         }
     }
-    for all in [&mut document.sends, &mut document.receives] {
-        all.sort_by(|one, other| one.name.cmp(&other.name));
+    if documents.is_empty() {
+        documents.push(Document::new(&service, version));
     }
-    Ok(document)
+    for document in &mut documents {
+        if document.service == service {
+            document.description = text(&info["description"]);
+        }
+        for all in [&mut document.sends, &mut document.receives] {
+            all.sort_by(|one, other| one.name.cmp(&other.name));
+        }
+    }
+    documents.sort_by(|one, other| one.service.cmp(&other.service));
+    Ok(documents)
 }
 
 /// What a reference leads to, and what that leads to.
