@@ -158,14 +158,10 @@ pub(crate) async fn partitions_do_not_rest_when_handlers_are_quick(url: String) 
         let delivery = next(&mut deliveries).await;
         seen.insert(body(&delivery));
         ack(delivery).await;
-        if seen.len().is_multiple_of(1000) {
-            // So that enough waits. It is less than what the thread waits for.
-            tokio::time::sleep(Duration::from_millis(60)).await;
-        }
     }
     let rests = log::told_with(&["partitions rest", &place.queue]);
-    // Nearly once in each pause, if the thread did not wait; a machine that stands still for long makes some rest.
-    assert!(rests < COUNT / 4000, "they rested {rests} times");
+    // Once for about a thousand messages, if nothing waited; a machine that stands still for long makes some rest.
+    assert!(rests < COUNT / 3000, "they rested {rests} times");
 }
 
 /// Receives until nothing has come for a while.
