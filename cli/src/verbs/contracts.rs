@@ -22,11 +22,13 @@ Examples:
   tidings contracts check asyncapi/                           do these services understand each other?
   tidings contracts check asyncapi/ --baseline published/     whom does a change break?
   tidings contracts record asyncapi/ --into published/        after a release
+  tidings contracts export published/ --to catalogue/         pages about all messages
   tidings contracts verify pacts/ --provider asyncapi/orders.json";
 
 #[cfg(feature = "contracts")]
 verbs! { Contracts:
     check => Check,
+    export => Export,
     record => Record,
     verify => Verify,
 }

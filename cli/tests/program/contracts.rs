@@ -266,6 +266,34 @@ fn what_is_no_document_is_refused_with_what_to_do() {
     tidings(["contracts", "check"]).ends(2);
 }
 
+#[test]
+fn a_catalogue_is_written_for_people_and_files_for_tools() {
+    let folder = Folder::new();
+    let to = folder.path("catalogue");
+    let now = folder.path("asyncapi");
+    let export = [
+        "contracts",
+        "export",
+        &now,
+        "--to",
+        &to,
+        "--title",
+        "The shop",
+    ];
+    tidings(export)
+        .ends(0)
+        .tells("wrote 4 pages and 1 schema; open");
+    let read = |name: &str| fs::read_to_string(Path::new(&to).join(name)).unwrap();
+    assert!(read("index.html").contains("The shop"));
+    assert!(read("messages/order-confirmed.v1.html").contains("loyalty"));
+    assert!(read("schemas/order-confirmed.v1.json").contains("customerId"));
+    // The document of the system is one that can be read again.
+    let system = folder.path("catalogue/asyncapi.json");
+    tidings(["contracts", "check", &system])
+        .ends(0)
+        .tells("2 services: nothing is wrong");
+}
+
 /// A pact that Pact's own libraries wrote is verified, and a provider that writes something else is found.
 #[test]
 #[ignore = "needs Node and Python"]

@@ -25,7 +25,6 @@ behaviours! {
     a_partition_that_goes_waits_for_its_handlers
     a_handler_may_take_longer_than_the_poll_interval
     what_rests_goes_on_after_it_was_elsewhere
-    partitions_do_not_rest_when_handlers_are_quick
 }
 
 behaviours! {

@@ -139,31 +139,6 @@ pub(crate) async fn what_rests_goes_on_after_it_was_elsewhere(url: String) {
     assert_eq!(seen, (COUNT..COUNT + 40).collect());
 }
 
-/// Quick handlers have time to catch up before partitions rest, because librdkafka throws away what a partition that rests had
-/// fetched.
-pub(crate) async fn partitions_do_not_rest_when_handlers_are_quick(url: String) {
-    const COUNT: usize = 30_000;
-    let (kafka, place) = (connect(&url).await, Place::new());
-    place.declare(&kafka).await;
-    for start in (0..COUNT).step_by(1000) {
-        let message = |body: usize| place.message(Some(&body.to_string()), body);
-        let batch = (start..start + 1000).map(message).collect();
-        for outcome in kafka.publish(batch).await {
-            outcome.expect("it is published");
-        }
-    }
-    let mut deliveries = place.subscribe(&kafka, 10).await;
-    let mut seen = BTreeSet::new();
-    while seen.len() < COUNT {
-        let delivery = next(&mut deliveries).await;
-        seen.insert(body(&delivery));
-        ack(delivery).await;
-    }
-    let rests = log::told_with(&["partitions rest", &place.queue]);
-    // Once for about a thousand messages, if nothing waited; a machine that stands still for long makes some rest.
-    assert!(rests < COUNT / 3000, "they rested {rests} times");
-}
-
 /// Receives until nothing has come for a while.
 async fn take_all(deliveries: &mut Deliveries) -> BTreeSet<usize> {
     let mut seen = BTreeSet::new();
