@@ -285,7 +285,11 @@ fn a_catalogue_is_written_for_people_and_files_for_tools() {
         .tells("wrote 4 pages and 1 schema; open");
     let read = |name: &str| fs::read_to_string(Path::new(&to).join(name)).unwrap();
     assert!(read("index.html").contains("The shop"));
-    assert!(read("messages/order-confirmed.v1.html").contains("loyalty"));
+    let page = read("messages/order-confirmed.v1.html");
+    assert!(
+        page.contains("loyalty") && page.contains(">used<"),
+        "{page}"
+    );
     assert!(read("schemas/order-confirmed.v1.json").contains("customerId"));
     // The document of the system is one that can be read again.
     let system = folder.path("catalogue/asyncapi.json");

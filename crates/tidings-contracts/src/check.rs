@@ -119,7 +119,12 @@ pub fn system(documents: &[Document]) -> Vec<Finding> {
             }
         }
         for (reader, read) in received(documents, &sent.name) {
-            let unwritten = read.uses.iter().filter(|it| !declares(sent, it));
+            // One sender that writes it is enough: others may know less.
+            let is_written = |path: &str| {
+                let mut all = self::sent(documents).filter(|(_, it)| it.name == sent.name);
+                all.any(|(_, it)| declares(it, path))
+            };
+            let unwritten = read.uses.iter().filter(|it| !is_written(it));
             found.extend(unwritten.map(|path| Finding {
                 rule: "mismatch",
                 ..unused(sender, sent, path, reader)

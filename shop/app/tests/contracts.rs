@@ -426,6 +426,46 @@ fn a_change_that_breaks_a_consumer_names_it() {
     assert_eq!(more, []);
 }
 
+/// The documents of the examples in Node and Python, which somebody wrote.
+fn strangers() -> Vec<Document> {
+    let files = [
+        "01-article-node/order-service.asyncapi.yaml",
+        "01-article-node/payment-service.asyncapi.yaml",
+        "03-listen-python/asyncapi.yaml",
+    ];
+    let load = |file: &str| Document::load(&foreign::examples().join(file)).unwrap();
+    files.into_iter().flat_map(load).collect()
+}
+
+/// Programs in other languages and the shop understand each other, and what these lack is told: dead letters.
+#[test]
+fn programs_in_other_languages_keep_the_contracts_of_the_shop() {
+    let all = [documents(), strangers()].concat();
+    assert_eq!(check::system(&all), []);
+    let found = check::lints(&all);
+    let mut lacks: Vec<(&str, &str)> = found.iter().map(|it| (&*it.service, it.rule)).collect();
+    lacks.sort();
+    let rule = "no-dead-letters";
+    assert_eq!(lacks, [("article-payment", rule), ("listener", rule)]);
+    // If the shop wrote the amount as a text, they are named as the shop's own services are.
+    let before = all.clone();
+    let mut now = all;
+    let orders = now.iter_mut().find(|it| it.service == "orders").unwrap();
+    let placed = orders
+        .sends
+        .iter_mut()
+        .find(|it| it.name == "order-placed.v1");
+    let Body::Json(schema) = &mut placed.unwrap().body else {
+        panic!("it is JSON");
+    };
+    schema["properties"]["amount"]["type"] = "string".into();
+    let found = check::changes(&before, &now, check::Rule::Forward);
+    for consumer in ["article-payment", "listener", "payment"] {
+        let named = |it: &check::Finding| it.consumer.as_deref() == Some(consumer);
+        assert!(found.iter().any(named), "{consumer}: {found:#?}");
+    }
+}
+
 /// Who expects what of whom.
 const PACTS: [(&str, &str, &[&str]); 6] = [
     ("loyalty", "orders", &["order-confirmed.v1"]),
@@ -494,6 +534,10 @@ fn the_official_parser_of_asyncapi_accepts_every_document() {
         .map(|entry| entry.unwrap().path())
         .collect();
     files.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/asyncapi.json"));
+    let article = foreign::examples().join("01-article-node");
+    files.push(article.join("order-service.asyncapi.yaml"));
+    files.push(article.join("payment-service.asyncapi.yaml"));
+    files.push(foreign::examples().join("03-listen-python/asyncapi.yaml"));
     let output = foreign::asyncapi(&files).output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{printed}");

@@ -11,6 +11,7 @@ pub(super) struct Reader<'a> {
     pub(super) service: &'a str,
     /// What it reads; nothing if its document does not say, or not in JSON Schema.
     pub(super) fields: Option<Fields>,
+    uses: &'a [String],
     findings: Vec<&'a Finding>,
 }
 
@@ -21,6 +22,8 @@ pub(super) enum Reading {
     Breaks,
     /// It cannot do without.
     Needed,
+    /// It makes use of it when it is there, and says so.
+    Used,
     /// It reads it if it is there.
     IfThere,
     /// It takes whatever stands there.
@@ -33,8 +36,9 @@ pub(super) enum Reading {
 
 impl Reading {
     /// All that can be told, as the legend has them.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Needed,
+        Self::Used,
         Self::IfThere,
         Self::Whole,
         Self::Not,
@@ -51,6 +55,11 @@ impl Reading {
                 "it cannot read all that is sent here",
             ),
             Self::Needed => ("needed", "needed", "it cannot read the message without it"),
+            Self::Used => (
+                "used",
+                "needed",
+                "it makes use of it when it is there: to leave it out for good breaks it",
+            ),
             Self::IfThere => ("if there", "there", "it reads it, and can do without"),
             Self::Whole => (
                 "any value",
@@ -84,6 +93,7 @@ impl<'a> Reader<'a> {
         Self {
             service: &document.service,
             fields,
+            uses: &contract.uses,
             findings: findings.iter().filter(of_it).collect(),
         }
     }
@@ -103,9 +113,11 @@ impl<'a> Reader<'a> {
             return Reading::Unsaid;
         };
         if let Some(own) = fields.find(&field.path) {
-            return match own.required && matches!(field.path.last(), Some(Step::Property(_))) {
-                true => Reading::Needed,
-                false => Reading::IfThere,
+            let is_needed = own.required && matches!(field.path.last(), Some(Step::Property(_)));
+            return match () {
+                () if is_needed => Reading::Needed,
+                () if self.uses.contains(&path) => Reading::Used,
+                () => Reading::IfThere,
             };
         }
         // What it is part of is taken as it is.
@@ -129,12 +141,16 @@ impl<'a> Reader<'a> {
             return "its document does not say which fields it reads".to_owned();
         }
         let needed = count(Reading::Needed);
+        let used = count(Reading::Used);
         let read = count(Reading::IfThere) + count(Reading::Whole);
         let broken = count(Reading::Breaks);
         let mut text = format!(
             "needs {needed} of {}",
             super::html::counted(fields.len(), "field")
         );
+        if used > 0 {
+            text.push_str(&format!(", uses {used}"));
+        }
         if read > 0 {
             text.push_str(&format!(", reads {read} more"));
         }
