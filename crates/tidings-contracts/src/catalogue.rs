@@ -6,20 +6,16 @@
 //! name of a file.
 //!
 //! ```
-//! use tidings_contracts::{Document, catalogue::Catalogue};
+//! use tidings_contracts::{Contract, Document, MessageKind, catalogue::Catalogue};
 //!
-//! let documents = [Document::parse(
-//!     r#"{
-//!         "asyncapi": "3.0.0",
-//!         "info": { "title": "payment", "version": "1.4.0" },
-//!         "channels": { "settled": { "address": "payment-settled", "messages": { "settled": { "name": "payment-settled.v1" } } } },
-//!         "operations": { "settle": { "action": "send", "channel": { "$ref": "#/channels/settled" } } }
-//!     }"#,
-//! )?];
+//! let mut payment = Document::new("payment", "1.4.0");
+//! let settled = Contract::new("payment-settled.v1", MessageKind::Event, "payment-settled");
+//! payment.sends.push(settled);
+//!
+//! let documents = [payment];
 //! let pages = Catalogue::new("The shop", &documents).pages();
 //! let paths: Vec<&str> = pages.iter().map(|page| &*page.path).collect();
 //! assert_eq!(paths, ["index.html", "messages/payment-settled.v1.html", "services/payment.html"]);
-//! # Ok::<(), tidings_contracts::DocumentError>(())
 //! ```
 
 mod examples;

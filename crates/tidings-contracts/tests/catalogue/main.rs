@@ -247,6 +247,7 @@ fn the_event_map_is_drawn_of_what_documents_say_or_of_what_is_given() {
 fn hostile() -> Vec<Document> {
     let names = [
         "<script>alert(1)</script>",
+        "x\" onmouseover=\"alert(1)",
         "../../index",
         "\"'&<b>",
         "a\u{202e}b\0c",
