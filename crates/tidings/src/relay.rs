@@ -15,7 +15,8 @@
 //!   first unconfirmed row on is published again, in order, when the broker is back.
 //! - *Nobody listens* to a destination. Its rows are held, later ones without being offered; one of
 //!   them asks from time to time, and when it is taken the others follow in order.
-//! - *The broker refuses a row.* That row is held. A refusal does not name the queue that is full, so
+//! - *The broker refuses a row.* That row is held, unless an earlier one of its key was not confirmed in the same round: then
+//!   it stays ready behind that, since held rows go before ready ones. A refusal does not name the queue that is full, so
 //!   other keys' rows to that destination are still offered, each once and in its turn; rows of a
 //!   key that has one held are held behind it. One held row of the destination asks from time to
 //!   time. (Rows of one batch and key that the broker took behind the first refused one have

@@ -55,6 +55,7 @@ impl Batch {
 /// What is needed of a row after it has been handed to the transport.
 pub(crate) struct About {
     position: i64,
+    key: Option<Box<str>>,
     destination: Destination,
     unrouted: Unrouted,
     name: Cow<'static, str>,
@@ -64,6 +65,7 @@ impl About {
     pub(crate) fn new(position: i64, message: &Outgoing) -> Self {
         Self {
             position,
+            key: message.envelope.key.clone(),
             destination: message.destination.clone(),
             unrouted: message.unrouted,
             name: message.envelope.name.clone(),
@@ -80,6 +82,8 @@ pub(crate) struct Round {
     pub(crate) held: HashMap<Destination, (Why, String, Vec<i64>)>,
     pub(crate) invalid: Vec<(i64, String)>,
     pub(crate) trouble: Option<PublishError>,
+    /// Keys of rows of which nobody knows whether they were taken. They stay ready, and are offered again.
+    in_doubt: HashSet<Box<str>>,
 }
 
 impl Round {
@@ -91,6 +95,7 @@ impl Round {
     pub(crate) fn take(&mut self, about: About, outcome: Result<(), PublishError>) {
         let About {
             position,
+            key,
             destination,
             unrouted,
             name,
@@ -112,8 +117,15 @@ impl Round {
                 let reason = format!("`{name}` to {destination}: {error}");
                 return self.invalid.push((position, reason));
             }
-            _ => return self.trouble = Some(error),
+            _ => {
+                self.in_doubt.extend(key);
+                return self.trouble = Some(error);
+            }
         };
+        // What is held goes before what is ready: held, it would overtake those of its key that are in doubt.
+        if key.is_some_and(|key| self.in_doubt.contains(&key)) {
+            return;
+        }
         let held = self.held.entry(destination);
         let (_, _, positions) = held.or_insert_with(|| (why, error.to_string(), Vec::new()));
         positions.push(position);

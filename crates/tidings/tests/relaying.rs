@@ -386,6 +386,48 @@ async fn what_was_read_ahead_is_held_behind_a_refused_message_of_its_key() {
     assert_eq!(overtook.count(), 0, "they overtook it");
 }
 
+/// In one round the first message of a key is not confirmed, and those behind it are refused, as by a queue of a cluster that
+/// loses its leader meanwhile. If they were held then, they would go before it when the relay comes back.
+#[tokio::test]
+async fn what_is_refused_behind_a_message_in_doubt_stays_behind_it() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    broker.keep_connection();
+    let offers = Arc::new(AtomicU32::new(0));
+    let (count, mut offered) = (Arc::clone(&offers), HashSet::new());
+    broker.judge(move |message: &Outgoing| {
+        let deposit: MoneyDeposited = serde_json::from_slice(&message.envelope.body).ok()?;
+        let is_behind = deposit.account == "a" && deposit.number > 0;
+        if deposit.number == 0 && count.fetch_add(1, Ordering::SeqCst) < 5 {
+            return Some(PublishErrorKind::Unavailable);
+        }
+        (is_behind && offered.insert(deposit.number)).then_some(PublishErrorKind::Refused)
+    });
+    let service = Running::start(&broker, teller(&database)).await;
+    // A relay begins with one message.
+    let first = producer(&database).publish(&deposit("b", 100)).await;
+    first.expect("it commits");
+    until("it is out", async || unsent(&database).await == 0).await;
+    let mut transaction = producer(&database).transaction();
+    for number in 0..20 {
+        let message = deposit("a", number);
+        transaction.publish(&message).expect("it is small");
+    }
+    transaction.commit().await.expect("it commits");
+    until("it is offered again", async || {
+        offers.load(Ordering::SeqCst) > 2
+    })
+    .await;
+    let stats = database.store.outbox().stats().await.expect("it counts");
+    assert_eq!((stats.ready, stats.held), (20, 0));
+    until("the outbox is empty", async || unsent(&database).await == 0).await;
+    for running in [service, listener] {
+        running.stop().await;
+    }
+    assert_eq!(numbers(&broker).len(), 21);
+    assert_in_order(&broker, "a");
+}
+
 #[tokio::test]
 async fn a_destination_nobody_listens_to_costs_one_probe_now_and_then() {
     let (broker, database) = (Broker::default(), Database::new().await);

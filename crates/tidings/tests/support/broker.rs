@@ -35,6 +35,8 @@ type Judge = Box<dyn FnMut(&Outgoing) -> Option<PublishErrorKind> + Send>;
 #[derive(Default)]
 struct Script {
     mute: bool,
+    /// Whether a message that is not confirmed says nothing about those behind it.
+    keeps_connection: bool,
     cannot_delay: bool,
     shares_partitions: bool,
     judge: Option<Judge>,
@@ -99,6 +101,12 @@ impl Broker {
         judge: impl FnMut(&Outgoing) -> Option<PublishErrorKind> + Send + 'static,
     ) {
         self.0.script.lock().judge = Some(Box::new(judge));
+    }
+
+    /// From now on a message that is judged unavailable is only not confirmed, and the connection is still there: those
+    /// behind it are sent.
+    pub(crate) fn keep_connection(&self) {
+        self.0.script.lock().keeps_connection = true;
     }
 
     /// Everything that was published and confirmed, in order.
@@ -194,7 +202,8 @@ impl Transport for Broker {
                     true => Err(unavailable()),
                 };
                 // What was sent after a loss of the connection was not sent.
-                lost |= matches!(&outcome, Err(e) if e.kind() == PublishErrorKind::Unavailable);
+                lost |= matches!(&outcome, Err(e) if e.kind() == PublishErrorKind::Unavailable)
+                    && !self.0.script.lock().keeps_connection;
                 outcomes.push(outcome);
             }
             if self.0.script.lock().mute {
