@@ -310,6 +310,57 @@ fn what_cannot_be_compared_is_never_passed_over() {
     understood(&strange, &described);
 }
 
+#[test]
+fn parts_that_are_put_together_are_compared_as_one() {
+    let text = || json!({"type": "string"});
+    let mut flattened = object(json!({"a": text()}), &["a"]);
+    flattened["allOf"] = json!([object(json!({"b": text()}), &["b"])]);
+    let plain = object(json!({"a": text(), "b": text()}), &["a", "b"]);
+    understood(&flattened, &plain);
+    understood(&plain, &flattened);
+    not_understood(
+        &object(json!({"a": text()}), &["a"]),
+        &flattened,
+        "`b` is never written, and read as a field that must be there",
+    );
+    not_understood(
+        &object(json!({"a": text(), "b": text()}), &["b"]),
+        &flattened,
+        "`a` may be left out, and is read as a field that must be there",
+    );
+    for (parts, whole) in [
+        (
+            json!([{"type": "number", "minimum": 1}, {"type": "integer", "maximum": 5, "minimum": 0}]),
+            json!({"type": "integer", "minimum": 1, "maximum": 5}),
+        ),
+        (
+            json!([{"enum": ["a", "b"]}, {"enum": ["b", "c"]}]),
+            json!({"const": "b"}),
+        ),
+        (
+            json!([{"type": ["string", "null"]}, {"type": "string", "minLength": 1}, {"type": "string", "minLength": 3}]),
+            json!({"type": "string", "minLength": 3}),
+        ),
+        (
+            json!([{"anyOf": [{"type": "string"}, {"type": "integer"}]}, {"type": "integer"}]),
+            json!({"type": "integer"}),
+        ),
+    ] {
+        let parts = json!({ "allOf": parts });
+        understood(&parts, &whole);
+        understood(&whole, &parts);
+    }
+    // A part that a reference names.
+    let referred = json!({
+        "allOf": [{"$ref": "#/definitions/Base"}],
+        "properties": {"a": text()},
+        "required": ["a"],
+        "definitions": {"Base": object(json!({"b": text()}), &["b"])},
+    });
+    understood(&referred, &plain);
+    understood(&plain, &referred);
+}
+
 /// A schema of at most this depth.
 fn schemas(depth: u32) -> BoxedStrategy<Value> {
     let length = prop_oneof![
