@@ -334,6 +334,10 @@ fn parts_that_are_put_together_are_compared_as_one() {
             json!({"type": "integer", "minimum": 1, "maximum": 5}),
         ),
         (
+            json!([{"type": "integer", "maximum": 5}, {"type": "number", "maximum": 9, "minimum": 1}]),
+            json!({"type": "integer", "minimum": 1, "maximum": 5}),
+        ),
+        (
             json!([{"enum": ["a", "b"]}, {"enum": ["b", "c"]}]),
             json!({"const": "b"}),
         ),
