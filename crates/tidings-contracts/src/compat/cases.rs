@@ -205,7 +205,7 @@ fn merged(
             "properties" => Value::Object(properties(known, value)),
             "items" | "additionalProperties" => all_of(known, value),
             "minimum" | "exclusiveMinimum" | "minLength" | "minItems" => larger(known, value),
-            "maximum" | "exclusiveMaximum" | "maxLength" | "maxItems" => larger(value, known),
+            "maximum" | "exclusiveMaximum" | "maxLength" | "maxItems" => smaller(known, value),
             "pattern" | "multipleOf" => {
                 let mut all = list(known);
                 all.extend(list(value));
@@ -262,6 +262,13 @@ fn properties(one: &Value, other: &Value) -> Map<String, Value> {
 
 fn all_of(one: &Value, other: &Value) -> Value {
     serde_json::json!({ "allOf": [one, other] })
+}
+
+fn smaller(one: &Value, other: &Value) -> Value {
+    match one.as_f64() <= other.as_f64() {
+        true => one.clone(),
+        false => other.clone(),
+    }
 }
 
 fn larger(one: &Value, other: &Value) -> Value {
