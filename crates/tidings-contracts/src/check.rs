@@ -226,7 +226,8 @@ fn sender_changed(
             .iter()
             .filter(|it| declares(old, it) && !declares(new, it))
         {
-            if told.insert(path.clone()) || !is_told(found, new, path, reader) {
+            if !is_told(found, new, path, reader) {
+                told.insert(path.clone());
                 found.push(unused(sender, new, path, reader));
             }
         }
