@@ -1,6 +1,10 @@
 //! What becomes of everybody when SNS and SQS are gone for a while, or refuse who asks.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
 
 use tidings_testing::servers::AwsEmulator;
 
@@ -23,9 +27,12 @@ pub(crate) async fn a_killed_engine_loses_nothing(mut server: AwsEmulator, queue
     let place = Place::new();
     place.declare(&publisher).await;
     let mut deliveries = place.subscribe(&consumer, 50).await;
+    // How many are out, which says when the engine is killed: it may be quick.
+    let out = AtomicUsize::new(0);
     let publishing = async {
         let mut was_unavailable = false;
         for start in (0..COUNT).step_by(20) {
+            out.store(start, Ordering::SeqCst);
             let mut batch: Vec<usize> = (start..start + 20).collect();
             while !batch.is_empty() {
                 let message = |number: &usize| {
@@ -61,8 +68,10 @@ pub(crate) async fn a_killed_engine_loses_nothing(mut server: AwsEmulator, queue
         seen
     };
     let killing = async {
-        for _ in 0..2 {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+        for count in [COUNT / 4, COUNT / 2] {
+            while out.load(Ordering::SeqCst) < count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             server = tokio::task::spawn_blocking(move || {
                 server.kill9();
                 std::thread::sleep(Duration::from_millis(500));
