@@ -10,6 +10,7 @@ pub(crate) mod letters;
 pub(crate) mod metrics;
 pub(crate) mod outage;
 pub(crate) mod outside;
+pub(crate) mod teller;
 
 use std::{sync::Arc, time::Duration};
 
