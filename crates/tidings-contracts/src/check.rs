@@ -295,15 +295,15 @@ fn not_sent(
     (sender, old): (&Document, &Contract),
     found: &mut Vec<Finding>,
 ) {
+    if now.iter().any(|it| it.sent(&old.name).is_some()) {
+        // Another service says it.
+        return;
+    }
+    let newer = sender.sends.iter().find(|it| {
+        let (name, version) = it.family();
+        name == old.family().0 && version > old.family().1
+    });
     for (reader, _) in received(before, &old.name) {
-        let others = now.iter().filter(|it| it.service != sender.service);
-        if others.into_iter().any(|it| it.sent(&old.name).is_some()) {
-            continue;
-        }
-        let newer = sender.sends.iter().find(|it| {
-            let (name, version) = it.family();
-            name == old.family().0 && version > old.family().1
-        });
         if newer.is_some_and(|newer| reader.received(&newer.name).is_some()) {
             continue;
         }

@@ -103,9 +103,7 @@ pub fn breaks(writer: &Value, reader: &Value) -> Vec<Break> {
         same_definitions: writer.get("definitions") == reader.get("definitions"),
         under_way: Vec::new(),
     };
-    let mut found = comparison.schemas(writer, reader, "");
-    found.dedup();
-    found
+    comparison.schemas(writer, reader, "")
 }
 
 struct Comparison<'a> {

@@ -237,12 +237,11 @@ fn common_types(one: &[Value], other: &[Value]) -> Vec<Value> {
                 (Some("number"), Some("integer")) => Some(also),
                 _ => None,
             };
-            common.extend(
-                both.filter(|it| !common.contains(*it))
-                    .cloned()
-                    .into_iter()
-                    .collect::<Vec<_>>(),
-            );
+            if let Some(both) = both
+                && !common.contains(both)
+            {
+                common.push(both.clone());
+            }
         }
     }
     common
@@ -494,9 +493,7 @@ impl Range {
         };
         start && end
     }
-}
 
-impl Range {
     /// For lengths, which start with 0.
     pub(super) fn holds(&self, other: &Self) -> bool {
         let from_zero = |range: &Self| Self {
