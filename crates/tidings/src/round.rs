@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     BoxFuture, Destination, Lane, OutboxRow, Outgoing, PublishError, PublishErrorKind, Store,
-    StoreError, Unrouted,
+    StoreError, Unrouted, hash_of_key,
 };
 
 /// Why rows are held.
@@ -55,7 +55,8 @@ impl Batch {
 /// What is needed of a row after it has been handed to the transport.
 pub(crate) struct About {
     position: i64,
-    key: Option<Box<str>>,
+    /// The hash of its key: no copy of the key is made for each message.
+    key: Option<u64>,
     destination: Destination,
     unrouted: Unrouted,
     name: Cow<'static, str>,
@@ -65,7 +66,7 @@ impl About {
     pub(crate) fn new(position: i64, message: &Outgoing) -> Self {
         Self {
             position,
-            key: message.envelope.key.clone(),
+            key: message.envelope.key.as_deref().map(hash_of_key),
             destination: message.destination.clone(),
             unrouted: message.unrouted,
             name: message.envelope.name.clone(),
@@ -82,8 +83,9 @@ pub(crate) struct Round {
     pub(crate) held: HashMap<Destination, (Why, String, Vec<i64>)>,
     pub(crate) invalid: Vec<(i64, String)>,
     pub(crate) trouble: Option<PublishError>,
-    /// Keys of rows of which nobody knows whether they were taken. They stay ready, and are offered again.
-    in_doubt: HashSet<Box<str>>,
+    /// Keys, as hashes, of rows of which nobody knows whether they were taken. They stay ready, and are offered again. A row
+    /// whose key only has the same hash stays ready as well, and is held a round later.
+    in_doubt: HashSet<u64>,
 }
 
 impl Round {
