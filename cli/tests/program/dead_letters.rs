@@ -276,7 +276,7 @@ async fn what_fails_again_ends_with_a_problem_and_is_discarded_into_the_record()
     );
 
     let redriven = payment
-        .run(&["redrive", QUEUE, "--all", "--unlimited", "--settle", "1s"])
+        .run(&["redrive", QUEUE, "--all", "--unlimited", "--settle", "60s"])
         .await;
     redriven
         .ends(1)
@@ -350,7 +350,7 @@ async fn a_letter_that_nobody_would_take_is_not_sent() {
         QUEUE,
         "--all",
         "--settle",
-        "500ms",
+        "60s",
         "--database",
         &database,
     ];

@@ -415,7 +415,7 @@ async fn a_selection_is_redriven_while_the_consumer_works_and_others_come(url: S
     let cause = &*came[0].fingerprint.id;
     // Nobody can handle these: they come back, once for this job.
     let redrive = letters.redrive(Selection::all().fingerprint(cause));
-    let redrive = redrive.job("strangers").unlimited().never_stop();
+    let redrive = redrive.job("strangers").never_stop().settle(DEADLINE);
     let report = redrive.run(|_| {}).await.expect("it runs");
     assert_eq!((report.sent, report.came_back), (10, 10));
     let redrive = letters.redrive(Selection::all().fingerprint(cause));

@@ -224,7 +224,7 @@ fn changed(account: &str) -> BalanceChanged {
 /// What became of letters, and why some were not sent.
 async fn outcome(redrive: Redrive<'_>) -> (Report, Vec<String>) {
     let mut not_sent = Vec::new();
-    let redrive = redrive.unlimited().settle(Duration::from_millis(500));
+    let redrive = redrive.unlimited();
     let report = redrive.run(|event| {
         if let Event::Letter {
             outcome: Outcome::NotSent { why },
@@ -283,7 +283,7 @@ async fn what_a_consumer_does_not_take_is_not_sent_or_comes_back() {
             letters.redrive(Selection::all()).unchecked(),
             elsewhere.redrive(Selection::all()),
         ] {
-            let (report, _) = outcome(redrive).await;
+            let (report, _) = outcome(redrive.settle(Duration::from_secs(60))).await;
             assert_eq!((report.sent, report.came_back), (1, 1), "{place}");
         }
         let back = all(&letters, &Selection::all()).await;

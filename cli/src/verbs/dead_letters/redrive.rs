@@ -51,7 +51,7 @@ pub(super) struct Redrive {
     /// Stop when more than this part of them has come back, in percent; 100 never stops
     #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100), help_heading = "How to send")]
     stop_above: u8,
-    /// How long to wait in the end for what comes back
+    /// How long to wait in the end for what comes back; no longer when all is back
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time, help_heading = "How to send")]
     settle: Duration,
     /// Send to another consumer than they are of

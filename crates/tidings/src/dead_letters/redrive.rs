@@ -133,7 +133,8 @@ impl<'a> Redrive<'a> {
         self
     }
 
-    /// How long to wait, after the last letter, for what comes back. Default: 2 seconds.
+    /// How long to wait, after the last letter, for what comes back; when all have come back, no
+    /// longer. A consumer that is slow needs more. Default: 2 seconds.
     pub fn settle(mut self, time: Duration) -> Self {
         self.settle = time;
         self

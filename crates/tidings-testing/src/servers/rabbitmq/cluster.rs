@@ -31,6 +31,17 @@ const EPMD_MAX: Duration = Duration::from_secs(10);
 /// How long a node that goes on may take to find the others again by itself: some seconds, or never.
 const REJOIN_MAX: Duration = Duration::from_secs(20);
 
+/// How long an election may take until another node is asked.
+const ELECTION_MAX: Duration = Duration::from_secs(10);
+
+/// Prints each member of a quorum queue that runs on any node and has no leader on any; what a node says of its members is
+/// `{Name, State}` in 3.10 and longer later.
+const LEADERLESS: &str = "Said = [rpc:call(N, ets, tab2list, [ra_state]) || N <- [node() | nodes()]],
+    Members = lists:append([L || L <- Said, is_list(L)]),
+    Led = [element(1, M) || M <- Members, element(2, M) =:= leader],
+    [io:format(\"~s~n\", [N]) || N <- lists:usort([element(1, M) || M <- Members]) -- lists:usort(Led)],
+    lists:foreach(fun(_) -> ok end, []).";
+
 /// RabbitMQ nodes that are one cluster; dropped, all are gone.
 ///
 /// ```no_run
@@ -188,6 +199,41 @@ impl RabbitMqCluster {
         let (count, seconds) = (count.to_string(), within.as_secs().to_string());
         let wait = ["await_online_nodes", &count, "--timeout", &seconds];
         self.ctl(node, &wait).map(drop)
+    }
+
+    /// The quorum queues that no running node leads, by the names that Ra knows them by (`%2F_orders`). For some seconds
+    /// after a node is gone that is as it should be.
+    pub fn leaderless(&self) -> Result<Vec<String>> {
+        let listed = self.ctl(self.first_running()?, &["eval", LEADERLESS])?;
+        let names = listed.lines().map(str::trim).filter(|it| !it.is_empty());
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// Calls an election for a quorum queue at one node after the other, as an operator does when RabbitMQ leaves it
+    /// without a leader. Returns when it has one.
+    pub fn elect(&self, queue: &str) -> Result<()> {
+        let is_led = || {
+            self.leaderless()
+                .is_ok_and(|it| it.iter().all(|it| it != queue))
+        };
+        for (node, _) in self
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, it)| it.node.is_some())
+        {
+            let call = format!("ra:trigger_election({{'{queue}', node()}}).");
+            self.ctl(node, &["eval", &call])?;
+            if crate::servers::wait_until("a leader", ELECTION_MAX, is_led).is_ok() {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("no node could be made the leader of `{queue}`")
+    }
+
+    fn first_running(&self) -> Result<usize> {
+        let first = self.nodes.iter().position(|it| it.node.is_some());
+        first.context("no node runs")
     }
 
     /// Runs `rabbitmqctl` on one of them, and returns what it printed.

@@ -29,6 +29,8 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 const REFUSALS_MAX: u32 = 60;
 /// How long others have at least to take the letters up, when the job makes room for them.
 const ROOM_FOR_OTHERS: Duration = Duration::from_millis(200);
+/// How often to look, at the end, whether all that were sent have come back.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How many letters are read at a time to see whether they came back.
 const PROBE: usize = 256;
 /// How many letters that stay or came back are remembered, at 8 bytes and some.
@@ -325,25 +327,43 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
         self.end_pass().await
     }
 
-    /// Waits for what comes back of the last ones.
+    /// Waits for what comes back of the last ones: as long as was asked for, or until all are back.
     async fn see_the_end(&mut self) -> Result<(), Error> {
         let is_over = self.redrive.is_dry || self.report.sent == 0 || self.report.stopped.is_some();
         self.walk.pause().await?;
         if is_over {
             return Ok(());
         }
-        sleep(self.redrive.settle).await;
-        if self.redrive.letters.count().await? > self.walk.left() {
-            // The counts of the last pass stand.
-            let (kept_back, not_sent) = (self.report.kept_back, self.report.not_sent);
-            let passed_over = self.report.passed_over;
-            self.probe().await?;
-            self.report.kept_back = kept_back;
-            self.report.not_sent = not_sent;
-            self.report.passed_over = passed_over;
-            self.stop_if_too_many();
+        let deadline = Instant::now() + self.redrive.settle;
+        // With so many that came, all that were sent may be among them.
+        let mut enough = self.report.sent;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            sleep(LOOK_EVERY.min(left)).await;
+            let is_over = Instant::now() >= deadline;
+            let came = self.redrive.letters.count().await?;
+            let came = came.saturating_sub(self.walk.left());
+            if came >= enough || (is_over && came > 0) {
+                self.read_what_came().await?;
+                enough = came + self.report.sent.saturating_sub(self.fresh);
+            }
+            if is_over || self.fresh >= self.report.sent {
+                break;
+            }
         }
         (self.on)(Event::Progress(&self.report));
+        Ok(())
+    }
+
+    async fn read_what_came(&mut self) -> Result<(), Error> {
+        // The counts of the last pass stand.
+        let (kept_back, not_sent) = (self.report.kept_back, self.report.not_sent);
+        let passed_over = self.report.passed_over;
+        self.probe().await?;
+        self.report.kept_back = kept_back;
+        self.report.not_sent = not_sent;
+        self.report.passed_over = passed_over;
+        self.stop_if_too_many();
         Ok(())
     }
 
