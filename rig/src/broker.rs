@@ -159,6 +159,17 @@ impl Broker {
         Ok(node)
     }
 
+    /// What an operator of a cluster of RabbitMQ does when a quorum queue is left without a leader: calls an election.
+    /// Says for which queues.
+    pub(crate) fn elect_leaders(&self) -> Result<Vec<String>> {
+        let Self::Cluster { cluster, .. } = self else {
+            return Ok(Vec::new());
+        };
+        let left = cluster.leaderless()?;
+        left.iter().try_for_each(|queue| cluster.elect(queue))?;
+        Ok(left)
+    }
+
     /// Starts what was killed on its old data and ports, and returns when it answers.
     pub(crate) fn restart(&mut self) -> Result<()> {
         match self {

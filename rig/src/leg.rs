@@ -30,6 +30,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// were killed confirms nothing for two minutes on a busy machine.
 const STILL_MAX: Duration = Duration::from_secs(300);
 
+/// When nothing has changed for so long, the operator looks whether a queue has lost its leader, and goes on looking.
+const ELECT_AFTER: Duration = Duration::from_secs(60);
+
 /// When it still goes on after so long, it goes round in circles.
 const SETTLE_MAX: Duration = Duration::from_secs(1800);
 
@@ -229,6 +232,7 @@ impl Running<'_> {
         let mut changed = Instant::now();
         let mut was_done = false;
         let began = Instant::now();
+        let mut looked = began;
         loop {
             let progress = Progress::read(&self.world)?;
             if progress != last {
@@ -254,6 +258,13 @@ impl Running<'_> {
             if changed.elapsed() > STILL_MAX || began.elapsed() > SETTLE_MAX {
                 self.say(&format!("it does not come to an end: {last:?}"))?;
                 return Ledger::read(&self.world, is_ordered);
+            }
+            if changed.max(looked).elapsed() > ELECT_AFTER {
+                looked = Instant::now();
+                for queue in self.world.broker.elect_leaders()? {
+                    self.tally.elections += 1;
+                    self.say(&format!("an operator calls an election for {queue}"))?;
+                }
             }
             let until = Instant::now() + COUNT_EVERY;
             while Instant::now() < until {

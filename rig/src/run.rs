@@ -186,6 +186,12 @@ impl Run {
             println!("{count:>6} × {fault}");
         }
         println!("{:>6} × a handler that aborted its process", tally.aborted);
+        if tally.elections > 0 {
+            let count = tally.elections;
+            println!(
+                "{count:>6} × an operator had to call an election, for a queue without a leader"
+            );
+        }
         for (end, count) in &tally.sagas {
             println!("{count:>6} sagas {end}");
         }

@@ -65,6 +65,9 @@ pub(crate) struct Tally {
     /// Sagas by how they ended.
     #[serde(default)]
     pub(crate) sagas: BTreeMap<String, u64>,
+    /// Elections that an operator had to call, for a queue that RabbitMQ left without a leader.
+    #[serde(default)]
+    pub(crate) elections: u64,
     /// Events that waited for a listener.
     pub(crate) shelved: u64,
     /// The longest time from a commit to the effect of a message that was handled at its first
@@ -134,6 +137,7 @@ impl Tally {
             *self.faults.entry(fault.clone()).or_default() += count;
         }
         self.aborted += other.aborted;
+        self.elections += other.elections;
         self.shelved += other.shelved;
         for (end, count) in &other.sagas {
             *self.sagas.entry(end.clone()).or_default() += count;

@@ -5,21 +5,19 @@
 //! where they are used. What was delivered on a connection that is gone is thrown away there: the broker delivers it again, and nobody
 //! could acknowledge it any more.
 
+mod place;
 mod room;
+mod stream;
 
 use std::{
-    pin::Pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
-    vec,
 };
 
 use bytes::BytesMut;
-use futures_core::Stream;
 use parking_lot::Mutex;
 use tidings_core::{BoxFuture, Delivery, Settlement, Settler, Subscription, TransportError};
 use tidings_wire::{
@@ -32,7 +30,12 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use self::room::{Room, WINDOW};
+pub(crate) use self::stream::Deliveries;
+use self::{
+    place::Place,
+    room::{Room, WINDOW},
+    stream::Source,
+};
 use crate::{
     Shared,
     copies::Held,
@@ -42,85 +45,6 @@ use crate::{
     session::{Channel, Closed, Flush, Inbound, Session, Whole},
     unsettled::{CONSUMER_TAG, Ending, Unsettled},
 };
-
-/// What one connection delivers.
-struct Source {
-    batches: mpsc::Receiver<Vec<Delivered>>,
-    /// What is left of the batch that was received last.
-    batch: vec::IntoIter<Delivered>,
-    consumer: Arc<Consumer>,
-}
-
-impl Source {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivered>> {
-        ready!(self.consumer.poll_room(cx));
-        loop {
-            if let Some(next) = self.batch.next() {
-                return Poll::Ready(Some(next));
-            }
-            match ready!(self.batches.poll_recv(cx)) {
-                Some(batch) => self.received(batch),
-                None => return Poll::Ready(None),
-            }
-        }
-    }
-
-    fn received(&mut self, batch: Vec<Delivered>) {
-        self.consumer
-            .waiting
-            .fetch_sub(batch.len(), Ordering::Relaxed);
-        self.batch = batch.into_iter();
-    }
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        if self.consumer.is_ordered {
-            return self.consumer.leave();
-        }
-        self.consumer.cancel();
-        self.batches.close();
-        loop {
-            for raw in self.batch.by_ref() {
-                self.consumer.give_back(raw.delivery_tag);
-            }
-            match self.batches.try_recv() {
-                Ok(batch) => self.received(batch),
-                Err(_) => return,
-            }
-        }
-    }
-}
-
-/// The stream of a subscription.
-pub(crate) struct Deliveries {
-    sources: mpsc::Receiver<Result<Source, TransportError>>,
-    source: Option<Source>,
-}
-
-impl Stream for Deliveries {
-    type Item = Result<Delivery, TransportError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(source) = &mut self.source {
-                match ready!(source.poll_next(cx)) {
-                    Some(raw) if !source.consumer.is_ended() => {
-                        return Poll::Ready(Some(Ok(source.consumer.deliver(raw))));
-                    }
-                    Some(_) => {}
-                    None => self.source = None,
-                }
-                continue;
-            }
-            match ready!(self.sources.poll_recv(cx)) {
-                Some(Ok(source)) => self.source = Some(source),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
-            }
-        }
-    }
-}
 
 /// Starts a subscription; resolves when the broker has accepted it once.
 pub(crate) async fn subscribe(
@@ -140,10 +64,7 @@ pub(crate) async fn subscribe(
     };
     shared.around.tasks.spawn(keeper.run());
     match sources.recv().await {
-        Some(Ok(source)) => Ok(Deliveries {
-            sources,
-            source: Some(source),
-        }),
+        Some(Ok(source)) => Ok(Deliveries::new(sources, source)),
         Some(Err(error)) => Err(error),
         None => Err(link::closed()),
     }
@@ -171,11 +92,12 @@ impl Keeper {
 
     async fn keep(&self) {
         let mut backoff = Backoff::default();
+        let mut place = Place::default();
         loop {
             let started = tokio::select! {
                 biased;
                 () = self.sources.closed() => return,
-                started = self.start() => started,
+                started = self.start(&mut place) => started,
             };
             match started {
                 Ok((channel, source)) => {
@@ -183,6 +105,7 @@ impl Keeper {
                     if !self.serve(channel, source).await {
                         return;
                     }
+                    place.answered();
                 }
                 Err(error) if error.is_temporary() => debug!("{error}; subscribing again"),
                 Err(error) => {
@@ -196,11 +119,22 @@ impl Keeper {
     }
 
     /// Subscribes on the connection there is, or the next one there will be.
-    async fn start(&self) -> Result<(Channel, Source), TransportError> {
+    async fn start(&self, place: &mut Place) -> Result<(Channel, Source), TransportError> {
         let shared = self.shared.upgrade().ok_or_else(link::closed)?;
-        let session = shared.consuming().up().await?;
-        let closed = match self.consume(&shared, &session).await {
-            Ok(started) => return Ok(started),
+        let session = place.session(&shared).await?;
+        let consume = BasicConsume {
+            queue: self.name.clone(),
+            consumer_tag: CONSUMER_TAG,
+            ..BasicConsume::default()
+        };
+        let closed = match self.open(&shared, &session).await {
+            Ok((channel, source)) => match channel.call(&consume).await {
+                Ok(_) => return Ok((channel, source)),
+                Err(closed) => {
+                    place.unanswered(&shared, &self.queue, &closed);
+                    closed
+                }
+            },
             Err(closed) => closed,
         };
         let queue = &self.queue;
@@ -228,7 +162,8 @@ impl Keeper {
         )))
     }
 
-    async fn consume(
+    /// A channel that is ready to receive.
+    async fn open(
         &self,
         shared: &Arc<Shared>,
         session: &Arc<Session>,
@@ -270,18 +205,7 @@ impl Keeper {
             ..BasicQos::default()
         };
         channel.call(&qos).await?;
-        let consume = BasicConsume {
-            queue: self.name.clone(),
-            consumer_tag: CONSUMER_TAG,
-            ..BasicConsume::default()
-        };
-        channel.call(&consume).await?;
-        let source = Source {
-            batches,
-            batch: Vec::new().into_iter(),
-            consumer,
-        };
-        Ok((channel, source))
+        Ok((channel, Source::new(batches, consumer)))
     }
 
     /// Lets the stream have the source. False when the stream is gone, and all is wound down.

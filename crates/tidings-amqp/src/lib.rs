@@ -92,6 +92,9 @@
 //! One publishes, one (from the first subscription on) receives: a broker that stops reading from
 //! publishers, because its memory is full, would otherwise not read the acknowledgements either
 //! that could empty it.
+//!
+//! A subscription that the broker answers by closing the connection, as RabbitMQ does for a broken quorum queue, gets
+//! a third one for itself, so that the others go on.
 
 mod address;
 mod consumer;
@@ -117,7 +120,7 @@ mod unsettled;
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -229,6 +232,7 @@ impl Builder {
         let shared = Shared {
             publishing: Link::start(role, &around),
             consuming: OnceLock::new(),
+            apart: Mutex::default(),
             declared,
             around,
             confirm_timeout: self.confirm_timeout,
@@ -345,6 +349,8 @@ struct Shared {
     around: Surroundings,
     publishing: Link<Publishing>,
     consuming: OnceLock<Link<Consuming>>,
+    /// Connections of single subscriptions.
+    apart: Mutex<Vec<Weak<Session>>>,
     declared: Arc<Mutex<Declared>>,
     confirm_timeout: Duration,
     looks_max: u32,
@@ -359,6 +365,13 @@ impl Shared {
     fn consuming(&self) -> &Link<Consuming> {
         self.consuming
             .get_or_init(|| Link::start(Consuming, &self.around))
+    }
+
+    /// A subscription receives over a connection of its own.
+    fn is_apart(&self, session: &Arc<Session>) {
+        let mut apart = self.apart.lock();
+        apart.retain(|it| it.upgrade().is_some_and(|it| !Arc::ptr_eq(&it, session)));
+        apart.push(Arc::downgrade(session));
     }
 
     /// Everything that was declared about `queue`.
@@ -441,13 +454,14 @@ impl Shared {
         self.around.closing.cancel();
         let publishing = self.publishing.session();
         let consuming = self.consuming.get().and_then(Link::session);
+        let apart: Vec<_> = self.apart.lock().iter().filter_map(Weak::upgrade).collect();
         if let Some(up) = self.publishing.now()
             && timeout(CLOSE_TIMEOUT, up.publisher.landed()).await.is_err()
         {
             warn!("some messages are not confirmed; closing nevertheless");
         }
         // Acknowledgements first: a copy that was confirmed is followed by one.
-        for session in consuming.into_iter().chain(publishing) {
+        for session in consuming.into_iter().chain(apart).chain(publishing) {
             session.close().await;
         }
         self.around.stop.cancel();

@@ -58,7 +58,7 @@ impl Peer {
     }
 
     /// The next frame, if the client has not hung up.
-    async fn frame(&mut self) -> Option<Frame> {
+    pub(crate) async fn frame(&mut self) -> Option<Frame> {
         loop {
             match decode_frame(&mut self.read, FRAME_MAX).expect("AMQP") {
                 Some(frame) => return Some(frame),
@@ -85,6 +85,20 @@ impl Peer {
             multiple,
         };
         self.send(publish.channel, ack).await;
+    }
+
+    /// Hands out a message without a body, with the tag 1.
+    pub(crate) async fn deliver(&mut self, channel: u16, consumer_tag: ShortStr) {
+        let mut out = BytesMut::new();
+        let deliver = BasicDeliver {
+            consumer_tag,
+            delivery_tag: 1,
+            ..BasicDeliver::default()
+        };
+        encode_method(&mut out, channel, &Method::from(deliver));
+        let properties = Properties::default();
+        encode_content(&mut out, channel, properties.as_bytes(), b"", FRAME_MAX);
+        let _ = self.stream.write_all(&out).await;
     }
 
     /// Lets the client in, with a heartbeat of so many seconds.

@@ -34,13 +34,15 @@ const REJOIN_MAX: Duration = Duration::from_secs(20);
 /// How long an election may take until another node is asked.
 const ELECTION_MAX: Duration = Duration::from_secs(10);
 
-/// Prints each member of a quorum queue that runs on any node and has no leader on any; what a node says of its members is
-/// `{Name, State}` in 3.10 and longer later.
-const LEADERLESS: &str = "Said = [rpc:call(N, ets, tab2list, [ra_state]) || N <- [node() | nodes()]],
+/// Prints each quorum queue of which a member runs and none leads, and then this list's end. What a node says of its members
+/// is `{Name, State}` in 3.10, and longer later.
+const LEADERLESS: &str = r#"
+    Said = [rpc:call(N, ets, tab2list, [ra_state]) || N <- [node() | nodes()]],
     Members = lists:append([L || L <- Said, is_list(L)]),
     Led = [element(1, M) || M <- Members, element(2, M) =:= leader],
-    [io:format(\"~s~n\", [N]) || N <- lists:usort([element(1, M) || M <- Members]) -- lists:usort(Led)],
-    lists:foreach(fun(_) -> ok end, []).";
+    Left = lists:usort([element(1, M) || M <- Members]) -- lists:usort(Led),
+    [io:format("~s~n", [N]) || N <- Left],
+    done."#;
 
 /// RabbitMQ nodes that are one cluster; dropped, all are gone.
 ///
@@ -205,7 +207,8 @@ impl RabbitMqCluster {
     /// after a node is gone that is as it should be.
     pub fn leaderless(&self) -> Result<Vec<String>> {
         let listed = self.ctl(self.first_running()?, &["eval", LEADERLESS])?;
-        let names = listed.lines().map(str::trim).filter(|it| !it.is_empty());
+        let names = listed.lines().map(str::trim);
+        let names = names.filter(|it| !matches!(*it, "" | "done"));
         Ok(names.map(str::to_owned).collect())
     }
 
@@ -311,6 +314,12 @@ mod tests {
         for node in 0..3 {
             cluster.await_nodes(node, 3).unwrap();
         }
+
+        assert!(cluster.leaderless().unwrap().is_empty());
+        let lost = "true = ets:insert(ra_state, {'%2F_lost', follower}).";
+        cluster.ctl(0, &["eval", lost]).unwrap();
+        assert_eq!(cluster.leaderless().unwrap(), ["%2F_lost"]);
+        cluster.elect("%2F_q").unwrap();
 
         let ports: Vec<_> = cluster.nodes.iter().map(|it| it.port).collect();
         assert!(ports.iter().all(|port| speaks_amqp(*port)));
