@@ -75,28 +75,39 @@ impl Witness {
     }
 
     /// Publishes up to `count` events of the tap, which came from `topic`, there once more, as they are. Says how many.
+    ///
+    /// RabbitMQ 3.10 may never answer on a channel about a queue whose node was away. Whether a message is there then or not,
+    /// nothing is wrong with it.
     pub(super) async fn publish_again(&self, topic: &str, count: u64) -> Result<u64> {
-        for published in 0..count {
-            let options = BasicGetOptions { no_ack: true };
-            let Some(message) = self.channel.basic_get(TAP.into(), options).await? else {
-                return Ok(published);
-            };
-            let message = message.delivery;
-            // Under its routing key, too: by that an ordered group finds the partition.
-            let (exchange, key) = (topic.into(), message.routing_key);
-            let options = BasicPublishOptions::default();
-            let confirm = self
-                .channel
-                .basic_publish(exchange, key, options, &message.data, message.properties)
-                .await?;
-            // RabbitMQ 3.10 may never confirm on a channel that was open while a node was away. Whether the message is there or
-            // not, nothing is wrong with it.
-            match timeout(SILENT_MAX, confirm).await {
-                Ok(confirmed) => drop(confirmed?),
-                Err(_) => return Ok(published),
+        let mut published = 0;
+        let publishing = async {
+            while published < count && self.publish_one_again(topic).await? {
+                published += 1;
             }
+            Ok(())
+        };
+        match timeout(SILENT_MAX, publishing).await {
+            Ok(outcome) => outcome.map(|()| published),
+            Err(_) => Ok(published),
         }
-        Ok(count)
+    }
+
+    /// False if the tap is empty.
+    async fn publish_one_again(&self, topic: &str) -> Result<bool> {
+        let options = BasicGetOptions { no_ack: true };
+        let Some(message) = self.channel.basic_get(TAP.into(), options).await? else {
+            return Ok(false);
+        };
+        let message = message.delivery;
+        // Under its routing key, too: by that an ordered group finds the partition.
+        let (exchange, key) = (topic.into(), message.routing_key);
+        let options = BasicPublishOptions::default();
+        let confirm = self
+            .channel
+            .basic_publish(exchange, key, options, &message.data, message.properties)
+            .await?;
+        confirm.await?;
+        Ok(true)
     }
 
     /// Lets a stranger listen to `topic` with a queue that is soon full.

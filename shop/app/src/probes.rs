@@ -186,7 +186,7 @@ async fn description() -> impl IntoResponse {
     )
 }
 
-/// A test writes it, from the types of the messages (`tests/contracts.rs`).
+/// A test writes it, from the types of the messages (`tests/contracts`).
 async fn contracts() -> impl IntoResponse {
     (
         [(header::CONTENT_TYPE, "application/json")],

@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, State as HttpState},
     routing::get,
 };
-use shop_contracts::{OrderConfirmed, PointsAwarded};
+use shop_contracts::{Money, PointsAwarded};
 use shop_kit::{Database, Db, Problem, Service, StoreError, Tx, sql};
 use tidings::{Topology, event_map::EventMap, prelude::*};
 
@@ -53,6 +53,21 @@ pub fn topology() -> Topology {
 /// What it handles and sends, from the types of its handlers.
 pub fn event_map() -> EventMap {
     EventMap::of([&messages()])
+}
+
+/// What loyalty reads of a confirmed order, and no more: the event may change in all else without it.
+#[derive(Debug, Clone, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+#[event(name = "order-confirmed.v1", key = "order_id", id = "order_id")]
+pub struct OrderConfirmed {
+    /// The order.
+    pub order_id: String,
+    /// What it cost.
+    pub amount: Money,
+    /// Who earns the points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub customer_id: Option<String>,
 }
 
 /// Nobody earns points for an order without a customer.
@@ -111,9 +126,9 @@ mod tests {
         world.run(service.messages.unwrap()).await;
         world.deliver_twice();
         for (order_id, customer_id) in [("o-1", Some("c-1".to_owned())), ("o-2", None)] {
-            world.publish(&OrderConfirmed {
+            world.publish(&shop_contracts::OrderConfirmed {
                 order_id: order_id.into(),
-                amount: shop_contracts::Money::from_cents(9999),
+                amount: Money::from_cents(9999),
                 customer_id,
                 email: None,
             });

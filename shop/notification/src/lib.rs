@@ -3,16 +3,18 @@
 //! A mail leaves before it is noted as sent, so a crash in between sends it again; it is the same
 //! mail then, with the same `Message-ID`, and a file of the same name.
 
+mod heard;
 mod mail;
 
 use std::time::Duration;
 
 use axum::{Json, extract::State as HttpState, routing::get};
 use jiff::Timestamp;
-use shop_contracts::{EmailSent, OrderCancelled, OrderConfirmed};
+use shop_contracts::EmailSent;
 use shop_kit::{Database, Db, Problem, QueryOf, Service, StoreError, Tx, sql};
 use tidings::{Topology, event_map::EventMap, prelude::*};
 
+pub use heard::{OrderCancelled, OrderConfirmed};
 use mail::Letter;
 pub use mail::{Mailer, MailerError};
 

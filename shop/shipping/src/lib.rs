@@ -6,7 +6,7 @@ use axum::{
     routing::get,
 };
 use shop_contracts::{
-    OrderConfirmed, ShipmentBooked,
+    ShipmentBooked,
     commands::{BookParcel, ParcelBooked},
     is_led_by_checkout,
 };
@@ -57,6 +57,16 @@ pub fn topology() -> Topology {
 /// What it handles and sends, from the types of its handlers.
 pub fn event_map() -> EventMap {
     EventMap::of([&messages()])
+}
+
+/// What shipping reads of a confirmed order, and no more: the event may change in all else without it.
+#[derive(Debug, Clone, Serialize, Deserialize, Event)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+#[event(name = "order-confirmed.v1", key = "order_id", id = "order_id")]
+pub struct OrderConfirmed {
+    /// The order.
+    pub order_id: String,
 }
 
 /// An order is confirmed. If the checkout leads it, that says when its parcel is booked.
@@ -142,7 +152,7 @@ mod tests {
         };
         world.run(router).await;
         world.crash_at(CrashPoint::AfterPublishBeforeConfirm);
-        world.publish(&OrderConfirmed {
+        world.publish(&shop_contracts::OrderConfirmed {
             order_id: "o-1".into(),
             amount: shop_contracts::Money::from_cents(100),
             customer_id: None,
@@ -161,7 +171,7 @@ mod tests {
         let database = Database::Sqlite(folder.path().into());
         let service = service(&database).await.unwrap();
         world.run(service.messages.unwrap()).await;
-        let confirmed = OrderConfirmed {
+        let confirmed = shop_contracts::OrderConfirmed {
             order_id: "o-1".into(),
             amount: shop_contracts::Money::from_cents(100),
             customer_id: None,
