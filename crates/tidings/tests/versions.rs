@@ -169,7 +169,9 @@ async fn two_versions_run_side_by_side_and_each_fact_has_its_effect_once() {
     let url = broker.amqp_url();
     let (orders, loyalty) = (Database::new().await, Database::new().await);
     let award = "create table award (number integer primary key, points integer not null)";
-    let made = loyalty.store.write(|connection| connection.execute(award, ()));
+    let made = loyalty
+        .store
+        .write(|connection| connection.execute(award, ()));
     made.await.expect("a table");
     let of_orders = || Router::new("orders");
     let of_loyalty = || Router::new("loyalty");
