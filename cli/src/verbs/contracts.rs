@@ -2,12 +2,15 @@
 
 #[cfg(feature = "contracts")]
 mod files;
+#[cfg(feature = "contracts")]
+mod http;
 
 use crate::frame::{Ended, Frame};
 
 /// Whether services understand each other, and whom a change breaks.
 ///
-/// Works on AsyncAPI 3 documents, in JSON or YAML, of programs in any language; it needs no broker and no database.
+/// Works on AsyncAPI 3 documents, in JSON or YAML, of programs in any language; only `listen` needs a
+/// broker, and none a database.
 #[cfg(feature = "contracts")]
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -23,12 +26,14 @@ Examples:
   tidings contracts check asyncapi/ --baseline published/     whom does a change break?
   tidings contracts record asyncapi/ --into published/        after a release
   tidings contracts export published/ --to catalogue/         pages about all messages
-  tidings contracts verify pacts/ --provider asyncapi/orders.json";
+  tidings contracts verify pacts/ --provider asyncapi/orders.json
+  tidings contracts listen order_events --document asyncapi/  is what flows as the documents say?";
 
 #[cfg(feature = "contracts")]
 verbs! { Contracts:
     check => Check,
     export => Export,
+    listen => Listen,
     record => Record,
     verify => Verify,
 }

@@ -24,6 +24,9 @@ verbs! { Events:
     tail => Tail,
 }
 
+#[cfg(feature = "contracts")]
+pub(in crate::verbs) use tail::topics;
+
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
         self.verb.run(frame).await

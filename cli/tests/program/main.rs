@@ -8,6 +8,8 @@ mod dead_letters;
 mod doctor;
 mod events_map;
 mod explain;
+#[cfg(feature = "contracts")]
+mod listen;
 mod moving;
 mod replay;
 mod run;

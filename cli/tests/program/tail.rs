@@ -24,18 +24,18 @@ use crate::{
 const SOON: Duration = Duration::from_secs(30);
 
 /// A broker with a topic, and a consumer's queue bound to it.
-struct Topic {
-    runtime: Runtime,
+pub(crate) struct Topic {
+    pub(crate) runtime: Runtime,
     broker: Option<Handle>,
-    url: String,
-    amqp: Amqp,
-    name: String,
-    queue: String,
+    pub(crate) url: String,
+    pub(crate) amqp: Amqp,
+    pub(crate) name: String,
+    pub(crate) queue: String,
 }
 
 impl Topic {
     /// On the broker in the box.
-    fn in_the_box() -> Self {
+    pub(crate) fn in_the_box() -> Self {
         let runtime = Runtime::new().unwrap();
         let broker = runtime
             .block_on(Broker::start(Options::ephemeral()))
@@ -44,7 +44,7 @@ impl Topic {
         Self::on(runtime, Some(broker), url)
     }
 
-    fn on_rabbitmq() -> Self {
+    pub(crate) fn on_rabbitmq() -> Self {
         let url = tidings_testing::servers::rabbitmq_url();
         Self::on(Runtime::new().unwrap(), None, url)
     }
@@ -68,11 +68,11 @@ impl Topic {
         }
     }
 
-    fn publish(&self, name: &'static str, key: &str, body: impl Into<String>) {
+    pub(crate) fn publish(&self, name: &'static str, key: &str, body: impl Into<String>) {
         self.publish_all(vec![event(name, key, body.into())]);
     }
 
-    fn publish_all(&self, events: Vec<Envelope>) {
+    pub(crate) fn publish_all(&self, events: Vec<Envelope>) {
         let topic = || Destination::Topic(self.name.clone().into());
         let messages = events.into_iter().map(|envelope| Outgoing {
             destination: topic(),
@@ -85,7 +85,7 @@ impl Topic {
         }
     }
 
-    fn in_queue(&self) -> u32 {
+    pub(crate) fn in_queue(&self) -> u32 {
         let depths = self.runtime.block_on(self.amqp.depths(&[&self.queue]));
         depths.unwrap()[0].unwrap().ready
     }
@@ -95,7 +95,7 @@ impl Topic {
         let args = [
             "events", "tail", "--topic", &self.name, "--broker", &self.url,
         ];
-        Tail::start(&[&args[..], more].concat())
+        Tail::start(&[&args[..], more].concat(), "watching ")
     }
 }
 
@@ -108,7 +108,7 @@ impl Drop for Topic {
     }
 }
 
-fn event(name: &'static str, key: &str, body: String) -> Envelope {
+pub(crate) fn event(name: &'static str, key: &str, body: String) -> Envelope {
     let mut envelope = Envelope::new(name, body);
     envelope.id = Some(format!("{name}/{key}").into());
     envelope.key = Some(key.into());
@@ -117,14 +117,15 @@ fn event(name: &'static str, key: &str, body: String) -> Envelope {
 }
 
 /// The program while it runs.
-struct Tail {
+pub(crate) struct Tail {
     child: Child,
     said: mpsc::Receiver<String>,
     heard: String,
 }
 
 impl Tail {
-    fn start(args: &[&str]) -> Self {
+    /// Starts it and waits until it says that it does.
+    pub(crate) fn start(args: &[&str], says: &str) -> Self {
         let mut child = command(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -142,7 +143,7 @@ impl Tail {
             said,
             heard: String::new(),
         };
-        tail.hears("watching ");
+        tail.hears(says);
         tail
     }
 
@@ -166,13 +167,13 @@ impl Tail {
         }
     }
 
-    fn interrupt(&self) {
+    pub(crate) fn interrupt(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     }
 
     /// Reads everything until it ends.
-    fn end(mut self) -> Ran {
+    pub(crate) fn end(mut self) -> Ran {
         let mut out = String::new();
         let stdout = self.child.stdout.take();
         stdout.unwrap().read_to_string(&mut out).unwrap();
@@ -461,7 +462,10 @@ async fn watches_what_services_hear(stack: Stack) {
     let services = world.start().await;
     let (database, broker) = (world.database.clone(), world.broker());
     let at = ["--database", &*database, "--broker", &*broker];
-    let tail = Tail::start(&[&["events", "tail", "--json", "--count", "1"], &at[..]].concat());
+    let tail = Tail::start(
+        &[&["events", "tail", "--json", "--count", "1"], &at[..]].concat(),
+        "watching ",
+    );
     world.place("o-1", "tok_ok").await;
     let ran = tokio::task::spawn_blocking(|| tail.end()).await.unwrap();
     let shown = ran.ends(0).json();

@@ -10,7 +10,7 @@
 //! hold messages of the old one for days. So a change of a sender must be understood by the consumers that are deployed
 //! ([`Rule::Forward`]), and a change of a consumer must understand what was sent before ([`Rule::Backward`]).
 
-mod lints;
+pub(crate) mod lints;
 
 use std::{collections::BTreeSet, fmt};
 

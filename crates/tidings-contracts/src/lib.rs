@@ -7,14 +7,16 @@
 //! | whether a system understands itself, and what a change breaks for whom | [`check`] |
 //! | what a consumer really reads, found by its own decoding | [`probe`] |
 //! | Pact V4, from and to Pact's own tools | [`pact`] |
+//! | what really flows, compared with documents; a first document for who has none | [`observed`] |
 //! | what is deployed, as files; the test that nothing changed unseen | [`published`] |
 //!
-//! Everything here works on documents, not on running services: nothing needs a broker or a database.
+//! Everything here works on documents and on bodies that it is given, not on running services: nothing needs a broker or a database.
 
 pub mod catalogue;
 pub mod check;
 pub mod compat;
 mod document;
+pub mod observed;
 pub mod pact;
 pub mod probe;
 pub mod published;

@@ -64,6 +64,17 @@ pub(crate) fn declares(root: &Value, schema: &Value, field: &str) -> bool {
     found.is_some_and(|found| rest.is_none_or(|rest| declares(root, found, rest)))
 }
 
+/// A path as findings write it, of the names of its steps, of which items of a list have none: `items[].sku`.
+pub(crate) fn dotted<'a>(steps: impl IntoIterator<Item = Option<&'a str>>) -> String {
+    steps
+        .into_iter()
+        .fold(String::new(), |text, step| match step {
+            None => text + "[]",
+            Some(name) if text.is_empty() => name.to_owned(),
+            Some(name) => text + "." + name,
+        })
+}
+
 /// The part of `document` that `pointer` (`#/components/schemas/Money`) leads to.
 pub(crate) fn at<'a>(document: &'a Value, pointer: &str) -> Option<&'a Value> {
     let path = pointer.strip_prefix('#')?;

@@ -346,9 +346,8 @@ fn is_own(service: &ServiceMap, name: &str) -> bool {
 
 /// A path as [`Contracts::uses`] has it: `customer.email`, `items[].sku`.
 fn dotted(path: &[Step]) -> String {
-    path.iter().fold(String::new(), |text, step| match step {
-        Step::Items => text + "[]",
-        Step::Property(name) if text.is_empty() => name.clone(),
-        Step::Property(name) => text + "." + name,
-    })
+    crate::schema::dotted(path.iter().map(|step| match step {
+        Step::Items => None,
+        Step::Property(name) => Some(&**name),
+    }))
 }

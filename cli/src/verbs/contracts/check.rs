@@ -13,7 +13,7 @@ use crate::{
     code::Code,
     frame::{Ended, Frame},
     out::{Page, Report, counted},
-    verbs::contracts::files::documents,
+    verbs::contracts::files::{Documents, load},
 };
 
 /// Says whether services understand each other, what is likely a mistake and, with a baseline, whom a change breaks.
@@ -24,9 +24,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// AsyncAPI 3 documents in JSON or YAML: files, folders, or URLs, of a service each or of a whole system
-    #[arg(required = true, value_name = "PATH")]
-    documents: Vec<PathBuf>,
+    #[command(flatten)]
+    documents: Documents,
 
     /// What is deployed: a file, a folder that `record` wrote, or a URL
     #[arg(long, value_name = "PATH")]
@@ -69,14 +68,7 @@ struct Checked<'a> {
 
 impl Report for Checked<'_> {
     fn tell(&self, page: &mut Page) {
-        for finding in self.findings {
-            let severity = match finding.severity {
-                Severity::Error => "error",
-                Severity::Warning => "warning",
-            };
-            page.line(format!("{severity}: {}", finding.what));
-            page.line(format!("  {}", finding.todo));
-        }
+        tell(page, self.findings);
         let services = counted(self.services.len() as u64, "service", "services");
         match self.findings.is_empty() {
             true => page.line(format!("{services}: nothing is wrong")),
@@ -90,11 +82,11 @@ impl Report for Checked<'_> {
 
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
-        let now = documents(&self.documents).await?;
+        let now = self.documents.load().await?;
         let mut findings = check::system(&now);
         findings.extend(check::lints(&now));
         if let Some(baseline) = &self.baseline {
-            let before = documents(std::slice::from_ref(baseline)).await?;
+            let before = load(std::slice::from_ref(baseline)).await?;
             let rule = match self.rule {
                 Rule::Backward => check::Rule::Backward,
                 Rule::Forward => check::Rule::Forward,
@@ -104,6 +96,18 @@ impl Args {
         }
         findings.sort_by_key(|it| it.severity);
         show(frame, &now, &findings, self.strict)
+    }
+}
+
+/// Writes findings down for people.
+pub(super) fn tell(page: &mut Page, findings: &[Finding]) {
+    for finding in findings {
+        let severity = match finding.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        page.line(format!("{severity}: {}", finding.what));
+        page.line(format!("  {}", finding.todo));
     }
 }
 
@@ -118,16 +122,21 @@ pub(super) fn show(
         services: documents.iter().map(|it| &*it.service).collect(),
         findings,
     })?;
+    Ok(failed(frame, findings, strict))
+}
+
+/// Whether findings are a problem, which is told then.
+pub(super) fn failed(frame: &Frame, findings: &[Finding], strict: bool) -> Ended {
     let errors = findings
         .iter()
         .filter(|it| strict || it.severity == Severity::Error);
     match errors.count() as u64 {
-        0 => Ok(Ended::Done),
+        0 => Ended::Done,
         count => {
             let what = counted(count, "finding", "findings");
             let error = Code::ContractFinding.of(format!("the contracts have {what} to mend"));
             frame.out.note(&format!("tidings: {error}"));
-            Ok(Ended::Problem)
+            Ended::Problem
         }
     }
 }

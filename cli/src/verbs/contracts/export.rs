@@ -1,6 +1,6 @@
 //! `tidings contracts export`: pages for people, and files for other tools.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use tidings_contracts::{Body, Document, catalogue::Catalogue};
@@ -9,7 +9,7 @@ use crate::{
     code::Code,
     frame::{Ended, Frame},
     out::{Page, Report, counted},
-    verbs::contracts::files::documents,
+    verbs::contracts::files::{Documents, write},
 };
 
 /// Writes a catalogue of all messages as HTML that opens without a server, the document of the whole system, and the JSON
@@ -17,9 +17,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// AsyncAPI 3 documents in JSON or YAML: files, folders, or URLs, of a service each or of a whole system
-    #[arg(required = true, value_name = "PATH")]
-    documents: Vec<PathBuf>,
+    #[command(flatten)]
+    documents: Documents,
 
     /// The folder; it is made if it is not there
     #[arg(long, value_name = "FOLDER")]
@@ -58,11 +57,11 @@ impl Report for Exported {
 
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
-        let documents = documents(&self.documents).await?;
+        let documents = self.documents.load().await?;
         let pages = Catalogue::new(&self.title, &documents).write(&self.to);
         let pages = pages.map_err(|error| Code::ContractFile.of(error))?;
         let system = self.to.join("asyncapi.json");
-        put(&system, &Document::system(&self.title, &documents))?;
+        write(&system, &Document::system(&self.title, &documents))?;
         let folder = self.to.join("schemas");
         std::fs::create_dir_all(&folder)
             .map_err(|error| Code::ContractFile.of(format!("{}: {error}", folder.display())))?;
@@ -78,7 +77,7 @@ impl Args {
                 continue;
             }
             let text = serde_json::to_string_pretty(schema)? + "\n";
-            put(&folder.join(format!("{}.json", contract.name)), &text)?;
+            write(&folder.join(format!("{}.json", contract.name)), &text)?;
             schemas += 1;
         }
         frame.out.show(&Exported {
@@ -88,9 +87,4 @@ impl Args {
         })?;
         Ok(Ended::Done)
     }
-}
-
-fn put(file: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(file, text)
-        .map_err(|error| Code::ContractFile.of(format!("{}: {error}", file.display())))
 }

@@ -1,22 +1,35 @@
 //! The documents that the verbs of contracts are given: files, folders, and URLs.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use tidings_contracts::Document;
 
+use super::http;
 use crate::code::Code;
 
-/// How long a document may take to come.
-const FETCH_MAX: Duration = Duration::from_secs(30);
+/// The documents that most verbs begin with.
+#[derive(Debug, clap::Args)]
+pub(super) struct Documents {
+    /// AsyncAPI 3 documents in JSON or YAML: files, folders, or URLs, of a service each or of a whole system
+    #[arg(required = true, value_name = "PATH")]
+    documents: Vec<PathBuf>,
+}
 
-/// The largest document that is fetched.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
+impl Documents {
+    /// All of them, each service once.
+    pub(super) async fn load(&self) -> anyhow::Result<Vec<Document>> {
+        load(&self.documents).await
+    }
+}
+
+/// Writes a file.
+pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(file, text)
+        .map_err(|error| Code::ContractFile.of(format!("{}: {error}", file.display())))
+}
 
 /// The documents of these files, folders and URLs, each service once.
-pub(super) async fn documents(sources: &[PathBuf]) -> anyhow::Result<Vec<Document>> {
+pub(super) async fn load(sources: &[PathBuf]) -> anyhow::Result<Vec<Document>> {
     let mut all: Vec<Document> = Vec::new();
     for source in sources {
         let documents = match url(source) {
@@ -44,33 +57,7 @@ fn url(source: &Path) -> Option<&str> {
 
 async fn fetch(url: &str) -> anyhow::Result<Vec<Document>> {
     let failed = |error: &dyn std::fmt::Display| Code::ContractFile.of(format!("{url}: {error}"));
-    // There may be one already; it is the same.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().timeout(FETCH_MAX);
-    let client = client.build().map_err(|error| failed(&error))?;
-    let answer = client.get(url).send().await;
-    let mut answer = answer.map_err(|error| failed(&chain(&error)))?;
-    if !answer.status().is_success() {
-        return Err(failed(&format!("it answers with {}", answer.status())));
-    }
-    let mut bytes = Vec::new();
-    while let Some(part) = answer.chunk().await.map_err(|error| failed(&chain(&error)))? {
-        bytes.extend_from_slice(&part);
-        if bytes.len() > BYTES_MAX {
-            return Err(failed(&format!("it has more than {BYTES_MAX} bytes")));
-        }
-    }
-    let text = String::from_utf8(bytes).map_err(|error| failed(&error))?;
+    let client = http::client().map_err(|error| failed(&error))?;
+    let text = http::text(client.get(url)).await.map_err(|error| failed(&error))?;
     Document::parse_all(&text).map_err(|error| failed(&error))
-}
-
-/// An error with what caused it, which alone says what is wrong.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -12,7 +12,7 @@ use crate::{
     code::Code,
     frame::{Ended, Frame},
     out::{Page, Report},
-    verbs::contracts::{check::show, files::documents},
+    verbs::contracts::{check::show, files::Documents},
 };
 
 /// Writes documents down as what is deployed: the baseline of the next check. Run it when a release is out.
@@ -22,9 +22,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// AsyncAPI 3 documents in JSON or YAML: files, folders, or URLs, of a service each or of a whole system
-    #[arg(required = true, value_name = "PATH")]
-    documents: Vec<PathBuf>,
+    #[command(flatten)]
+    documents: Documents,
 
     /// The folder with the documents of what is deployed; it is made if it is not there
     #[arg(long, value_name = "FOLDER")]
@@ -57,7 +56,7 @@ impl Report for Written {
 
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
-        let now = documents(&self.documents).await?;
+        let now = self.documents.load().await?;
         let before = published::load(&self.into).map_err(|error| Code::ContractFile.of(error))?;
         let mut findings = check::changes(&before, &now, Rule::Full);
         findings.retain(|it| it.severity == Severity::Error);

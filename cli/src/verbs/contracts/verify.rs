@@ -9,7 +9,7 @@ use crate::{
     code::Code,
     frame::{Ended, Frame},
     out::{Page, Report, counted},
-    verbs::contracts::files::documents,
+    verbs::contracts::files::load,
 };
 
 /// Compares Pact files with what a provider writes: the examples in its document.
@@ -84,7 +84,7 @@ impl Report for Compared {
 
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
-        let provider = documents(std::slice::from_ref(&self.provider)).await?;
+        let provider = load(std::slice::from_ref(&self.provider)).await?;
         let [provider] = provider.as_slice() else {
             return Err(Code::ContractFile.of(format!(
                 "`{}` has {}: name the document of the provider",

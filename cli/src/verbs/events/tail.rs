@@ -5,7 +5,7 @@
 //! nobody reads; receiving goes on beside it.
 
 mod filter;
-mod topics;
+pub(in crate::verbs) mod topics;
 
 use std::{pin::pin, time::Duration};
 

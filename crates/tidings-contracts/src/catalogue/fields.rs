@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::words;
-use crate::schema::at;
+use crate::schema::{at, dotted};
 
 /// More fields than anybody reads in a table.
 const FIELDS_MAX: usize = 1_000;
@@ -17,7 +17,7 @@ const LOOKS_MAX: usize = 20_000;
 /// How deep fields, and references to references, may go.
 const DEPTH_MAX: usize = 32;
 
-/// A step into a body.
+/// A step into the bodies of a schema, which has places that no one body has ([`probe::Step`](crate::probe::Step)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     /// Into this property of an object.
@@ -91,17 +91,11 @@ pub(super) fn is_within(path: &[Step], pattern: &[Step]) -> bool {
 impl Field {
     /// Where it is, as the comparison writes it: `customer.email`, `items[].quantity`, `prices.*`.
     pub(super) fn dotted(&self) -> String {
-        self.path.iter().fold(String::new(), |text, step| {
-            let name = match step {
-                Step::Items => return text + "[]",
-                Step::Others => "*",
-                Step::Property(name) => name,
-            };
-            match text.as_str() {
-                "" => name.to_owned(),
-                _ => text + "." + name,
-            }
-        })
+        dotted(self.path.iter().map(|step| match step {
+            Step::Items => None,
+            Step::Others => Some("*"),
+            Step::Property(name) => Some(&**name),
+        }))
     }
 
     /// Its own name, and that of all names: `sku`, `*`.

@@ -12,7 +12,14 @@ const FIELDS_MAX: usize = 3;
 const NEARLY: u64 = 80;
 
 /// The largest body that passes where nothing is said, in bytes: the toolkit's own limit.
-const BYTES_MAX: u64 = 64 * 1024;
+pub(crate) const BYTES_MAX: u64 = 64 * 1024;
+
+/// What to do about the name of an event that is a command.
+pub(crate) const NAME_TODO: &str =
+    "Rename it, or make it a command: to a queue of the service that carries it out";
+
+/// What to do about a body that is too large.
+pub(crate) const LARGE_TODO: &str = "Send ids and a claim check instead, or raise `body_bytes_max`";
 
 /// What is likely a mistake in each of the documents.
 pub fn lints(documents: &[Document]) -> Vec<Finding> {
@@ -40,8 +47,7 @@ fn name(document: &Document, contract: &Contract) -> Option<Finding> {
     Some(Finding {
         severity: Severity::Warning,
         what: format!("the event {what}"),
-        todo: "Rename it, or make it a command: to a queue of the service that carries it out"
-            .to_owned(),
+        todo: NAME_TODO.to_owned(),
         ..about("command-like-event", document, contract, None)
     })
 }
@@ -80,32 +86,41 @@ fn dead_letters(document: &Document, contract: &Contract) -> Option<Finding> {
 fn size(document: &Document, contract: &Contract) -> Option<Finding> {
     let budget = contract.body_bytes_max.unwrap_or(BYTES_MAX);
     let largest = contract.examples.iter().max_by_key(|it| bytes(&it.body))?;
-    let size = bytes(&largest.body);
-    if size * 100 < budget * NEARLY {
-        return None;
-    }
-    let is_over = size > budget;
+    let fields = largest_fields(&largest.body);
+    let (severity, what) = over_budget(&contract.name, bytes(&largest.body), budget, &fields)?;
     Some(Finding {
-        severity: if is_over {
-            Severity::Error
-        } else {
-            Severity::Warning
-        },
-        what: format!(
-            "an example of `{}` has {size} bytes, and its budget is {budget}; the most is in {}",
-            contract.name,
-            largest_fields(&largest.body)
-        ),
-        todo: "Send ids and a claim check instead, or raise `body_bytes_max`".to_owned(),
+        severity,
+        what: format!("an example of {what}"),
+        todo: LARGE_TODO.to_owned(),
         ..about("large-payload", document, contract, None)
     })
+}
+
+/// Whether a body is over its budget or near it, and what is said then.
+pub(crate) fn over_budget(
+    name: &str,
+    size: u64,
+    budget: u64,
+    largest: &str,
+) -> Option<(Severity, String)> {
+    if size.saturating_mul(100) < budget.saturating_mul(NEARLY) {
+        return None;
+    }
+    let severity = match size > budget {
+        true => Severity::Error,
+        false => Severity::Warning,
+    };
+    let what =
+        format!("`{name}` has {size} bytes, and its budget is {budget}; the most is in {largest}");
+    Some((severity, what))
 }
 
 fn bytes(body: &Value) -> u64 {
     body.to_string().len() as u64
 }
 
-fn largest_fields(body: &Value) -> String {
+/// The largest fields of a body by name, with their bytes.
+pub(crate) fn largest_fields(body: &Value) -> String {
     let Value::Object(fields) = body else {
         return "the body itself".to_owned();
     };

@@ -30,7 +30,7 @@ struct Known {
 
 /// The topics to watch: those that are named, those that match a name with `*`, or all that are known when
 /// none is named.
-pub(super) async fn chosen(frame: &Frame, named: &[String]) -> anyhow::Result<Vec<String>> {
+pub(in crate::verbs) async fn chosen(frame: &Frame, named: &[String]) -> anyhow::Result<Vec<String>> {
     let (patterns, mut chosen): (Vec<String>, Vec<String>) =
         named.iter().cloned().partition(|it| it.contains('*'));
     if !frame.has_database() {
