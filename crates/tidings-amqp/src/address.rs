@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use tidings_adapter::decode_percent;
 use tidings_core::TransportError;
 
 use crate::queues::QueueType;
@@ -235,7 +236,7 @@ fn host(place: &str, default: u16) -> Result<Host, String> {
             _ => return Err("the port is a number from 1 to 65535".into()),
         },
     };
-    match decode_text(name) {
+    match decode_percent(name) {
         Some(empty) if empty.is_empty() => Err("there is no name".into()),
         Some(name) if name.contains([';', ' ', ',']) => {
             Err("hosts are separated by `,` alone".into())
@@ -246,29 +247,11 @@ fn host(place: &str, default: u16) -> Result<Host, String> {
 }
 
 fn decode(text: &str, part: &str) -> Result<String, TransportError> {
-    decode_text(text).ok_or_else(|| {
+    decode_percent(text).ok_or_else(|| {
         malformed(&format!(
             "what is not a letter or digit in the {part} is percent-encoded UTF-8"
         ))
     })
-}
-
-/// The text without its percent-encoding; `None` if that is wrong.
-fn decode_text(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        if byte != b'%' {
-            bytes.push(byte);
-            rest = tail;
-            continue;
-        }
-        let (hex, tail) = tail.split_at_checked(2)?;
-        let digit = |at: usize| char::from(hex[at]).to_digit(16);
-        bytes.push((digit(0)? * 16 + digit(1)?) as u8);
-        rest = tail;
-    }
-    String::from_utf8(bytes).ok()
 }
 
 fn malformed(rule: &str) -> TransportError {

@@ -19,6 +19,7 @@ use std::{
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
+use tidings_adapter::Backoff;
 use tidings_core::{BoxFuture, Delivery, Settlement, Settler, Subscription, TransportError};
 use tidings_wire::{
     BasicCancel, BasicConsume, BasicQos, Command, Delivered, Method, Properties, ShortStr, reply,
@@ -39,8 +40,7 @@ use self::{
 use crate::{
     Shared,
     copies::Held,
-    groups, link,
-    link::Backoff,
+    groups,
     message::{self, CopyFor},
     session::{Channel, Closed, Flush, Inbound, Session, Whole},
     unsettled::{CONSUMER_TAG, Ending, Unsettled},
@@ -66,7 +66,7 @@ pub(crate) async fn subscribe(
     match sources.recv().await {
         Some(Ok(source)) => Ok(Deliveries::new(sources, source)),
         Some(Err(error)) => Err(error),
-        None => Err(link::closed()),
+        None => Err(tidings_adapter::closed()),
     }
 }
 
@@ -120,7 +120,7 @@ impl Keeper {
 
     /// Subscribes on the connection there is, or the next one there will be.
     async fn start(&self, place: &mut Place) -> Result<(Channel, Source), TransportError> {
-        let shared = self.shared.upgrade().ok_or_else(link::closed)?;
+        let shared = self.shared.upgrade().ok_or_else(tidings_adapter::closed)?;
         let session = place.session(&shared).await?;
         let consume = BasicConsume {
             queue: self.name.clone(),

@@ -12,13 +12,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use tidings_adapter::Backoff;
 use tidings_core::{Delivery, PublishError, PublishErrorKind, TransportError, dead_letter_queue};
 use tidings_wire::Properties;
 use tracing::{debug, error};
 
 use crate::{
     consumer::Consumer,
-    link::{self, Backoff},
     message::{self, CopyFor},
     publisher::{Item, header_bytes_max},
     unsettled::Ending,
@@ -117,7 +117,7 @@ impl Consumer {
         properties: Properties,
         body: Bytes,
     ) -> Result<(), Failure> {
-        let shared = self.shared.upgrade().ok_or_else(link::closed)?;
+        let shared = self.shared.upgrade().ok_or_else(tidings_adapter::closed)?;
         let (exchange, routing_key) = match copy_for {
             CopyFor::DeadLetters(_, queue) => (String::new(), dead_letter_queue(queue)),
             _ if delay.is_zero() => (String::new(), self.queue.to_string()),

@@ -125,6 +125,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tidings_adapter::Backoff;
 use tidings_core::{
     BoxFuture, DeadLetterAccess, Deliveries, Destination, Features, Outgoing, PublishError,
     Subscription, Topology, Transport, TransportError,
@@ -142,7 +143,7 @@ pub use tidings_core::QueueDepth;
 
 use crate::{
     address::Address,
-    link::{Backoff, Link, Role, Surroundings},
+    link::{Link, Role, Surroundings},
     publisher::{Item, Outcome},
     publishing::{Publishing, all_unavailable},
     session::{Closed, Session},
@@ -268,12 +269,9 @@ impl Amqp {
     ///
     /// When the URL is malformed.
     pub fn builder(url: &str) -> Result<Builder, TransportError> {
-        let program = std::env::current_exe().ok();
-        let program = program.as_deref().and_then(|path| path.file_stem());
-        let name = program.map_or("tidings".into(), |name| name.to_string_lossy().into_owned());
         Ok(Builder {
             address: Address::parse(url)?,
-            name,
+            name: tidings_adapter::program_name(),
             confirm_timeout: CONFIRM_TIMEOUT,
             looks_max: LOOKS_MAX,
         })

@@ -7,13 +7,13 @@
 use std::{
     collections::HashMap,
     future::Future,
-    hash::{BuildHasher, RandomState},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use tidings_adapter::{Backoff, closed};
 use tidings_core::TransportError;
-use tokio::{sync::watch, time::sleep};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
@@ -24,8 +24,6 @@ use crate::{
     session::{Closed, Session},
 };
 
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(3);
 /// A connection that lasted this long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
 /// How often it is said that the broker is still not there.
@@ -132,10 +130,6 @@ impl<R: Role> Link<R> {
             }
         }
     }
-}
-
-pub(crate) fn closed() -> TransportError {
-    TransportError::fatal("the transport was closed")
 }
 
 struct Supervisor<R: Role> {
@@ -260,28 +254,5 @@ impl<R: Role> Supervisor<R> {
             }
             self.state.send_replace(State::Down(None));
         }
-    }
-}
-
-/// Pauses that grow, each a little different so that many do not come back at once.
-pub(crate) struct Backoff {
-    next: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self {
-            next: BACKOFF_FIRST,
-        }
-    }
-}
-
-impl Backoff {
-    pub(crate) async fn pause(&mut self) {
-        // Between 75 and 125 percent. `RandomState` differs each time it is made.
-        let percent = 75 + RandomState::new().hash_one(()) % 51;
-        let pause = self.next * percent as u32 / 100;
-        self.next = (self.next * 2).min(BACKOFF_MAX);
-        sleep(pause).await;
     }
 }

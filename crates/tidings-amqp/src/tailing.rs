@@ -14,6 +14,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tidings_adapter::Backoff;
 use tidings_core::{Envelope, TransportError};
 use tidings_wire::{
     BasicConsume, BasicQos, Command, Content, Method, QueueDeclare, QueueDeclareOk, ShortStr,
@@ -26,9 +27,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    Amqp, Shared,
-    link::{self, Backoff},
-    message, parts,
+    Amqp, Shared, message, parts,
     session::{Channel, Closed, Inbound, Quiet, Session},
     topology::{self, DeclareError},
 };
@@ -134,7 +133,7 @@ impl Amqp {
         self.shared.around.tasks.spawn(async move {
             tokio::select! {
                 () = keeper.keep(first) => {}
-                () = stopped.cancelled() => keeper.shelf.fail(link::closed()),
+                () = stopped.cancelled() => keeper.shelf.fail(tidings_adapter::closed()),
             }
         });
         Ok(Tailing {
@@ -254,7 +253,7 @@ impl Keeper {
     }
 
     async fn start(&self) -> Result<Watch, NotStarted> {
-        let shared = self.shared.upgrade().ok_or_else(link::closed)?;
+        let shared = self.shared.upgrade().ok_or_else(tidings_adapter::closed)?;
         let session = shared.consuming().up().await?;
         drop(shared);
         let number = RandomState::new().hash_one(std::process::id());

@@ -1,22 +1,12 @@
-//! The clients of SNS, SQS and STS, what their errors mean, and whether Amazon answers.
+//! The clients of SNS, SQS and STS, and what their errors mean.
 
-use std::{
-    error::Error as StdError,
-    fmt::Debug,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{error::Error as StdError, fmt::Debug, time::Duration};
 
 use aws_config::{AppName, BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sns::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use tidings_core::TransportError;
-use tokio::sync::watch;
-use tracing::{info, warn};
 
 use crate::address::Address;
 
@@ -198,125 +188,6 @@ fn lacks_credentials(error: &(dyn StdError + 'static)) -> bool {
         next = error.source();
     }
     false
-}
-
-/// How it stands with Amazon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Standing {
-    /// It has not answered yet.
-    Starting,
-    /// It has answered.
-    Up,
-    /// Waiting does not help.
-    Refused(String),
-    /// The transport was closed.
-    Closed,
-}
-
-/// What is known of Amazon.
-#[derive(Debug)]
-pub(crate) struct Status {
-    standing: watch::Sender<Standing>,
-    /// It does not answer at the moment.
-    is_down: AtomicBool,
-    /// Somebody asks until it answers.
-    is_probed: AtomicBool,
-}
-
-impl Status {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            standing: watch::Sender::new(Standing::Starting),
-            is_down: AtomicBool::new(false),
-            is_probed: AtomicBool::new(false),
-        })
-    }
-
-    /// It answered.
-    pub(crate) fn up(&self) {
-        self.standing.send_if_modified(|standing| {
-            let is_new = *standing == Standing::Starting;
-            if is_new {
-                *standing = Standing::Up;
-            }
-            is_new
-        });
-        if self.is_down.swap(false, Ordering::Relaxed) {
-            info!("SNS and SQS answer again");
-        }
-    }
-
-    /// It does not answer. True for the one who is to ask until it does.
-    pub(crate) fn down(&self, why: &str) -> bool {
-        if !self.is_down.swap(true, Ordering::Relaxed) {
-            warn!(why, "SNS and SQS do not answer (TDG-4033)");
-        }
-        !self.is_probed.swap(true, Ordering::Relaxed)
-    }
-
-    pub(crate) fn probed(&self) {
-        self.is_probed.store(false, Ordering::Relaxed);
-    }
-
-    /// Waiting does not help.
-    pub(crate) fn refused(&self, why: String) {
-        warn!("{why}");
-        self.standing.send_if_modified(|standing| {
-            let is_new = *standing == Standing::Starting;
-            if is_new {
-                *standing = Standing::Refused(why);
-            }
-            is_new
-        });
-    }
-
-    pub(crate) fn close(&self) {
-        self.standing.send_replace(Standing::Closed);
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        *self.standing.borrow() == Standing::Closed
-    }
-
-    pub(crate) fn is_connected(&self) -> bool {
-        *self.standing.borrow() == Standing::Up && !self.is_down.load(Ordering::Relaxed)
-    }
-
-    /// Waits until it has answered.
-    pub(crate) async fn reached(&self) -> Result<(), TransportError> {
-        let mut standing = self.standing.subscribe();
-        loop {
-            match &*standing.borrow_and_update() {
-                Standing::Starting => {}
-                Standing::Up => return Ok(()),
-                Standing::Refused(why) => return Err(TransportError::fatal(why.clone())),
-                Standing::Closed => return Err(closed()),
-            }
-            // The sender is in `self`.
-            let _ = standing.changed().await;
-        }
-    }
-}
-
-pub(crate) fn closed() -> TransportError {
-    TransportError::fatal("the transport to SNS and SQS is closed")
-}
-
-/// Pauses between tries that grow.
-#[derive(Debug, Default)]
-pub(crate) struct Backoff {
-    tries: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(2);
-
-    pub(crate) async fn pause(&mut self) {
-        let pause = Self::FIRST * 2u32.saturating_pow(self.tries.min(8));
-        self.tries += 1;
-        tokio::time::sleep(pause.min(Self::LONGEST)).await;
-    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,10 @@
 //! How full queues are, as far as SQS knows: it says that its numbers may be a minute old, and nothing of who receives.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use tidings_adapter::Backoff;
 use tidings_core::{QueueDepth, TransportError};
 
-use crate::{
-    Shared,
-    client::{Backoff, Trouble},
-    groups,
-    letters::Counts,
-};
+use crate::{Shared, client::Trouble, groups, letters::Counts};
 
 /// How many queues are asked for at once.
 const ASKS_AT_ONCE: usize = 8;

@@ -76,11 +76,15 @@ pub use plan::{Piece, PieceKind, PieceState};
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
+use tidings_adapter::{Backoff, Standing};
 use tidings_core::{
     BoxFuture, DeadLetterAccess, Deliveries, Features, Outgoing, PublishError, QueueDepth,
     Subscription, Topology, Transport, TransportError,
@@ -90,7 +94,7 @@ use tracing::{debug, warn};
 
 use crate::{
     address::Address,
-    client::{Backoff, Clients, Status, Trouble, trouble},
+    client::{Clients, Trouble, trouble},
     intake::Intake,
     topology::QueueAt,
 };
@@ -154,7 +158,8 @@ impl Builder {
             this: this.clone(),
             address: self.address,
             clients,
-            status: Status::new(),
+            status: Arc::new(Standing::new("SNS and SQS")),
+            is_probed: AtomicBool::new(false),
             confirm_timeout: self.confirm_timeout,
             account: OnceLock::new(),
             declared: Mutex::default(),
@@ -191,12 +196,9 @@ impl Aws {
     ///
     /// When the URL is malformed.
     pub fn builder(url: &str) -> Result<Builder, TransportError> {
-        let program = std::env::current_exe().ok();
-        let program = program.as_deref().and_then(|path| path.file_stem());
-        let name = program.map_or("tidings".into(), |name| name.to_string_lossy().into_owned());
         Ok(Builder {
             address: Address::parse(url)?,
-            name,
+            name: tidings_adapter::program_name(),
             confirm_timeout: CONFIRM_TIMEOUT,
         })
     }
@@ -278,7 +280,9 @@ struct Shared {
     this: std::sync::Weak<Shared>,
     address: Address,
     clients: Clients,
-    status: Arc<Status>,
+    status: Arc<Standing>,
+    /// Somebody asks until it answers.
+    is_probed: AtomicBool,
     confirm_timeout: Duration,
     /// The partition (`aws`) and account of topics and queues, once they are known.
     account: OnceLock<(String, String)>,
@@ -348,20 +352,23 @@ impl Shared {
 
     /// A call failed: if that was because nobody answers, somebody asks until it does.
     fn note(&self, why: &Trouble) {
-        if let Trouble::Away(why) = why
-            && self.status.down(why)
-        {
-            self.probe();
+        if let Trouble::Away(why) = why {
+            self.is_away(why);
         }
     }
 
     fn probe_if_down(&self) {
-        if self.account.get().is_some() && self.status.down("it did not answer before") {
-            self.probe();
+        if self.account.get().is_some() {
+            self.is_away("it did not answer before");
         }
     }
 
-    fn probe(&self) {
+    /// Somebody asks until it answers, and nobody else meanwhile.
+    fn is_away(&self, why: &str) {
+        self.status.down(&format!("{why} (TDG-4033)"));
+        if self.is_probed.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let Some(shared) = self.this.upgrade() else {
             return;
         };
@@ -373,7 +380,7 @@ impl Shared {
                     _ => break,
                 }
             }
-            shared.status.probed();
+            shared.is_probed.store(false, Ordering::Relaxed);
             shared.status.up();
         });
     }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_core::Stream;
+use tidings_adapter::Backoff;
 use tidings_core::{
     Attempt, BoxFuture, Deliveries, Delivery, Destination, Envelope, PublishErrorKind, Settlement,
     Settler, Subscription, TransportError, dead_letter, dead_letter_queue,
@@ -10,9 +11,7 @@ use tidings_core::{
 use tracing::warn;
 
 use crate::{
-    DELAY_MAX, Shared,
-    client::{self, Backoff},
-    groups,
+    DELAY_MAX, Shared, groups,
     intake::{End, Held, Intake, Next},
     message::history_as_json,
     topology::QueueAt,
@@ -80,7 +79,7 @@ impl Shared {
     ) -> Result<(Arc<Intake>, u64), TransportError> {
         let mut intakes = self.intakes.lock();
         if self.status.is_closed() {
-            return Err(client::closed());
+            return Err(tidings_adapter::closed());
         }
         let shared = intakes
             .iter()
@@ -91,7 +90,9 @@ impl Shared {
         }
         // What is over and has nothing to do any more is of no use.
         intakes.retain(|intake| !intake.is_over() || !intake.has_ended());
-        let stream = intake.add_stream(prefetch).ok_or_else(client::closed)?;
+        let stream = intake
+            .add_stream(prefetch)
+            .ok_or_else(tidings_adapter::closed)?;
         if let Some(at) = at {
             work::start(self, &intake, at.url);
         }

@@ -13,12 +13,13 @@ use std::{
 use aws_sdk_sqs::types::QueueAttributeName;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
+use tidings_adapter::Backoff;
 use tidings_core::{Queue, Topology, TransportError, dead_letter_queue};
 use tracing::{debug, info};
 
 use crate::{
     Shared,
-    client::{Backoff, Trouble, trouble},
+    client::{Trouble, trouble},
     groups::topic_of_command,
     names::{NAME_BYTES_TAKEN_MAX, name_at_amazon},
 };

@@ -16,12 +16,13 @@ use aws_sdk_sqs::{
         MessageSystemAttributeName,
     },
 };
+use tidings_adapter::Backoff;
 use tidings_core::Received;
 use tracing::{debug, warn};
 
 use crate::{
     Shared,
-    client::{Backoff, CALL_TIMEOUT, Trouble, of_code, trouble},
+    client::{CALL_TIMEOUT, Trouble, of_code, trouble},
     entry::CALL_MESSAGES_MAX,
     intake::{Arrival, Intake, Numbered},
     message::decode,

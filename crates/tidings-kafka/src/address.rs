@@ -6,6 +6,7 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use rdkafka::ClientConfig;
+use tidings_adapter::decode_percent;
 use tidings_core::TransportError;
 
 /// A parsed URL.
@@ -286,25 +287,11 @@ fn server(place: &str) -> Result<String, TransportError> {
 }
 
 fn decode(text: &str, part: &str) -> Result<String, TransportError> {
-    let wrong = || {
+    decode_percent(text).ok_or_else(|| {
         malformed(&format!(
             "what is not a letter or digit in the {part} is percent-encoded UTF-8"
         ))
-    };
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        if byte != b'%' {
-            bytes.push(byte);
-            rest = tail;
-            continue;
-        }
-        let (hex, tail) = tail.split_at_checked(2).ok_or_else(wrong)?;
-        let digit = |at: usize| char::from(hex[at]).to_digit(16).ok_or_else(wrong);
-        bytes.push((digit(0)? * 16 + digit(1)?) as u8);
-        rest = tail;
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    })
 }
 
 fn malformed(rule: &str) -> TransportError {

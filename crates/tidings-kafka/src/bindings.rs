@@ -26,13 +26,11 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 use serde::{Deserialize, Serialize};
+use tidings_adapter::Standing;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::{
-    client::{Context, Status},
-    ranges::Ranges,
-};
+use crate::{client::Context, ranges::Ranges};
 
 /// The topic of subscriptions.
 pub(crate) const TOPIC: &str = "tidings.bindings";
@@ -353,7 +351,7 @@ pub(crate) fn follow(
     consumer: &BaseConsumer<Context>,
     looker: &BaseConsumer<Context>,
     bindings: &Bindings,
-    status: &Status,
+    status: &Standing,
 ) {
     let mut is_assigned = false;
     let mut end = None;

@@ -14,10 +14,11 @@ use rdkafka::{
     admin::{AdminOptions, ConfigEntry, OwnedResourceSpecifier, ResourceSpecifier},
     consumer::Consumer,
 };
+use tidings_adapter::Backoff;
 use tidings_core::{RECORD_QUEUE, Topology, TransportError, dead_letter_queue};
 use tracing::{debug, warn};
 
-use crate::{Shared, bindings, client::passing, publisher::Backoff, topology::LOOK_TIMEOUT};
+use crate::{Shared, bindings, client::passing, topology::LOOK_TIMEOUT};
 
 /// How long a topic is to keep messages at least, if the URL does not say: a consumer may be away for a weekend.
 const RETENTION_MIN: Duration = Duration::from_secs(3 * 24 * 3600);

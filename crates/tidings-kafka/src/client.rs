@@ -1,132 +1,25 @@
-//! What all clients of the cluster in this process share: how they log, and whether the cluster is there.
+//! What all clients of the cluster in this process share: how they log, and what they hear of the cluster.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use rdkafka::{ClientContext, config::RDKafkaLogLevel, error::KafkaError, types::RDKafkaErrorCode};
+use tidings_adapter::Standing;
 use tidings_core::TransportError;
-use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-/// How it stands with the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// It was not reached yet.
-    Starting,
-    /// It was reached.
-    Up,
-    /// Waiting does not help.
-    Refused(String),
-    /// The transport was closed.
-    Closed,
-}
-
-/// What is known of the cluster.
-#[derive(Debug)]
-pub(crate) struct Status {
-    standing: watch::Sender<Standing>,
-    /// No broker answers at the moment.
-    is_down: AtomicBool,
-    /// That the brokers do not let this program in was told, and none has answered since.
-    is_locked_out: AtomicBool,
-}
-
-impl Status {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            standing: watch::Sender::new(Standing::Starting),
-            is_down: AtomicBool::new(false),
-            is_locked_out: AtomicBool::new(false),
-        })
-    }
-
-    /// A broker answered.
-    pub(crate) fn answered(&self) {
-        if self.is_down.swap(false, Ordering::Relaxed) {
-            info!("a broker of Kafka answers again");
-        }
-        self.is_locked_out.store(false, Ordering::Relaxed);
-    }
-
-    /// All that is needed was read once.
-    pub(crate) fn up(&self) {
-        self.standing.send_if_modified(|standing| {
-            let is_new = *standing == Standing::Starting;
-            if is_new {
-                *standing = Standing::Up;
-            }
-            is_new
-        });
-        self.answered();
-    }
-
-    /// Waiting does not help.
-    pub(crate) fn refused(&self, why: String) {
-        warn!("{why}");
-        self.standing.send_if_modified(|standing| {
-            let is_new = *standing == Standing::Starting;
-            if is_new {
-                *standing = Standing::Refused(why);
-            }
-            is_new
-        });
-    }
-
-    pub(crate) fn close(&self) {
-        self.standing.send_replace(Standing::Closed);
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        *self.standing.borrow() == Standing::Closed
-    }
-
-    pub(crate) fn is_refused(&self) -> bool {
-        matches!(*self.standing.borrow(), Standing::Refused(_))
-    }
-
-    pub(crate) fn is_connected(&self) -> bool {
-        *self.standing.borrow() == Standing::Up && !self.is_down()
-    }
-
-    pub(crate) fn is_down(&self) -> bool {
-        self.is_down.load(Ordering::Relaxed)
-    }
-
-    /// Waits until the cluster was reached.
-    pub(crate) async fn reached(&self) -> Result<(), TransportError> {
-        let mut standing = self.standing.subscribe();
-        loop {
-            match &*standing.borrow_and_update() {
-                Standing::Starting => {}
-                Standing::Up => return Ok(()),
-                Standing::Refused(why) => return Err(TransportError::fatal(why.clone())),
-                Standing::Closed => return Err(closed()),
-            }
-            // The sender is in `self`.
-            let _ = standing.changed().await;
-        }
-    }
-
-    fn error(&self, error: &KafkaError, reason: &str) {
-        let Some(code) = error.rdkafka_error_code() else {
-            return debug!(%error, reason, "told by librdkafka");
-        };
-        if code == RDKafkaErrorCode::AllBrokersDown {
-            if !self.is_down.swap(true, Ordering::Relaxed) {
-                warn!(reason, "no broker of Kafka answers");
-            }
-        } else if let Some(advice) = locked_out(code, reason) {
-            // A program that was let in before goes on to knock, and says so once.
-            if !self.is_locked_out.swap(true, Ordering::Relaxed) {
-                self.refused(format!(
-                    "the brokers of Kafka do not let this program in: {advice} ({reason}) (TDG-4014)"
-                ));
-            }
-        } else {
-            debug!(%error, reason, "told by librdkafka");
-        }
+/// What librdkafka tells of the cluster.
+pub(crate) fn told(standing: &Standing, error: &KafkaError, reason: &str) {
+    let Some(code) = error.rdkafka_error_code() else {
+        return debug!(%error, reason, "told by librdkafka");
+    };
+    if code == RDKafkaErrorCode::AllBrokersDown {
+        standing.down(reason);
+    } else if let Some(advice) = locked_out(code, reason) {
+        standing.refused(format!(
+            "the brokers of Kafka do not let this program in: {advice} ({reason}) (TDG-4014)"
+        ));
+    } else {
+        debug!(%error, reason, "told by librdkafka");
     }
 }
 
@@ -160,11 +53,6 @@ fn locked_out(code: RDKafkaErrorCode, reason: &str) -> Option<&'static str> {
         }
         _ => None,
     }
-}
-
-/// The error of whoever asks a closed transport.
-pub(crate) fn closed() -> TransportError {
-    TransportError::fatal("the transport was closed")
 }
 
 /// The error of what passes by itself.
@@ -209,7 +97,7 @@ pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
 /// The context of a client that has nothing else to tell.
 #[derive(Clone)]
 pub(crate) struct Context {
-    pub(crate) status: Arc<Status>,
+    pub(crate) status: Arc<Standing>,
 }
 
 impl ClientContext for Context {
@@ -218,7 +106,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.status.error(&error, reason);
+        told(&self.status, &error, reason);
     }
 }
 
@@ -232,9 +120,4 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
         }
         _ => debug!(facility, "{message}"),
     }
-}
-
-/// For contexts that hold a status themselves.
-pub(crate) fn told(status: &Status, error: &KafkaError, reason: &str) {
-    status.error(error, reason);
 }

@@ -102,6 +102,7 @@ use rdkafka::{
     consumer::BaseConsumer,
     error::KafkaError,
 };
+use tidings_adapter::{Backoff, Standing};
 use tidings_core::{
     BoxFuture, DeadLetterAccess, Deliveries, Destination, Features, Outgoing, PublishError,
     PublishErrorKind, QueueDepth, Subscription, Topology, Transport, TransportError,
@@ -112,10 +113,10 @@ use tracing::{debug, warn};
 use crate::{
     address::Address,
     bindings::Bindings,
-    client::{Context, Status},
+    client::Context,
     intake::Intake,
     letters::Access,
-    publisher::{Backoff, Publisher, Record},
+    publisher::{Publisher, Record},
 };
 
 /// How long [`Transport::close`] waits for what is under way.
@@ -177,7 +178,7 @@ impl Builder {
     ///
     /// Outside of a tokio runtime.
     pub fn start(self) -> Result<Kafka, TransportError> {
-        let status = Status::new();
+        let status = Arc::new(Standing::new("Kafka"));
         let address = self.address.clone();
         let refused = |error: KafkaError| {
             let why = address.without_password(&error.to_string());
@@ -242,12 +243,9 @@ impl Kafka {
     ///
     /// When the URL is malformed.
     pub fn builder(url: &str) -> Result<Builder, TransportError> {
-        let program = std::env::current_exe().ok();
-        let program = program.as_deref().and_then(|path| path.file_stem());
-        let name = program.map_or("tidings".into(), |name| name.to_string_lossy().into_owned());
         Ok(Builder {
             address: Address::parse(url)?,
-            name,
+            name: tidings_adapter::program_name(),
             confirm_timeout: CONFIRM_TIMEOUT,
         })
     }
@@ -321,7 +319,7 @@ impl Transport for Kafka {
 struct Shared {
     address: Address,
     config: ClientConfig,
-    status: Arc<Status>,
+    status: Arc<Standing>,
     bindings: Arc<Bindings>,
     /// Answers questions about topics and offsets. Not who follows the subscriptions: a broker answers nothing else
     /// on a connection on which somebody waits for records.

@@ -19,6 +19,7 @@ use std::{
     sync::{Arc, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
+use tidings_adapter::Standing;
 
 use parking_lot::Mutex;
 use rdkafka::{
@@ -31,7 +32,7 @@ use tracing::{debug, error, warn};
 
 use crate::{
     bindings::{self, Bindings, Change, Wanted},
-    client::{self, Status},
+    client,
     intake::{Assigned, Commit, Fetched, Intake, Place},
     message,
     ranges::Ranges,
@@ -79,7 +80,7 @@ pub(crate) enum Shape {
 pub(crate) struct Member {
     pub(crate) intake: Arc<Intake>,
     pub(crate) bindings: Arc<Bindings>,
-    pub(crate) status: Arc<Status>,
+    pub(crate) status: Arc<Standing>,
     pub(crate) shape: Shape,
     pub(crate) handover_timeout: Duration,
     /// How soon a partition that was added is noticed.

@@ -20,12 +20,13 @@ use rdkafka::{
     producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer},
     types::RDKafkaErrorCode,
 };
+use tidings_adapter::Standing;
 use tidings_core::{Envelope, PublishError, PublishErrorKind, TransportError};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::{
-    client::{self, ALLOW, Status},
+    client::{self, ALLOW},
     message::headers_of,
 };
 
@@ -33,18 +34,6 @@ use crate::{
 pub(crate) const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The largest message, with its headers.
 pub(crate) const MESSAGE_BYTES_MAX: usize = BODY_BYTES_MAX + 1024 * 1024;
-
-/// A pause that grows.
-#[derive(Debug, Default)]
-pub(crate) struct Backoff(u32);
-
-impl Backoff {
-    pub(crate) async fn pause(&mut self) {
-        let millis = 50_u64 << self.0.min(6);
-        self.0 += 1;
-        tokio::time::sleep(Duration::from_millis(millis.min(2000))).await;
-    }
-}
 
 /// A message on its way, and the topic it goes to.
 pub(crate) struct Record {
@@ -54,7 +43,7 @@ pub(crate) struct Record {
 
 pub(crate) struct Publisher {
     config: ClientConfig,
-    status: Arc<Status>,
+    status: Arc<Standing>,
     timeout: Duration,
     current: Mutex<Option<Arc<Generation>>>,
 }
@@ -151,7 +140,7 @@ struct Report {
 }
 
 struct Reports {
-    status: Arc<Status>,
+    status: Arc<Standing>,
 }
 
 impl ClientContext for Reports {
@@ -183,7 +172,7 @@ impl ProducerContext for Reports {
 }
 
 impl Publisher {
-    pub(crate) fn new(mut config: ClientConfig, status: Arc<Status>, timeout: Duration) -> Self {
+    pub(crate) fn new(mut config: ClientConfig, status: Arc<Standing>, timeout: Duration) -> Self {
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")

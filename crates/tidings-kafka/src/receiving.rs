@@ -4,6 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_core::Stream;
 use parking_lot::Mutex;
+use tidings_adapter::Backoff;
 use tidings_core::{
     Attempt, BoxFuture, Deliveries, Delivery, Destination, Outgoing, PublishErrorKind, Settlement,
     Settler, Subscription, TransportError, dead_letter, dead_letter_queue,
@@ -11,11 +12,10 @@ use tidings_core::{
 use tracing::warn;
 
 use crate::{
-    Shared, client,
+    Shared,
     intake::{End, Held, Intake, Next},
     message::history_as_json,
     polling::{self, Member, Shape},
-    publisher::Backoff,
     topology,
 };
 
@@ -87,7 +87,7 @@ impl Shared {
         let is_ordered = shape != Shape::Whole;
         let mut intakes = self.intakes.lock();
         if self.status.is_closed() {
-            return Err(client::closed());
+            return Err(tidings_adapter::closed());
         }
         // What has left its group is of no use any more.
         intakes.retain(|intake| !intake.has_left());
@@ -99,7 +99,9 @@ impl Shared {
             return Ok(found);
         }
         let intake = Intake::new(Arc::clone(queue), is_ordered);
-        let stream = intake.add_stream(prefetch).ok_or_else(client::closed)?;
+        let stream = intake
+            .add_stream(prefetch)
+            .ok_or_else(tidings_adapter::closed)?;
         let member = Member {
             intake: Arc::clone(&intake),
             bindings: Arc::clone(&self.bindings),

@@ -13,6 +13,7 @@ use rdkafka::{
     metadata::MetadataTopic,
     types::RDKafkaErrorCode,
 };
+use tidings_adapter::Backoff;
 use tidings_core::{Envelope, Group, Queue, Topology, TransportError, dead_letter_queue};
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     bindings::{self, Change},
     client::{self, passing},
     polling::Shape,
-    publisher::{Backoff, MESSAGE_BYTES_MAX, Record, own_record},
+    publisher::{MESSAGE_BYTES_MAX, Record, own_record},
 };
 
 /// The longest name of a topic that Kafka takes, less `.dead`.
@@ -101,7 +102,7 @@ impl Shared {
             };
             match declared.await {
                 Ok(()) => break,
-                Err(_) if self.status.is_closed() => return Err(client::closed()),
+                Err(_) if self.status.is_closed() => return Err(tidings_adapter::closed()),
                 Err(error) if error.is_temporary() => backoff.pause().await,
                 Err(error) => return Err(error),
             }

@@ -13,6 +13,7 @@ use std::{
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
+use tidings_adapter::Backoff;
 use tidings_core::{
     AccessError, AccessErrorKind, BoxFuture, DeadLetter, HeldLetters, LetterPlace, Received,
 };
@@ -22,7 +23,7 @@ use tracing::debug;
 use super::{lock::Lock, unavailable};
 use crate::{
     Shared,
-    client::{Backoff, Trouble, trouble},
+    client::{Trouble, trouble},
     entry::{CALL_MESSAGES_MAX, is_letter_group},
     topology::QueueAt,
     work::{self, Receive},

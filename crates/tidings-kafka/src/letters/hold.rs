@@ -22,9 +22,7 @@ use tracing::debug;
 
 use super::unavailable;
 use crate::{
-    Shared, client,
-    client::Status,
-    message,
+    Shared, client, message,
     ranges::Ranges,
     topology::LOOK_TIMEOUT,
     window::{Admitted, Progress, Window},
@@ -183,7 +181,7 @@ fn lost(queue: &str) -> AccessError {
 
 /// How it stands with the partition.
 #[derive(Debug, Default)]
-enum Standing {
+enum Turn {
     #[default]
     Waits,
     /// It is ours, and begins here.
@@ -194,8 +192,8 @@ enum Standing {
 }
 
 struct Context {
-    status: Arc<Status>,
-    standing: Mutex<Standing>,
+    status: Arc<tidings_adapter::Standing>,
+    turn: Mutex<Turn>,
 }
 
 impl ClientContext for Context {
@@ -220,14 +218,14 @@ impl ConsumerContext for Context {
             true => self.assigned(consumer, list),
             false => {
                 if list.count() > 0 {
-                    *self.standing.lock() = Standing::Lost;
+                    *self.turn.lock() = Turn::Lost;
                 }
                 consumer.incremental_unassign(list)
             }
         };
         if let Err(error) = done {
             debug!(%error, "letters cannot be held");
-            *self.standing.lock() = Standing::Lost;
+            *self.turn.lock() = Turn::Lost;
         }
     }
 }
@@ -238,10 +236,10 @@ impl Context {
         consumer: &BaseConsumer<Self>,
         list: &mut TopicPartitionList,
     ) -> KafkaResult<()> {
-        let is_new = matches!(*self.standing.lock(), Standing::Waits);
+        let is_new = matches!(*self.turn.lock(), Turn::Waits);
         if list.count() == 0 {
             if is_new {
-                *self.standing.lock() = Standing::Theirs;
+                *self.turn.lock() = Turn::Theirs;
             }
             return consumer.incremental_assign(list);
         }
@@ -260,7 +258,7 @@ impl Context {
             }
         }
         list.set_all_offsets(Offset::Offset(begin.0))?;
-        *self.standing.lock() = Standing::Ours(begin.0, begin.1);
+        *self.turn.lock() = Turn::Ours(begin.0, begin.1);
         consumer.incremental_assign(list)
     }
 }
@@ -292,7 +290,7 @@ impl Reading {
             .set("fetch.wait.max.ms", "50");
         let context = Context {
             status: Arc::clone(&shared.status),
-            standing: Mutex::default(),
+            turn: Mutex::default(),
         };
         let consumer = config.create_with_context::<_, BaseConsumer<Context>>(context);
         let consumer = consumer.map_err(refused)?;
@@ -309,17 +307,17 @@ impl Reading {
         let deadline = Instant::now() + JOIN_MAX;
         loop {
             reading.poll(TICK);
-            let standing = std::mem::take(&mut *reading.consumer.context().standing.lock());
+            let standing = std::mem::take(&mut *reading.consumer.context().turn.lock());
             match standing {
-                Standing::Waits if reading.is_over() || Instant::now() > deadline => {
+                Turn::Waits if reading.is_over() || Instant::now() > deadline => {
                     return Err(lost(queue));
                 }
-                Standing::Waits => {}
-                Standing::Theirs => return Err(busy(queue)),
-                Standing::Lost => return Err(lost(queue)),
-                Standing::Ours(first, mut before) => {
-                    *reading.consumer.context().standing.lock() =
-                        Standing::Ours(first, Progress::default());
+                Turn::Waits => {}
+                Turn::Theirs => return Err(busy(queue)),
+                Turn::Lost => return Err(lost(queue)),
+                Turn::Ours(first, mut before) => {
+                    *reading.consumer.context().turn.lock() =
+                        Turn::Ours(first, Progress::default());
                     reading.gone = reading.gone.with(before.settled);
                     before.settled = reading.gone.iter().collect();
                     reading.window = Window::new(first, before);
@@ -334,7 +332,7 @@ impl Reading {
     }
 
     fn holds(&self) -> Result<(), AccessError> {
-        let is_ours = matches!(*self.consumer.context().standing.lock(), Standing::Ours(..));
+        let is_ours = matches!(*self.consumer.context().turn.lock(), Turn::Ours(..));
         match is_ours && !self.is_over() && !self.consumer.assignment_lost() {
             true => Ok(()),
             false => Err(lost(&self.queue)),
