@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use support::{
     BalanceChanged, Database, MoneyDeposited, Running, deposit,
@@ -17,6 +17,8 @@ use tidings::{
     },
     prelude::*,
 };
+use tidings_amqp::Amqp;
+use tidings_broker::{Broker, Options};
 use tidings_memory::MemoryTransport;
 use tidings_sqlite::Tx;
 use tokio::time::Instant;
@@ -117,6 +119,49 @@ async fn a_slow_redrive_keeps_its_rate_and_lets_others_look() {
     assert!((2..=5).contains(&early), "{times:?}");
     let late = times.iter().filter(|at| (30..40).contains(*at)).count();
     assert!((9..=11).contains(&late), "{times:?}");
+}
+
+/// The last letters are sent, and the job waits for what comes back of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_goes_while_a_redrive_waits_in_the_end_may_come_back() {
+    let data = tempfile::tempdir().expect("a folder");
+    let options = Options::durable(data.path()).listen(([127, 0, 0, 1], 0));
+    let broker = Broker::start(options).await.expect("the broker starts");
+    let amqp = Arc::new(
+        Amqp::connect(&broker.amqp_url())
+            .await
+            .expect("it connects"),
+    );
+    let topology = Topology::new().queue(Queue::new(QUEUE));
+    amqp.declare(&topology).await.expect("it declares");
+    let batch = (0..3).map(|number| letter(&deposit("a", number), QUEUE, "no", 0));
+    publish(&amqp, batch.collect()).await;
+
+    let (all_sent, waits) = tokio::sync::oneshot::channel();
+    let mut all_sent = Some(all_sent);
+    let letters = DeadLetters::new(amqp.clone(), QUEUE);
+    let redrive = letters.redrive(Selection::all()).unlimited();
+    let redrive = redrive.settle(Duration::from_secs(15)).run(|event| {
+        if let Event::Progress(report) = event
+            && report.sent == 3
+            && let Some(all_sent) = all_sent.take()
+        {
+            all_sent.send(()).expect("somebody waits");
+        }
+    });
+    let restart = async {
+        waits.await.expect("all are sent");
+        let options = Options::durable(data.path()).listen(broker.amqp_addr());
+        broker.shutdown().await.expect("it stops");
+        // Longer than a look waits for a connection.
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        Broker::start(options).await.expect("the broker starts")
+    };
+    let (report, broker) = tokio::join!(redrive, restart);
+    let report = report.expect("it does not end for that");
+    assert_eq!((report.sent, report.came_back), (3, 0));
+    amqp.close().await;
+    broker.shutdown().await.expect("it stops");
 }
 
 #[tokio::test]

@@ -341,8 +341,12 @@ impl<'a, F: FnMut(Event<'_>)> Job<'a, F> {
             let left = deadline.saturating_duration_since(Instant::now());
             sleep(LOOK_EVERY.min(left)).await;
             let is_over = Instant::now() >= deadline;
-            let came = self.redrive.letters.count().await?;
-            let came = came.saturating_sub(self.walk.left());
+            let came = match self.redrive.letters.count().await {
+                Ok(count) => count.saturating_sub(self.walk.left()),
+                // It may be back before the end.
+                Err(error) if !is_over && error.code() == Code::Unavailable => continue,
+                Err(error) => return Err(error),
+            };
             if came >= enough || (is_over && came > 0) {
                 self.read_what_came().await?;
                 enough = came + self.report.sent.saturating_sub(self.fresh);
