@@ -10,7 +10,10 @@ use jiff::SignedDuration;
 use tidings::{Store, Transport};
 use tidings_amqp::QueueDepth;
 use tidings_operator::{Remote, Token};
-use tokio::{sync::OnceCell, time::timeout};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep, timeout},
+};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -106,6 +109,14 @@ pub(crate) enum Ended {
     Done,
     /// A problem was found, and told: exit code 1.
     Problem,
+}
+
+/// Resolves at this time, or never.
+pub(crate) async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep(until.saturating_duration_since(Instant::now())).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A length of time on the command line: `90s`, `15m`, `2h`, `3d`.

@@ -366,7 +366,7 @@ impl Shared {
     }
 
     /// A subscription receives over a connection of its own.
-    fn is_apart(&self, session: &Arc<Session>) {
+    fn note_apart(&self, session: &Arc<Session>) {
         let mut apart = self.apart.lock();
         apart.retain(|it| it.upgrade().is_some_and(|it| !Arc::ptr_eq(&it, session)));
         apart.push(Arc::downgrade(session));

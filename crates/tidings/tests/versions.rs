@@ -124,6 +124,18 @@ impl World {
         self.start(router, &self.loyalty).await
     }
 
+    /// Starts an instance of the next version, and stops one of this, until all are replaced.
+    async fn roll_orders(&self, this: Vec<Running>, next: impl Fn() -> Router) -> Vec<Running> {
+        let mut started = Vec::new();
+        for instance in this {
+            started.push(self.orders(next()).await);
+            self.goes_on(50).await;
+            instance.stop().await;
+        }
+        self.goes_on(50).await;
+        started
+    }
+
     /// How many points each order has brought.
     async fn awarded(&self) -> BTreeMap<u64, u64> {
         let store = &self.loyalty.store;
@@ -211,20 +223,9 @@ async fn two_versions_run_side_by_side_and_each_fact_has_its_effect_once() {
     }
 
     // The sender sends both, and later the new one alone; its versions are side by side each time.
-    let mut both = Vec::new();
-    for instance in old_orders {
-        both.push(world.orders(of_orders().on(confirms_both)).await);
-        world.goes_on(50).await;
-        instance.stop().await;
-    }
-    world.goes_on(50).await;
-    let mut last = Vec::new();
-    for instance in both {
-        last.push(world.orders(of_orders().on(confirms_new)).await);
-        world.goes_on(50).await;
-        instance.stop().await;
-    }
-    world.goes_on(50).await;
+    let both = world.roll_orders(old_orders, || of_orders().on(confirms_both));
+    let last = world.roll_orders(both.await, || of_orders().on(confirms_new));
+    let last = last.await;
 
     world.is_over.store(true, Ordering::SeqCst);
     let count = (&mut world.customers).await.expect("no panic");

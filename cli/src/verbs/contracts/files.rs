@@ -57,7 +57,6 @@ fn url(source: &Path) -> Option<&str> {
 
 async fn fetch(url: &str) -> anyhow::Result<Vec<Document>> {
     let failed = |error: &dyn std::fmt::Display| Code::ContractFile.of(format!("{url}: {error}"));
-    let client = http::client().map_err(|error| failed(&error))?;
-    let text = http::text(client.get(url)).await.map_err(|error| failed(&error))?;
+    let text = http::fetch(url).await.map_err(|error| failed(&error))?;
     Document::parse_all(&text).map_err(|error| failed(&error))
 }

@@ -16,12 +16,12 @@ use tidings_contracts::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, sleep_until, timeout},
+    time::Instant,
 };
 
 use crate::{
     code::Code,
-    frame::{BROKER_WAIT_MAX, Ended, Frame, Usage, time},
+    frame::{Ended, Frame, Usage, sleep_until, time},
     out::{Cell, Page, Report, counted, should_be_zero},
     verbs::{
         contracts::{
@@ -110,10 +110,21 @@ impl Report for Listened<'_> {
     fn tell(&self, page: &mut Page) {
         if !self.messages.is_empty() {
             let headings = [
-                "MESSAGE", "AT", "COUNT", "AVERAGE", "LARGEST", "NO ID", "NO KEY", "CHECKED BY",
+                "MESSAGE",
+                "AT",
+                "COUNT",
+                "AVERAGE",
+                "LARGEST",
+                "NO ID",
+                "NO KEY",
+                "CHECKED BY",
             ];
             let rows = self.messages.iter().map(|it| -> Vec<Cell> {
-                let name = if it.name.is_empty() { "(no name)" } else { &it.name };
+                let name = if it.name.is_empty() {
+                    "(no name)"
+                } else {
+                    &it.name
+                };
                 let checked = match (it.checked_by.as_slice(), &it.unchecked) {
                     ([], None) => "nothing".to_owned(),
                     ([], Some(why)) => format!("nothing: {why}"),
@@ -143,7 +154,10 @@ impl Report for Listened<'_> {
             )),
         }
         if let Some(file) = &self.written {
-            page.line(format!("wrote {}: read it before you rely on it", file.display()));
+            page.line(format!(
+                "wrote {}: read it before you rely on it",
+                file.display()
+            ));
         }
     }
 }
@@ -222,16 +236,15 @@ impl Listening<'_> {
     ) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-        let mut tailing = match timeout(BROKER_WAIT_MAX, amqp.tail(topics)).await {
-            Ok(tailing) => tailing.map_err(|error| Code::Tail.of(error))?,
-            Err(_) => bail!(Code::Broker.of("the broker does not answer any more")),
-        };
-        self.frame.out.note(&format!("listening to {}", topics.join(", ")));
+        let mut tailing = topics::watch(amqp, topics).await?;
+        self.frame
+            .out
+            .note(&format!("listening to {}", topics.join(", ")));
         let length = length.or(self.count.is_none().then_some(LENGTH));
         let until = length.map(|length| Instant::now() + length);
         let mut ended = pin!(async {
             tokio::select! {
-                () = until_then(until) => {}
+                () = sleep_until(until) => {}
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
@@ -248,7 +261,7 @@ impl Listening<'_> {
     }
 
     fn see(&mut self, seen: Tailed) {
-            match seen {
+        match seen {
                 Tailed::Message { topic, envelope } => self.add(&topic, &envelope, true),
                 Tailed::Dropped { count } => {
                     self.missed += count;
@@ -286,10 +299,13 @@ impl Listening<'_> {
         let failed = |error| Code::Tail.of(error);
         let mut held = access.hold(queue).await.map_err(failed)?;
         let left = self.count.unwrap_or(HELD_MAX);
-        self.bar.set_length(depth.map_or(left, |it| left.min(it.ready.into())));
+        self.bar
+            .set_length(depth.map_or(left, |it| left.min(it.ready.into())));
         let looked = async {
             while self.came < left {
-                let step = usize::try_from(left - self.came).unwrap_or(HELD_STEP).min(HELD_STEP);
+                let step = usize::try_from(left - self.came)
+                    .unwrap_or(HELD_STEP)
+                    .min(HELD_STEP);
                 let letters = held.next(step).await?;
                 if letters.is_empty() {
                     return Ok(0);
@@ -307,7 +323,9 @@ impl Listening<'_> {
         let behind = behind.map_err(failed)?;
         released.map_err(failed)?;
         if behind > 0 && self.count.is_none() {
-            self.frame.out.note(&format!("{behind} more wait in `{queue}` and were not looked at: `--count`"));
+            self.frame.out.note(&format!(
+                "{behind} more wait in `{queue}` and were not looked at: `--count`"
+            ));
         }
         Ok(())
     }
@@ -324,12 +342,5 @@ impl Listening<'_> {
             self.bar.set_length(self.came);
         }
         self.bar.inc(1);
-    }
-}
-
-async fn until_then(until: Option<Instant>) {
-    match until {
-        Some(until) => sleep_until(until).await,
-        None => std::future::pending().await,
     }
 }

@@ -9,20 +9,20 @@ pub(in crate::verbs) mod topics;
 
 use std::{pin::pin, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde::Serialize;
 use tidings::{Envelope, Transport as _};
 use tidings_amqp::{Amqp, Tailed, Tailing};
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::spawn_blocking,
-    time::{Instant, sleep, timeout},
+    time::Instant,
 };
 
 use self::filter::Filter;
 use crate::{
     code::Code,
-    frame::{BROKER_WAIT_MAX, Ended, Frame, time},
+    frame::{Ended, Frame, sleep_until, time},
     mask::Mask,
     message::{ShownMessage, json_line},
     out::{Page, Report, counted, one_line},
@@ -93,10 +93,7 @@ impl Args {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
         let amqp = frame.amqp("watching events").await?;
-        let tailing = match timeout(BROKER_WAIT_MAX, amqp.tail(&topics)).await {
-            Ok(tailing) => tailing.map_err(|error| Code::Tail.of(error))?,
-            Err(_) => bail!(Code::Broker.of("the broker does not answer any more")),
-        };
+        let tailing = topics::watch(&amqp, &topics).await?;
         frame.out.note(&format!("watching {}", topics.join(", ")));
         let until = self.length.map(|length| Instant::now() + length);
         let mut ended = pin!(async {
@@ -129,13 +126,6 @@ impl Args {
             }
             _ => Ok(Ended::Done),
         }
-    }
-}
-
-async fn sleep_until(until: Option<Instant>) {
-    match until {
-        Some(until) => sleep(until.saturating_duration_since(Instant::now())).await,
-        None => std::future::pending().await,
     }
 }
 

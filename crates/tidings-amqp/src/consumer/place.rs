@@ -36,7 +36,7 @@ impl Place {
         // What keeps only this subscription from the broker (a limit of connections, perhaps) ends no service.
         let up = own.link.up().await;
         let up = up.map_err(|error| TransportError::temporary(error.to_string()))?;
-        shared.is_apart(&up);
+        shared.note_apart(&up);
         Ok(Arc::clone(&*up))
     }
 

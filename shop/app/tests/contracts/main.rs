@@ -103,21 +103,24 @@ fn the_document_of_all_services_says_what_those_of_each_say() {
     assert_eq!(check::changes(&read, &documents, check::Rule::Full), []);
 }
 
+/// The schema of a message that orders sends.
+fn sent_by_orders<'a>(documents: &'a mut [Document], name: &str) -> &'a mut serde_json::Value {
+    let mut documents = documents.iter_mut();
+    let orders = documents.find(|it| it.service == "orders").unwrap();
+    let message = orders.sends.iter_mut().find(|it| it.name == name).unwrap();
+    match &mut message.body {
+        Body::Json(schema) => schema,
+        other => panic!("{name} is JSON, not {other:?}"),
+    }
+}
+
 /// Rename, retype, drop: each of what a consumer reads fails and names it; a field more breaks nobody.
 #[test]
 fn a_change_that_breaks_a_consumer_names_it() {
     let before = documents();
     let changed = |change: &dyn Fn(&mut serde_json::Value)| {
         let mut now = before.clone();
-        let orders = now.iter_mut().find(|it| it.service == "orders").unwrap();
-        let confirmed = orders
-            .sends
-            .iter_mut()
-            .find(|it| it.name == "order-confirmed.v1");
-        let Body::Json(schema) = &mut confirmed.unwrap().body else {
-            panic!("it is JSON");
-        };
-        change(schema);
+        change(sent_by_orders(&mut now, "order-confirmed.v1"));
         let mut found = check::changes(&before, &now, check::Rule::Full);
         found.retain(|it| it.severity == Severity::Error);
         let mut broken: Vec<(Option<String>, Option<String>)> = found
@@ -182,14 +185,7 @@ fn programs_in_other_languages_keep_the_contracts_of_the_shop() {
     // If the shop wrote the amount as a text, they are named as the shop's own services are.
     let before = all.clone();
     let mut now = all;
-    let orders = now.iter_mut().find(|it| it.service == "orders").unwrap();
-    let placed = orders
-        .sends
-        .iter_mut()
-        .find(|it| it.name == "order-placed.v1");
-    let Body::Json(schema) = &mut placed.unwrap().body else {
-        panic!("it is JSON");
-    };
+    let schema = sent_by_orders(&mut now, "order-placed.v1");
     schema["properties"]["amount"]["type"] = "string".into();
     let found = check::changes(&before, &now, check::Rule::Forward);
     for consumer in ["article-payment", "listener", "payment"] {

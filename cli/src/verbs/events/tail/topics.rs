@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use tidings::{Destination, OutboxState, handlers};
+use tidings_amqp::{Amqp, Tailing};
+use tokio::time::timeout;
 
 use super::filter::matches;
 use crate::{
     code::Code,
-    frame::{Frame, Usage, toolkit},
+    frame::{BROKER_WAIT_MAX, Frame, Usage, toolkit},
     out::one_line,
     places::Access,
 };
@@ -28,9 +30,20 @@ struct Known {
     held: Vec<(String, String)>,
 }
 
+/// Begins to watch topics.
+pub(in crate::verbs) async fn watch(amqp: &Amqp, topics: &[String]) -> anyhow::Result<Tailing> {
+    match timeout(BROKER_WAIT_MAX, amqp.tail(topics)).await {
+        Ok(tailing) => Ok(tailing.map_err(|error| Code::Tail.of(error))?),
+        Err(_) => bail!(Code::Broker.of("the broker does not answer any more")),
+    }
+}
+
 /// The topics to watch: those that are named, those that match a name with `*`, or all that are known when
 /// none is named.
-pub(in crate::verbs) async fn chosen(frame: &Frame, named: &[String]) -> anyhow::Result<Vec<String>> {
+pub(in crate::verbs) async fn chosen(
+    frame: &Frame,
+    named: &[String],
+) -> anyhow::Result<Vec<String>> {
     let (patterns, mut chosen): (Vec<String>, Vec<String>) =
         named.iter().cloned().partition(|it| it.contains('*'));
     if !frame.has_database() {
@@ -85,15 +98,26 @@ impl Known {
         let all = frame.each(Access::Look, async |database| {
             let store = &*database.store;
             let handlers = handlers::list(store).await.map_err(toolkit)?;
-            let receive = handlers.into_iter().filter(|it| !it.is_gone() && !it.unsubscribed);
-            known.heard.extend(receive.flat_map(|handler| handler.topics));
+            let receive = handlers
+                .into_iter()
+                .filter(|it| !it.is_gone() && !it.unsubscribed);
+            known
+                .heard
+                .extend(receive.flat_map(|handler| handler.topics));
             let services = handlers::services(store).await.map_err(toolkit)?;
-            known.published.extend(services.into_iter().flat_map(|it| it.publishes));
-            let held = store.outbox().list(OutboxState::Held, None, HELD_MAX).await?;
-            known.held.extend(held.into_iter().filter_map(|row| match row.destination {
-                Destination::Topic(topic) => Some((topic.into_owned(), row.reason)),
-                Destination::Queue(_) => None,
-            }));
+            known
+                .published
+                .extend(services.into_iter().flat_map(|it| it.publishes));
+            let held = store
+                .outbox()
+                .list(OutboxState::Held, None, HELD_MAX)
+                .await?;
+            known
+                .held
+                .extend(held.into_iter().filter_map(|row| match row.destination {
+                    Destination::Topic(topic) => Some((topic.into_owned(), row.reason)),
+                    Destination::Queue(_) => None,
+                }));
             Ok(())
         });
         all.await?;

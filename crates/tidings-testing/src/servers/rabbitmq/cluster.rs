@@ -34,8 +34,8 @@ const REJOIN_MAX: Duration = Duration::from_secs(20);
 /// How long an election may take until another node is asked.
 const ELECTION_MAX: Duration = Duration::from_secs(10);
 
-/// Prints each quorum queue of which a member runs and none leads, and then this list's end. What a node says of its members
-/// is `{Name, State}` in 3.10, and longer later.
+/// Prints each quorum queue of which a member runs and none leads, and then `done`. What a node says of a member is
+/// `{Name, State}` in 3.10, and longer later.
 const LEADERLESS: &str = r#"
     Said = [rpc:call(N, ets, tab2list, [ra_state]) || N <- [node() | nodes()]],
     Members = lists:append([L || L <- Said, is_list(L)]),
@@ -168,13 +168,10 @@ impl RabbitMqCluster {
         let process = self.nodes[node].node.as_mut();
         process.context("the node does not run")?.thaw()?;
         let count = self.running();
-        let nodes = self.nodes.iter().enumerate();
-        let running = nodes.filter(|(_, it)| it.node.is_some());
-        let running: Vec<_> = running.map(|(node, _)| node).collect();
         // It may believe for a moment that nothing happened. While it pauses, it answers no question.
         let joins = || {
-            let mut asked = running.iter();
-            asked.all(|it| self.sees(*it, count, Duration::from_secs(5)).is_ok())
+            self.up()
+                .all(|it| self.sees(it, count, Duration::from_secs(5)).is_ok())
         };
         match crate::servers::wait_until("it to come back", REJOIN_MAX, joins) {
             Ok(()) => Ok(()),
@@ -188,8 +185,15 @@ impl RabbitMqCluster {
         self.await_nodes(node, self.running())
     }
 
+    /// Those that run.
+    fn up(&self) -> impl Iterator<Item = usize> {
+        let nodes = self.nodes.iter().enumerate();
+        let running = nodes.filter(|(_, it)| it.node.is_some());
+        running.map(|(node, _)| node)
+    }
+
     fn running(&self) -> usize {
-        self.nodes.iter().filter(|it| it.node.is_some()).count()
+        self.up().count()
     }
 
     /// Waits until a node sees so many that run, itself among them.
@@ -206,7 +210,8 @@ impl RabbitMqCluster {
     /// The quorum queues that no running node leads, by the names that Ra knows them by (`%2F_orders`). For some seconds
     /// after a node is gone that is as it should be.
     pub fn leaderless(&self) -> Result<Vec<String>> {
-        let listed = self.ctl(self.first_running()?, &["eval", LEADERLESS])?;
+        let node = self.up().next().context("no node runs")?;
+        let listed = self.ctl(node, &["eval", LEADERLESS])?;
         let names = listed.lines().map(str::trim);
         let names = names.filter(|it| !matches!(*it, "" | "done"));
         Ok(names.map(str::to_owned).collect())
@@ -219,12 +224,7 @@ impl RabbitMqCluster {
             self.leaderless()
                 .is_ok_and(|it| it.iter().all(|it| it != queue))
         };
-        for (node, _) in self
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, it)| it.node.is_some())
-        {
+        for node in self.up() {
             let call = format!("ra:trigger_election({{'{queue}', node()}}).");
             self.ctl(node, &["eval", &call])?;
             if crate::servers::wait_until("a leader", ELECTION_MAX, is_led).is_ok() {
@@ -232,11 +232,6 @@ impl RabbitMqCluster {
             }
         }
         anyhow::bail!("no node could be made the leader of `{queue}`")
-    }
-
-    fn first_running(&self) -> Result<usize> {
-        let first = self.nodes.iter().position(|it| it.node.is_some());
-        first.context("no node runs")
     }
 
     /// Runs `rabbitmqctl` on one of them, and returns what it printed.
