@@ -453,6 +453,7 @@ mod tests {
         let sources = [
             include_str!("address.rs"),
             include_str!("client.rs"),
+            include_str!("lib.rs"),
             include_str!("receiving.rs"),
         ];
         for code in ["TDG-4030", "TDG-4031", "TDG-4032", "TDG-4033"] {

@@ -227,7 +227,7 @@ async fn a_bank_that_fails_charges_once(style: Style) {
     let payment = shop.get(&format!("/payments/{flaky}")).await.json;
     assert_eq!(payment["attempts"], 3);
 
-    // Half of the answers are lost, some after the money was taken.
+    // Half of the answers are lost, some after the money was taken, until each order was tried.
     shop.put(
         "/bank/behaviour",
         &json!({"mode": "flaky", "failureRate": 0.5}),
@@ -237,6 +237,11 @@ async fn a_bank_that_fails_charges_once(style: Style) {
     for _ in 0..20 {
         orders.push(shop.order("tok_ok", &[("PEN-FOUNTAIN", 1)]).await);
     }
+    for order in &orders {
+        let was_tried = |payment: &Value| payment["attempts"].as_i64() > Some(0);
+        shop.until(&format!("/payments/{order}"), was_tried).await;
+    }
+    shop.put("/bank/behaviour", &json!({"mode": "ok"})).await;
     for order in &orders {
         assert_eq!(shop.ended(order).await["status"], "CONFIRMED");
         assert_eq!(shop.ledger(order).await, ["charge 49.90"]);
