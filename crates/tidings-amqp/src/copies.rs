@@ -51,7 +51,9 @@ impl From<PublishError> for Failure {
     fn from(error: PublishError) -> Self {
         match error.kind() {
             PublishErrorKind::Invalid => Self::Never(error.to_string()),
-            PublishErrorKind::Unavailable => Self::Passing(error.to_string()),
+            PublishErrorKind::Unavailable | PublishErrorKind::Unconfirmed => {
+                Self::Passing(error.to_string())
+            }
             _ => Self::ToMend(error.to_string()),
         }
     }

@@ -183,7 +183,7 @@ impl Builder {
     }
 
     /// How long [`Transport::publish`] waits for the broker's confirms. What is not confirmed then is
-    /// [`Unavailable`](tidings_core::PublishErrorKind::Unavailable); the broker may have it nevertheless. Default: 30 seconds.
+    /// [`Unconfirmed`](tidings_core::PublishErrorKind::Unconfirmed); the broker may have it nevertheless. Default: 30 seconds.
     pub fn confirm_timeout(mut self, time: Duration) -> Self {
         self.confirm_timeout = time;
         self

@@ -252,7 +252,7 @@ impl<R: Role> Supervisor<R> {
                 () = self.role.worn_out(&up) => {}
                 () = session.ended() => return session.end(),
             }
-            self.state.send_replace(State::Down(None));
+            // What is worn out is used until it is set up again: it may still do.
         }
     }
 }

@@ -7,10 +7,11 @@
 //! once more is always safe.
 //!
 //! A confirm that does not come within the time-out ends the wait of its caller, not the flight: it
-//! may come yet, and until then the message counts against the window. Only when the broker has
-//! confirmed later messages for a while, or when the window is full of such, is it given up, and then
-//! the whole channel with it: a new one begins to count anew, so that no later confirm can be taken for
-//! another's.
+//! may come yet, and until then the message counts against the window. When the broker has confirmed
+//! later messages for a while, the channel is worn out: what is published next goes to a new one, which
+//! begins to count anew, so that no later confirm can be taken for another's. What else is in flight on
+//! the old one is confirmed there. A channel of which nothing at all is confirmed for long is given up
+//! with all that is in flight.
 //!
 //! While the broker says that it takes nothing (an alarm), nothing is sent: it would all be taken
 //! when the alarm ends, once for each time that somebody tried again.
@@ -41,7 +42,7 @@ use crate::session::{BODY_BYTES_MAX, Channel, Closed, Inbound, Session};
 
 /// How many messages may be unconfirmed; more wait.
 pub(crate) const IN_FLIGHT_MAX: usize = 8192;
-/// How far the oldest unconfirmed message may be behind the newest; then it is given up.
+/// How far the oldest unconfirmed message may be behind the newest; then the channel is worn out.
 const SPAN_MAX: usize = 64 * IN_FLIGHT_MAX;
 /// How many of one batch are sent at a time, so that batches of several callers mix.
 const CHUNK_MAX: usize = 256;
@@ -53,6 +54,8 @@ struct Batch {
     items: Vec<Item>,
     outcomes: Mutex<Outcomes>,
     missing: AtomicUsize,
+    /// How many were sent, or refused; the others wait for room.
+    sent: AtomicUsize,
 }
 
 struct Outcomes {
@@ -67,6 +70,7 @@ impl Batch {
         list.resize_with(items.len(), || None);
         let batch = Self {
             missing: AtomicUsize::new(items.len()),
+            sent: AtomicUsize::new(0),
             items,
             outcomes: Mutex::new(Outcomes {
                 list,
@@ -89,11 +93,20 @@ impl Batch {
         }
     }
 
-    /// The outcomes; those that are missing are `missing`.
-    fn take(&self, missing: impl Fn() -> PublishError) -> Vec<Outcome> {
+    /// The outcomes; those that are missing are `unconfirmed` if they were sent, or `unsent`.
+    fn take(
+        &self,
+        unconfirmed: impl Fn() -> PublishError,
+        unsent: impl Fn() -> PublishError,
+    ) -> Vec<Outcome> {
         let list = std::mem::take(&mut self.outcomes.lock().list);
-        list.into_iter()
-            .map(|outcome| outcome.unwrap_or_else(|| Err(missing())))
+        let sent = self.sent.load(Ordering::Acquire);
+        let missing = |index| match index < sent {
+            true => Err(unconfirmed()),
+            false => Err(unsent()),
+        };
+        let list = list.into_iter().enumerate();
+        list.map(|(index, outcome)| outcome.unwrap_or_else(|| missing(index)))
             .collect()
     }
 }
@@ -169,7 +182,8 @@ struct Shared {
     flight: Mutex<Flight>,
     window: Semaphore,
     landed: Notify,
-    closed: CancellationToken,
+    /// The channel is gone, or another one is to be used from now on.
+    worn: CancellationToken,
 }
 
 /// A channel in confirm mode.
@@ -195,7 +209,7 @@ impl Publisher {
             }),
             window: Semaphore::new(IN_FLIGHT_MAX),
             landed: Notify::new(),
-            closed: CancellationToken::new(),
+            worn: CancellationToken::new(),
         });
         let inbound = Confirms(Arc::clone(&shared));
         let channel = Channel::open(session, |_| Box::new(inbound)).await?;
@@ -207,9 +221,9 @@ impl Publisher {
         })
     }
 
-    /// Resolves when the channel is gone.
-    pub(crate) async fn closed(&self) {
-        self.shared.closed.cancelled().await;
+    /// Resolves when another channel is to be used.
+    pub(crate) async fn worn(&self) {
+        self.shared.worn.cancelled().await;
     }
 
     /// Resolves when nothing is in flight, or the channel is gone.
@@ -238,12 +252,15 @@ impl Publisher {
             // The sender is in the batch, and every outcome is set some time.
             let _ = done.await;
         };
-        if timeout_at(deadline.into(), confirmed).await.is_ok() {
-            return batch.take(|| unavailable(&self.lost()));
+        let is_late = timeout_at(deadline.into(), confirmed).await.is_err();
+        if is_late {
+            self.give_up_lost();
         }
-        let overdue = Closed::lost(format!("no confirm came within {:?}", self.confirm_timeout));
-        self.give_up_lost();
-        batch.take(|| unavailable(&overdue))
+        let lost = || unavailable(&self.lost());
+        match is_late {
+            true => batch.take(|| unconfirmed(self.confirm_timeout), no_room),
+            false => batch.take(lost, lost),
+        }
     }
 
     /// Sends a batch as there is room for it. May be dropped at any time: what was sent keeps its
@@ -276,27 +293,36 @@ impl Publisher {
         closed.unwrap_or_else(|| self.channel.session.end())
     }
 
-    /// Gives the channel up if a confirm will not come any more: the broker has confirmed later
-    /// messages long since (a broker that comes out of an alarm does not keep to the order), or it is not blocked and yet
-    /// confirms nothing for long: RabbitMQ's side of the channel may hang while a node of its cluster does not answer.
+    /// Uses the channel no more if a confirm will not come: the broker has confirmed later
+    /// messages long since (a broker that comes out of an alarm does not keep to the order; a queue may have no leader), or it is
+    /// not blocked and yet confirms nothing for long: RabbitMQ's side of the channel may hang while a node of its cluster
+    /// does not answer.
     fn give_up_lost(&self) {
-        let reason = {
+        let silent = {
             let mut flight = self.shared.flight.lock();
             if self.channel.session.is_blocked() {
                 flight.heard = Instant::now();
             }
             let time = self.confirm_timeout;
-            if (flight.is_late(time) && flight.is_passed(time / 2)) || flight.queue.len() > SPAN_MAX
-            {
-                "the broker confirmed later messages, but not an earlier one"
-            } else if flight.is_silent(2 * time) {
-                "the broker confirms nothing"
+            let is_passed = flight.is_late(time) && flight.is_passed(time / 2);
+            if flight.is_silent(2 * time) {
+                Some("the broker confirms nothing")
+            } else if is_passed || flight.queue.len() > SPAN_MAX {
+                None
             } else {
                 return;
             }
         };
-        warn!("{reason}; publishing goes on on a new channel");
-        self.shared.close(&Closed::lost(reason));
+        if let Some(reason) = silent {
+            warn!("{reason}; publishing goes on on a new channel");
+            self.shared.close(&Closed::lost(reason));
+        } else if !self.shared.worn.is_cancelled() {
+            self.shared.worn.cancel();
+            warn!(
+                "the broker confirmed later messages, but not an earlier one; what is published \
+                 next goes to a new channel"
+            );
+        }
     }
 
     fn send(&self, batch: &Arc<Batch>, chunk: Range<usize>) {
@@ -311,6 +337,7 @@ impl Publisher {
             }
             return;
         }
+        batch.sent.store(chunk.end, Ordering::Release);
         let sent_at = Instant::now();
         let (mut refused, mut scratch) = (Vec::new(), BytesMut::new());
         session.send(|out| {
@@ -382,7 +409,7 @@ impl Shared {
             std::mem::take(&mut flight.queue)
         };
         self.window.close();
-        self.closed.cancel();
+        self.worn.cancel();
         fail_all(queue, closed);
         self.landed.notify_waiters();
     }
@@ -532,6 +559,22 @@ fn blocked() -> PublishError {
     PublishError::new(
         PublishErrorKind::Refused,
         "the broker takes no messages for now (see its alarms: memory, disk); it can be sent again",
+    )
+}
+
+/// The broker left it unanswered.
+fn unconfirmed(time: Duration) -> PublishError {
+    PublishError::new(
+        PublishErrorKind::Unconfirmed,
+        format!("the broker did not confirm it within {time:?}; it may have it"),
+    )
+}
+
+/// It was never sent.
+fn no_room() -> PublishError {
+    PublishError::new(
+        PublishErrorKind::Unavailable,
+        "it was not sent: the broker does not confirm what was sent before",
     )
 }
 

@@ -83,7 +83,7 @@ impl Role for Publishing {
     }
 
     async fn worn_out(&self, up: &PublishingUp) {
-        up.publisher.closed().await;
+        up.publisher.worn().await;
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A row is *ready*, *held* or *set aside*. Ready rows are offered to the broker in order. A row that
 //! was offered and not taken is held: nobody listens to its destination, or a queue behind it
-//! refused it. Held rows cost nothing in the rounds of the others; one row of each destination is
+//! refused it or did not confirm it. Held rows cost nothing in the rounds of the others; one row of each destination is
 //! offered again from time to time, and when it is taken the others follow in order. A row that can
 //! never be sent is set aside with the reason, until an operator releases or discards it.
 //!

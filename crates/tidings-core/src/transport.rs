@@ -33,9 +33,9 @@ pub trait Transport: Send + Sync + 'static {
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), TransportError>>;
 
     /// Publishes `batch` in order and resolves when the broker has confirmed or refused each
-    /// message: one outcome per message, in the order of the batch. A message that was not confirmed
-    /// within a time that the adapter chooses is [`PublishErrorKind::Unavailable`]; the outcomes
-    /// that did come stay.
+    /// message: one outcome per message, in the order of the batch. A message that was sent and not
+    /// confirmed within a time that the adapter chooses is [`PublishErrorKind::Unconfirmed`]; the
+    /// outcomes that did come stay.
     ///
     /// `Ok` means: stored by the broker in every queue that wants it (durable, persistent).
     /// An error means the message may or may not be there; publishing it again is safe because
@@ -482,6 +482,10 @@ pub struct PublishError {
 pub enum PublishErrorKind {
     /// No connection, or it was lost before the broker answered. Try again.
     Unavailable,
+    /// It was sent and the broker did not answer in time, although it is there: a queue that it goes to cannot
+    /// take it now (it has no leader, or too few replicas). The broker may have it. Try again later, beside what goes
+    /// elsewhere.
+    Unconfirmed,
     /// The broker is there and took nothing for now (a full queue, an alarm). Try again later.
     Refused,
     /// No queue wants it. Try again when somebody has subscribed.

@@ -148,8 +148,7 @@ impl Builder {
     }
 
     /// How long [`Transport::publish`] waits for confirms. What is not confirmed then is
-    /// [`Unavailable`](PublishErrorKind::Unavailable), and so is everything else that is under way; the brokers may have
-    /// it nevertheless. Default: 30 seconds.
+    /// [`Unconfirmed`](PublishErrorKind::Unconfirmed); the brokers may have it nevertheless. Default: 30 seconds.
     pub fn confirm_timeout(mut self, time: Duration) -> Self {
         self.confirm_timeout = time;
         self

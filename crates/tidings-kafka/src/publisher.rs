@@ -3,8 +3,9 @@
 //! The producer is idempotent and waits for all replicas in sync, so a message stands in its partition once and
 //! behind those that were sent before it, however often librdkafka tries. It tries for ever: a message that it
 //! gave up would leave a gap while its successors arrive. It is [`publish`](Publisher::publish) that gives
-//! up, for all that is under way: that producer is thrown away with what it still has, and the next batch gets
-//! another one. The same happens after an error from which a producer does not recover.
+//! up: that producer is thrown away with what it still has, and the next batch gets another one. What others have under
+//! way in it is confirmed there first, unless nothing is confirmed any more, or after an error from which a producer does not
+//! recover.
 
 use std::{
     sync::Arc,
@@ -52,7 +53,12 @@ pub(crate) struct Publisher {
 struct Generation {
     /// `None` while it is being dropped.
     producer: Option<ThreadedProducer<Reports>>,
+    heard: Arc<Heard>,
 }
+
+/// When a producer's message was last confirmed.
+#[derive(Default)]
+struct Heard(Mutex<Option<Instant>>);
 
 impl Drop for Generation {
     /// What is left in it ends now, unavailable. That may take a while, and no task is to wait for it.
@@ -118,13 +124,14 @@ impl Batch {
     }
 
     /// The outcomes; if the producer was refused, that is why nothing else is known of a message.
-    fn take(&self, refusal: Option<&PublishError>) -> Vec<Outcome> {
+    fn take(&self, missing: PublishErrorKind, refusal: Option<&PublishError>) -> Vec<Outcome> {
         let mut state = self.state.lock();
         let outcomes = std::mem::take(&mut state.outcomes).into_iter();
-        let unknown = || Err(unavailable("Kafka did not confirm it in time"));
+        let why = "Kafka did not confirm it in time; it may have it";
+        let unknown = || Err(PublishError::new(missing, why));
         let outcomes = outcomes.map(|outcome| outcome.unwrap_or_else(unknown));
         let told = |outcome: Outcome| match (outcome, refusal) {
-            (Err(error), Some(refusal)) if error.kind() == PublishErrorKind::Unavailable => {
+            (Err(error), Some(refusal)) if error.kind() == missing => {
                 Err(PublishError::new(refusal.kind(), refusal.to_string()))
             }
             (outcome, _) => outcome,
@@ -141,6 +148,7 @@ struct Report {
 
 struct Reports {
     status: Arc<Standing>,
+    heard: Arc<Heard>,
 }
 
 impl ClientContext for Reports {
@@ -160,6 +168,7 @@ impl ProducerContext for Reports {
         let outcome = match result {
             Ok(_) => {
                 self.status.answered();
+                *self.heard.0.lock() = Some(Instant::now());
                 Ok(())
             }
             Err((error, _)) => Err(publish_error(error)),
@@ -190,7 +199,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes, in order. A batch that is given up takes with it what others have under way.
+    /// Publishes, in order.
     pub(crate) async fn publish(&self, records: Vec<Record>) -> Vec<Outcome> {
         if records.is_empty() {
             return Vec::new();
@@ -208,8 +217,9 @@ impl Publisher {
         };
         let batch = Batch::new(records.len());
         let Some(producer) = &generation.producer else {
-            return batch.take(None);
+            return batch.take(PublishErrorKind::Unavailable, None);
         };
+        let began = Instant::now();
         let sent = async {
             send_all(producer, &batch, records).await;
             batch.wait().await;
@@ -220,10 +230,17 @@ impl Publisher {
             .as_ref()
             .filter(|(code, _)| client::is_forbidden(*code));
         let refusal = forbidden.map(|(_, why)| may_not(why));
+        let missing = match is_late && fatal.is_none() && !self.status.is_down() {
+            true => PublishErrorKind::Unconfirmed,
+            false => PublishErrorKind::Unavailable,
+        };
+        let outcomes = batch.take(missing, refusal.as_ref());
         if is_late || fatal.is_some() {
-            self.throw_away(&generation, is_late, fatal.map(|(_, why)| why));
+            let heard = *generation.heard.0.lock();
+            let is_silent = fatal.is_some() || heard.is_none_or(|heard| heard < began);
+            self.throw_away(&generation, is_silent, fatal.map(|(_, why)| why));
         }
-        batch.take(refusal.as_ref())
+        outcomes
     }
 
     fn generation(&self) -> Result<Arc<Generation>, KafkaError> {
@@ -231,18 +248,22 @@ impl Publisher {
         if let Some(current) = &*current {
             return Ok(Arc::clone(current));
         }
+        let heard = Arc::new(Heard::default());
         let reports = Reports {
             status: Arc::clone(&self.status),
+            heard: Arc::clone(&heard),
         };
         let producer = self.config.create_with_context(reports)?;
         let generation = Arc::new(Generation {
             producer: Some(producer),
+            heard,
         });
         *current = Some(Arc::clone(&generation));
         Ok(generation)
     }
 
-    fn throw_away(&self, generation: &Arc<Generation>, is_late: bool, fatal: Option<String>) {
+    /// The next batch gets another producer. If this one is silent, all that is under way in it ends.
+    fn throw_away(&self, generation: &Arc<Generation>, is_silent: bool, fatal: Option<String>) {
         let mut current = self.current.lock();
         let is_current = current
             .as_ref()
@@ -250,13 +271,16 @@ impl Publisher {
         if !is_current {
             return;
         }
-        warn!(
-            is_late,
-            fatal, "a producer is given up, with what it has under way"
-        );
         *current = None;
         drop(current);
-        generation.purge();
+        warn!(
+            is_silent,
+            fatal,
+            "Kafka did not confirm a message in time; what is published next gets another producer"
+        );
+        if is_silent {
+            generation.purge();
+        }
     }
 
     /// Ends in good order: what is under way is confirmed first, if that happens before `deadline`.

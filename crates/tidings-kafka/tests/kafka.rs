@@ -117,6 +117,13 @@ async fn what_only_the_leader_has_is_not_confirmed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Kafka: run `cargo xtask test`"]
+async fn what_is_not_confirmed_holds_up_nothing_else() {
+    let mut cluster = KafkaCluster::start(3).expect("it starts");
+    cluster::what_is_not_confirmed_holds_up_nothing_else(&mut cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Kafka: run `cargo xtask test`"]
 async fn it_keeps_the_contract_of_a_transport() {
     let url = kafka_url();
     tidings_testing::transport::conformance(async || connect(&url).await).await;

@@ -85,6 +85,7 @@ mod gather;
 mod handler;
 pub mod handlers;
 mod handling;
+mod held;
 mod limit;
 pub mod moving;
 mod needs;

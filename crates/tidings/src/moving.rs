@@ -259,7 +259,9 @@ impl Moving<'_> {
                     return false;
                 };
                 let why = match error.kind() {
-                    PublishErrorKind::Unavailable | PublishErrorKind::Refused => &mut passing,
+                    PublishErrorKind::Unavailable
+                    | PublishErrorKind::Unconfirmed
+                    | PublishErrorKind::Refused => &mut passing,
                     _ => &mut lasting,
                 };
                 why.get_or_insert_with(|| not_taken(target, envelope, &error));
@@ -368,9 +370,9 @@ fn not_taken(target: &Target<'_>, envelope: &Envelope, error: &PublishError) -> 
         PublishErrorKind::Unroutable => {
             "; it is not there: make it with `tidings topology apply`, or start its service on the new broker"
         }
-        PublishErrorKind::Unavailable | PublishErrorKind::Refused => {
-            "; run it again when it is mended"
-        }
+        PublishErrorKind::Unavailable
+        | PublishErrorKind::Unconfirmed
+        | PublishErrorKind::Refused => "; run it again when it is mended",
         _ => "; discard it on the old broker, or raise the new one's limit",
     };
     Error::msg(format!(

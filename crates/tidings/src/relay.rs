@@ -15,6 +15,9 @@
 //!   first unconfirmed row on is published again, in order, when the broker is back.
 //! - *Nobody listens* to a destination. Its rows are held, later ones without being offered; one of
 //!   them asks from time to time, and when it is taken the others follow in order.
+//! - *A row is not confirmed in time*, though the broker is there: a queue behind its destination has
+//!   no leader, say. It is held likewise. A round waits for its slowest row, so the one that asks is
+//!   published beside the rounds (see [`held`](crate::held)).
 //! - *The broker refuses a row.* That row is held, unless an earlier one of its key was not confirmed in the same round: then
 //!   it stays ready behind that, since held rows go before ready ones. A refusal does not name the queue that is full, so
 //!   other keys' rows to that destination are still offered, each once and in its turn; rows of a
@@ -30,7 +33,7 @@
 //! none that are not its own (the store checks), and removes only what was confirmed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -42,6 +45,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     CircuitBreaker, Destination, Lane, OutboxRow, Outgoing, Permit, Store, StoreError, Transport,
+    held::HeldDestinations,
     round::{About, Ahead, Batch, ReadAhead, Round, Why, read_ahead},
     throttle::Throttle,
 };
@@ -56,12 +60,8 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 const BATCH_COUNT_MAX: usize = 1000;
 /// How long to wait without being woken.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// How long a destination is left alone that took nothing: at first, and at most.
-const PROBE_AFTER: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long to leave a broker alone that does not answer: at first, and at most.
 const BREAKER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// How often the log repeats that a destination takes nothing.
-const HELD_LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// A relay of one instance of a service.
 pub(crate) struct Relay {
@@ -77,7 +77,7 @@ pub(crate) struct Relay {
     lanes_since: Instant,
     leased_until: Instant,
     renew_at: Instant,
-    held: HashMap<Destination, Held>,
+    held: HeldDestinations,
     /// Rows that the broker has, removed while the next round reads and publishes.
     removing: Vec<i64>,
     /// Ready rows of the lanes it has, read ahead while the round before was published.
@@ -87,14 +87,6 @@ pub(crate) struct Relay {
     sent: Counter,
     store_trouble: Throttle,
     broker_trouble: Throttle,
-}
-
-/// A destination that has held rows.
-struct Held {
-    why: Why,
-    probe_at: Instant,
-    pause: Duration,
-    log: Throttle,
 }
 
 /// What to do after a round.
@@ -128,7 +120,7 @@ impl Relay {
             lanes_since: Instant::now(),
             leased_until: Instant::now(),
             renew_at: Instant::now(),
-            held: HashMap::new(),
+            held: HeldDestinations::default(),
             removing: Vec::new(),
             read_ahead: Vec::new(),
             held_max,
@@ -145,12 +137,13 @@ impl Relay {
             match self.round().await {
                 After::Again => {}
                 After::Wait => {
-                    let next_probe = self.held.values().map(|held| held.probe_at).min();
                     let poll_at = Instant::now() + POLL_EVERY;
+                    let next_at = self.held.next().map_or(poll_at, |at| at.min(poll_at));
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = self.store.outbox().committed() => {}
-                        () = sleep_until(next_probe.map_or(poll_at, |at| at.min(poll_at))) => {}
+                        () = self.held.answered() => {}
+                        () = sleep_until(next_at) => {}
                     }
                 }
                 After::Pause(pause) => tokio::select! {
@@ -164,7 +157,7 @@ impl Relay {
         if timeout_at(flush_until, drain).await.is_err() {
             info!("stopping with unsent messages in the outbox; they go out after the next start");
         }
-        if let Err(error) = self.remove().await {
+        if let Err(error) = self.hear().await.and(self.remove().await) {
             debug!("messages that were sent are not removed, and will be sent again: {error}");
         }
         if let Err(error) = self.store.outbox().release(&self.id, None).await {
@@ -178,6 +171,7 @@ impl Relay {
             if self.renew_at <= Instant::now() {
                 self.renew().await?;
             }
+            self.hear().await?;
             self.share().await?;
             if self.lanes.is_empty() {
                 self.remove().await?;
@@ -253,7 +247,7 @@ impl Relay {
             true => After::Again,
             // After trouble the breaker says, in the next round, how long to wait.
             false if self.breaker.is_open() => After::Again,
-            false if self.held.values().any(|held| held.why == Why::Draining) => After::Again,
+            false if self.held.is_draining() => After::Again,
             false => After::Wait,
         })
     }
@@ -263,15 +257,14 @@ impl Relay {
         if !self.held.is_empty() {
             // Held rows are read without regard to what is to be removed.
             self.remove().await?;
-            self.probe(&mut batch, limit).await?;
+            self.offer_held(&mut batch, limit).await?;
         }
         let room = limit.saturating_sub(batch.rows.len());
         if room == 0 {
             batch.is_full = true;
             return Ok(batch);
         }
-        let held: Vec<Destination> = self.held.keys().cloned().collect();
-        let ready = self.next_ready(&held, room).await?;
+        let ready = self.next_ready(&self.held.names(), room).await?;
         let outbox = self.store.outbox();
         batch.is_full = ready.len() == room;
         self.sort_out(ready, &mut batch);
@@ -327,23 +320,17 @@ impl Relay {
         Ok(())
     }
 
-    /// Adds the held rows whose turn it is: one of each destination that may take messages again,
-    /// many of one that does.
-    async fn probe(&mut self, batch: &mut Batch, limit: usize) -> Result<(), StoreError> {
-        let now = Instant::now();
-        let due = self.held.iter().filter(|(_, held)| held.probe_at <= now);
-        let due: Vec<(Destination, Why)> = due
-            .map(|(destination, held)| (destination.clone(), held.why))
-            .collect();
-        for (destination, why) in due {
-            let room = limit.saturating_sub(batch.rows.len());
-            let wanted = if why == Why::Draining {
-                room
-            } else {
-                room.min(1)
+    /// Offers the held rows whose turn it is: one of each destination that may take messages again,
+    /// apart; in this batch, as many as there is room for, of those that do.
+    async fn offer_held(&mut self, batch: &mut Batch, limit: usize) -> Result<(), StoreError> {
+        for (destination, why) in self.held.due() {
+            let is_draining = why == Why::Draining;
+            let wanted = match is_draining {
+                true => limit.saturating_sub(batch.rows.len()),
+                false => 1,
             };
             if wanted == 0 {
-                break;
+                continue;
             }
             let outbox = self.store.outbox();
             if why == Why::Unrouted {
@@ -351,19 +338,31 @@ impl Relay {
             }
             let rows = outbox.next_held(&self.lanes, &destination, wanted).await?;
             if rows.is_empty() {
-                self.held.remove(&destination);
+                self.held.forget(&destination);
                 info!("no message to {destination} is held any more");
                 continue;
             }
             let is_last = rows.len() < wanted;
             for row in rows {
-                batch.push(row);
+                match row.message {
+                    Ok(message) if !is_draining => {
+                        let about = About::new(row.position, &message);
+                        self.held.ask(&self.transport, about, message);
+                    }
+                    _ => batch.push(row),
+                }
             }
-            if why == Why::Draining && is_last {
+            if is_draining && is_last {
                 batch.drained.insert(destination);
             }
         }
         Ok(())
+    }
+
+    /// Writes down what came of the rows that asked apart.
+    async fn hear(&mut self) -> Result<(), StoreError> {
+        let round = self.held.answers();
+        self.write_down(round).await
     }
 
     /// Sets aside what nobody listened to for too long, if that was configured.
@@ -393,15 +392,18 @@ impl Relay {
                 batch.push(row);
                 continue;
             };
-            let Some(held) = self.held.get(&message.destination) else {
+            let Some(why) = self.held.why(&message.destination) else {
                 batch.push(row);
                 continue;
             };
             let key = message.envelope.key.clone();
-            match held.why {
+            match why {
                 // All that are held are in this batch, before it.
                 Why::Draining if batch.drained.contains(&message.destination) => batch.push(row),
                 Why::Unrouted => batch.hold("nobody listens to its destination", row.position),
+                Why::Unconfirmed => {
+                    batch.hold("an earlier message was not confirmed", row.position);
+                }
                 Why::Draining => batch.hold("earlier messages go first", row.position),
                 Why::Refused if row.is_behind => {
                     batch.hold("an earlier message of its key was refused", row.position);
@@ -462,7 +464,7 @@ impl Relay {
         (round, read)
     }
 
-    /// Writes down what came of a round.
+    /// Takes note of what a round says of the broker, and writes down what came of its rows.
     async fn conclude(&mut self, round: Round, permit: Permit) -> Result<(), StoreError> {
         match &round.trouble {
             None => permit.succeeded(),
@@ -473,12 +475,13 @@ impl Relay {
                 permit.failed();
             }
         }
+        self.write_down(round).await
+    }
+
+    async fn write_down(&mut self, round: Round) -> Result<(), StoreError> {
         for destination in &round.reached {
-            if let Some(held) = self.held.get_mut(destination)
-                && !round.held.contains_key(destination)
-            {
-                held.why = Why::Draining;
-                held.probe_at = Instant::now();
+            if !round.held.contains_key(destination) {
+                self.held.reached(destination);
             }
         }
         self.sent.increment(round.sent.len() as u64);
@@ -486,42 +489,9 @@ impl Relay {
         self.removing.extend(round.sent);
         for (destination, (why, reason, positions)) in round.held {
             store.outbox().hold(&self.id, &positions, &reason).await?;
-            self.hold(destination, why, &reason);
+            self.held.hold(destination, why, &reason);
         }
         self.set_aside(round.invalid).await
-    }
-
-    /// Remembers that a destination takes nothing for now.
-    fn hold(&mut self, destination: Destination, why: Why, reason: &str) {
-        let before = self.held.remove(&destination);
-        let (pause, mut log) = match before {
-            Some(held) if held.why != Why::Draining => {
-                ((held.pause * 2).min(PROBE_AFTER.1), held.log)
-            }
-            Some(held) => (PROBE_AFTER.0, held.log),
-            None => (PROBE_AFTER.0, Throttle::new(HELD_LOG_EVERY)),
-        };
-        if log.allows() {
-            match why {
-                Why::Unrouted => warn!(
-                    "nobody listens to {destination}: its messages are held in the outbox until \
-                     somebody does; start a consumer of it, or write `unrouted = \"drop\"` beside \
-                     the event's name if nobody has to"
-                ),
-                _ => warn!(
-                    "{destination} refuses messages: those are held in the outbox and offered \
-                     again; is a queue behind it full? ({reason})"
-                ),
-            }
-        }
-        let probe_at = Instant::now() + pause;
-        let held = Held {
-            why,
-            probe_at,
-            pause,
-            log,
-        };
-        self.held.insert(destination, held);
     }
 
     async fn set_aside(&self, rows: Vec<(i64, String)>) -> Result<(), StoreError> {
@@ -556,12 +526,7 @@ impl Relay {
             self.read_ahead.clear();
             // What others held there meanwhile is not known here yet.
             for destination in outbox.held(&leased.lanes).await? {
-                self.held.entry(destination).or_insert_with(|| Held {
-                    why: Why::Unrouted,
-                    probe_at: now,
-                    pause: PROBE_AFTER.0,
-                    log: Throttle::new(HELD_LOG_EVERY),
-                });
+                self.held.found(destination);
             }
         }
         self.leased_until = now + LEASE;

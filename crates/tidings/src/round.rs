@@ -18,6 +18,8 @@ use crate::{
 pub(crate) enum Why {
     /// Nobody listens.
     Unrouted,
+    /// The broker did not say in time whether it took them.
+    Unconfirmed,
     /// The broker refused.
     Refused,
     /// The destination takes messages again; those that are held go first.
@@ -57,7 +59,7 @@ pub(crate) struct About {
     position: i64,
     /// The hash of its key: no copy of the key is made for each message.
     key: Option<u64>,
-    destination: Destination,
+    pub(crate) destination: Destination,
     unrouted: Unrouted,
     name: Cow<'static, str>,
 }
@@ -114,6 +116,7 @@ impl Round {
                 return self.sent.push(position);
             }
             PublishErrorKind::Unroutable => Why::Unrouted,
+            PublishErrorKind::Unconfirmed => Why::Unconfirmed,
             PublishErrorKind::Refused => Why::Refused,
             PublishErrorKind::Invalid => {
                 let reason = format!("`{name}` to {destination}: {error}");

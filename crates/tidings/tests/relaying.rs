@@ -134,6 +134,47 @@ async fn what_nobody_listens_to_waits_in_order_and_holds_up_nothing_else() {
     assert_eq!(numbers(&broker), (0..=20).collect::<Vec<_>>());
 }
 
+/// Also after a restart, of which the relay does not know why rows are held.
+#[tokio::test]
+async fn what_is_never_confirmed_holds_up_nothing_else_and_catches_up_in_order() {
+    let (broker, database) = (Broker::default(), Database::new().await);
+    let listener = listen(&broker).await;
+    let ignore = |_: LetterWritten| async { Ok::<_, Error>(()) };
+    let reader = Running::start(&broker, Router::new("reader").on(ignore)).await;
+    broker.set_silent(Some(MoneyDeposited::NAME));
+    let mut service = Running::start(&broker, teller(&database)).await;
+    for number in 0..40 {
+        let deposited = deposit(number % 20, number);
+        let letter = LetterWritten {
+            text: number.to_string(),
+        };
+        let producer = producer(&database);
+        producer.publish(&deposited).await.expect("it commits");
+        producer.publish(&letter).await.expect("it commits");
+        let are_out = async || broker.published_as::<LetterWritten>().len() as u64 == number + 1;
+        until("the letter is out", are_out).await;
+        if number == 20 {
+            service.stop().await;
+            service = Running::start(&broker, teller(&database)).await;
+        }
+    }
+    // In the first round nobody knew.
+    let batches = broker.batches();
+    let asked = batches.iter().skip_while(|(silent, _)| *silent == 0);
+    let stalled = asked
+        .skip(1)
+        .find(|batch| !matches!(batch, (0, _) | (1, 0)));
+    assert_eq!(stalled, None, "{batches:?}");
+    assert_eq!(unsent(&database).await, 40);
+    broker.set_silent(None);
+    until("the outbox is empty", async || unsent(&database).await == 0).await;
+    for running in [service, reader, listener] {
+        running.stop().await;
+    }
+    assert_in_order_per_account(&broker, 20);
+    assert_eq!(numbers(&broker).len(), 40);
+}
+
 #[tokio::test]
 async fn a_command_waits_until_its_target_exists() {
     let (broker, database) = (Broker::default(), Database::new().await);

@@ -1,6 +1,9 @@
 //! A cluster of three: what is confirmed, and what becomes of it when a leader is gone.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
 
 use tidings_core::{PublishErrorKind, Transport};
 use tidings_testing::servers::KafkaCluster;
@@ -44,13 +47,69 @@ pub(crate) async fn what_only_the_leader_has_is_not_confirmed(cluster: &mut Kafk
         cluster.thaw(*node).expect("it goes on");
     }
     let error = outcomes.remove(0).expect_err("only one has it");
-    assert_eq!(error.kind(), PublishErrorKind::Unavailable, "{error}");
+    let kind = error.kind();
+    use PublishErrorKind::{Unavailable, Unconfirmed};
+    assert!(matches!(kind, Unavailable | Unconfirmed), "{error}");
     // As a relay does.
-    let deadline = std::time::Instant::now() + SOON;
+    let deadline = Instant::now() + SOON;
     while let Err(error) = kafka.publish(vec![place.message(None, 1)]).await.remove(0) {
-        assert!(std::time::Instant::now() < deadline, "{error}");
+        assert!(Instant::now() < deadline, "{error}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    kafka.close().await;
+}
+
+/// A topic whose only node is away: nothing that goes there is confirmed, and nothing that goes elsewhere is delayed, in the
+/// same batch or beside it, also when its time is over.
+pub(crate) async fn what_is_not_confirmed_holds_up_nothing_else(cluster: &mut KafkaCluster) {
+    const TIME: Duration = Duration::from_secs(10);
+    let url = cluster.url();
+    let connect = async |options: &str| {
+        let kafka = Kafka::builder(&format!("{url}?partitions=1&{options}")).expect("an URL");
+        let connected = kafka.confirm_timeout(TIME).connect();
+        connected.await.expect("it connects")
+    };
+    let (stuck, fine) = (Place::new(), Place::new());
+    let once = connect("replication=1").await;
+    stuck.declare(&once).await;
+    stuck.publish(&once, [0]).await;
+    once.close().await;
+    let kafka = connect("replication=3").await;
+    fine.declare(&kafka).await;
+    let node = usize::try_from(leader(&url, &stuck.topic, 0) - 1).expect("a node");
+    cluster.kill9(node);
+    let publish_at_last = async |place: &Place, number: usize| {
+        let deadline = Instant::now() + SOON;
+        let publish = async || {
+            kafka
+                .publish(vec![place.message(None, number)])
+                .await
+                .remove(0)
+        };
+        while let Err(error) = publish().await {
+            assert!(Instant::now() < deadline, "{error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    // Until another node leads it.
+    publish_at_last(&fine, 0).await;
+
+    let both = kafka.publish(vec![stuck.message(None, 1), fine.message(None, 1)]);
+    let beside = async {
+        let until = Instant::now() + TIME + Duration::from_secs(2);
+        while Instant::now() < until {
+            let batch = vec![fine.message(None, 2); 3];
+            for outcome in kafka.publish(batch).await {
+                outcome.expect("it goes elsewhere");
+            }
+        }
+    };
+    let (outcomes, ()) = tokio::join!(both, beside);
+    let kinds = outcomes.into_iter().map(|it| it.map_err(|it| it.kind()));
+    let expected = [Err(PublishErrorKind::Unconfirmed), Ok(())];
+    assert_eq!(kinds.collect::<Vec<_>>(), expected);
+    cluster.restart(node).expect("it starts again");
+    publish_at_last(&stuck, 1).await;
     kafka.close().await;
 }
 

@@ -50,6 +50,7 @@ impl Failure {
     pub(crate) fn into_publish(self) -> PublishError {
         let kind = match &*self.kind {
             "unavailable" => PublishErrorKind::Unavailable,
+            "unconfirmed" => PublishErrorKind::Unconfirmed,
             "unroutable" => PublishErrorKind::Unroutable,
             "invalid" => PublishErrorKind::Invalid,
             _ => PublishErrorKind::Refused,
@@ -98,6 +99,7 @@ impl From<PublishError> for Failure {
     fn from(error: PublishError) -> Self {
         let kind = match error.kind() {
             PublishErrorKind::Unavailable => "unavailable",
+            PublishErrorKind::Unconfirmed => "unconfirmed",
             PublishErrorKind::Unroutable => "unroutable",
             PublishErrorKind::Invalid => "invalid",
             _ => "refused",

@@ -40,6 +40,10 @@ struct Script {
     cannot_delay: bool,
     shares_partitions: bool,
     judge: Option<Judge>,
+    /// The topic of which it confirms nothing.
+    silent: Option<&'static str>,
+    /// How many messages to that topic each publish had, and how many others.
+    batches: Vec<(usize, usize)>,
     published: Vec<Outgoing>,
     /// The names of all queues and partitions that were declared.
     declared: BTreeSet<String>,
@@ -107,6 +111,17 @@ impl Broker {
     /// behind it are sent.
     pub(crate) fn keep_connection(&self) {
         self.0.script.lock().keeps_connection = true;
+    }
+
+    /// Takes nothing that goes to this topic and says nothing of it, as a queue without a leader does: who publishes such
+    /// a message waits for a while.
+    pub(crate) fn set_silent(&self, topic: Option<&'static str>) {
+        self.0.script.lock().silent = topic;
+    }
+
+    /// How many messages to the silent topic each publish had, and how many others, while there was one.
+    pub(crate) fn batches(&self) -> Vec<(usize, usize)> {
+        self.0.script.lock().batches.clone()
     }
 
     /// Everything that was published and confirmed, in order.
@@ -194,6 +209,7 @@ impl Transport for Broker {
     fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            self.0.wait_for_silence(&batch).await;
             let mut outcomes = Vec::with_capacity(batch.len());
             let mut lost = false;
             for message in batch {
@@ -261,12 +277,41 @@ fn was_lost(connection: &watch::Receiver<Option<MemoryTransport>>) -> bool {
     connection.has_changed().expect("the sender is there")
 }
 
+/// How long it takes until a message to a silent topic is given up.
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(300);
+
+impl Script {
+    fn is_silent(&self, message: &Outgoing) -> bool {
+        self.silent
+            .is_some_and(|topic| message.destination.name() == topic)
+    }
+}
+
 impl Shared {
+    async fn wait_for_silence(&self, batch: &[Outgoing]) {
+        let silent = {
+            let mut script = self.script.lock();
+            if script.silent.is_none() {
+                return;
+            }
+            let silent = batch.iter().filter(|it| script.is_silent(it)).count();
+            script.batches.push((silent, batch.len() - silent));
+            silent
+        };
+        if silent > 0 {
+            tokio::time::sleep(CONFIRM_TIMEOUT).await;
+        }
+    }
+
     fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
         let Some(connection) = self.connection.borrow().clone() else {
             return Err(unavailable());
         };
         let mut script = self.script.lock();
+        if script.is_silent(&message) {
+            let kind = PublishErrorKind::Unconfirmed;
+            return Err(PublishError::new(kind, "no confirm came"));
+        }
         if let Some(kind) = script.judge.as_mut().and_then(|judge| judge(&message)) {
             return Err(PublishError::new(kind, "the test says so"));
         }
