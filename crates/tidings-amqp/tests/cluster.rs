@@ -74,7 +74,11 @@ async fn publish_at_last(amqp: &Amqp, message: Outgoing) {
             let outcome = amqp.publish(vec![message.clone()]).await.pop();
             match outcome.expect("one outcome").map_err(|error| error.kind()) {
                 Ok(()) => return,
-                Err(PublishErrorKind::Unavailable | PublishErrorKind::Refused) => {
+                Err(
+                    PublishErrorKind::Unavailable
+                    | PublishErrorKind::Unconfirmed
+                    | PublishErrorKind::Refused,
+                ) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(kind) => panic!("{kind:?}"),
