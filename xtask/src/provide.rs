@@ -11,12 +11,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use tidings_testing::foreign::{
-    CONTRACTS_NODE_PATH, CONTRACTS_PYTHON_PATH, DEPLOY_PATH, KEDA_PATH, NODE_PATH, PYTHON_PATH,
-    chromium_missing,
+    CONFLUENT_PATH, CONTRACTS_NODE_PATH, CONTRACTS_PYTHON_PATH, DEPLOY_PATH, KEDA_PATH, NODE_PATH,
+    PYTHON_PATH, chromium_missing,
 };
 use tidings_testing::servers::{
     AWS_URL, AwsEmulator, KAFKA_URL, Kafka, POSTGRES_URL, Postgres, RABBITMQ_ROOT, RABBITMQ_URL,
-    RabbitMq, S3, S3_URL,
+    REGISTRY_URL, RabbitMq, S3, S3_URL, SchemaRegistry,
 };
 
 use crate::deploy::debootstrap;
@@ -39,6 +39,7 @@ pub(crate) struct Provided {
     /// The folder with a Debian whose RabbitMQ is newer than the installed one.
     newer_rabbitmq: Option<PathBuf>,
     kafka: Option<Kafka>,
+    registry: Option<SchemaRegistry>,
     aws: Option<AwsEmulator>,
     postgres: Option<Postgres>,
     s3: Option<S3>,
@@ -81,6 +82,7 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
     debian(provided, "PostgreSQL", &["postgresql"], Postgres::missing);
     newer_rabbitmq(provided);
     kafka(provided);
+    registry(provided);
     debian(provided, "OpenSSL", &["libssl-dev", "pkg-config"], || {
         let why = "TLS to Kafka needs OpenSSL's headers and pkg-config (Debian: `apt-get install libssl-dev pkg-config`)";
         (!answers("pkg-config", "openssl")).then(|| why.to_owned())
@@ -107,6 +109,10 @@ pub(crate) fn install(provided: &mut Provided) -> Result<()> {
     match pip(&root()?.join("xtask/s3"), &cache.join("s3")) {
         Ok(packages) => provided.s3_packages = Some(packages),
         Err(error) => provided.lack("S3", format!("{error:#}")),
+    }
+    match pip(&root()?.join("xtask/registry"), &cache.join("registry")) {
+        Ok(packages) => provided.env.push((CONFLUENT_PATH, text(&packages))),
+        Err(error) => provided.lack("Python", format!("{error:#}")),
     }
     contracts(provided, &cache)?;
     deploy(provided, &cache)
@@ -163,6 +169,12 @@ pub(crate) fn start(provided: &mut Provided) -> Result<()> {
         eprintln!("Kafka: {}", kafka.url());
         provided.env.push((KAFKA_URL, kafka.url()));
         provided.kafka = Some(kafka);
+    }
+    if !provided.lacks("Apicurio") && !given("Apicurio", REGISTRY_URL) {
+        let registry = SchemaRegistry::start()?;
+        eprintln!("Apicurio: {}", registry.url());
+        provided.env.push((REGISTRY_URL, registry.url()));
+        provided.registry = Some(registry);
     }
     if !provided.lacks("SQS") && !given("SQS", AWS_URL) {
         let aws = AwsEmulator::start()?;
@@ -264,6 +276,16 @@ fn kafka(provided: &mut Provided) {
         && let Err(error) = Kafka::fetch()
     {
         provided.lack("Kafka", format!("{error:#}"));
+    }
+}
+
+/// So does the schema registry.
+fn registry(provided: &mut Provided) {
+    let name = "Apicurio";
+    if let Some(why) = SchemaRegistry::missing() {
+        provided.lack(name, why);
+    } else if let Err(error) = SchemaRegistry::fetch() {
+        provided.lack(name, format!("{error:#}"));
     }
 }
 

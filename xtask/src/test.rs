@@ -23,7 +23,7 @@ Examples:
 
 Servers are taken, in this order, from a URL in the environment (TIDINGS_TEST_RABBITMQ_URL,
 TIDINGS_TEST_KAFKA_URL, TIDINGS_TEST_AWS_URL, TIDINGS_TEST_POSTGRES_URL), from what is installed, or, on Debian as
-root, by installing them. Kafka is fetched with Maven, an emulator of SNS and SQS with npm, once.
+root, by installing them. Kafka and a schema registry are fetched with Maven, an emulator of SNS and SQS with npm, once.
 Some tests run once more on the RabbitMQ of a newer Debian, which is fetched once into a folder of its own.
 TIDINGS_TEST_RABBITMQ_ROOT names such a folder whose RabbitMQ is taken instead of the installed one
 (debootstrap --variant=minbase --include=rabbitmq-server trixie FOLDER).";
@@ -103,7 +103,7 @@ pub(crate) struct Feature {
 }
 
 /// Tests are built with all of these that can be built, so that everything is built once.
-pub(crate) const FEATURES: [Feature; 10] = [
+pub(crate) const FEATURES: [Feature; 11] = [
     Feature::new("shop", "kafka"),
     Feature::new("shop", "aws"),
     Feature::new("tidings-cli", "kafka"),
@@ -113,6 +113,7 @@ pub(crate) const FEATURES: [Feature; 10] = [
     Feature::new("rig", "aws"),
     Feature::new("bench", "kafka"),
     Feature::new("bench", "aws"),
+    Feature::new("tidings-kafka", "registry"),
     Feature {
         needs: Some("OpenSSL"),
         ..Feature::new("tidings-kafka", "tls")

@@ -482,9 +482,9 @@ pub struct PublishError {
 pub enum PublishErrorKind {
     /// No connection, or it was lost before the broker answered. Try again.
     Unavailable,
-    /// It was sent and the broker did not answer in time, although it is there: a queue that it goes to cannot
-    /// take it now (it has no leader, or too few replicas). The broker may have it. Try again later, beside what goes
-    /// elsewhere.
+    /// Nobody answered in time whether it is taken, although the broker is there: a queue that it goes to cannot
+    /// take it now (it has no leader, or too few replicas), or the schema registry of its topic is away. The broker may
+    /// have it. Try again later, beside what goes elsewhere.
     Unconfirmed,
     /// The broker is there and took nothing for now (a full queue, an alarm). Try again later.
     Refused,

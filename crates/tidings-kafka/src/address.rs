@@ -3,11 +3,13 @@
 //! Who got in with which password is nobody's business: neither `Debug` nor any error shows it,
 //! nor the URL it came from.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use rdkafka::ClientConfig;
 use tidings_adapter::decode_percent;
 use tidings_core::TransportError;
+
+use crate::schemas::{self, Schemas};
 
 /// A parsed URL.
 #[derive(Clone)]
@@ -34,6 +36,8 @@ pub(crate) struct Address {
     max_poll_interval: Option<Duration>,
     /// How old what is known of topics may be: so soon a partition that was added is noticed.
     pub(crate) metadata_max_age: Duration,
+    /// How bodies are written and read by the schemas of a registry, if they are.
+    pub(crate) schemas: Option<Arc<Schemas>>,
 }
 
 #[derive(Clone, Default)]
@@ -60,7 +64,8 @@ const METADATA_MAX_AGE: Duration = Duration::from_secs(60);
 /// Ten years.
 const RETENTION_MAX: u64 = 10 * 366 * 24 * 3_600_000;
 const OPTIONS: &str = "`partitions`, `replication`, `min_insync`, `retention`, `session_timeout`, `handover_timeout`, `max_poll_interval` and \
-                       `metadata_max_age` (milliseconds), `sasl` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), and with \
+                       `metadata_max_age` (milliseconds), `sasl` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), `schema_registry`, \
+                       `schema_subject` and `without_schema`, and with \
                        `kafkas://` also `cacertfile`, `certfile` and `keyfile`";
 
 impl Address {
@@ -107,11 +112,20 @@ impl Address {
             handover_timeout: HANDOVER_TIMEOUT,
             max_poll_interval: None,
             metadata_max_age: METADATA_MAX_AGE,
+            schemas: None,
         };
+        let mut schemas = schemas::Options::default();
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            address.set_option(name, &decode(value, name)?)?;
+            let value = decode(value, name)?;
+            match name {
+                "schema_registry" => schemas.registry = Some(value),
+                "schema_subject" => schemas.subjects = Some(value),
+                "without_schema" => schemas.without = Some(value),
+                _ => address.set_option(name, &value)?,
+            }
         }
+        address.schemas = Schemas::of(&schemas)?.map(Arc::new);
         let replicas = address.replication.unwrap_or(0);
         match &address.min_insync {
             Some(count) if count.parse::<u16>().is_ok_and(|count| count > replicas) => {
@@ -294,7 +308,7 @@ fn decode(text: &str, part: &str) -> Result<String, TransportError> {
     })
 }
 
-fn malformed(rule: &str) -> TransportError {
+pub(crate) fn malformed(rule: &str) -> TransportError {
     TransportError::fatal(format!(
         "the broker's URL is not one: {rule}; write `kafka://user:password@host:port,host:port`"
     ))
@@ -348,6 +362,30 @@ mod tests {
         let url = "kafka://h?max_poll_interval=10000";
         let it = Address::parse(url).expect(url);
         assert_eq!(it.max_poll_interval(), Duration::from_secs(10));
+    }
+
+    #[cfg(feature = "registry")]
+    #[test]
+    fn what_a_url_says_of_schemas_is_checked() {
+        for fine in [
+            "kafka://h?schema_registry=http://u:secret@r:8081",
+            "kafka://h?schema_registry=https%3A%2F%2Fr%2Fapi&schema_subject=message&without_schema=accept",
+        ] {
+            let address = Address::parse(fine).expect(fine);
+            assert!(address.schemas.is_some(), "{fine}");
+            assert!(!format!("{:?}", address.schemas).contains("secret"));
+        }
+        for wrong in [
+            "kafka://h?schema_registry=u:secret@r",
+            "kafka://h?schema_registry=",
+            "kafka://h?schema_subject=topic",
+            "kafka://h?without_schema=accept",
+            "kafka://h?schema_registry=http://u:secret@r&schema_subject=record",
+            "kafka://h?schema_registry=http://u:secret@r&without_schema=secret",
+        ] {
+            let error = Address::parse(wrong).expect_err(wrong);
+            assert!(!error.is_temporary() && !error.to_string().contains("secret"));
+        }
     }
 
     #[test]

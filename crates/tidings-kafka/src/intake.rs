@@ -265,6 +265,7 @@ impl Intake {
                 let header = (REPLAY_HEADER.into(), replay.into());
                 Arc::make_mut(&mut message.envelope).headers.push(header);
             }
+            let is_sent = *message.place.0 == *self.queue;
             last = Some((message.place, assignment));
             state.put(Held {
                 assignment,
@@ -273,6 +274,7 @@ impl Intake {
                 history: message.history,
                 failures: message.failures,
                 redelivered,
+                is_sent,
                 turn,
             });
         }

@@ -29,6 +29,13 @@
 //! `metadata_max_age` (milliseconds until a partition that was added to a topic is noticed, default 60 000), and for TLS
 //! `cacertfile`, `certfile`, `keyfile`.
 //!
+//! # A schema registry
+//!
+//! With the feature `registry` and the option `schema_registry=http://user:password@host:8081` the bodies of events begin with the
+//! id of their schema, as Confluent's clients write and read them (`docs/guide/schema-registry.md`). The schema is the one under the
+//! subject `TOPIC-value`; `schema_subject` may be `message` or `topic-message` for topics of several types. An
+//! event that comes without an id becomes a dead letter, unless `without_schema=accept` is said.
+//!
 //! # What it makes in the cluster
 //!
 //! Topic `T` is the Kafka topic `T`. Queue `Q` is the Kafka topic `Q`, for what is sent to it by name, and the
@@ -85,6 +92,8 @@ mod publisher;
 mod ranges;
 mod receiving;
 pub mod replay;
+#[cfg_attr(not(feature = "registry"), path = "no_schemas.rs")]
+mod schemas;
 mod topology;
 mod window;
 
@@ -424,7 +433,7 @@ impl Shared {
         config
     }
 
-    async fn publish(self: &Arc<Self>, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+    async fn publish(self: &Arc<Self>, mut batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
         if !self.status.is_connected() {
             self.look_again();
             let none = || {
@@ -446,6 +455,21 @@ impl Shared {
                 _ => self.route(&message.destination).await,
             };
             routes.push(route);
+        }
+        if let Some(schemas) = &self.address.schemas {
+            // What goes nowhere needs no schema.
+            let (found, messages): (Vec<_>, Vec<_>) = routes
+                .iter_mut()
+                .zip(&mut batch)
+                .filter(|(route, _)| route.is_ok())
+                .map(|(route, message)| (route, (&message.destination, &mut message.envelope)))
+                .unzip();
+            let refusals = schemas.write(messages.into_iter()).await;
+            for (route, refusal) in found.into_iter().zip(refusals) {
+                if let Some(refusal) = refusal {
+                    *route = Err(refusal);
+                }
+            }
         }
         let mut records = Vec::with_capacity(batch.len());
         let mut outcomes = Vec::with_capacity(batch.len());

@@ -3,19 +3,21 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_core::Stream;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tidings_adapter::Backoff;
 use tidings_core::{
     Attempt, BoxFuture, Deliveries, Delivery, Destination, Outgoing, PublishErrorKind, Settlement,
     Settler, Subscription, TransportError, dead_letter, dead_letter_queue,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     Shared,
     intake::{End, Held, Intake, Next},
     message::history_as_json,
     polling::{self, Member, Shape},
+    schemas::Unread,
     topology,
 };
 
@@ -133,15 +135,57 @@ impl Receiver {
     fn into_stream(self) -> impl Stream<Item = Result<Delivery, TransportError>> + Send {
         futures_util::stream::unfold(Some(self), |receiver| async move {
             let receiver = receiver?;
-            match receiver.intake.next(receiver.stream).await {
-                Next::Message(tag, held) => {
-                    let delivery = receiver.delivery(tag, held);
-                    Some((Ok(delivery), Some(receiver)))
+            loop {
+                match receiver.intake.next(receiver.stream).await {
+                    Next::Message(tag, held) => {
+                        if let Some(delivery) = receiver.read(tag, held).await {
+                            return Some((Ok(delivery), Some(receiver)));
+                        }
+                    }
+                    Next::Over(Some(error)) => return Some((Err(error), None)),
+                    Next::Over(None) | Next::Nothing => return None,
                 }
-                Next::Over(Some(error)) => Some((Err(error), None)),
-                Next::Over(None) | Next::Nothing => None,
             }
         })
+    }
+
+    /// What was received, its body without what a schema registry put before it; nothing if it has become a dead letter
+    /// because it cannot be read, or has gone elsewhere.
+    async fn read(&self, tag: u64, mut held: Held) -> Option<Delivery> {
+        let Some(schemas) = &self.settler.shared.address.schemas else {
+            return Some(self.delivery(tag, held));
+        };
+        let mut backoff = Backoff::default();
+        let mut is_told = false;
+        let why = loop {
+            match schemas.read(&held.envelope, held.is_sent).await {
+                Ok(envelope) => {
+                    held.envelope = envelope;
+                    return Some(self.delivery(tag, held));
+                }
+                Err(Unread::Never(why)) => break why,
+                Err(Unread::Later(error)) => {
+                    let queue = &self.intake.queue;
+                    if !std::mem::replace(&mut is_told, true) {
+                        warn!(%queue, %error, "a message waits for the schema registry");
+                    }
+                    if !self.intake.is_out(tag) {
+                        return None;
+                    }
+                    backoff.pause().await;
+                }
+            }
+        };
+        let delivery = self.delivery(tag, held);
+        let attempt = Attempt {
+            at: Timestamp::now(),
+            reason: why,
+            by: None,
+        };
+        if let Err(error) = delivery.settle(Settlement::DeadLetter { attempt }).await {
+            debug!(queue = %self.intake.queue, %error, "what cannot be read comes again");
+        }
+        None
     }
 
     fn delivery(&self, tag: u64, held: Held) -> Delivery {

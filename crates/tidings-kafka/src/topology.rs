@@ -509,12 +509,14 @@ mod tests {
             include_str!("client.rs"),
             include_str!("polling.rs"),
             include_str!("replay.rs"),
+            include_str!("schemas.rs"),
+            include_str!("../../tidings-registry/src/client.rs"),
             include_str!("topology.rs"),
         ];
         let sources = sources.concat();
         for code in [
             "TDG-4010", "TDG-4011", "TDG-4012", "TDG-4013", "TDG-4014", "TDG-4015", "TDG-4016",
-            "TDG-4017", "TDG-7001", "TDG-7005", "TDG-7006",
+            "TDG-4017", "TDG-4018", "TDG-4019", "TDG-4020", "TDG-7001", "TDG-7005", "TDG-7006",
         ] {
             let page = std::fs::read_to_string(docs.join(format!("{code}.md"))).expect("a page");
             assert!(page.starts_with(&format!("# {code}: ")), "{code}");

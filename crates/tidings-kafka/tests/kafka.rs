@@ -151,3 +151,17 @@ async fn the_table_of_engines_says_what_it_can_do() {
     let features = tidings_core::Transport::features(&kafka.start().expect("it starts"));
     tidings_testing::transport::assert_documented(&page, "Apache Kafka", &features);
 }
+
+#[cfg(not(feature = "registry"))]
+#[test]
+fn a_build_without_schema_registries_says_so() {
+    for option in [
+        "schema_registry=http://r",
+        "schema_subject=topic",
+        "without_schema=accept",
+    ] {
+        let error = tidings_kafka::Kafka::builder(&format!("kafka://h?{option}"));
+        let error = error.expect_err("it cannot do that").to_string();
+        assert!(error.contains("feature `registry`"), "{error}");
+    }
+}

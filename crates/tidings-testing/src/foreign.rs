@@ -27,6 +27,25 @@ pub const DEPLOY_PATH: &str = "TIDINGS_TEST_DEPLOY_PATH";
 /// The variable that names the folder of KEDA's Go module, whose definitions check the files in `deploy/`.
 pub const KEDA_PATH: &str = "TIDINGS_TEST_KEDA_PATH";
 
+/// The variable that names the folder of the PyPI packages with Confluent's client of Kafka and its serializers.
+pub const CONFLUENT_PATH: &str = "TIDINGS_TEST_CONFLUENT_PATH";
+
+/// A command that runs `xtask/registry/peer.py`, which writes and reads bodies with Confluent's own serializers.
+///
+/// # Panics
+///
+/// When nobody installed the packages, with who does.
+#[track_caller]
+pub fn confluent(arguments: &[&str]) -> Command {
+    let mut command = Process::command("python3");
+    command
+        .arg(workspace().join("xtask/registry/peer.py"))
+        .args(arguments)
+        .env("PYTHONPATH", packages(CONFLUENT_PATH))
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
 /// A command that runs this Node program with the packages of the examples.
 ///
 /// # Panics

@@ -21,12 +21,14 @@ mod kafka;
 mod postgres;
 mod process;
 mod rabbitmq;
+mod registry;
 mod s3;
 
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::hash::BuildHasher;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,6 +43,7 @@ pub use kafka::{Kafka, KafkaCluster, Operation, Resource, SecuredKafka, Security
 pub use postgres::Postgres;
 pub use process::Process;
 pub use rabbitmq::{RabbitMq, RabbitMqCluster};
+pub use registry::SchemaRegistry;
 pub use s3::S3;
 
 /// The variable that names the RabbitMQ for tests that need one but not one of their own.
@@ -59,6 +62,9 @@ pub const POSTGRES_URL: &str = "TIDINGS_TEST_POSTGRES_URL";
 /// The variable that names a folder with a Debian of its own (made by `debootstrap`) whose RabbitMQ is
 /// started instead of the installed one, so that tests run on another version. Needs Linux and root.
 pub const RABBITMQ_ROOT: &str = "TIDINGS_TEST_RABBITMQ_ROOT";
+
+/// The variable that names the schema registry for tests that need one but not one of their own.
+pub const REGISTRY_URL: &str = "TIDINGS_TEST_REGISTRY_URL";
 
 /// The variable that names the server that speaks S3.
 pub const S3_URL: &str = "TIDINGS_TEST_S3_URL";
@@ -129,6 +135,24 @@ pub fn postgres_url() -> String {
     }
 }
 
+/// Where a schema registry answers: the URL in [`REGISTRY_URL`], else of one started for this process.
+///
+/// It is one for everybody: give subjects names of their own.
+///
+/// # Panics
+///
+/// When there is neither, with what to install or set.
+#[track_caller]
+pub fn registry_url() -> String {
+    static OURS: OnceLock<SchemaRegistry> = OnceLock::new();
+    match std::env::var(REGISTRY_URL) {
+        Ok(url) if !url.is_empty() => url,
+        _ => OURS
+            .get_or_init(|| SchemaRegistry::start().unwrap_or_else(|e| panic!("{e:#}")))
+            .url(),
+    }
+}
+
 /// Where a server that speaks S3 answers: the URL in [`S3_URL`]. It must not ask who calls.
 ///
 /// # Panics
@@ -167,6 +191,21 @@ pub fn wait_until(what: &str, deadline: Duration, mut ready: impl FnMut() -> boo
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// Whether an HTTP server on this port of loopback says that all is well with `path`.
+fn http_ok(port: u16, path: &str) -> bool {
+    let ask = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        let patience = Some(Duration::from_secs(5));
+        stream.set_read_timeout(patience).ok()?;
+        let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).ok()?;
+        Some(answer.ends_with(b" 200"))
+    };
+    ask().unwrap_or(false)
 }
 
 /// A folder in the system's temporary folder, removed with its owner, and readable by `user`.

@@ -30,7 +30,11 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["tidings-adapter", "tidings-core", "tidings-wire"],
     ),
     ("tidings-aws", &["tidings-adapter", "tidings-core"]),
-    ("tidings-kafka", &["tidings-adapter", "tidings-core"]),
+    ("tidings-registry", &[]),
+    (
+        "tidings-kafka",
+        &["tidings-adapter", "tidings-core", "tidings-registry"],
+    ),
     ("tidings-claim-check", &["tidings-core"]),
     ("tidings-contracts", &["tidings", "tidings-names"]),
     ("tidings-memory", &["tidings-core"]),

@@ -20,6 +20,7 @@ const NEEDS: &[&str] = &[
     "S3",
     "Chromium",
     "OpenSSL",
+    "Apicurio",
     "root",
 ];
 

@@ -26,6 +26,8 @@ pub(crate) struct Held {
     pub(crate) history: Vec<Attempt>,
     pub(crate) failures: u32,
     pub(crate) redelivered: bool,
+    /// It was sent to the queue by name, not to a topic.
+    pub(crate) is_sent: bool,
     /// What it is ordered by among those that wait.
     pub(super) turn: u64,
 }

@@ -279,11 +279,17 @@ impl Kafka {
 
 /// Where the jars are kept: `$XDG_CACHE_HOME/tidings-test/kafka-4.4.0`.
 fn cache() -> Result<PathBuf> {
+    Ok(cache_folder()?.join(format!("kafka-{VERSION}")))
+}
+
+/// Where what is fetched with Maven is kept.
+pub(super) fn cache_folder() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
     let cache = set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    let cache = cache.context("neither XDG_CACHE_HOME nor HOME says where to keep Kafka")?;
-    Ok(cache.join("tidings-test").join(format!("kafka-{VERSION}")))
+    let cache =
+        cache.context("neither XDG_CACHE_HOME nor HOME says where to keep what is fetched")?;
+    Ok(cache.join("tidings-test"))
 }
 
 /// The folder of its jars, which are fetched if they are not there yet. The folder appears as a whole, so
