@@ -1,7 +1,7 @@
 //! `tidings contracts`: whether services understand each other, and whom a change breaks.
 
 #[cfg(feature = "contracts")]
-mod files;
+pub(super) mod files;
 #[cfg(feature = "contracts")]
 mod http;
 

@@ -1,6 +1,9 @@
 //! `tidings doctor`: what is wrong, and what to do about it.
 
-use std::time::Duration;
+#[cfg(feature = "contracts")]
+mod documented;
+
+use std::{path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -37,18 +40,25 @@ const WAITING_MANY: u64 = COUNT_MAX / 2;
 ///
 /// It reaches each database and, with `--broker`, the broker; looks for messages that are not sent, held or
 /// set aside, for stuck sagas, paused consumers, many waiting messages, dead letters, queues that are missing,
-/// consumers that nobody runs, and messages for handlers that are gone. It changes nothing. The exit code is 1 if something is wrong.
+/// consumers that nobody runs, and messages for handlers that are gone. With `--contracts` it looks at services that are known by
+/// their documents only. It changes nothing. The exit code is 1 if something is wrong.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The age from which an unsent message counts as not being sent
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "30s")]
     unsent: Duration,
+
+    /// AsyncAPI 3 documents of services in any language: files, folders, or URLs. The four mistakes are looked for in them,
+    /// and on the broker the queues and dead letters that they name (in a build with `--features contracts`)
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    contracts: Vec<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   tidings doctor --database sqlite://data/db --broker amqp://guest:guest@127.0.0.1:5672
+  tidings doctor --broker amqp://guest:guest@127.0.0.1:5672 --contracts asyncapi/
   tidings doctor --json | jq '.findings[].what'
 
 Each finding has a code: `tidings explain CODE` says more.
@@ -100,7 +110,12 @@ impl Report for Diagnosis {
     fn tell(&self, page: &mut Page) {
         let checked = |it: &Checked| -> Vec<Cell> {
             let version = it.version.as_deref().unwrap_or("-");
-            vec![it.kind.into(), (&it.name).into(), version.into(), Cell::good("reached")]
+            vec![
+                it.kind.into(),
+                (&it.name).into(),
+                version.into(),
+                Cell::good("reached"),
+            ]
         };
         let checked: Vec<Vec<Cell>> = self.checked.iter().map(checked).collect();
         if !checked.is_empty() {
@@ -113,7 +128,11 @@ impl Report for Diagnosis {
         for finding in &self.findings {
             let service = finding.service.as_deref();
             let service = service.map(|it| format!("{it}: ")).unwrap_or_default();
-            page.title(format!("{} {service}{}", finding.code, one_line(&finding.what)));
+            page.title(format!(
+                "{} {service}{}",
+                finding.code,
+                one_line(&finding.what)
+            ));
             page.line(format!("  {}", one_line(&finding.todo)));
         }
     }
@@ -121,7 +140,7 @@ impl Report for Diagnosis {
 
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
-        if !frame.has_broker() && !frame.has_database() {
+        if !frame.has_broker() && !frame.has_database() && self.contracts.is_empty() {
             anyhow::bail!(Usage::new(
                 "say what to look at: `--database sqlite://folder`, `--database postgres://…`, \
                  `--broker amqp://…`, or set TIDINGS_DATABASE and TIDINGS_BROKER"
@@ -130,6 +149,9 @@ impl Args {
         let mut looked = Looked::default();
         if frame.has_database() {
             looked.at_databases(frame, self.unsent).await?;
+        }
+        if !self.contracts.is_empty() {
+            looked.at_documents(&self.contracts).await?;
         }
         match frame.has_broker() {
             true => looked.at_broker(frame).await?,
@@ -162,6 +184,9 @@ struct Looked {
     queues: Vec<Queue>,
     /// What is paused, with its service.
     paused: Vec<(String, String)>,
+    /// The queues of services that have documents.
+    #[cfg(feature = "contracts")]
+    documented: Vec<documented::Documented>,
 }
 
 #[derive(Debug)]
@@ -243,7 +268,8 @@ impl Queue {
 
 impl Looked {
     async fn at_databases(&mut self, frame: &Frame, unsent: Duration) -> anyhow::Result<()> {
-        let todo = || "see that it runs, and that `--database` names what the service uses".to_owned();
+        let todo =
+            || "see that it runs, and that `--database` names what the service uses".to_owned();
         let located = match frame.located().await {
             Ok(located) => located,
             Err(error) if error.is::<Usage>() => return Err(error),
@@ -275,11 +301,7 @@ impl Looked {
         Ok(())
     }
 
-    async fn at_database(
-        &mut self,
-        database: &Database,
-        unsent: Duration,
-    ) -> anyhow::Result<()> {
+    async fn at_database(&mut self, database: &Database, unsent: Duration) -> anyhow::Result<()> {
         let service = &*database.service;
         self.at_outbox(database, unsent).await?;
         self.at_sagas(database).await?;
@@ -288,7 +310,9 @@ impl Looked {
             let name = &pause.consumer;
             let since = from_now(pause.since);
             let what = format!("`{name}` was paused {since}: {}", pause.reason);
-            let todo = format!("when the reason is gone: `tidings consumers resume {name} --service {service}`");
+            let todo = format!(
+                "when the reason is gone: `tidings consumers resume {name} --service {service}`"
+            );
             self.findings
                 .push(Finding::new(Code::Paused, service, what, todo));
             self.paused.push((service.to_owned(), pause.consumer));
@@ -320,11 +344,7 @@ impl Looked {
         Ok(())
     }
 
-    async fn at_outbox(
-        &mut self,
-        database: &Database,
-        unsent: Duration,
-    ) -> anyhow::Result<()> {
+    async fn at_outbox(&mut self, database: &Database, unsent: Duration) -> anyhow::Result<()> {
         let service = &*database.service;
         let stats = database.store.outbox().stats().await?;
         if stats.ready > 0 && stats.oldest_ready_age >= unsent {
@@ -407,7 +427,12 @@ impl Looked {
         };
         self.place(service, &handler.consumer, handler.ordered.as_ref(), role);
         for left in &handler.left {
-            self.place(service, &handler.consumer, left.ordered.as_ref(), Role::Gone);
+            self.place(
+                service,
+                &handler.consumer,
+                left.ordered.as_ref(),
+                Role::Gone,
+            );
         }
     }
 
@@ -460,7 +485,11 @@ impl Looked {
             .flat_map(|it| [it.name.clone(), dead_letter_queue(&it.name)])
             .collect();
         let depths = frame.depths(&broker, &names).await?;
-        if depths.iter().flatten().any(|depth| depth.receivers.is_none()) {
+        if depths
+            .iter()
+            .flatten()
+            .any(|depth| depth.receivers.is_none())
+        {
             frame.out.note(
                 "the broker does not say who receives, so queues from which nobody does were not looked for",
             );
@@ -474,11 +503,20 @@ impl Looked {
             ];
             self.findings.extend(found.into_iter().flatten());
         }
+        #[cfg(feature = "contracts")]
+        self.at_documented(frame, &broker).await?;
         self.checked.push(Checked {
             kind: "broker",
             name: frame.broker_address(),
             version: None,
         });
         Ok(())
+    }
+
+    #[cfg(not(feature = "contracts"))]
+    async fn at_documents(&mut self, _: &[PathBuf]) -> anyhow::Result<()> {
+        anyhow::bail!(Usage::new(
+            "this build of `tidings` cannot read documents; build it with `--features contracts`"
+        ))
     }
 }

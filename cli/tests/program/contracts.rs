@@ -7,7 +7,7 @@ use tidings_testing::foreign::{self, PactLibrary};
 use crate::run::tidings;
 
 /// What orders writes; somebody wrote it by hand.
-const ORDERS: &str = r#"
+pub(crate) const ORDERS: &str = r#"
 asyncapi: 3.0.0
 info: {title: orders, version: 1.0.0}
 channels:
@@ -37,7 +37,7 @@ components:
 "#;
 
 /// What loyalty reads of it.
-const LOYALTY: &str = r#"
+pub(crate) const LOYALTY: &str = r#"
 asyncapi: 3.0.0
 info: {title: loyalty, version: 2.3.0}
 channels:
@@ -61,21 +61,21 @@ operations:
     x-tidings: {deadLetters: loyalty.dead, uses: [customerId]}
 "#;
 
-struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         folder.write("asyncapi/orders.yaml", ORDERS);
         folder.write("asyncapi/loyalty.yaml", LOYALTY);
         folder
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn write(&self, name: &str, text: &str) -> String {
+    pub(crate) fn write(&self, name: &str, text: &str) -> String {
         let path = self.0.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();

@@ -118,3 +118,66 @@ async fn what_cannot_be_reached_is_a_finding() {
         .unwrap();
     assert_eq!(codes(&gone.ends(1).json()), ["TDG-9001"]);
 }
+
+/// Services in other languages are known by their documents only, and by what is on the broker.
+#[cfg(feature = "contracts")]
+#[tokio::test(flavor = "multi_thread")]
+async fn services_that_have_documents_are_looked_at_by_these() {
+    use crate::contracts::{Folder, LOYALTY};
+    use tidings::{Destination, Envelope, Outgoing, Queue, Topology, Transport, Unrouted};
+
+    let world = World::new(Stack::Sqlite).await;
+    let folder = Folder::new();
+    let queue = "loyalty.confirmed";
+    let named = format!("{{queue: {queue}, ");
+    let loyalty = LOYALTY.replace("x-tidings: {", &format!("x-tidings: {named}"));
+    folder.write("asyncapi/loyalty.yaml", &loyalty);
+    let documents = folder.path("asyncapi");
+    let doctor = ["doctor", "--json", "--contracts", &documents];
+    let found = async || {
+        let diagnosis = world.tidings_and_broker(&doctor).await.json();
+        let loyalty = diagnosis["findings"].as_array().unwrap().iter();
+        let loyalty = loyalty.filter(|it| it["service"] == "loyalty");
+        let said = loyalty.map(|it| format!("{} {}", it["code"], it["what"]).replace('"', ""));
+        said.collect::<Vec<_>>()
+    };
+    let missing = "TDG-9030 the queue `loyalty.confirmed` is not there";
+    let said = found().await;
+    assert!(said.len() == 1 && said[0].starts_with(missing), "{said:?}");
+
+    let amqp = tidings_amqp::Amqp::connect(&world.broker()).await.unwrap();
+    let declare = async |name: &str| {
+        let topology = Topology::new().queue(Queue::new(name.to_owned()));
+        amqp.declare(&topology).await.unwrap();
+    };
+    declare(queue).await;
+    let said = found().await;
+    let nowhere = "TDG-9030 `loyalty.dead` is not there";
+    assert!(said.len() == 1 && said[0].starts_with(nowhere), "{said:?}");
+
+    declare("loyalty.dead").await;
+    assert_eq!(found().await, [""; 0]);
+    let letter = Outgoing {
+        destination: Destination::queue("loyalty.dead"),
+        unrouted: Unrouted::Hold,
+        envelope: Envelope::new("order-confirmed.v1", "{}"),
+    };
+    amqp.publish(vec![letter]).await.remove(0).unwrap();
+    let dead = "TDG-9008 1 dead letter is in `loyalty.dead`";
+    assert_eq!(found().await, [dead]);
+
+    // The four mistakes of its document.
+    let loyalty = LOYALTY
+        .replace("ack: true", "ack: false")
+        .replace("deadLetters: loyalty.dead, ", "");
+    folder.write("asyncapi/loyalty.yaml", &loyalty);
+    let found = world.tidings_and_broker(&doctor[..1]).await;
+    found.ends(0);
+    let found = tokio::task::spawn_blocking(move || tidings(["doctor", "--contracts", &documents]));
+    let found = found.await.unwrap();
+    found
+        .ends(1)
+        .tells("TDG-9071 loyalty: `loyalty` receives `order-confirmed.v1` without acknowledging")
+        .tells("nothing says where a message goes that it cannot handle")
+        .says("the broker was not looked at");
+}

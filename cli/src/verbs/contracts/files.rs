@@ -29,7 +29,7 @@ pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// The documents of these files, folders and URLs, each service once.
-pub(super) async fn load(sources: &[PathBuf]) -> anyhow::Result<Vec<Document>> {
+pub(crate) async fn load(sources: &[PathBuf]) -> anyhow::Result<Vec<Document>> {
     let mut all: Vec<Document> = Vec::new();
     for source in sources {
         let documents = match url(source) {
