@@ -9,6 +9,8 @@ mod doctor;
 mod events_map;
 mod explain;
 #[cfg(feature = "contracts")]
+mod guide;
+#[cfg(feature = "contracts")]
 mod listen;
 mod moving;
 mod replay;
