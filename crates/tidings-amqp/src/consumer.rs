@@ -43,7 +43,7 @@ use crate::{
     groups,
     message::{self, CopyFor},
     session::{Channel, Closed, Flush, Inbound, Session, Whole},
-    unsettled::{CONSUMER_TAG, Ending, Unsettled},
+    unsettled::{CONSUMER_TAG, Ending, Tell, Unsettled},
 };
 
 /// Starts a subscription; resolves when the broker has accepted it once.
@@ -183,7 +183,7 @@ impl Keeper {
                 queue: Arc::clone(&self.queue),
                 is_ordered: self.is_ordered,
                 room,
-                unsettled: Mutex::default(),
+                unsettled: Mutex::new(Unsettled::new(prefetch)),
                 ended: CancellationToken::new(),
                 is_ended: AtomicBool::new(false),
                 settled: Notify::new(),
@@ -434,14 +434,21 @@ impl Consumer {
             (Some(room), Ending::Ack) => room.give(),
             _ => {}
         }
-        let is_first = {
+        let tell = {
             let mut unsettled = self.unsettled.lock();
-            let is_first = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
-            is_first.flatten().ok_or_else(|| self.stale())?
+            let tell = (!self.is_ended()).then(|| unsettled.settle(tag, ending));
+            tell.flatten().ok_or_else(|| self.stale())?
         };
         // Not under the lock, which whoever writes would have to wait for.
-        if is_first {
-            self.tell();
+        match tell {
+            Tell::Ask(true) => self.tell(),
+            Tell::Ask(false) => {
+                if let Some(me) = self.me.upgrade() {
+                    self.session.flush_in_a_moment(me as Arc<dyn Flush>);
+                }
+            }
+            Tell::Hurry => self.session.hurry(),
+            Tell::Asked => {}
         }
         Ok(())
     }

@@ -51,6 +51,8 @@ const FRAME_BYTES_ADDED_MAX: u32 = 64 * 1024;
 const OUT_BYTES_MAX: usize = 1024 * 1024;
 /// How long the last bytes may take to be written.
 const LAST_WRITE: Duration = Duration::from_secs(2);
+/// How long settlements wait for others, at most.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// Why a channel or the connection is no more.
 #[derive(Debug, Clone)]
@@ -98,6 +100,8 @@ pub(crate) trait Flush: Send + Sync {
 pub(crate) struct Session {
     out: Mutex<Out>,
     out_filled: Notify,
+    /// There is something that may wait for a moment.
+    out_waits: Notify,
     out_taken: Notify,
     channels: Mutex<Channels>,
     pub(crate) frame_bytes_max: u32,
@@ -113,12 +117,8 @@ pub(crate) struct Session {
 struct Out {
     bytes: BytesMut,
     flushes: Vec<Arc<dyn Flush>>,
-}
-
-impl Out {
-    fn is_empty(&self) -> bool {
-        self.bytes.is_empty() && self.flushes.is_empty()
-    }
+    /// The writing task knows that it is to write, and at once.
+    is_told: bool,
 }
 
 struct Channels {
@@ -175,6 +175,7 @@ impl Session {
         let session = Arc::new(Self {
             out: Mutex::default(),
             out_filled: Notify::new(),
+            out_waits: Notify::new(),
             out_taken: Notify::new(),
             channels: Mutex::new(Channels {
                 slots: vec![Some(Slot::new(Box::new(Quiet)))],
@@ -224,26 +225,37 @@ impl Session {
 
     /// Encodes something into the buffer that is written next.
     pub(crate) fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
-        let was_empty = {
+        let was_told = {
             let mut out = self.out.lock();
-            let was_empty = out.is_empty();
             encode(&mut out.bytes);
-            was_empty
+            std::mem::replace(&mut out.is_told, true)
         };
-        if was_empty {
+        if !was_told {
             self.out_filled.notify_one();
         }
     }
 
     /// Asks for `flush` to be called before the next write. Not to be called again before it was.
     pub(crate) fn flush_soon(&self, flush: Arc<dyn Flush>) {
-        let was_empty = {
+        let was_told = {
             let mut out = self.out.lock();
-            let was_empty = out.is_empty();
             out.flushes.push(flush);
-            was_empty
+            std::mem::replace(&mut out.is_told, true)
         };
-        if was_empty {
+        if !was_told {
+            self.out_filled.notify_one();
+        }
+    }
+
+    /// The same, but the next write may wait for a moment, unless somebody else has something to write.
+    pub(crate) fn flush_in_a_moment(&self, flush: Arc<dyn Flush>) {
+        self.out.lock().flushes.push(flush);
+        self.out_waits.notify_one();
+    }
+
+    /// Ends that moment.
+    pub(crate) fn hurry(&self) {
+        if !std::mem::replace(&mut self.out.lock().is_told, true) {
             self.out_filled.notify_one();
         }
     }
@@ -462,6 +474,10 @@ impl Session {
                         }
                         encode_heartbeat(&mut written.bytes);
                     }
+                    () = self.out_waits.notified() => {
+                        let _ = timeout(MOMENT, self.out_filled.notified()).await;
+                        continue;
+                    }
                     () = self.ended.cancelled() => break None,
                 }
             }
@@ -500,6 +516,7 @@ impl Session {
         let flushes = {
             let mut out = self.out.lock();
             std::mem::swap(&mut out.bytes, &mut written.bytes);
+            out.is_told = false;
             std::mem::take(&mut out.flushes)
         };
         self.out_taken.notify_waiters();

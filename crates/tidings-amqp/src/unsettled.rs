@@ -29,10 +29,23 @@ pub(crate) enum Ending {
 /// many and more than half of all.
 const TOLD_MAX: usize = 64;
 
+/// When the broker is to be told of a settlement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tell {
+    /// A [`write`](Unsettled::write) has to be asked for; true if it cannot wait for others.
+    Ask(bool),
+    /// The one that was asked for cannot wait any longer.
+    Hurry,
+    /// One was asked for.
+    Asked,
+}
+
 /// The deliveries that the broker waits for, in the order of their tags. No more than the prefetch count,
 /// and those of which the broker was told out of order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Unsettled {
+    /// From how many settled ones on the broker is told at once.
+    tell_at: usize,
     /// Tags count up one by one, so that a delivery is nearly always found at its distance from the
     /// first. The first is never one that was told.
     entries: VecDeque<(u64, Entry)>,
@@ -59,6 +72,20 @@ enum Entry {
 }
 
 impl Unsettled {
+    /// Those of a consumer that may have so many out. RabbitMQ does a lot for each acknowledgement, and little for each
+    /// message of one: so it is told of an eighth of these at once, or of what was settled within a moment.
+    pub(crate) fn new(prefetch: u16) -> Self {
+        Self {
+            tell_at: usize::from(prefetch / 8).max(1),
+            entries: VecDeque::new(),
+            told: 0,
+            to_tell: Vec::new(),
+            to_cancel: false,
+            is_asked: false,
+            is_closed: false,
+        }
+    }
+
     /// Takes a delivery in.
     pub(crate) fn insert(&mut self, tag: u64, properties: Properties) {
         let entry = Entry::Out(properties);
@@ -89,16 +116,22 @@ impl Unsettled {
         }
     }
 
-    /// Marks a delivery as settled. `None` if it is not out (any more); otherwise true if a
-    /// [`write`](Self::write) has to be asked for.
-    pub(crate) fn settle(&mut self, tag: u64, ending: Ending) -> Option<bool> {
+    /// Marks a delivery as settled. `None` if it is not out (any more).
+    pub(crate) fn settle(&mut self, tag: u64, ending: Ending) -> Option<Tell> {
         let at = self.place(tag)?;
         match &mut self.entries[at] {
             (_, entry @ Entry::Out(_)) => *entry = Entry::Settled(ending),
             _ => return None,
         }
         self.to_tell.push(tag);
-        Some(!std::mem::replace(&mut self.is_asked, true))
+        let is_enough = self.to_tell.len() == self.tell_at;
+        Some(
+            match (std::mem::replace(&mut self.is_asked, true), is_enough) {
+                (false, is_enough) => Tell::Ask(is_enough),
+                (true, true) => Tell::Hurry,
+                (true, false) => Tell::Asked,
+            },
+        )
     }
 
     /// Ends the subscription. True if a [`write`](Self::write) has to be asked for.
@@ -272,7 +305,7 @@ mod tests {
         println!("TIDINGS_TEST_SEED={seed}");
         let mut dice = Dice(seed);
         for _ in 0..200 {
-            let (mut ours, mut broker) = (Unsettled::default(), Broker::default());
+            let (mut ours, mut broker) = (Unsettled::new(1), Broker::default());
             let mut expected = BTreeMap::new();
             let (mut next, mut out) = (1, Vec::new());
             for _ in 0..200 {
@@ -305,9 +338,9 @@ mod tests {
 
     #[test]
     fn the_end_of_the_subscription_goes_before_what_is_settled() {
-        let mut ours = Unsettled::default();
+        let mut ours = Unsettled::new(1);
         ours.insert(1, Properties::default());
-        assert_eq!(ours.settle(1, Ending::Ack), Some(true));
+        assert_eq!(ours.settle(1, Ending::Ack), Some(Tell::Ask(true)));
         assert!(!ours.cancel(), "asked for already");
         let mut bytes = BytesMut::new();
         ours.write(CHANNEL, &mut bytes);
@@ -321,14 +354,14 @@ mod tests {
         ours.insert(2, Properties::default());
         assert_eq!(
             ours.settle(2, Ending::Ack),
-            Some(true),
+            Some(Tell::Ask(true)),
             "to be asked for again"
         );
     }
 
     #[test]
     fn one_that_is_out_for_long_does_not_keep_all_later_ones() {
-        let mut ours = Unsettled::default();
+        let mut ours = Unsettled::new(1);
         ours.insert(1, Properties::default());
         for tag in 2..10_000 {
             ours.insert(tag, Properties::default());
@@ -348,13 +381,32 @@ mod tests {
     }
 
     #[test]
+    fn a_few_are_told_in_a_moment_and_many_at_once() {
+        let mut ours = Unsettled::new(24);
+        for tag in 1..=10 {
+            ours.insert(tag, Properties::default());
+        }
+        for first in [1, 5] {
+            let tells = [Tell::Ask(false), Tell::Asked, Tell::Hurry, Tell::Asked];
+            for (tag, tell) in (first..).zip(tells) {
+                assert_eq!(ours.settle(tag, Ending::Ack), Some(tell));
+            }
+            ours.write(CHANNEL, &mut BytesMut::new());
+        }
+    }
+
+    #[test]
     fn a_run_of_acknowledgements_is_one() {
-        let mut ours = Unsettled::default();
+        let mut ours = Unsettled::new(1);
         for tag in 1..=5 {
             ours.insert(tag, Properties::default());
         }
         for tag in [3, 1, 2] {
-            assert_eq!(ours.settle(tag, Ending::Ack), Some(tag == 3));
+            let tell = match tag {
+                3 => Tell::Ask(true),
+                _ => Tell::Asked,
+            };
+            assert_eq!(ours.settle(tag, Ending::Ack), Some(tell));
         }
         let (mut bytes, mut one) = (BytesMut::new(), BytesMut::new());
         ours.write(CHANNEL, &mut bytes);
