@@ -52,6 +52,9 @@ pub(crate) enum Code {
     /// A provider does not keep a pact.
     #[cfg(feature = "contracts")]
     PactBroken,
+    /// A Pact broker cannot be used.
+    #[cfg(feature = "contracts")]
+    PactBroker,
 }
 
 impl Code {
@@ -83,6 +86,8 @@ impl Code {
             Code::ContractFinding => "TDG-9071",
             #[cfg(feature = "contracts")]
             Code::PactBroken => "TDG-9072",
+            #[cfg(feature = "contracts")]
+            Code::PactBroker => "TDG-9073",
         }
     }
 

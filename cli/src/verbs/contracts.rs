@@ -4,13 +4,15 @@
 pub(super) mod files;
 #[cfg(feature = "contracts")]
 mod http;
+#[cfg(feature = "contracts")]
+mod pact_broker;
 
 use crate::frame::{Ended, Frame};
 
 /// Whether services understand each other, and whom a change breaks.
 ///
 /// Works on AsyncAPI 3 documents, in JSON or YAML, of programs in any language; only `listen` needs a
-/// broker, and none a database.
+/// broker, and none a database. `publish` and `verify` also speak with a Pact broker.
 #[cfg(feature = "contracts")]
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -27,6 +29,7 @@ Examples:
   tidings contracts record asyncapi/ --into published/        after a release
   tidings contracts export published/ --to catalogue/         pages about all messages
   tidings contracts verify pacts/ --provider asyncapi/orders.json
+  tidings contracts publish pacts/ --to https://pacts.example.org --version 1.4.0
   tidings contracts listen order_events --document asyncapi/  is what flows as the documents say?";
 
 #[cfg(feature = "contracts")]
@@ -34,6 +37,7 @@ verbs! { Contracts:
     check => Check,
     export => Export,
     listen => Listen,
+    publish => Publish,
     record => Record,
     verify => Verify,
 }

@@ -15,6 +15,7 @@ use tidings_testing::foreign::workspace;
 
 use crate::{
     contracts::{Folder, LOYALTY, ORDERS},
+    pact_broker::server::{PactBroker, Settings},
     run::Ran,
 };
 
@@ -125,6 +126,14 @@ async fn changing_an_event_safely_is_walked_word_by_word() {
             "kept: `newsletter` expects `an order is confirmed`",
         ),
         (
+            "tidings contracts publish pacts/ --to https://pacts.example.org --version 1.4.0 --branch main",
+            "published: what `newsletter` 1.4.0 expects of `orders`",
+        ),
+        (
+            "tidings contracts verify https://pacts.example.org --provider asyncapi/orders.json --branch main --publish 2.0.0",
+            "kept (pending): `newsletter` expects `order-confirmed.v1`",
+        ),
+        (
             "tidings contracts listen order_events --document asyncapi/ --for 1m",
             "order-confirmed.v1",
         ),
@@ -147,6 +156,7 @@ async fn changing_an_event_safely_is_walked_word_by_word() {
         "the page shows other commands than are run here"
     );
 
+    let pacts = PactBroker::start(Settings::default());
     let broker = Broker::start(Options::ephemeral()).await.unwrap();
     let url = broker.amqp_url();
     let amqp = Amqp::connect(&url).await.unwrap();
@@ -177,7 +187,7 @@ async fn changing_an_event_safely_is_walked_word_by_word() {
                 let child = start(&root, &url, &format!("{command} --count 2"));
                 end_while_publishing(&amqp, child).await
             }
-            false => run(command),
+            false => run(&command.replace("https://pacts.example.org", &pacts.url)),
         };
         ran.ends(0).tells(tells);
     }

@@ -13,6 +13,8 @@ mod guide;
 #[cfg(feature = "contracts")]
 mod listen;
 mod moving;
+#[cfg(feature = "contracts")]
+mod pact_broker;
 mod replay;
 mod run;
 mod sagas;

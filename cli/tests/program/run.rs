@@ -49,11 +49,16 @@ impl Ran {
 
 /// Runs the program to its end.
 pub(crate) fn tidings<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Ran {
+    ran(command(args))
+}
+
+/// Runs it to its end as it was set up.
+pub(crate) fn ran(mut command: Command) -> Ran {
     let Output {
         status,
         stdout,
         stderr,
-    } = command(args).output().unwrap();
+    } = command.output().unwrap();
     Ran {
         code: status.code(),
         out: String::from_utf8(stdout).unwrap(),
@@ -72,6 +77,9 @@ pub(crate) fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Com
         "TIDINGS_AT",
         "TIDINGS_OPERATOR_TOKEN",
         "TIDINGS_OPERATOR_TOKEN_FILE",
+        "PACT_BROKER_USERNAME",
+        "PACT_BROKER_PASSWORD",
+        "PACT_BROKER_TOKEN",
         "RUST_LOG",
     ] {
         command.env_remove(variable);

@@ -10,7 +10,7 @@ use std::process::Command;
 
 pub use contracts::{
     CHROMIUM, CONTRACTS_NODE_PATH, CONTRACTS_PYTHON_PATH, PactLibrary, asyncapi, axe,
-    chromium_missing, json_schema, pact_verify, pact_write,
+    chromium_missing, json_schema, pact_publish, pact_verify, pact_verify_from_broker, pact_write,
 };
 
 use crate::servers::Process;

@@ -49,7 +49,8 @@ pub(crate) async fn load(sources: &[PathBuf]) -> anyhow::Result<Vec<Document>> {
     Ok(all)
 }
 
-fn url(source: &Path) -> Option<&str> {
+/// The source as a URL, if it is one.
+pub(super) fn url(source: &Path) -> Option<&str> {
     let text = source.to_str()?;
     let is_url = text.starts_with("http://") || text.starts_with("https://");
     is_url.then_some(text)
@@ -59,4 +60,33 @@ async fn fetch(url: &str) -> anyhow::Result<Vec<Document>> {
     let failed = |error: &dyn std::fmt::Display| Code::ContractFile.of(format!("{url}: {error}"));
     let text = http::fetch(url).await.map_err(|error| failed(&error))?;
     Document::parse_all(&text).map_err(|error| failed(&error))
+}
+
+/// The files, and those in the folders by name.
+pub(super) fn pacts(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let wrong = |error| Code::ContractFile.of(format!("{}: {error}", path.display()));
+        let mut inside = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(wrong)? {
+            let file = entry.map_err(wrong)?.path();
+            if file.extension().is_some_and(|it| it == "json") {
+                inside.push(file);
+            }
+        }
+        inside.sort();
+        if inside.is_empty() {
+            return Err(nothing_in(path));
+        }
+        files.extend(inside);
+    }
+    Ok(files)
+}
+
+fn nothing_in(folder: &Path) -> anyhow::Error {
+    Code::ContractFile.of(format!("no pact (`.json`) is in {}", folder.display()))
 }

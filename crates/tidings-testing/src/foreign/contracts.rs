@@ -115,6 +115,39 @@ pub fn pact_write(library: PactLibrary, folder: impl AsRef<Path>) -> Command {
     command
 }
 
+/// A command that puts the pacts in a folder to a Pact broker with Pact's own command, as those of this version of their
+/// consumers, on the branch `main`.
+///
+/// # Panics
+///
+/// When nobody installed the packages, with who does.
+#[track_caller]
+pub fn pact_publish(url: &str, version: &str, folder: impl AsRef<Path>) -> Command {
+    let mut command = node("pact-broker.cjs");
+    command.args(["publish", url, version]).arg(folder.as_ref());
+    command
+}
+
+/// A command that verifies what a Pact broker says with Pact's own verifier, and publishes the results as those of this
+/// version of the provider, on the branch `main`. `messages` is as [`pact_verify`] has it.
+///
+/// # Panics
+///
+/// When nobody installed the packages, with who does.
+#[track_caller]
+pub fn pact_verify_from_broker(
+    url: &str,
+    version: &str,
+    provider: &str,
+    messages: impl AsRef<Path>,
+) -> Command {
+    let mut command = node("pact-broker.cjs");
+    command
+        .args(["verify", url, version, provider])
+        .arg(messages.as_ref());
+    command
+}
+
 /// A command that looks at HTML files in Chromium, as on a phone and on a desk, light and dark, and asks axe whether
 /// people can use them. A test that takes it needs Chromium and Node.
 ///
