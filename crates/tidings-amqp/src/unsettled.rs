@@ -72,8 +72,8 @@ enum Entry {
 }
 
 impl Unsettled {
-    /// Those of a consumer that may have so many out. RabbitMQ does a lot for each acknowledgement, and little for each
-    /// message of one: so it is told of an eighth of these at once, or of what was settled within a moment.
+    /// Those of a consumer that may have so many out. It tells the broker of an eighth of these at once, and of fewer within
+    /// a moment (`session/writing.rs`).
     pub(crate) fn new(prefetch: u16) -> Self {
         Self {
             tell_at: usize::from(prefetch / 8).max(1),
