@@ -229,7 +229,7 @@ impl Raw {
         match self {
             Self::RabbitMq(_) => &rabbitmq::PEERS,
             #[cfg(feature = "kafka")]
-            Self::Kafka(_) => &["raw client"],
+            Self::Kafka(_) => &kafka::PEERS,
             #[cfg(feature = "aws")]
             Self::Aws(_) => &["raw client"],
         }
@@ -273,7 +273,7 @@ impl Raw {
         match self {
             Self::RabbitMq(raw) => raw.receive(peer, queue, count).await,
             #[cfg(feature = "kafka")]
-            Self::Kafka(raw) => raw.receive(topic, queue, count).await,
+            Self::Kafka(raw) => raw.receive(peer, topic, queue, count).await,
             #[cfg(feature = "aws")]
             Self::Aws(raw) => raw.receive(queue, count).await,
         }

@@ -464,3 +464,58 @@ async fn a_new_service_is_told_what_the_topic_still_has() {
     running.stop().await;
     assert_eq!(service.handled(60).await, expected, "each once");
 }
+
+/// What a service wrote down when it ran elsewhere is looked for, made, and looked at: topics that somebody else made may have
+/// settings that lose messages.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: run `cargo xtask test`"]
+async fn what_services_need_on_kafka_is_planned_and_made() {
+    let _alone = ALONE.lock().await;
+    let url = format!("{}?partitions=4", kafka_url());
+    let broker = Broker::start(Options::ephemeral()).await.unwrap();
+    let service = Service::new();
+    let amqp = Amqp::connect(&broker.amqp_url()).await.unwrap();
+    service.start(amqp).await.stop().await;
+    let topology = async |verb: &str, url: &str| {
+        let args = ["topology", verb, "--json", "--broker", url];
+        service.run(&args).await
+    };
+    // The pieces whose names contain the service's, with what is told of each.
+    let told = |ran: &Ran, column: &str| {
+        let items = ran.json()["items"].as_array().unwrap().clone();
+        let own = items
+            .into_iter()
+            .filter(|it| it["name"].as_str().unwrap().starts_with(&service.name));
+        let own = own.map(|it| {
+            assert_eq!(it["services"], serde_json::json!([service.name]), "{it}");
+            let kind = it["kind"].as_str().unwrap().to_owned();
+            (kind, it[column].as_str().unwrap().to_owned())
+        });
+        own.collect::<Vec<_>>()
+    };
+    let of = |kind: &str, what: &str, count: usize| vec![(kind.to_owned(), what.to_owned()); count];
+    // A queue and its dead letters; three partitions, what goes to none, and the dead letters of the group.
+    let all = |what: &str| [of("topic", what, 7), of("subscription", what, 2)].concat();
+    let sorted = |mut told: Vec<(String, String)>| {
+        told.sort_by(|one, other| other.cmp(one));
+        told
+    };
+    let plan = topology("plan", &url).await;
+    assert_eq!(sorted(told(plan.ends(1), "state")), all("missing"));
+    plan.says("TDG-9030");
+
+    // Whoever makes them keeps messages for a second only.
+    let short = format!("{url}&retention=1000");
+    let made = topology("apply", &short).await;
+    assert_eq!(sorted(told(made.ends(0), "outcome")), all("made"));
+    let kept = topology("apply", &url).await;
+    assert_eq!(sorted(told(kept.ends(0), "outcome")), all("kept"));
+    let plan = topology("plan", &url).await;
+    assert_eq!(sorted(told(plan.ends(0), "state")), all("there"));
+    let plan = service.run(&["topology", "plan", "--broker", &url]).await;
+    plan.ends(0)
+        .tells("it keeps messages for 1000 ms")
+        .tells("(TDG-4016)");
+    let prune = service.run(&["topology", "prune", "--broker", &url]).await;
+    prune.ends(2).says("kafka-topics.sh --delete");
+}

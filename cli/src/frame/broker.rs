@@ -104,6 +104,20 @@ impl Frame {
         Self::connect_kafka(url, "--broker").await
     }
 
+    /// Kafka, within ten seconds, if the command line names it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be reached.
+    #[cfg(feature = "kafka")]
+    pub(crate) async fn kafka_if_named(&self) -> anyhow::Result<Option<tidings_kafka::Kafka>> {
+        let url = self.options.broker.as_deref().unwrap_or_default();
+        match Engine::of(url) {
+            Engine::Kafka => Ok(Some(Self::connect_kafka(url, "--broker").await?)),
+            _ => Ok(None),
+        }
+    }
+
     /// Amazon SNS and SQS, within ten seconds, if the command line names them.
     ///
     /// # Errors

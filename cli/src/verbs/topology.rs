@@ -1,10 +1,10 @@
 //! `tidings topology`: what services need on the broker, making it, and removing what is left.
 
 mod apply;
-#[cfg(feature = "aws")]
-mod aws;
 mod plan;
 mod prune;
+#[cfg(any(feature = "kafka", feature = "aws"))]
+mod topics;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,8 +46,9 @@ Examples:
 A service whose broker user may not configure writes its handlers down and then fails to start: run `apply` as a
 user who may, and start it with `?declare=false` at the end of its broker's URL.
 Bindings cannot be seen over AMQP: `plan` says `unseen`, and `apply` makes sure of them.
-On Amazon SNS and SQS (a build with `--features aws`) `plan` also prints a policy of IAM for each service, which allows what it asks
-for and no more; `prune` is not for them.
+On Kafka and on Amazon SNS and SQS (builds with `--features kafka`, `--features aws`) `plan` and `apply` work too, and `prune` does
+not. At Amazon `plan` also prints a policy of IAM for each service, which allows what it asks for and no more; on Kafka it tells
+which topics have settings that may lose messages.
 
 As JSON:
   plan   {complete, items: [{kind, name, from?, key?, state, why?, services}], gone, policies?}
@@ -70,9 +71,15 @@ enum What {
 impl Args {
     pub(crate) async fn run(self, frame: &Frame) -> anyhow::Result<Ended> {
         let written = Written::read(frame).await?;
+        #[cfg(feature = "kafka")]
+        if let Some(kafka) = frame.kafka_if_named().await? {
+            let engine = topics::Engine::Kafka(kafka);
+            return topics::run(frame, &engine, &written, self.what).await;
+        }
         #[cfg(feature = "aws")]
         if let Some(aws) = frame.aws_if_named().await? {
-            return aws::run(frame, &aws, &written, self.what).await;
+            let engine = topics::Engine::Aws(aws);
+            return topics::run(frame, &engine, &written, self.what).await;
         }
         let broker = frame.amqp("looking at what is on the broker").await?;
         let ended = match self.what {

@@ -65,7 +65,7 @@ struct Asked {
 
 /// What is wrong with a topic, and what to do.
 #[derive(Debug, PartialEq, Eq)]
-enum Finding {
+pub(crate) enum Finding {
     Refused(String),
     Told(String),
 }
@@ -160,42 +160,8 @@ impl Shared {
         let checked = self.checked.lock().clone();
         let names = names.chain([bindings::TOPIC]);
         let names: Vec<&str> = names.filter(|name| !checked.contains(*name)).collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        let resources: Vec<_> = names
-            .iter()
-            .copied()
-            .map(ResourceSpecifier::Topic)
-            .collect();
-        let Some(configs) = self.configs(&resources).await else {
-            return Ok(());
-        };
-        let copies = self.copies().await?;
         let mut refused = None;
-        for (name, entries) in configs {
-            let Some((partitions, replicas, brokers)) = copies.get(&name).copied() else {
-                continue;
-            };
-            let number = |key| entries.get(key)?.value.as_ref()?.parse::<i64>().ok();
-            let text = |key| entries.get(key)?.value.clone();
-            let settings = Settings {
-                purpose: purpose(topology, &name),
-                policy: text("cleanup.policy").unwrap_or_default(),
-                retention: (
-                    number("retention.ms").unwrap_or(-1),
-                    number("retention.bytes").unwrap_or(-1),
-                ),
-                in_sync_min: number("min.insync.replicas")
-                    .and_then(|it| usize::try_from(it).ok())
-                    .unwrap_or(usize::MAX),
-                has_unclean_leaders: text("unclean.leader.election.enable").as_deref()
-                    == Some("true"),
-                partitions,
-                replicas,
-                brokers,
-            };
-            let found = findings(&settings, self.asked(topology, &name));
+        for (name, found) in self.findings_of(topology, names).await? {
             // What is refused is looked at again: somebody may have mended it.
             if !found.iter().any(|it| matches!(it, Finding::Refused(_))) {
                 self.checked.lock().insert(name.clone());
@@ -220,6 +186,49 @@ impl Shared {
             Some(why) => Err(TransportError::fatal(why)),
             None => Ok(()),
         }
+    }
+
+    /// What is wrong with each of these topics that is there. Those whose settings cannot be seen are left out.
+    pub(crate) async fn findings_of(
+        self: &Arc<Self>,
+        topology: &Topology,
+        names: Vec<&str>,
+    ) -> Result<BTreeMap<String, Vec<Finding>>, TransportError> {
+        let mut all = BTreeMap::new();
+        if names.is_empty() {
+            return Ok(all);
+        }
+        let resources: Vec<_> = names.into_iter().map(ResourceSpecifier::Topic).collect();
+        let Some(configs) = self.configs(&resources).await else {
+            return Ok(all);
+        };
+        let copies = self.copies().await?;
+        for (name, entries) in configs {
+            let Some((partitions, replicas, brokers)) = copies.get(&name).copied() else {
+                continue;
+            };
+            let number = |key| entries.get(key)?.value.as_ref()?.parse::<i64>().ok();
+            let text = |key| entries.get(key)?.value.clone();
+            let settings = Settings {
+                purpose: purpose(topology, &name),
+                policy: text("cleanup.policy").unwrap_or_default(),
+                retention: (
+                    number("retention.ms").unwrap_or(-1),
+                    number("retention.bytes").unwrap_or(-1),
+                ),
+                in_sync_min: number("min.insync.replicas")
+                    .and_then(|it| usize::try_from(it).ok())
+                    .unwrap_or(usize::MAX),
+                has_unclean_leaders: text("unclean.leader.election.enable").as_deref()
+                    == Some("true"),
+                partitions,
+                replicas,
+                brokers,
+            };
+            let found = findings(&settings, self.asked(topology, &name));
+            all.insert(name, found);
+        }
+        Ok(all)
     }
 
     /// The settings of topics; `None` if they cannot be had. What this user may not see is left out.

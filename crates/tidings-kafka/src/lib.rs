@@ -87,6 +87,7 @@ mod depths;
 mod intake;
 mod letters;
 mod message;
+mod plan;
 mod polling;
 mod publisher;
 mod ranges;
@@ -96,6 +97,8 @@ pub mod replay;
 mod schemas;
 mod topology;
 mod window;
+
+pub use plan::{Piece, PieceKind, PieceState};
 
 use std::{
     collections::{BTreeSet, HashSet},

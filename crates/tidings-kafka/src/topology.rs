@@ -37,7 +37,7 @@ const NO_END: &str = "-1";
 
 /// A topic that has to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
+pub(crate) struct Wanted {
     partitions: u16,
     /// `None`: as the brokers have it.
     retention: Option<&'static str>,
@@ -47,10 +47,23 @@ struct Wanted {
 
 /// A topic as it is.
 #[derive(Debug, Clone, Copy)]
-struct There {
+pub(crate) struct There {
     partitions: usize,
     /// Each partition has a leader.
     has_leaders: bool,
+}
+
+impl Wanted {
+    /// Why it cannot be used as it is, if so.
+    pub(crate) fn is_broken_by(&self, there: There) -> Option<String> {
+        let count = there.partitions;
+        (self.is_single && count > 1).then(|| {
+            format!(
+                "has {count} partitions and must have one: have it made anew with a single partition, or let the \
+                 service make it"
+            )
+        })
+    }
 }
 
 /// The name under which the subscriptions of a group are kept; groups that differ in their number of partitions
@@ -84,6 +97,24 @@ pub(crate) fn group_of(queue: &str) -> &str {
     }
 }
 
+/// The subscriptions of a topology: who subscribes, to which topic, and whether that is of commands.
+pub(crate) fn subscriptions_of(topology: &Topology) -> Vec<(String, String, bool)> {
+    let mut subscriptions = Vec::new();
+    for queue in &topology.queues {
+        for topic in &queue.topics {
+            subscriptions.push((queue.name.to_string(), topic.to_string(), false));
+        }
+    }
+    for group in &topology.groups {
+        let commands = group.commands.iter().map(|command| (command, true));
+        let topics = group.topics.iter().map(|topic| (topic, false));
+        for (topic, is_own) in topics.chain(commands) {
+            subscriptions.push((subscriber(group), topic.to_string(), is_own));
+        }
+    }
+    subscriptions
+}
+
 impl Shared {
     /// Declares what a service needs, as often as it takes.
     pub(crate) async fn declare(
@@ -113,7 +144,10 @@ impl Shared {
         Ok(())
     }
 
-    fn topics_of(&self, topology: &Topology) -> Result<BTreeMap<String, Wanted>, TransportError> {
+    pub(crate) fn topics_of(
+        &self,
+        topology: &Topology,
+    ) -> Result<BTreeMap<String, Wanted>, TransportError> {
         let mut topics = BTreeMap::new();
         let mut add = |name: &str, partitions: u16, retention: Option<&'static str>| {
             check_name(name)?;
@@ -177,12 +211,11 @@ impl Shared {
         wanted: &BTreeMap<String, Wanted>,
     ) -> Result<(), TransportError> {
         let there = self.topics_that_are_there().await?;
-        for (name, _) in wanted.iter().filter(|(_, wanted)| wanted.is_single) {
-            let partitions = there.get(name).map_or(1, |there| there.partitions);
-            if partitions > 1 {
+        for (name, wanted) in wanted {
+            let there = there.get(name).copied();
+            if let Some(why) = there.and_then(|there| wanted.is_broken_by(there)) {
                 return Err(TransportError::fatal(format!(
-                    "topic `{name}` has {partitions} partitions and must have one: have it made anew with a single \
-                     partition, or let the service make it (TDG-4013)"
+                    "topic `{name}` {why} (TDG-4013)"
                 )));
             }
         }
@@ -249,7 +282,7 @@ impl Shared {
     }
 
     /// The topics of the cluster.
-    async fn topics_that_are_there(
+    pub(crate) async fn topics_that_are_there(
         self: &Arc<Self>,
     ) -> Result<BTreeMap<String, There>, TransportError> {
         self.look(|shared| {
@@ -318,22 +351,9 @@ impl Shared {
 
     /// Makes the subscriptions that are not there, then ends those that are to be left.
     async fn subscribe_queues(self: &Arc<Self>, topology: &Topology) -> Result<(), TransportError> {
-        let mut subscriptions: Vec<(String, String, bool)> = Vec::new();
-        for queue in &topology.queues {
-            for topic in &queue.topics {
-                subscriptions.push((queue.name.to_string(), topic.to_string(), false));
-            }
-        }
-        for group in &topology.groups {
-            let commands = group.commands.iter().map(|command| (command, true));
-            let topics = group.topics.iter().map(|topic| (topic, false));
-            for (topic, is_own) in topics.chain(commands) {
-                subscriptions.push((subscriber(group), topic.to_string(), is_own));
-            }
-        }
         let is_new =
             |(queue, topic, _): &(String, String, bool)| !self.bindings.is_subscribed(queue, topic);
-        for (queue, topic, is_own) in subscriptions.into_iter().filter(is_new) {
+        for (queue, topic, is_own) in subscriptions_of(topology).into_iter().filter(is_new) {
             // What was sent to a command before anybody received it is for whoever comes first.
             let from = match is_own {
                 true => BTreeMap::new(),

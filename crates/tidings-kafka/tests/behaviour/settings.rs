@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use tidings_core::{Transport, TransportError, dead_letter_queue};
+use tidings_kafka::PieceState;
 
 use super::*;
 
@@ -72,6 +73,22 @@ pub(crate) async fn settings_that_break_a_promise_are_told_or_refused(url: Strin
             said.contains(&place.topic) && said.contains("`cleanup.policy=delete`"),
             "{said}"
         );
+    }
+    // An operator sees the same before a service starts.
+    let queue = Queue::new(place.queue.clone()).topic(place.topic.clone());
+    let seen = kafka.inspect(&Topology::new().queue(queue)).await;
+    for (piece, state) in seen.expect("it is seen") {
+        match (&piece.topic, piece.name == place.topic) {
+            (None, true) => {
+                let PieceState::Differs(why) = state else {
+                    panic!("{piece:?}: {state:?}");
+                };
+                assert!(why.contains("`cleanup.policy=delete`"), "{why}");
+            }
+            // They are made before topics are looked at.
+            (None, false) => assert_eq!(state, PieceState::There, "{piece:?}"),
+            (Some(_), _) => assert_eq!(state, PieceState::Missing, "{piece:?}"),
+        }
     }
     assert_eq!(log::told_with(&["are not checked"]), 0);
 }
