@@ -218,9 +218,6 @@ async fn dead_letters_on_kafka_are_looked_at_discarded_and_redriven() {
         .ends(0)
         .tells("no dead letters");
     running.stop().await;
-
-    let other = service.run(&["topology", "plan", "--broker", &url]).await;
-    other.ends(2).says("cannot be done on Kafka");
 }
 
 /// Messages, messages of an ordered group, and a dead letter.

@@ -260,7 +260,7 @@ async fn held(order: OrderPlaced, saga: Saga) -> Result<OrderConfirmed, OrderCan
     let order_id = order.order_id;
     let released = saga.signal::<OrderReleased>("released");
     let patience = match order_id.as_str() {
-        "three" => Duration::from_millis(100),
+        "three" | "early" => Duration::from_millis(100),
         _ => Duration::from_secs(3600),
     };
     match saga.first((released, saga.timer("held", patience))).await {
