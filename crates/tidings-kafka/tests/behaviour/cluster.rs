@@ -64,18 +64,16 @@ pub(crate) async fn what_only_the_leader_has_is_not_confirmed(cluster: &mut Kafk
 pub(crate) async fn what_is_not_confirmed_holds_up_nothing_else(cluster: &mut KafkaCluster) {
     const TIME: Duration = Duration::from_secs(10);
     let url = cluster.url();
-    let connect = async |options: &str| {
-        let kafka = Kafka::builder(&format!("{url}?partitions=1&{options}")).expect("an URL");
-        let connected = kafka.confirm_timeout(TIME).connect();
-        connected.await.expect("it connects")
-    };
     let (stuck, fine) = (Place::new(), Place::new());
-    let once = connect("replication=1").await;
-    stuck.declare(&once).await;
-    stuck.publish(&once, [0]).await;
-    once.close().await;
-    let kafka = connect("replication=3").await;
-    fine.declare(&kafka).await;
+    settings::make(&url, &stuck.topic, 1, &[]).await;
+    let kafka = format!("{url}?partitions=1&replication=3");
+    let kafka = Kafka::builder(&kafka).expect("an URL");
+    let kafka = kafka.confirm_timeout(TIME).connect().await;
+    let kafka = kafka.expect("it connects");
+    for place in [&stuck, &fine] {
+        place.declare(&kafka).await;
+        place.publish(&kafka, [0]).await;
+    }
     let node = usize::try_from(leader(&url, &stuck.topic, 0) - 1).expect("a node");
     cluster.kill9(node);
     let publish_at_last = async |place: &Place, number: usize| {
@@ -91,7 +89,7 @@ pub(crate) async fn what_is_not_confirmed_holds_up_nothing_else(cluster: &mut Ka
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    // Until another node leads it.
+    // Until another node leads it, if it was this one.
     publish_at_last(&fine, 0).await;
 
     let both = kafka.publish(vec![stuck.message(None, 1), fine.message(None, 1)]);
