@@ -54,6 +54,9 @@ fn a_build_without_contracts_says_how_to_get_them() {
         "published/",
     ]);
     refused.ends(2).says("build it with `--features contracts`");
+    tidings(["doctor", "--contracts", "asyncapi/"])
+        .ends(2)
+        .says("build it with `--features contracts`");
 }
 
 #[test]
