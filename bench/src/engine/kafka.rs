@@ -26,7 +26,7 @@ const STILL_MAX: Duration = Duration::from_secs(120);
 
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
-const READING_HEADERS: &str = "raw client, reading headers";
+const READING_HEADERS: &str = "raw client with headers";
 
 /// Who stands beside the toolkit. Whoever has to know a message by its id reads its headers, of which librdkafka makes objects
 /// then; the other one looks at bodies only.
@@ -112,7 +112,7 @@ impl Raw {
         let (config, topic, group) = (
             self.config.clone(),
             topic.to_owned(),
-            format!("{}-{group}", peer.replace([' ', ','], "-")),
+            format!("{}-{group}", peer.replace(' ', "-")),
         );
         let count = Arc::clone(count);
         let reads_headers = peer == READING_HEADERS;
