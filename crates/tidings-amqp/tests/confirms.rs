@@ -125,7 +125,7 @@ async fn a_lost_confirm_takes_no_other_with_it_and_is_never_made_up_for() {
 /// A queue of a cluster that has no leader is such a place: nothing that goes there is confirmed, and what goes elsewhere is.
 #[tokio::test]
 async fn a_channel_that_is_changed_for_one_lost_confirm_still_confirms_the_others() {
-    let (amqp, mut peer) = connect(Duration::from_secs(2)).await;
+    let (amqp, mut peer) = connect(Duration::from_secs(6)).await;
     let (changes, mut changed) = watch::channel(false);
     tokio::spawn(async move {
         let mut waiting = None;
@@ -150,12 +150,15 @@ async fn a_channel_that_is_changed_for_one_lost_confirm_still_confirms_the_other
     let never = tokio::spawn(async move { publish(&publishing, vec![message("never")]).await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     publish_at_last(&amqp, "what goes elsewhere").await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // So that it neither comes after the time of the other one is over, nor is over itself before that is noticed.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let publishing = Arc::clone(&amqp);
     let waits =
         tokio::spawn(async move { publish(&publishing, vec![message(vec![b' '; MARK])]).await });
     assert_eq!(never.await.expect("no panic"), [LATE]);
+    let end = Instant::now() + DEADLINE;
     while !*changed.borrow_and_update() {
+        assert!(Instant::now() < end, "the last one is confirmed");
         assert_eq!(publish(&amqp, vec![message("meanwhile")]).await, [Ok(())]);
     }
     assert_eq!(waits.await.expect("no panic"), [Ok(())]);
