@@ -298,22 +298,21 @@ impl Publisher {
     /// not blocked and yet confirms nothing for long: RabbitMQ's side of the channel may hang while a node of its cluster
     /// does not answer.
     fn give_up_lost(&self) {
-        let silent = {
+        let is_silent = {
             let mut flight = self.shared.flight.lock();
             if self.channel.session.is_blocked() {
                 flight.heard = Instant::now();
             }
             let time = self.confirm_timeout;
+            let is_silent = flight.is_silent(2 * time);
             let is_passed = flight.is_late(time) && flight.is_passed(time / 2);
-            if flight.is_silent(2 * time) {
-                Some("the broker confirms nothing")
-            } else if is_passed || flight.queue.len() > SPAN_MAX {
-                None
-            } else {
+            if !is_silent && !is_passed && flight.queue.len() <= SPAN_MAX {
                 return;
             }
+            is_silent
         };
-        if let Some(reason) = silent {
+        if is_silent {
+            let reason = "the broker confirms nothing";
             warn!("{reason}; publishing goes on on a new channel");
             self.shared.close(&Closed::lost(reason));
         } else if !self.shared.worn.is_cancelled() {

@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use tidings_adapter::decode_percent;
 use tidings_core::TransportError;
 
-use crate::schemas::{self, Schemas};
+use crate::schemas::Schemas;
 
 /// A parsed URL.
 #[derive(Clone)]
@@ -38,6 +38,14 @@ pub(crate) struct Address {
     pub(crate) metadata_max_age: Duration,
     /// How bodies are written and read by the schemas of a registry, if they are.
     pub(crate) schemas: Option<Arc<Schemas>>,
+}
+
+/// What the URL says of schemas.
+#[derive(Default)]
+pub(crate) struct SchemaOptions {
+    pub(crate) registry: Option<String>,
+    pub(crate) subjects: Option<String>,
+    pub(crate) without: Option<String>,
 }
 
 #[derive(Clone, Default)]
@@ -114,7 +122,7 @@ impl Address {
             metadata_max_age: METADATA_MAX_AGE,
             schemas: None,
         };
-        let mut schemas = schemas::Options::default();
+        let mut schemas = SchemaOptions::default();
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             let value = decode(value, name)?;

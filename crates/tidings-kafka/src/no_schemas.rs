@@ -4,12 +4,7 @@ use std::sync::Arc;
 
 use tidings_core::{Destination, Envelope, PublishError, TransportError};
 
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Options {
-    pub(crate) registry: Option<String>,
-    pub(crate) subjects: Option<String>,
-    pub(crate) without: Option<String>,
-}
+use crate::address::SchemaOptions;
 
 /// There is none.
 #[derive(Debug)]
@@ -26,8 +21,8 @@ pub(crate) enum Unread {
 }
 
 impl Schemas {
-    pub(crate) fn of(options: &Options) -> Result<Option<Self>, TransportError> {
-        let Options {
+    pub(crate) fn of(options: &SchemaOptions) -> Result<Option<Self>, TransportError> {
+        let SchemaOptions {
             registry,
             subjects,
             without,

@@ -8,7 +8,10 @@
 //! recover.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -53,12 +56,9 @@ pub(crate) struct Publisher {
 struct Generation {
     /// `None` while it is being dropped.
     producer: Option<ThreadedProducer<Reports>>,
-    heard: Arc<Heard>,
+    /// How many messages were confirmed.
+    confirmed: Arc<AtomicU64>,
 }
-
-/// When a producer's message was last confirmed.
-#[derive(Default)]
-struct Heard(Mutex<Option<Instant>>);
 
 impl Drop for Generation {
     /// What is left in it ends now, unavailable. That may take a while, and no task is to wait for it.
@@ -148,7 +148,7 @@ struct Report {
 
 struct Reports {
     status: Arc<Standing>,
-    heard: Arc<Heard>,
+    confirmed: Arc<AtomicU64>,
 }
 
 impl ClientContext for Reports {
@@ -168,7 +168,7 @@ impl ProducerContext for Reports {
         let outcome = match result {
             Ok(_) => {
                 self.status.answered();
-                *self.heard.0.lock() = Some(Instant::now());
+                self.confirmed.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
             Err((error, _)) => Err(publish_error(error)),
@@ -219,7 +219,8 @@ impl Publisher {
         let Some(producer) = &generation.producer else {
             return batch.take(PublishErrorKind::Unavailable, None);
         };
-        let began = Instant::now();
+        let confirmed = || generation.confirmed.load(Ordering::Relaxed);
+        let confirmed_before = confirmed();
         let sent = async {
             send_all(producer, &batch, records).await;
             batch.wait().await;
@@ -236,8 +237,7 @@ impl Publisher {
         };
         let outcomes = batch.take(missing, refusal.as_ref());
         if is_late || fatal.is_some() {
-            let heard = *generation.heard.0.lock();
-            let is_silent = fatal.is_some() || heard.is_none_or(|heard| heard < began);
+            let is_silent = fatal.is_some() || confirmed() == confirmed_before;
             self.throw_away(&generation, is_silent, fatal.map(|(_, why)| why));
         }
         outcomes
@@ -248,15 +248,15 @@ impl Publisher {
         if let Some(current) = &*current {
             return Ok(Arc::clone(current));
         }
-        let heard = Arc::new(Heard::default());
+        let confirmed = Arc::new(AtomicU64::new(0));
         let reports = Reports {
             status: Arc::clone(&self.status),
-            heard: Arc::clone(&heard),
+            confirmed: Arc::clone(&confirmed),
         };
         let producer = self.config.create_with_context(reports)?;
         let generation = Arc::new(Generation {
             producer: Some(producer),
-            heard,
+            confirmed,
         });
         *current = Some(Arc::clone(&generation));
         Ok(generation)

@@ -12,15 +12,7 @@ use std::{collections::HashSet, sync::Arc};
 use tidings_core::{Destination, Envelope, PublishError, PublishErrorKind, TransportError};
 use tidings_registry::{Language, Registry, RegistryError, Subjects, wire};
 
-use crate::address::malformed;
-
-/// What the broker's URL says of schemas.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Options {
-    pub(crate) registry: Option<String>,
-    pub(crate) subjects: Option<String>,
-    pub(crate) without: Option<String>,
-}
+use crate::address::{SchemaOptions, malformed};
 
 /// A registry, and how it is used.
 #[derive(Debug)]
@@ -41,7 +33,7 @@ pub(crate) enum Unread {
 
 impl Schemas {
     /// As the URL says; nothing if it names no registry.
-    pub(crate) fn of(options: &Options) -> Result<Option<Self>, TransportError> {
+    pub(crate) fn of(options: &SchemaOptions) -> Result<Option<Self>, TransportError> {
         let Some(url) = &options.registry else {
             return match options.subjects.is_some() || options.without.is_some() {
                 false => Ok(None),

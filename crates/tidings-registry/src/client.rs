@@ -320,7 +320,7 @@ impl Registry {
                 format!("the schema registry at {base} does not have {what}: {said}"),
             ),
             StatusCode::CONFLICT => (
-                Kind::Incompatible,
+                Kind::Refused,
                 format!("the schema registry at {base} does not allow {what}: {said}"),
             ),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => (

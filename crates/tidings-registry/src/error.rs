@@ -15,9 +15,7 @@ pub(crate) enum Kind {
     Away,
     /// It has no such schema, version or subject.
     Unknown,
-    /// It allows no such change of a schema.
-    Incompatible,
-    /// It takes no such schema, or does not let this program in.
+    /// It takes no such schema, allows no such change of one, or does not let this program in.
     Refused,
 }
 
@@ -37,11 +35,6 @@ impl RegistryError {
     /// Whether there is no such schema.
     pub fn is_unknown(&self) -> bool {
         self.kind == Kind::Unknown
-    }
-
-    /// Whether the registry does not allow the change.
-    pub fn is_incompatible(&self) -> bool {
-        self.kind == Kind::Incompatible
     }
 }
 
