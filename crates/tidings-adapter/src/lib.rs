@@ -1,10 +1,13 @@
 //! What the adapters of message engines have in common: whether the engine is there ([`Standing`]), pauses between tries
-//! ([`Backoff`]), the name that a program connects under, and the parts of URLs.
+//! ([`Backoff`]), the name that a program connects under, the parts of URLs, and what operators see of what services need
+//! ([`Piece`]).
 
 mod backoff;
+mod piece;
 mod standing;
 
 pub use backoff::Backoff;
+pub use piece::{Piece, PieceKind, PieceState};
 pub use standing::{Standing, closed};
 
 /// The name of this program's file, under which it connects unless it says another.

@@ -71,7 +71,7 @@ mod receiving;
 mod topology;
 mod work;
 
-pub use plan::{Piece, PieceKind, PieceState};
+pub use tidings_adapter::{Piece, PieceKind, PieceState};
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -4,45 +4,10 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use tidings_adapter::{Piece, PieceKind, PieceState};
 use tidings_core::{Topology, TransportError, dead_letter_queue};
 
 use crate::{Aws, Shared, client::Trouble, groups::topic_of_command, topology::LOOK_NAME};
-
-/// A topic, a queue, or a subscription between them.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub struct Piece {
-    /// What it is.
-    pub kind: PieceKind,
-    /// Its name, as services say it; of a subscription, that of the queue.
-    pub name: String,
-    /// Of a subscription, the topic.
-    pub topic: Option<String>,
-}
-
-/// What a [`Piece`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum PieceKind {
-    /// A topic of SNS.
-    Topic,
-    /// A queue of SQS.
-    Queue,
-    /// A queue's subscription to a topic.
-    Subscription,
-}
-
-/// What there is of a [`Piece`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PieceState {
-    /// It is there.
-    There,
-    /// It is not there.
-    Missing,
-    /// It is there and cannot be used: why.
-    Differs(String),
-}
 
 impl Aws {
     /// The pieces that a topology is made of, each once.
@@ -52,7 +17,7 @@ impl Aws {
             queues,
             subscriptions,
         } = Needed::of(topology);
-        let piece = |kind, name, topic| Piece { kind, name, topic };
+        let piece = Piece::new;
         let topics = topics
             .into_iter()
             .map(|name| piece(PieceKind::Topic, name, None));

@@ -98,7 +98,7 @@ mod schemas;
 mod topology;
 mod window;
 
-pub use plan::{Piece, PieceKind, PieceState};
+pub use tidings_adapter::{Piece, PieceKind, PieceState};
 
 use std::{
     collections::{BTreeSet, HashSet},

@@ -2,45 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use tidings_adapter::{Piece, PieceKind, PieceState};
 use tidings_core::{Topology, TransportError};
 
 use crate::{Kafka, checks::Finding, topology::subscriptions_of};
-
-/// A topic, or the subscription of a queue to one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub struct Piece {
-    /// What it is.
-    pub kind: PieceKind,
-    /// Its name; of a subscription, that of the queue, or of the ordered group with its number of partitions.
-    pub name: String,
-    /// Of a subscription, the topic.
-    pub topic: Option<String>,
-}
-
-/// What a [`Piece`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum PieceKind {
-    /// A topic: of events, of what is sent to a queue by name, or of its dead letters.
-    Topic,
-    /// A queue's subscription to a topic.
-    Subscription,
-}
-
-/// What there is of a [`Piece`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PieceState {
-    /// It is there.
-    There,
-    /// It is there and can be used, and may lose what is promised to be kept: why, and what to set.
-    Risky(String),
-    /// It is not there.
-    Missing,
-    /// It is there and cannot be used: why.
-    Differs(String),
-}
 
 impl Kafka {
     /// The pieces that a topology is made of, each once.
@@ -50,17 +15,10 @@ impl Kafka {
     /// When Kafka cannot have them: a name is too long, or an ordered group has too many partitions.
     pub fn pieces(&self, topology: &Topology) -> Result<BTreeSet<Piece>, TransportError> {
         let topics = self.shared.topics_of(topology)?.into_keys();
-        let topics = topics.map(|name| Piece {
-            kind: PieceKind::Topic,
-            name,
-            topic: None,
-        });
+        let topics = topics.map(|name| Piece::new(PieceKind::Topic, name, None));
         let subscriptions = subscriptions_of(topology).into_iter();
-        let subscriptions = subscriptions.map(|(queue, topic, _)| Piece {
-            kind: PieceKind::Subscription,
-            name: queue,
-            topic: Some(topic),
-        });
+        let subscriptions = subscriptions
+            .map(|(queue, topic, _)| Piece::new(PieceKind::Subscription, queue, Some(topic)));
         Ok(topics.chain(subscriptions).collect())
     }
 

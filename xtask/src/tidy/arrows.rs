@@ -118,6 +118,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "tidings-cli",
         &[
             "tidings",
+            "tidings-adapter",
             "tidings-amqp",
             "tidings-aws",
             "tidings-broker",

@@ -7,6 +7,7 @@ use anyhow::bail;
 use serde::Serialize;
 use serde_json::Value;
 use tidings::{Topology, Transport, TransportError};
+use tidings_adapter::{Piece, PieceKind, PieceState};
 
 use super::{What, Written, note, planned};
 use crate::{
@@ -22,21 +23,6 @@ pub(super) enum Engine {
     #[cfg(feature = "aws")]
     Aws(tidings_aws::Aws),
 }
-
-/// Something that services need.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Piece {
-    kind: &'static str,
-    name: String,
-    topic: Option<String>,
-}
-
-/// What there is of it: a word, and why it is not as it should be.
-type State = (&'static str, Option<String>);
-
-const THERE: &str = "there";
-const MISSING: &str = "missing";
-const DIFFERS: &str = "differs";
 
 impl Engine {
     fn transport(&self) -> &dyn Transport {
@@ -65,53 +51,24 @@ impl Engine {
     }
 
     fn pieces(&self, topology: &Topology) -> Result<BTreeSet<Piece>, TransportError> {
-        Ok(match self {
+        match self {
             #[cfg(feature = "kafka")]
-            Self::Kafka(kafka) => kafka
-                .pieces(topology)?
-                .into_iter()
-                .map(Piece::from)
-                .collect(),
+            Self::Kafka(kafka) => kafka.pieces(topology),
             #[cfg(feature = "aws")]
-            Self::Aws(_) => {
-                let pieces = tidings_aws::Aws::pieces(topology).into_iter();
-                pieces.map(Piece::from).collect()
-            }
-        })
+            Self::Aws(_) => Ok(tidings_aws::Aws::pieces(topology)),
+        }
     }
 
-    async fn inspect(&self, topology: &Topology) -> Result<Vec<(Piece, State)>, TransportError> {
-        Ok(match self {
+    async fn inspect(
+        &self,
+        topology: &Topology,
+    ) -> Result<Vec<(Piece, PieceState)>, TransportError> {
+        match self {
             #[cfg(feature = "kafka")]
-            Self::Kafka(kafka) => {
-                use tidings_kafka::PieceState as Seen;
-                let seen = kafka.inspect(topology).await?.into_iter();
-                let seen = seen.map(|(piece, state)| {
-                    let state = match state {
-                        Seen::There => (THERE, None),
-                        Seen::Risky(why) => (THERE, Some(why)),
-                        Seen::Differs(why) => (DIFFERS, Some(why)),
-                        _ => (MISSING, None),
-                    };
-                    (piece.into(), state)
-                });
-                seen.collect()
-            }
+            Self::Kafka(kafka) => kafka.inspect(topology).await,
             #[cfg(feature = "aws")]
-            Self::Aws(aws) => {
-                use tidings_aws::PieceState as Seen;
-                let seen = aws.inspect(topology).await?.into_iter();
-                let seen = seen.map(|(piece, state)| {
-                    let state = match state {
-                        Seen::There => (THERE, None),
-                        Seen::Differs(why) => (DIFFERS, Some(why)),
-                        _ => (MISSING, None),
-                    };
-                    (piece.into(), state)
-                });
-                seen.collect()
-            }
-        })
+            Self::Aws(aws) => aws.inspect(topology).await,
+        }
     }
 
     /// What each service has to be allowed, where the engine has a language for it.
@@ -138,31 +95,6 @@ impl Engine {
                 Ok(Some(policies))
             }
         }
-    }
-}
-
-#[cfg(feature = "kafka")]
-impl From<tidings_kafka::Piece> for Piece {
-    fn from(piece: tidings_kafka::Piece) -> Self {
-        let kind = match piece.kind {
-            tidings_kafka::PieceKind::Topic => "topic",
-            _ => "subscription",
-        };
-        let (name, topic) = (piece.name, piece.topic);
-        Self { kind, name, topic }
-    }
-}
-
-#[cfg(feature = "aws")]
-impl From<tidings_aws::Piece> for Piece {
-    fn from(piece: tidings_aws::Piece) -> Self {
-        let kind = match piece.kind {
-            tidings_aws::PieceKind::Topic => "topic",
-            tidings_aws::PieceKind::Subscription => "subscription",
-            _ => "queue",
-        };
-        let (name, topic) = (piece.name, piece.topic);
-        Self { kind, name, topic }
     }
 }
 
@@ -269,7 +201,7 @@ async fn plan(frame: &Frame, engine: &Engine, written: &Written) -> anyhow::Resu
     let seen = inspect(engine, &written.topology()).await?;
     let items: Vec<Item> = seen.into_iter().map(|it| item(it, &services)).collect();
     let count = |state: &str| items.iter().filter(|it| it.state == Some(state)).count();
-    let (missing, differs) = (count(MISSING), count(DIFFERS));
+    let (missing, differs) = (count("missing"), count("differs"));
     let complete = missing + differs == 0;
     frame.out.show(&Plan {
         complete,
@@ -282,13 +214,15 @@ async fn plan(frame: &Frame, engine: &Engine, written: &Written) -> anyhow::Resu
 
 async fn apply(frame: &Frame, engine: &Engine, written: &Written) -> anyhow::Result<Ended> {
     let (services, topology) = (needed_by(engine, written)?, written.topology());
-    let before: BTreeMap<Piece, State> = inspect(engine, &topology).await?.into_iter().collect();
+    let before: BTreeMap<Piece, PieceState> =
+        inspect(engine, &topology).await?.into_iter().collect();
     let declared = engine.transport().declare(&topology).await;
     declared.map_err(|error| Code::Broker.of(error))?;
     let after = inspect(engine, &topology).await?;
     let items = after.into_iter().map(|(piece, state)| {
-        let was_there = before.get(&piece).is_some_and(|(state, _)| *state == THERE);
-        let outcome = match (state.0 == THERE, was_there) {
+        let is_there =
+            |state: &PieceState| matches!(state, PieceState::There | PieceState::Risky(_));
+        let outcome = match (is_there(&state), before.get(&piece).is_some_and(is_there)) {
             (true, true) => "kept",
             (true, false) => "made",
             _ => "refused",
@@ -320,17 +254,24 @@ async fn apply(frame: &Frame, engine: &Engine, written: &Written) -> anyhow::Res
     }
 }
 
-async fn inspect(engine: &Engine, topology: &Topology) -> anyhow::Result<Vec<(Piece, State)>> {
+async fn inspect(engine: &Engine, topology: &Topology) -> anyhow::Result<Vec<(Piece, PieceState)>> {
     let seen = engine.inspect(topology).await;
     seen.map_err(|error| Code::Broker.of(error))
 }
 
-fn item(
-    (piece, (state, why)): (Piece, State),
-    services: &BTreeMap<Piece, BTreeSet<String>>,
-) -> Item {
+fn item((piece, state): (Piece, PieceState), services: &BTreeMap<Piece, BTreeSet<String>>) -> Item {
+    let (state, why) = match state {
+        PieceState::There => ("there", None),
+        PieceState::Risky(why) => ("there", Some(why)),
+        PieceState::Differs(why) => ("differs", Some(why)),
+        _ => ("missing", None),
+    };
     Item {
-        kind: piece.kind,
+        kind: match piece.kind {
+            PieceKind::Topic => "topic",
+            PieceKind::Queue => "queue",
+            PieceKind::Subscription => "subscription",
+        },
         services: services.get(&piece).cloned().unwrap_or_default(),
         name: piece.name,
         from: piece.topic,
