@@ -17,8 +17,9 @@ use std::{collections::BTreeSet, fmt};
 use serde::Serialize;
 
 use crate::{
-    compat::{self, Break, What},
-    document::{Body, Contract, Document, MessageKind, family},
+    compat::{Break, What},
+    document::{Contract, Document, MessageKind, family},
+    formats::{self, Side},
     schema,
 };
 
@@ -281,11 +282,9 @@ fn unused(sender: &Document, sent: &Contract, path: &str, reader: &Document) -> 
 
 /// Whether the message may have this field.
 fn declares(contract: &Contract, path: &str) -> bool {
-    match &contract.body {
-        Body::Json(schema) => schema::declares(schema, schema, path),
-        // What is not known is not missed.
-        Body::Other(_) | Body::Unsaid => true,
-    }
+    // What is not known is not missed.
+    let fields = contract.body.fields(Side::Sender);
+    fields.is_none_or(|schema| schema::declares(&schema, &schema, path))
 }
 
 /// A sender has stopped to send something.
@@ -361,32 +360,18 @@ fn consumer_changed(
     }
 }
 
-/// What of the one is not read by the other. Bodies that are not JSON are compared by their format only.
+/// What of the one is not read by the other.
 fn breaks(written: &Contract, read: &Contract) -> Vec<Break> {
-    match (&written.body, &read.body) {
-        (Body::Json(written), Body::Json(read)) => compat::breaks(written, read),
-        (Body::Unsaid, _) | (_, Body::Unsaid) => Vec::new(),
-        (Body::Other(one), Body::Other(other)) if one == other => Vec::new(),
-        (one, other) => vec![Break {
-            path: String::new(),
-            what: What::Kind {
-                written: format(one),
-                read: format(other),
-            },
-        }],
-    }
-}
-
-fn format(body: &Body) -> String {
-    match body {
-        Body::Other(format) => format!("`{format}`"),
-        _ => "JSON".to_owned(),
-    }
+    formats::breaks(&written.body, &read.body)
 }
 
 /// The fields that were written and are not any more, outer ones only.
 fn gone(old: &Contract, new: &Contract) -> Vec<String> {
-    let (Body::Json(old), Body::Json(new)) = (&old.body, &new.body) else {
+    let fields = |contract: &Contract| {
+        let fields = contract.body.fields(Side::Sender);
+        fields.map(|it| it.into_owned())
+    };
+    let (Some(old), Some(new)) = (fields(old), fields(new)) else {
         return Vec::new();
     };
     let names = |schema: &serde_json::Value| -> BTreeSet<String> {
@@ -397,7 +382,7 @@ fn gone(old: &Contract, new: &Contract) -> Vec<String> {
             .map(|(name, _)| name.clone())
             .collect()
     };
-    names(old).difference(&names(new)).cloned().collect()
+    names(&old).difference(&names(&new)).cloned().collect()
 }
 
 fn sent(documents: &[Document]) -> impl Iterator<Item = (&Document, &Contract)> {

@@ -70,7 +70,16 @@ pub struct Contract {
 pub enum Body {
     /// JSON by this schema, which contains all that it refers to.
     Json(Value),
-    /// Something else, which is not compared: `application/vnd.apache.avro;version=1.9.0`.
+    /// Avro by this schema, which contains all that it refers to.
+    Avro(Value),
+    /// Protocol Buffers.
+    Protobuf {
+        /// The text of the `.proto` file, which can be read alone.
+        file: String,
+        /// The full name of the message in it.
+        message: String,
+    },
+    /// Something else, which is not compared: `application/raml+yaml;version=1.0`.
     Other(String),
     /// The document does not say.
     Unsaid,

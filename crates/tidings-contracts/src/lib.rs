@@ -16,6 +16,7 @@ pub mod catalogue;
 pub mod check;
 pub mod compat;
 mod document;
+mod formats;
 pub mod observed;
 pub mod pact;
 pub mod probe;

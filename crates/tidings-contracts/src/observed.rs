@@ -237,7 +237,8 @@ impl Seen {
             }
             let schema = match &contract.body {
                 Body::Json(schema) => schema,
-                Body::Other(format) => {
+                body @ (Body::Avro(_) | Body::Protobuf { .. } | Body::Other(_)) => {
+                    let format = body.format();
                     seen.unchecked = Some(format!("`{}` has it as {format}", document.service));
                     continue;
                 }

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde_json::Value;
 use tidings::{
-    Message,
+    BodySchema, Message,
     event_map::{Emission, EventMap, HandlerMap, MessageKind, ServiceMap},
 };
 
+use tidings_formats::proto_files::ProtoFile;
+
 use crate::{
     document::{Body, Contract, Deprecation, Document, DocumentError, Example},
+    formats::{self, Side},
     pact::{Expectations, Expected},
     probe::{self, Step},
     schema,
@@ -55,8 +58,8 @@ pub struct Contracts {
 /// What a type says about its message.
 #[derive(Debug, Clone)]
 struct Shape {
-    written: Value,
-    read: Value,
+    written: Body,
+    read: Body,
     /// Whether the type reads a body.
     reads: fn(&Value) -> Result<(), String>,
     /// Fields that are of use, though the type reads bodies without them.
@@ -66,6 +69,13 @@ struct Shape {
     sensitive: Vec<String>,
     examples: Vec<Example>,
     deprecated: Option<Deprecation>,
+}
+
+impl Shape {
+    fn reads_field(&self, field: &str) -> bool {
+        let fields = self.read.fields(Side::Reader);
+        fields.is_some_and(|schema| schema::declares(&schema, &schema, field))
+    }
 }
 
 impl Contracts {
@@ -95,9 +105,45 @@ impl Contracts {
     /// The type of a message. What the service sends is described as the type is written, what it receives as the type
     /// is read.
     pub fn message<M: Message + JsonSchema>(mut self) -> Self {
+        if M::body_schema().is_some() {
+            self.wrong.push(format!(
+                "`{}` has a schema of its own format: add it with `message_in_format::<T>()`",
+                M::NAME
+            ));
+        }
+        let written = Body::Json(schema::written::<M>());
+        self.add::<M>(written, Body::Json(schema::read::<M>()))
+    }
+
+    /// The type of a message that is in Avro or Protocol Buffers (`format = "..."` beside its name). It is described by
+    /// the schema of its format.
+    pub fn message_in_format<M: Message>(mut self) -> Self {
+        let body = match M::body_schema() {
+            Some(BodySchema::Avro(schema)) => {
+                let schema = serde_json::from_str(&schema);
+                schema.map(Body::Avro).map_err(|error| error.to_string())
+            }
+            Some(BodySchema::Protobuf { file, message }) => {
+                formats::protobuf(&file, Some(message.into_owned()))
+            }
+            None => Err("it is in JSON: add it with `message::<T>()`".to_owned()),
+        };
+        match body {
+            Ok(body) => self.add::<M>(body.clone(), body),
+            Err(error) => {
+                self.wrong.push(format!(
+                    "`{}` has no schema of its format: {error}",
+                    M::NAME
+                ));
+                self
+            }
+        }
+    }
+
+    fn add<M: Message>(mut self, written: Body, read: Body) -> Self {
         let shape = Shape {
-            written: schema::written::<M>(),
-            read: schema::read::<M>(),
+            written,
+            read,
             reads: |body| {
                 // From text, as it comes: a type may read numbers by their digits.
                 let read = serde_json::from_str::<M>(&body.to_string());
@@ -126,6 +172,10 @@ impl Contracts {
     }
 
     fn add_example<M: Message>(mut self, name: Option<String>, example: &M) -> Self {
+        if let Err(error) = self.check_body(example) {
+            let what = format!("an example of `{}` cannot be sent: {error}", M::NAME);
+            self.wrong.push(what);
+        }
         match (serde_json::to_value(example), self.types.get_mut(M::NAME)) {
             (Ok(body), Some(shape)) => shape.examples.push(Example { name, body }),
             (Err(error), _) => {
@@ -140,12 +190,21 @@ impl Contracts {
         self
     }
 
+    /// Whether an example is written as its schema says: a type that was written by hand may differ from its `.proto` file.
+    fn check_body<M: Message>(&self, example: &M) -> Result<(), String> {
+        let body = example.to_body().map_err(|error| error.to_string())?;
+        match self.types.get(M::NAME).map(|shape| &shape.written) {
+            Some(Body::Protobuf { file, message }) => ProtoFile::parse(file)?.check(message, &body),
+            _ => Ok(()),
+        }
+    }
+
     /// A field that the service makes use of when it is there: `email`, `items[].sku`. A type says which fields a body
     /// cannot be read without; of those that may be left out it does not say whether anybody would miss them if they were
     /// never written again. This says who would.
     pub fn uses<M: Message>(mut self, field: &str) -> Self {
         let wrong = match self.types.get_mut(M::NAME) {
-            Some(shape) if schema::declares(&shape.read, &shape.read, field) => {
+            Some(shape) if shape.reads_field(field) => {
                 shape.uses.push(field.to_owned());
                 return self;
             }
@@ -303,12 +362,14 @@ impl Contracts {
         Ok(contract)
     }
 
-    fn contract(&self, name: &str, kind: MessageKind, shape: &Shape, schema: &Value) -> Contract {
+    fn contract(&self, name: &str, kind: MessageKind, shape: &Shape, body: &Body) -> Contract {
         let mut contract = Contract::new(name, kind, &shape.address);
-        let text = |key: &str| Some(schema.get(key)?.as_str()?.to_owned());
-        contract.title = text("title");
-        contract.description = text("description");
-        contract.body = Body::Json(schema.clone());
+        if let Some(schema) = body.fields(Side::Sender) {
+            let text = |key: &str| Some(schema.get(key)?.as_str()?.to_owned());
+            contract.title = text("title");
+            contract.description = text("description");
+        }
+        contract.body = body.clone();
         contract.examples = shape.examples.clone();
         contract.deprecated = shape.deprecated.clone();
         contract.body_bytes_max = Some(shape.body_bytes_max);

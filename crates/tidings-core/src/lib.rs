@@ -8,6 +8,7 @@
 //!   handler ◄── FromContext ◄── Context ◄── Delivery ◄───────────────── Transport
 //! ```
 
+mod body;
 mod context;
 mod dead_letters;
 mod delivery;
@@ -26,6 +27,7 @@ mod sensitive;
 mod store;
 mod transport;
 
+pub use body::{BodyError, BodySchema, JSON, essence, is_json, read_json, write_json};
 pub use context::{
     Context, FromBatch, FromContext, Incoming, Provided, States, TransactionHandle, TransactionSlot,
 };

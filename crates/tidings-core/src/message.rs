@@ -6,7 +6,9 @@ use std::borrow::Cow;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Envelope, Error, MessageId, Permanent};
+use crate::{
+    BodyError, BodySchema, Envelope, Error, JSON, MessageId, Permanent, read_json, write_json,
+};
 
 /// Something that can be sent: an event or a command. Derive [`Event`] or [`Command`] instead of
 /// implementing this by hand.
@@ -22,6 +24,9 @@ pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// check. Default: 64 KiB.
     const BODY_BYTES_MAX: usize = 64 * 1024;
 
+    /// What its bodies are written in, as a MIME type: JSON, if nothing else is said with `format = "..."` beside its name.
+    const CONTENT_TYPE: &'static str = JSON;
+
     /// Whether sagas send it as a step and wait for its answer: `#[command(reply = ...)]` says so.
     #[doc(hidden)]
     const IS_STEP: bool = false;
@@ -33,6 +38,31 @@ pub trait Message: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// writes them: `card`, `customer.email`.
     fn sensitive_paths() -> Vec<String> {
         Vec::new()
+    }
+
+    /// Its body, in its format.
+    ///
+    /// # Errors
+    ///
+    /// When its values cannot be written in that format.
+    fn to_body(&self) -> Result<Vec<u8>, BodyError> {
+        write_json(self)
+    }
+
+    /// The message of a body: in JSON, or in its own format.
+    ///
+    /// # Errors
+    ///
+    /// When the body is not one of this message.
+    fn from_body(body: &[u8], content_type: &str) -> Result<Self, BodyError> {
+        // What a foreign program calls its JSON does not matter.
+        let _ = content_type;
+        read_json(body)
+    }
+
+    /// The schema by which its bodies are written, if they are not in JSON.
+    fn body_schema() -> Option<BodySchema> {
+        None
     }
 
     /// The key that order is kept by: messages with the same key, sent by one service, are handled
@@ -120,7 +150,7 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Encodes `message` as JSON. The id is set if the message has an identity; time, source and
+    /// Writes the body of `message`, in its format. The id is set if the message has an identity; time, source and
     /// what it was caused by are up to the sender.
     ///
     /// # Errors
@@ -128,8 +158,12 @@ impl Outgoing {
     /// Permanent: the message cannot be encoded, or its body is over its
     /// [`BODY_BYTES_MAX`](Message::BODY_BYTES_MAX).
     pub fn new<M: Message>(message: &M) -> Result<Self, Error> {
-        let body = serde_json::to_vec(message).map_err(|error| {
-            Permanent::new(format!("`{}` cannot be written as JSON: {error}", M::NAME))
+        let body = message.to_body().map_err(|error| {
+            let format = error.format();
+            Permanent::new(format!(
+                "`{}` cannot be written as {format}: {error}",
+                M::NAME
+            ))
         })?;
         if body.len() > M::BODY_BYTES_MAX {
             return Err(Error::from(Permanent::new(format!(
@@ -142,6 +176,7 @@ impl Outgoing {
             ))));
         }
         let mut envelope = Envelope::new(M::NAME, body);
+        envelope.content_type = Cow::Borrowed(M::CONTENT_TYPE);
         envelope.id = identity_of(message);
         envelope.key = message.key().map(|key| key.into_owned().into());
         Ok(Self {

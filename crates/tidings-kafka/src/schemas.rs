@@ -5,12 +5,23 @@
 //! queue by name (commands, answers, dead letters, what operators send again) is a matter of its sender and its consumer,
 //! and as it is; read it may be framed or not.
 //!
-//! Bodies are in JSON, by JSON Schema: what came by a schema of another language cannot be read.
+//! A body in Avro has its schema with it everywhere else ([`container`]). Here the schema is left out for its id, and put back
+//! when it comes in.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use tidings_core::{Destination, Envelope, PublishError, PublishErrorKind, TransportError};
-use tidings_registry::{Language, Registry, RegistryError, Subjects, wire};
+use parking_lot::Mutex;
+use tidings_core::{
+    Destination, Envelope, JSON, PublishError, PublishErrorKind, TransportError, essence, is_json,
+};
+use tidings_formats::{
+    container::{self, Container},
+    proto_files::ProtoFile,
+};
+use tidings_registry::{Language, Registry, RegistryError, Schema, Subjects, Version, wire};
 
 use crate::address::{SchemaOptions, malformed};
 
@@ -21,7 +32,12 @@ pub(crate) struct Schemas {
     subjects: Subjects,
     /// Whether events come in without the id of a schema, too.
     accepts_bare: bool,
+    /// Where messages stand in the files of schemas, as it is written: of few, since a program has few.
+    indices: Mutex<HashMap<(u32, String), Index>>,
 }
+
+/// Where a message stands in the file of its schema, as it is written.
+type Index = Arc<[u8]>;
 
 /// Why a body cannot be read.
 pub(crate) enum Unread {
@@ -61,6 +77,7 @@ impl Schemas {
             registry,
             subjects,
             accepts_bare,
+            indices: Mutex::default(),
         }))
     }
 
@@ -95,37 +112,100 @@ impl Schemas {
     }
 
     async fn write_one(&self, topic: &str, envelope: &mut Envelope) -> Result<(), PublishError> {
-        let refused = |why: String| PublishError::new(PublishErrorKind::Refused, why);
         let subject = self.subjects.subject(topic, &envelope.name);
-        if !is_json(&envelope.content_type) {
-            return Err(refused(format!(
-                "its body is `{}`, and with a schema registry events are in JSON: send it on a connection without \
-                 `schema_registry` in the broker's URL (TDG-4018)",
-                envelope.content_type
-            )));
-        }
-        let version = match self.registry.known_version(&subject) {
-            Some(version) => version,
-            None => self.registry.version(&subject).await.map_err(|error| {
-                match error.is_temporary() {
-                    true => PublishError::new(PublishErrorKind::Unconfirmed, error.to_string()),
-                    false if error.is_unknown() => refused(format!(
-                        "{error}; register the JSON Schema of `{}` under `{subject}`, and it is sent (TDG-4018)",
-                        envelope.name
-                    )),
-                    false => refused(error.to_string()),
-                }
-            })?,
+        let body = match Format::of(&envelope.content_type) {
+            Some(Format::Json) => {
+                let version = self
+                    .version(&subject, Language::Json, &envelope.name)
+                    .await?;
+                wire::frame(version.id, &envelope.body)
+            }
+            Some(Format::Avro) => {
+                let container = container::read(&envelope.body);
+                let Container { schema, datum } =
+                    container.map_err(|error| refused(error.to_string()))?;
+                // The one that the body was written by, which need not be the latest: no other reads it.
+                let schema = Schema::new(Language::Avro, schema);
+                let id = match self.registry.known_id(&subject, &schema) {
+                    Some(id) => id,
+                    None => {
+                        let id = self.registry.id(&subject, &schema).await;
+                        id.map_err(|error| {
+                            unwritten(error, Language::Avro, &subject, &envelope.name)
+                        })?
+                    }
+                };
+                wire::frame(id, datum)
+            }
+            Some(Format::Protobuf) => {
+                let version = self
+                    .version(&subject, Language::Protobuf, &envelope.name)
+                    .await?;
+                let index = self.message_index(&version, &envelope.content_type)?;
+                wire::frame(version.id, &[&*index, &*envelope.body].concat())
+            }
+            None => {
+                return Err(refused(format!(
+                    "its body is `{}`, and with a schema registry events are in JSON, Avro or Protocol Buffers: send it on a \
+                     connection without `schema_registry` in the broker's URL (TDG-4018)",
+                    envelope.content_type
+                )));
+            }
         };
-        if version.schema.language != Language::Json {
-            let (language, id) = (version.schema.language, version.id);
-            return Err(refused(format!(
-                "its body is in JSON, and schema {id} under `{subject}` is of {language}: give the message another \
-                 topic, or register its JSON Schema (TDG-4018)"
-            )));
-        }
-        envelope.body = wire::frame(version.id, &envelope.body);
+        envelope.body = body;
         Ok(())
+    }
+
+    /// The version of a subject by which bodies are written.
+    async fn version(
+        &self,
+        subject: &str,
+        language: Language,
+        message: &str,
+    ) -> Result<Version, PublishError> {
+        let version = match self.registry.known_version(subject) {
+            Some(version) => version,
+            None => {
+                let version = self.registry.version(subject).await;
+                version.map_err(|error| unwritten(error, language, subject, message))?
+            }
+        };
+        match version.schema.language == language {
+            true => Ok(version),
+            false => Err(refused(format!(
+                "its body is in {}, and schema {} under `{subject}` is of {}: give the message another topic, or register its \
+                 {} schema (TDG-4018)",
+                written_in(language),
+                version.id,
+                version.schema.language,
+                language
+            ))),
+        }
+    }
+
+    /// Where the message of a body stands in the file of its schema.
+    fn message_index(&self, version: &Version, content_type: &str) -> Result<Index, PublishError> {
+        let name = proto_of(content_type).ok_or_else(|| {
+            refused(format!(
+                "its content type, `{content_type}`, does not say which message it is: write \
+                 `application/protobuf; proto=package.Message` (TDG-4018)"
+            ))
+        })?;
+        let key = (version.id, name.to_owned());
+        if let Some(index) = self.indices.lock().get(&key) {
+            return Ok(Arc::clone(index));
+        }
+        let file = ProtoFile::parse(&version.schema.text)
+            .map_err(|error| refused(format!("schema {}: {error} (TDG-4018)", version.id)))?;
+        let message = file.message(name).ok_or_else(|| {
+            refused(format!(
+                "schema {} has no message `{name}`: register the file that has it (TDG-4018)",
+                version.id
+            ))
+        })?;
+        let index: Index = wire::message_index(&message.index).into();
+        self.indices.lock().insert(key, Arc::clone(&index));
+        Ok(index)
     }
 
     /// The message as it was before it was written with an id. `is_sent` is true of what was sent to its queue by name.
@@ -155,26 +235,94 @@ impl Schemas {
                 false => Unread::Later(error),
             })?,
         };
-        if schema.language != Language::Json {
-            let language = schema.language;
-            return Err(Unread::Never(format!(
-                "the body was written by schema {id}, which is of {language}; only bodies by JSON Schema can be read: let its \
-                 sender write it so, in a topic of its own (TDG-4019)"
-            )));
-        }
         let mut bare = Envelope {
             body,
             ..Envelope::clone(envelope)
         };
-        if bare.content_type.is_empty() {
-            bare.content_type = "application/json".into();
+        let (format, content_type) = match schema.language {
+            Language::Json => (Format::Json, JSON),
+            Language::Avro => {
+                bare.body = container::write(&schema.text, &bare.body).into();
+                (Format::Avro, "application/avro")
+            }
+            Language::Protobuf => {
+                let body = wire::without_message_index(&bare.body);
+                bare.body = body.ok_or_else(|| {
+                    Unread::Never(format!(
+                        "the body does not say which message of schema {id} it is, as one in Protocol Buffers does \
+                         (TDG-4019)"
+                    ))
+                })?;
+                (Format::Protobuf, "application/protobuf")
+            }
+        };
+        // Other programs call their bodies anything; the schema knows.
+        if bare.content_type.is_empty() || Format::of(&bare.content_type) != Some(format) {
+            bare.content_type = content_type.into();
         }
         Ok(Arc::new(bare))
     }
 }
 
-/// Whether bodies of this media type are in JSON; one that nobody told is.
-fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    matches!(essence, "" | "application/json") || essence.ends_with("+json")
+/// What a body is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Json,
+    Avro,
+    Protobuf,
+}
+
+impl Format {
+    fn of(content_type: &str) -> Option<Self> {
+        match essence(content_type) {
+            _ if is_json(content_type) => Some(Self::Json),
+            "application/avro" => Some(Self::Avro),
+            "application/protobuf" | "application/x-protobuf" => Some(Self::Protobuf),
+            _ => None,
+        }
+    }
+}
+
+/// Which message a body in Protocol Buffers is.
+fn proto_of(content_type: &str) -> Option<&str> {
+    let parameters = content_type.split(';').skip(1);
+    parameters
+        .filter_map(|it| it.trim().strip_prefix("proto="))
+        .map(|it| it.trim_matches('"'))
+        .next()
+}
+
+fn written_in(language: Language) -> &'static str {
+    match language {
+        Language::Json => "JSON",
+        Language::Avro => "Avro",
+        Language::Protobuf => "Protocol Buffers",
+    }
+}
+
+fn refused(why: String) -> PublishError {
+    PublishError::new(PublishErrorKind::Refused, why)
+}
+
+/// Why a registry has nothing by which a message could be written.
+fn unwritten(
+    error: RegistryError,
+    language: Language,
+    subject: &str,
+    message: &str,
+) -> PublishError {
+    if error.is_temporary() {
+        return PublishError::new(PublishErrorKind::Unconfirmed, error.to_string());
+    }
+    if !error.is_unknown() {
+        return refused(error.to_string());
+    }
+    let schema = match language {
+        Language::Json => "JSON Schema",
+        Language::Avro => "Avro schema",
+        Language::Protobuf => "`.proto` file",
+    };
+    refused(format!(
+        "{error}; register the {schema} of `{message}` under `{subject}`, and it is sent (TDG-4018)"
+    ))
 }

@@ -9,8 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use apache_avro::AvroSchema;
 use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tidings::{BodySchema, Event, Message};
 use tidings_core::{
     Deliveries, Delivery, Destination, Envelope, Outgoing, PublishError, PublishErrorKind, Queue,
     Settlement, Subscription, Topology, Transport, Unrouted, dead_letter_queue,
@@ -101,8 +104,12 @@ impl Place {
     }
 
     async fn register(&self, schema: &str) -> u32 {
+        self.register_as(Language::Json, schema).await
+    }
+
+    async fn register_as(&self, language: Language, schema: &str) -> u32 {
         let registry = Registry::new(&self.registry).expect("a URL");
-        let schema = Schema::new(Language::Json, schema);
+        let schema = Schema::new(language, schema);
         let id = registry.register(&self.subject(), &schema).await;
         id.expect("it is registered")
     }
@@ -150,6 +157,157 @@ async fn dead_letter(queue: &str) -> (Envelope, String) {
 
 fn value(envelope: &Envelope) -> Value {
     serde_json::from_slice(&envelope.body).expect("JSON")
+}
+
+/// What an application does with an event in another format than JSON: the body as the toolkit writes it.
+fn outgoing<M: Message>(place: &Place, message: &M) -> Outgoing {
+    let mut outgoing = Outgoing::new(message).expect("it is written");
+    outgoing.destination = Destination::Topic(place.topic.clone().into());
+    outgoing
+}
+
+fn of_envelope<M: Message>(envelope: &Envelope) -> M {
+    let read = M::from_body(&envelope.body, &envelope.content_type);
+    read.unwrap_or_else(|error| panic!("{}: {error}", envelope.content_type))
+}
+
+/// The money was taken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, AvroSchema, Event)]
+#[serde(rename_all = "camelCase")]
+#[event(name = "payment-settled.v1", format = "avro")]
+struct PaymentSettled {
+    order_id: String,
+    cents: i64,
+}
+
+/// The same, of a service that reads less.
+mod reader {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize, AvroSchema, Event)]
+    #[serde(rename_all = "camelCase")]
+    #[event(name = "payment-settled.v1", format = "avro")]
+    pub(super) struct PaymentSettled {
+        pub(super) cents: f64,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Kafka, Apicurio and Python"]
+async fn an_event_in_avro_is_written_by_its_own_schema_and_read_by_any() {
+    let place = Place::new(registry_url());
+    let kafka = place.connect("").await;
+    let mut deliveries = subscribe(&kafka, &place.queue).await;
+    let ours = PaymentSettled {
+        order_id: "o-1".to_owned(),
+        cents: 1990,
+    };
+    let event = outgoing(&place, &ours);
+
+    // A schema that is not there is told with what to do; a newer one under the subject is no substitute.
+    let error = publish(&kafka, event.clone()).await.expect_err("no schema");
+    for part in ["register the Avro schema", &place.subject(), "(TDG-4018)"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let Some(BodySchema::Avro(text)) = PaymentSettled::body_schema() else {
+        panic!("it has a schema")
+    };
+    let id = place.register_as(Language::Avro, &text).await;
+    let newer = text.replace(
+        r#"{"name":"cents","type":"long"}"#,
+        r#"{"name":"cents","type":"long"},{"name":"note","type":"string","default":""}"#,
+    );
+    assert_ne!(newer, *text, "a field more");
+    let newer_id = place.register_as(Language::Avro, &newer).await;
+    assert_ne!(newer_id, id);
+    publish(&kafka, event.clone())
+        .await
+        .expect("it is published");
+
+    let read = place.peer("read", "avro", "1", &[]);
+    let read: Value = serde_json::from_str(&read[0]).expect("JSON");
+    assert_eq!(read, serde_json::json!({"orderId": "o-1", "cents": 1990}));
+    let received = take(&mut deliveries).await;
+    assert_eq!(of_envelope::<PaymentSettled>(&received), ours);
+    assert_eq!(received, event.envelope, "it is the body that was sent");
+
+    // A foreign program writes by the newer schema, and says nothing but its id.
+    let theirs = r#"{"orderId": "o-2", "cents": 5, "note": "by hand"}"#;
+    let schema = place.file("schema", &newer);
+    place.peer("write", "avro", &schema.to_string_lossy(), &[theirs]);
+    let received = take(&mut deliveries).await;
+    assert_eq!(received.content_type, "application/avro");
+    let cents = of_envelope::<reader::PaymentSettled>(&received).cents;
+    assert_eq!(cents, 5.0);
+    assert_eq!(of_envelope::<PaymentSettled>(&received).order_id, "o-2");
+    kafka.close().await;
+}
+
+/// The money was taken.
+#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize, Event)]
+#[serde(rename_all = "camelCase")]
+#[event(
+    name = "payment-settled.v1",
+    format = "protobuf",
+    proto_file = "proto/payments.proto",
+    proto = "payments.PaymentSettled"
+)]
+struct Settled {
+    #[prost(string, tag = "1")]
+    order_id: String,
+    #[prost(int64, tag = "2")]
+    cents: i64,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Kafka, Apicurio and Python"]
+async fn an_event_in_protobuf_says_which_message_of_its_file_it_is() {
+    let place = Place::new(registry_url());
+    let kafka = place.connect("").await;
+    let mut deliveries = subscribe(&kafka, &place.queue).await;
+    let ours = Settled {
+        order_id: "o-1".to_owned(),
+        cents: -5,
+    };
+    let event = outgoing(&place, &ours);
+    let error = publish(&kafka, event.clone()).await.expect_err("no schema");
+    assert!(
+        error.to_string().contains("register the `.proto` file"),
+        "{error}"
+    );
+    let file = include_str!("proto/payments.proto");
+    place.register_as(Language::Protobuf, file).await;
+    publish(&kafka, event.clone())
+        .await
+        .expect("it is published");
+
+    let read = place.peer("read", "protobuf", "1#PaymentSettled", &[]);
+    let read: Value = serde_json::from_str(&read[0]).expect("JSON");
+    assert_eq!(read, serde_json::json!({"orderId": "o-1", "cents": "-5"}));
+    let received = take(&mut deliveries).await;
+    assert_eq!(received, event.envelope, "it is the body that was sent");
+
+    let schema = place.file("schema", file);
+    let schema = format!("{}#PaymentSettled", schema.display());
+    let theirs = r#"{"orderId": "o-2", "cents": "7"}"#;
+    place.peer("write", "protobuf", &schema, &[theirs]);
+    let received = take(&mut deliveries).await;
+    assert_eq!(received.content_type, "application/protobuf");
+    let settled = of_envelope::<Settled>(&received);
+    assert_eq!((&*settled.order_id, settled.cents), ("o-2", 7));
+
+    // Whoever says not which message it is, or one that is not in the file, is told.
+    for (content_type, part) in [
+        ("application/protobuf", "proto=package.Message"),
+        ("application/protobuf; proto=payments.Other", "no message"),
+        ("image/png", "in JSON, Avro or Protocol Buffers"),
+    ] {
+        let mut other = event.clone();
+        other.envelope.content_type = content_type.into();
+        let error = publish(&kafka, other).await.expect_err(content_type);
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    kafka.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,18 +456,21 @@ async fn what_cannot_be_read_becomes_a_dead_letter_that_says_why() {
     let receiving = tokio::spawn(async move { (take(&mut deliveries).await, deliveries) });
 
     let registry = Registry::new(&place.registry).expect("a URL");
-    let avro = Schema::new(
-        Language::Avro,
-        r#"{"type": "record", "name": "Settled", "fields": []}"#,
+    let proto = Schema::new(
+        Language::Protobuf,
+        "syntax = \"proto3\"; message Settled { string order_id = 1; }",
     );
-    let avro = registry
-        .register(&format!("{}-avro", place.topic), &avro)
+    let proto = registry
+        .register(&format!("{}-protobuf", place.topic), &proto)
         .await;
-    let avro = wire::frame(avro.expect("it is registered"), b"");
+    let proto = wire::frame(proto.expect("it is registered"), b"");
     let unknown = wire::frame(1_999_999_999, b"{}");
     for (body, parts) in [
         (unknown, ["schema 1999999999", "one registry", "(TDG-4019)"]),
-        (avro, ["AVRO", "only bodies by JSON Schema", "(TDG-4019)"]),
+        (
+            proto,
+            ["which message", "in Protocol Buffers", "(TDG-4019)"],
+        ),
         (
             "{}".into(),
             ["does not begin", "without_schema=accept", "(TDG-4019)"],

@@ -20,7 +20,18 @@ pub(crate) struct Attributes {
     pub(crate) body_bytes_max: Option<LitInt>,
     pub(crate) drop_unrouted: bool,
     pub(crate) not_past_tense: Option<LitStr>,
+    pub(crate) format: Option<Format>,
+    pub(crate) proto: Option<LitStr>,
+    pub(crate) proto_file: Option<LitStr>,
     pub(crate) tidings: Path,
+}
+
+/// What bodies are written in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Json,
+    Avro,
+    Protobuf,
 }
 
 impl Attributes {
@@ -36,6 +47,9 @@ impl Attributes {
             body_bytes_max: None,
             drop_unrouted: false,
             not_past_tense: None,
+            format: None,
+            proto: None,
+            proto_file: None,
             tidings: parse_quote!(::tidings),
         };
         for attribute in &input.attrs {
@@ -43,7 +57,27 @@ impl Attributes {
                 attribute.parse_nested_meta(|meta| attributes.take(kind, &meta, input))?;
             }
         }
+        attributes.check_format(input)?;
         Ok(attributes)
+    }
+
+    /// Protocol Buffers need a schema, and nothing else has one there.
+    fn check_format(&self, input: &DeriveInput) -> Result<()> {
+        let is_protobuf = self.format == Some(Format::Protobuf);
+        match (is_protobuf, &self.proto, &self.proto_file) {
+            (true, Some(_), Some(_)) | (false, None, None) => Ok(()),
+            (true, ..) => Err(Error::new(
+                input.ident.span(),
+                "bodies in Protocol Buffers have a schema: name the file, as seen from this one, and the message in it: \
+                 `format = \"protobuf\", proto_file = \"../proto/orders.proto\", proto = \"shop.v1.OrderPlaced\"`",
+            )),
+            (false, one, other) => Err(Error::new(
+                one.as_ref()
+                    .or(other.as_ref())
+                    .map_or_else(Span::call_site, LitStr::span),
+                "`proto` and `proto_file` are of bodies in Protocol Buffers: say `format = \"protobuf\"` as well",
+            )),
+        }
     }
 
     fn take(&mut self, kind: &str, meta: &ParseNestedMeta<'_>, input: &DeriveInput) -> Result<()> {
@@ -58,6 +92,9 @@ impl Attributes {
             Some("body_bytes_max") => self.body_bytes_max = Some(meta.value()?.parse()?),
             Some("unrouted") => self.drop_unrouted = drop_unrouted(meta)?,
             Some("not_past_tense") if event => self.not_past_tense = Some(reason(meta)?),
+            Some("format") => self.format = Some(format(meta)?),
+            Some("proto") => self.proto = Some(meta.value()?.parse()?),
+            Some("proto_file") => self.proto_file = Some(meta.value()?.parse()?),
             Some("crate") => self.tidings = meta.value()?.parse::<LitStr>()?.parse()?,
             Some("topic") => {
                 return Err(meta.error(
@@ -85,7 +122,7 @@ impl Attributes {
                 };
                 return Err(meta.error(format!(
                     "unknown attribute; `{kind}` knows `name`, `key`, `id`, `body_bytes_max`, \
-                     `unrouted`, `crate`, {own}"
+                     `unrouted`, `format`, `proto`, `proto_file`, `crate`, {own}"
                 )));
             }
         }
@@ -160,6 +197,19 @@ fn respan(mut expression: Expr, literal: &LitStr) -> Expr {
         next = &mut field.base;
     }
     expression
+}
+
+fn format(meta: &ParseNestedMeta<'_>) -> Result<Format> {
+    let literal: LitStr = meta.value()?.parse()?;
+    match literal.value().as_str() {
+        "json" => Ok(Format::Json),
+        "avro" => Ok(Format::Avro),
+        "protobuf" => Ok(Format::Protobuf),
+        _ => Err(Error::new(
+            literal.span(),
+            "`format` is \"json\" (the default), \"avro\" or \"protobuf\"",
+        )),
+    }
 }
 
 fn drop_unrouted(meta: &ParseNestedMeta<'_>) -> Result<bool> {

@@ -33,6 +33,8 @@ use syn::{DeriveInput, ItemFn, parse_macro_input};
 /// | `key` | the field that order is kept by | none: no order |
 /// | `id` | the field that identifies the fact, however often it is sent | none: a new id each time |
 /// | `body_bytes_max` | the largest body that may be published | 65536 |
+/// | `format` | what bodies are in: `"json"`, `"avro"` (the type derives `apache_avro::AvroSchema`; feature `avro`) or `"protobuf"` (the type is a `prost::Message`; feature `protobuf`). Every message is read from JSON as well | `"json"` |
+/// | `proto_file`, `proto` | with `"protobuf"`: the `.proto` file, as seen from this one, and the full name of the message in it | |
 /// | `unrouted` | `"park"` or `"drop"`: what happens while nobody listens | `"park"` |
 /// | `not_past_tense` | the reason why the name may stand as it is | |
 /// | `crate` | where `tidings` is | `::tidings` |
@@ -52,7 +54,7 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 ///
 /// `target` is the consumer that carries it out, and is required; `reply` is the type of its answer, for
 /// a command that is a step of a saga (`tidings::Step`); `name`, `key`, `id`,
-/// `body_bytes_max`, `unrouted` and `crate` are as for [`Event`].
+/// `body_bytes_max`, `format`, `proto_file`, `proto`, `unrouted` and `crate` are as for [`Event`].
 ///
 /// ```ignore
 /// #[derive(Serialize, Deserialize, Command)]

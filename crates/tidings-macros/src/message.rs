@@ -6,7 +6,7 @@ use syn::{DeriveInput, Error, Expr, LitStr, Result, spanned::Spanned};
 use tidings_names::check_past_tense;
 
 use crate::{
-    attributes::{Attributes, check_wire_name},
+    attributes::{Attributes, Format, check_wire_name},
     sensitive,
 };
 
@@ -114,15 +114,30 @@ fn message(
     sensitive::refuse_marked(input, "key", attributes.key.as_ref())?;
     sensitive::refuse_marked(input, "identity", attributes.id.as_ref())?;
     let sensitive = sensitive::implementation(input, tidings)?;
+    let body = body(attributes);
     let key = text_of(attributes.key.as_ref(), "key");
     let identity = text_of(attributes.id.as_ref(), "identity");
+    // One for each type, made when it is first needed.
+    let codec = (attributes.format == Some(Format::Avro)).then(|| {
+        quote! {
+            impl #tidings::avro::InAvro for #ident {
+                fn codec() -> &'static #tidings::avro::Codec {
+                    static CODEC: ::std::sync::LazyLock<#tidings::avro::Codec> =
+                        ::std::sync::LazyLock::new(#tidings::avro::Codec::of::<#ident>);
+                    &CODEC
+                }
+            }
+        }
+    });
     Ok(quote! {
+        #codec
         impl #tidings::Message for #ident {
             const NAME: &'static str = #name;
             const DESTINATION: #tidings::Destination = #destination;
             #body_bytes_max
             #is_step
             #unrouted
+            #body
             #key
             #identity
 
@@ -132,6 +147,59 @@ fn message(
         }
         #sensitive
     })
+}
+
+/// How bodies are written and read that are not in JSON.
+fn body(attributes: &Attributes) -> Option<TokenStream> {
+    let tidings = &attributes.tidings;
+    let bytes = quote!(::std::result::Result<::std::vec::Vec<u8>, #tidings::BodyError>);
+    let schema = quote!(::std::option::Option<#tidings::BodySchema>);
+    match attributes.format? {
+        Format::Json => None,
+        Format::Avro => Some(quote! {
+            const CONTENT_TYPE: &'static str = #tidings::avro::CONTENT_TYPE;
+
+            fn to_body(&self) -> #bytes {
+                <Self as #tidings::avro::InAvro>::codec().write(self)
+            }
+
+            fn from_body(
+                body: &[u8],
+                content_type: &str,
+            ) -> ::std::result::Result<Self, #tidings::BodyError> {
+                <Self as #tidings::avro::InAvro>::codec().read(body, content_type)
+            }
+
+            fn body_schema() -> #schema {
+                ::std::option::Option::Some(<Self as #tidings::avro::InAvro>::codec().schema())
+            }
+        }),
+        Format::Protobuf => {
+            let (file, message) = (&attributes.proto_file, &attributes.proto);
+            Some(quote! {
+                const CONTENT_TYPE: &'static str =
+                    ::std::concat!("application/protobuf; proto=", #message);
+
+                fn to_body(&self) -> #bytes {
+                    #tidings::protobuf::write(self)
+                }
+
+                fn from_body(
+                    body: &[u8],
+                    content_type: &str,
+                ) -> ::std::result::Result<Self, #tidings::BodyError> {
+                    #tidings::protobuf::read(body, content_type)
+                }
+
+                fn body_schema() -> #schema {
+                    ::std::option::Option::Some(#tidings::BodySchema::Protobuf {
+                        file: ::std::borrow::Cow::Borrowed(::std::include_str!(#file)),
+                        message: ::std::borrow::Cow::Borrowed(#message),
+                    })
+                }
+            })
+        }
+    }
 }
 
 /// A method that gives a field as text.

@@ -38,6 +38,8 @@ pub struct Registry {
     schemas: Mutex<HashMap<u32, Schema>>,
     /// What this program writes, by the subject.
     written: Mutex<HashMap<String, Version>>,
+    /// The ids of schemas that this program has, by the subject.
+    own: Mutex<HashMap<(String, Schema), u32>>,
     away: Mutex<Option<(Instant, RegistryError)>>,
 }
 
@@ -112,6 +114,7 @@ impl Registry {
             client,
             schemas: Mutex::default(),
             written: Mutex::default(),
+            own: Mutex::default(),
             away: Mutex::default(),
         })
     }
@@ -173,6 +176,32 @@ impl Registry {
         let path = ["subjects", subject, "versions", "latest"];
         let answer = self.get(&path, &what).await?;
         self.version_of(&answer, &what)
+    }
+
+    /// The id of a schema that is under a subject already, if it was asked for before.
+    pub fn known_id(&self, subject: &str, schema: &Schema) -> Option<u32> {
+        let key = (subject.to_owned(), schema.clone());
+        self.own.lock().get(&key).copied()
+    }
+
+    /// The id of a schema that is under a subject already, in whichever version.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there, or the registry does not answer.
+    pub async fn id(&self, subject: &str, schema: &Schema) -> Result<u32, RegistryError> {
+        if let Some(id) = self.known_id(subject, schema) {
+            return Ok(id);
+        }
+        let what = format!(
+            "the {} schema of this program under `{subject}`",
+            schema.language
+        );
+        let answer: Answer = self.post(&["subjects", subject], schema, &what).await?;
+        let id = answer.id;
+        let id = id.ok_or_else(|| self.odd(&what, "there is no `id`"))?;
+        remember(&self.own, (subject.to_owned(), schema.clone()), &id);
+        Ok(id)
     }
 
     /// Writes a schema under a subject, as its next version; one that is there already stays as it is. Gives its id.

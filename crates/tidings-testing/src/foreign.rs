@@ -37,10 +37,22 @@ pub const CONFLUENT_PATH: &str = "TIDINGS_TEST_CONFLUENT_PATH";
 /// When nobody installed the packages, with who does.
 #[track_caller]
 pub fn confluent(arguments: &[&str]) -> Command {
-    let mut command = Process::command("python3");
+    let mut command = confluent_python();
     command
         .arg(workspace().join("xtask/registry/peer.py"))
-        .args(arguments)
+        .args(arguments);
+    command
+}
+
+/// Python with the packages that Confluent's serializers use, among them one for Avro.
+///
+/// # Panics
+///
+/// When nobody installed the packages, with who does.
+#[track_caller]
+pub fn confluent_python() -> Command {
+    let mut command = Process::command("python3");
+    command
         .env("PYTHONPATH", packages(CONFLUENT_PATH))
         .env("PYTHONDONTWRITEBYTECODE", "1");
     command

@@ -10,7 +10,7 @@ use std::{
 use tidings_saga::STEP_HEADER;
 
 use crate::{
-    Context, Envelope, Incoming, Message, MessageId, OrderKey, Permanent, States, Store,
+    BodyError, Context, Envelope, Incoming, Message, MessageId, OrderKey, Permanent, States, Store,
     identity_of,
 };
 
@@ -103,7 +103,7 @@ pub(crate) fn decode<M: Message>(envelope: &Envelope, upcasts: &[Upcast]) -> Res
 }
 
 fn parse<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
-    serde_json::from_slice(&envelope.body).map_err(|error| {
+    M::from_body(&envelope.body, &envelope.content_type).map_err(|error| {
         let hint = if envelope.body.is_empty() {
             "; the body is empty".to_owned()
         } else if envelope.content_type.is_empty() || envelope.content_type.contains("json") {
@@ -111,23 +111,30 @@ fn parse<M: Message>(envelope: &Envelope) -> Result<M, Permanent> {
         } else {
             format!("; its content type is `{}`", envelope.content_type)
         };
+        let format = error.format();
         let error = told::<M>(&error);
         let shape = type_name::<M>().rsplit("::").next().unwrap_or_default();
         Permanent::new(format!(
-            "the body is not the JSON of a `{}` (`{shape}`): {error}{hint}",
+            "the body is not the {format} of a `{}` (`{shape}`): {error}{hint}",
             M::NAME
         ))
     })
 }
 
-/// What was wrong with a body. Errors of serde say which value they found; of a message with sensitive
+/// What was wrong with a body. Errors say which value they found; of a message with sensitive
 /// fields that might be one, so it is left out: the reason of a dead letter is read by many, and logged. What
-/// the author of a type says in their own words stays.
-fn told<M: Message>(error: &serde_json::Error) -> String {
+/// the author of a type says in their own words about JSON stays.
+fn told<M: Message>(error: &BodyError) -> String {
     let told = error.to_string();
+    if M::sensitive_paths().is_empty() {
+        return told;
+    }
+    let BodyError::Json(error) = error else {
+        return "it cannot be read (what was found is not told, since the message has sensitive fields)"
+            .to_owned();
+    };
     let with_a_value = ["invalid type: ", "invalid value: ", "unknown variant `"];
-    let says_a_value = error.is_data() && with_a_value.iter().any(|it| told.starts_with(it));
-    if !says_a_value || M::sensitive_paths().is_empty() {
+    if !error.is_data() || !with_a_value.iter().any(|it| told.starts_with(it)) {
         return told;
     }
     let (line, column) = (error.line(), error.column());

@@ -127,6 +127,10 @@ pub use schedule::{Cron, Missed, Occurrence};
 pub use serve::{IntoRouters, Serve, ServeError, serve};
 pub use steps::StepReply;
 pub use tidings_core::*;
+#[cfg(feature = "avro")]
+pub use tidings_formats::avro;
+#[cfg(feature = "protobuf")]
+pub use tidings_formats::protobuf;
 pub use tidings_macros::{Command, Event, Sensitive, handler, test};
 pub use tidings_saga::{ChildSagas, First, Saga, Sagas, Step, StepError};
 pub use tower;

@@ -17,12 +17,18 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["tidings-wire", "tidings-broker-core", "tidings-broker-log"],
     ),
     ("tidings-core", &[]),
+    ("tidings-formats", &["tidings-core"]),
     ("tidings-names", &[]),
     ("tidings-macros", &["tidings-names"]),
     ("tidings-saga", &["tidings-core"]),
     (
         "tidings",
-        &["tidings-core", "tidings-macros", "tidings-saga"],
+        &[
+            "tidings-core",
+            "tidings-formats",
+            "tidings-macros",
+            "tidings-saga",
+        ],
     ),
     ("tidings-adapter", &["tidings-core"]),
     (
@@ -33,10 +39,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tidings-registry", &[]),
     (
         "tidings-kafka",
-        &["tidings-adapter", "tidings-core", "tidings-registry"],
+        &[
+            "tidings-adapter",
+            "tidings-core",
+            "tidings-formats",
+            "tidings-registry",
+        ],
     ),
     ("tidings-claim-check", &["tidings-core"]),
-    ("tidings-contracts", &["tidings", "tidings-names"]),
+    (
+        "tidings-contracts",
+        &["tidings", "tidings-formats", "tidings-names"],
+    ),
     ("tidings-memory", &["tidings-core"]),
     ("tidings-operator", &["tidings-core"]),
     ("tidings-postgres", &["tidings-core"]),
@@ -179,6 +193,7 @@ const IMPURE_CODE: &[&str] = &[
 
 /// Crates that take minutes to build, need another compiler, or bring many others, for which a user has to ask by a feature.
 const HEAVY: &[&str] = &[
+    "apache-avro",
     "aws-config",
     "aws-lc-sys",
     "aws-sdk-sns",
@@ -186,10 +201,12 @@ const HEAVY: &[&str] = &[
     "openssl-sys",
     "jsonschema",
     "pact_matching",
+    "protox-parse",
     "rdkafka-sys",
     "schemars",
     "tidings-aws",
     "tidings-contracts",
+    "tidings-formats",
     "tidings-kafka",
 ];
 

@@ -12,8 +12,8 @@ use crate::{
     verbs::contracts::files::{Documents, write},
 };
 
-/// Writes a catalogue of all messages as HTML that opens without a server, the document of the whole system, and the JSON
-/// Schema of each message that is sent.
+/// Writes a catalogue of all messages as HTML that opens without a server, the document of the whole system, and the
+/// schema of each message that is sent.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -34,7 +34,7 @@ Examples:
   tidings contracts export published/ --to catalogue/ --title 'The shop'
   tidings contracts export http://127.0.0.1:8080/asyncapi.json --to catalogue/
 
-Writes index.html, messages/NAME.html, services/NAME.html, asyncapi.json and schemas/NAME.json.
+Writes index.html, messages/NAME.html, services/NAME.html, asyncapi.json and schemas/NAME.json (NAME.avsc, NAME.proto).
 As JSON: {folder, pages, schemas}.";
 
 #[derive(Debug, Serialize)]
@@ -67,8 +67,11 @@ impl Args {
             .map_err(|error| Code::ContractFile.of(format!("{}: {error}", folder.display())))?;
         let mut schemas = 0;
         for contract in documents.iter().flat_map(|it| &it.sends) {
-            let Body::Json(schema) = &contract.body else {
-                continue;
+            let (text, ending) = match &contract.body {
+                Body::Json(schema) => (serde_json::to_string_pretty(schema)? + "\n", "json"),
+                Body::Avro(schema) => (serde_json::to_string_pretty(schema)? + "\n", "avsc"),
+                Body::Protobuf { file, .. } => (file.clone(), "proto"),
+                Body::Other(_) | Body::Unsaid => continue,
             };
             // A stranger's name may be a path.
             if contract.name.contains(['/', '\\']) || contract.name.starts_with('.') {
@@ -76,8 +79,7 @@ impl Args {
                 frame.out.note(&format!("`{name}` cannot name a file: its schema is left out"));
                 continue;
             }
-            let text = serde_json::to_string_pretty(schema)? + "\n";
-            write(&folder.join(format!("{}.json", contract.name)), &text)?;
+            write(&folder.join(format!("{}.{ending}", contract.name)), &text)?;
             schemas += 1;
         }
         frame.out.show(&Exported {

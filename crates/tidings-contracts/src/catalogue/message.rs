@@ -2,8 +2,6 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
-
 use super::{
     Catalogue, examples,
     html::{self, Links, Text, badges, bytes, prose, scroll},
@@ -278,18 +276,22 @@ fn shown_examples(message: &Message<'_>, main: &mut String) {
 }
 
 fn schemas(message: &Message<'_>, main: &mut String) {
-    main.push_str("<section aria-labelledby=\"schemas\">\n<h2 id=\"schemas\">JSON Schema</h2>\n");
+    main.push_str("<section aria-labelledby=\"schemas\">\n<h2 id=\"schemas\">Schemas</h2>\n");
     let written = message.sent.iter().map(|it| (it, "writes"));
     let read = message.received.iter().map(|it| (it, "reads"));
     for ((document, contract), does) in written.chain(read) {
         let title = format!("As {} {does} it", document.service);
         match &contract.body {
-            Body::Json(schema) => details(main, &title, schema),
+            Body::Json(schema) => details(main, &format!("{title}, JSON Schema"), &text_of(schema)),
+            Body::Avro(schema) => details(main, &format!("{title}, Avro"), &text_of(schema)),
+            Body::Protobuf { file, message } => {
+                details(main, &format!("{title}, Protocol Buffers, {message}"), file);
+            }
             Body::Other(format) => {
                 let format = Text(format);
                 let _ = writeln!(
                     main,
-                    "<p>{}: not JSON Schema, but <code>{format}</code>.</p>",
+                    "<p>{}: by a schema in <code>{format}</code>, which is not shown.</p>",
                     Text(&title)
                 );
             }
@@ -305,9 +307,9 @@ fn schemas(message: &Message<'_>, main: &mut String) {
     main.push_str("</section>\n");
 }
 
-fn details(main: &mut String, title: &str, schema: &Value) {
+fn details(main: &mut String, title: &str, schema: &str) {
     let _ = writeln!(main, "<details>\n<summary>{}</summary>", Text(title));
-    code(main, title, &text_of(schema));
+    code(main, title, schema);
     main.push_str("</details>\n");
 }
 

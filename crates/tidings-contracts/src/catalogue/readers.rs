@@ -3,7 +3,8 @@
 use super::fields::{Field, Fields, Step};
 use crate::{
     check::Finding,
-    document::{Body, Contract, Document},
+    document::{Contract, Document},
+    formats::Side,
 };
 
 /// A consumer of a message.
@@ -83,10 +84,8 @@ impl<'a> Reader<'a> {
         senders: &[&str],
         findings: &'a [Finding],
     ) -> Self {
-        let fields = match &contract.body {
-            Body::Json(schema) => Some(Fields::of(schema)),
-            Body::Other(_) | Body::Unsaid => None,
-        };
+        let fields = contract.body.fields(Side::Reader);
+        let fields = fields.map(|schema| Fields::of(&schema));
         let of_it = |it: &&Finding| {
             it.consumer.as_ref() == Some(&document.service) && senders.contains(&&*it.service)
         };

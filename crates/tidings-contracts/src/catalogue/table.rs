@@ -9,7 +9,7 @@ use super::{
     message::Message,
     readers::{Reader, Reading},
 };
-use crate::document::Body;
+use crate::{document::Body, formats::Side};
 
 /// Senders that write the same, and what that is.
 struct Written<'a> {
@@ -54,12 +54,12 @@ fn written<'a>(message: &Message<'a>) -> Vec<Written<'a>> {
             None => all.push((&contract.body, vec![&document.service])),
         }
     }
-    let all = all.into_iter().filter_map(|(body, senders)| match body {
-        Body::Json(schema) => Some(Written {
+    let all = all.into_iter().filter_map(|(body, senders)| {
+        let schema = body.fields(Side::Sender)?;
+        Some(Written {
             senders,
-            fields: Fields::of(schema),
-        }),
-        Body::Other(_) | Body::Unsaid => None,
+            fields: Fields::of(&schema),
+        })
     });
     all.collect()
 }

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{Body, Contract, Deprecation, Document, DocumentError, Example, MessageKind};
-use crate::schema::{at, bundled, hoisted};
+use crate::{
+    formats,
+    schema::{at, bundled, hoisted},
+};
 
 /// The version that is written.
 const VERSION: &str = "3.0.0";
@@ -134,7 +137,7 @@ impl Parts {
     fn described(&mut self, contract: &Contract, name: &str) -> Value {
         let mut message = json!({
             "name": contract.name,
-            "contentType": "application/json",
+            "contentType": content_type(&contract.body),
             "headers": { "type": "object" },
         });
         message["bindings"] = json!({
@@ -153,6 +156,12 @@ impl Parts {
                 self.schemas.extend(definitions);
                 message["payload"] = schema;
             }
+            Body::Avro(schema) => {
+                message["payload"] = json!({ "schemaFormat": AVRO, "schema": schema });
+            }
+            Body::Protobuf { file, .. } => {
+                message["payload"] = json!({ "schemaFormat": PROTOBUF, "schema": file });
+            }
             Body::Other(format) => {
                 message["payload"] = json!({ "schemaFormat": format, "schema": {} });
             }
@@ -167,6 +176,9 @@ impl Parts {
         }
         let mut own = Map::new();
         own.insert("kind".to_owned(), word(contract.kind).into());
+        if let Body::Protobuf { message, .. } = &contract.body {
+            own.insert("protobufMessage".to_owned(), message.clone().into());
+        }
         if let Some(bytes) = contract.body_bytes_max {
             own.insert("bodyBytesMax".to_owned(), bytes.into());
         }
@@ -340,7 +352,7 @@ fn contract(
     );
     contract.title = text(&message["title"]);
     contract.description = text(&message["description"]).or(text(&message["summary"]));
-    contract.body = body(root, &message["payload"])?;
+    contract.body = body(root, &message["payload"], text(&own["protobufMessage"]))?;
     let examples = message["examples"].as_array().into_iter().flatten();
     contract.examples = examples
         .filter(|it| !it["payload"].is_null())
@@ -365,8 +377,21 @@ fn contract(
     Ok(contract)
 }
 
+/// How AsyncAPI calls schemas in Avro.
+const AVRO: &str = "application/vnd.apache.avro+json;version=1.9.0";
+/// And in Protocol Buffers.
+const PROTOBUF: &str = "application/vnd.google.protobuf;version=3";
+
+fn content_type(body: &Body) -> &'static str {
+    match body {
+        Body::Avro(_) => "application/avro",
+        Body::Protobuf { .. } => "application/protobuf",
+        _ => "application/json",
+    }
+}
+
 /// A payload is a schema, or says first in which format its schema is.
-fn body(root: &Value, payload: &Value) -> Result<Body, String> {
+fn body(root: &Value, payload: &Value, proto: Option<String>) -> Result<Body, String> {
     if payload.is_null() {
         return Ok(Body::Unsaid);
     }
@@ -376,7 +401,23 @@ fn body(root: &Value, payload: &Value) -> Result<Body, String> {
         Some(format) if format.contains("schema+json") || format.contains("asyncapi") => {
             followed(root, &payload["schema"])?
         }
-        Some(format) => return Ok(Body::Other(format.to_owned())),
+        Some(format) if format.contains("avro") => {
+            let schema = followed(root, &payload["schema"])?;
+            let is_there = schema.is_string() || schema.is_array() || schema.get("type").is_some();
+            return Ok(match is_there {
+                true => Body::Avro(schema.clone()),
+                false => Body::Other(format.to_owned()),
+            });
+        }
+        Some(format) => {
+            let file = payload["schema"]
+                .as_str()
+                .filter(|_| format.contains("protobuf"));
+            return Ok(match file {
+                Some(file) => formats::protobuf(file, proto)?,
+                None => Body::Other(format.to_owned()),
+            });
+        }
     };
     Ok(Body::Json(bundled(root, schema)?))
 }

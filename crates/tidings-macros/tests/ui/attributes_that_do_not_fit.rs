@@ -30,4 +30,22 @@ struct ReleaseStock {
     order_id: String,
 }
 
+#[derive(Serialize, Deserialize, Event)]
+#[event(format = "xml")]
+struct StockCounted {
+    order_id: String,
+}
+
+#[derive(Serialize, Deserialize, Event)]
+#[event(format = "protobuf", proto = "shop.StockMoved")]
+struct StockMoved {
+    order_id: String,
+}
+
+#[derive(Serialize, Deserialize, Event)]
+#[event(proto_file = "stock.proto")]
+struct StockSold {
+    order_id: String,
+}
+
 fn main() {}

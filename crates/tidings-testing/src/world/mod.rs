@@ -193,7 +193,7 @@ impl TestWorld {
             let id = it.envelope.id.clone();
             id.is_none_or(|id| known.insert(id))
         });
-        let decoded = fresh.map(|it| serde_json::from_slice(&it.envelope.body));
+        let decoded = fresh.map(|it| M::from_body(&it.envelope.body, &it.envelope.content_type));
         let all: Result<_, _> = decoded.collect();
         all.unwrap_or_else(|error| panic!("a `{}` cannot be read: {error}", M::NAME))
     }

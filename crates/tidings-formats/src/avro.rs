@@ -1,0 +1,190 @@
+//! Messages in Avro, by the crate [`apache-avro`](apache_avro).
+//!
+//! A body has its writer's schema with it ([`container`]). It is resolved against the reader's as
+//! [Avro's specification](https://avro.apache.org/docs/1.12.0/specification/#schema-resolution) says: by the names of fields, with
+//! aliases, defaults and promoted numbers. What was written by the reader's own schema is read without that.
+
+use std::{fmt, sync::Arc};
+
+use apache_avro::{
+    AvroSchema, Schema, from_value, reader::datum::GenericDatumReader,
+    writer::datum::GenericDatumWriter,
+};
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+use tidings_core::{BodyError, BodySchema, is_json, read_json};
+
+use crate::container::{self, Container, ContainerError};
+
+/// The MIME type of bodies in Avro, with their schemas.
+pub const CONTENT_TYPE: &str = "application/avro";
+
+/// How many schemas of other writers are remembered for each type: more than there are versions of a message under way.
+const WRITERS_MAX: usize = 16;
+
+/// A message in Avro. `format = "avro"` beside its name implements it.
+pub trait InAvro {
+    /// How its bodies are written and read.
+    fn codec() -> &'static Codec;
+}
+
+/// How bodies of one type are written and read.
+pub struct Codec {
+    /// Why the type has no schema, in which case nothing can be written or read.
+    made: Result<Made, String>,
+}
+
+struct Made {
+    schema: &'static Schema,
+    text: String,
+    writer: GenericDatumWriter<'static>,
+    reader: GenericDatumReader<'static>,
+    /// Schemas of other writers, by their texts.
+    writers: Mutex<Vec<(Box<str>, Arc<Schema>)>>,
+}
+
+impl fmt::Debug for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Codec")
+            .field(&self.made.as_ref().map(|it| &it.text))
+            .finish()
+    }
+}
+
+impl Codec {
+    /// That of a type. It lives as long as the program: make one for each type, as the derives do.
+    pub fn of<T: AvroSchema>() -> Self {
+        Self {
+            made: Made::by(&T::get_schema()),
+        }
+    }
+
+    /// The schema that bodies are written by.
+    pub fn schema(&self) -> BodySchema {
+        let text = self.made.as_ref().map(|it| it.text.clone());
+        BodySchema::Avro(text.unwrap_or_default().into())
+    }
+
+    fn made(&self) -> Result<&Made, BodyError> {
+        self.made.as_ref().map_err(|why| {
+            wrong(format!(
+                "the schema that is derived from its type is none: {why}"
+            ))
+        })
+    }
+
+    /// A body.
+    ///
+    /// # Errors
+    ///
+    /// When the message does not fit the schema of its type.
+    pub fn write<T: Serialize>(&self, message: &T) -> Result<Vec<u8>, BodyError> {
+        let made = self.made()?;
+        let datum = made.writer.write_ser_to_vec(message).map_err(wrong)?;
+        Ok(container::write(&made.text, &datum))
+    }
+
+    /// The message of a body, which may be in JSON as well.
+    ///
+    /// # Errors
+    ///
+    /// When it is neither, or by a schema that cannot be resolved.
+    pub fn read<T: DeserializeOwned>(
+        &self,
+        body: &[u8],
+        content_type: &str,
+    ) -> Result<T, BodyError> {
+        if !body.starts_with(container::MAGIC) && is_json(content_type) {
+            return read_json(body);
+        }
+        let made = self.made()?;
+        match container::read(body) {
+            Ok(container) => made.read(container),
+            Err(ContainerError::Compressed(_)) => made.read_compressed(body),
+            Err(error) => Err(wrong(error)),
+        }
+    }
+}
+
+impl Made {
+    fn by(schema: &Schema) -> Result<Self, String> {
+        let said = |error: apache_avro::Error| error.to_string();
+        // As text and back, so that it is the one that others have.
+        let text = serde_json::to_string(schema).map_err(|error| error.to_string())?;
+        let schema = Schema::parse_str(&text).map_err(said)?;
+        let schema: &'static Schema = Box::leak(Box::new(schema));
+        Ok(Self {
+            schema,
+            text,
+            writer: GenericDatumWriter::builder(schema).build().map_err(said)?,
+            reader: GenericDatumReader::builder(schema).build().map_err(said)?,
+            writers: Mutex::default(),
+        })
+    }
+
+    fn read<T: DeserializeOwned>(&self, container: Container<'_>) -> Result<T, BodyError> {
+        let mut rest = container.datum;
+        let message = if container.schema == self.text {
+            self.reader.read_deser(&mut rest).map_err(wrong)?
+        } else {
+            let writer = self.writer(container.schema).map_err(|error| {
+                wrong(format!(
+                    "the schema that it was written by is none: {error}"
+                ))
+            })?;
+            let reader = GenericDatumReader::builder(&writer)
+                .reader_schema(self.schema)
+                .build();
+            let value = reader.and_then(|it| it.read_value(&mut rest));
+            let message = value.and_then(|value| from_value(&value));
+            message.map_err(|error| {
+                wrong(format!(
+                    "it was written by another schema, and cannot be read by this one: {error}"
+                ))
+            })?
+        };
+        match rest.is_empty() {
+            true => Ok(message),
+            false => Err(wrong("more follows behind its record")),
+        }
+    }
+
+    fn read_compressed<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, BodyError> {
+        let reader = apache_avro::Reader::builder(body)
+            .reader_schema(self.schema)
+            .build();
+        let mut values = reader.map_err(wrong)?;
+        let first = values.next();
+        let (Some(first), None) = (first, values.next()) else {
+            return Err(wrong("there is not one record in it, and a message is one"));
+        };
+        first.and_then(|value| from_value(&value)).map_err(wrong)
+    }
+
+    /// The schema of another writer.
+    fn writer(&self, text: &str) -> apache_avro::AvroResult<Arc<Schema>> {
+        let known = |writers: &[(Box<str>, Arc<Schema>)]| {
+            let found = writers.iter().find(|(it, _)| **it == *text);
+            found.map(|(_, schema)| Arc::clone(schema))
+        };
+        if let Some(schema) = known(&self.writers.lock()) {
+            return Ok(schema);
+        }
+        let schema = Arc::new(Schema::parse_str(text)?);
+        let mut writers = self.writers.lock();
+        if known(&writers).is_none() {
+            if writers.len() == WRITERS_MAX {
+                writers.remove(0);
+            }
+            writers.push((text.into(), Arc::clone(&schema)));
+        }
+        Ok(schema)
+    }
+}
+
+fn wrong(what: impl fmt::Display) -> BodyError {
+    BodyError::Format {
+        format: "Avro",
+        what: what.to_string(),
+    }
+}

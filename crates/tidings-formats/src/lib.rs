@@ -1,0 +1,18 @@
+//! Bodies of messages in Avro and in Protocol Buffers, for `format = "avro"` and `format = "protobuf"` beside a message's name.
+//!
+//! | module | what | feature |
+//! | --- | --- | --- |
+//! | [`container`] | an Avro body with its schema, as a container file of one record | |
+//! | `avro` | messages in Avro, by the crate `apache-avro` | `avro` |
+//! | `protobuf` | messages in Protocol Buffers, by the crate `prost` | `protobuf` |
+//! | `proto_files` | what a `.proto` file says about a message | `proto-files` |
+//!
+//! It knows no transport and no registry: a body is what it is wherever it goes.
+
+#[cfg(feature = "avro")]
+pub mod avro;
+pub mod container;
+#[cfg(feature = "proto-files")]
+pub mod proto_files;
+#[cfg(feature = "protobuf")]
+pub mod protobuf;
