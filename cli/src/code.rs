@@ -55,6 +55,9 @@ pub(crate) enum Code {
     /// A Pact broker cannot be used.
     #[cfg(feature = "contracts")]
     PactBroker,
+    /// A schema registry cannot be used.
+    #[cfg(feature = "contracts")]
+    SchemaRegistry,
 }
 
 impl Code {
@@ -88,6 +91,8 @@ impl Code {
             Code::PactBroken => "TDG-9072",
             #[cfg(feature = "contracts")]
             Code::PactBroker => "TDG-9073",
+            #[cfg(feature = "contracts")]
+            Code::SchemaRegistry => "TDG-9074",
         }
     }
 

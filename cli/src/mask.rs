@@ -67,6 +67,10 @@ impl Mask {
         if let Ok(json) = serde_json::from_slice::<&RawValue>(body) {
             return self.json_of(name, json);
         }
+        #[cfg(feature = "contracts")]
+        if let Some(json) = tidings_formats::avro::as_json(body) {
+            return self.json_of(name, &raw(json));
+        }
         let text = match self.reveal {
             true => String::from_utf8_lossy(body).into_owned(),
             false => counted(

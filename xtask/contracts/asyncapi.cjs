@@ -8,8 +8,12 @@
 
 const { readFileSync } = require('node:fs');
 const { Parser } = require('@asyncapi/parser');
+const { AvroSchemaParser } = require('@asyncapi/avro-schema-parser');
+const { ProtoBuffSchemaParser } = require('@asyncapi/protobuf-schema-parser');
 
 const parser = new Parser();
+parser.registerSchemaParser(AvroSchemaParser());
+parser.registerSchemaParser(ProtoBuffSchemaParser());
 const SEVERITIES = ['error', 'warning', 'info', 'hint'];
 
 async function findings(file) {

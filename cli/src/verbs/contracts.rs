@@ -6,13 +6,16 @@ pub(super) mod files;
 mod http;
 #[cfg(feature = "contracts")]
 mod pact_broker;
+#[cfg(feature = "contracts")]
+mod registry;
 
 use crate::frame::{Ended, Frame};
 
 /// Whether services understand each other, and whom a change breaks.
 ///
 /// Works on AsyncAPI 3 documents, in JSON or YAML, of programs in any language; only `listen` needs a
-/// broker, and none a database. `publish` and `verify` also speak with a Pact broker.
+/// broker, and none a database. `publish` and `verify` also speak with a Pact broker, `register` and `check` with a
+/// schema registry.
 #[cfg(feature = "contracts")]
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -30,6 +33,7 @@ Examples:
   tidings contracts export published/ --to catalogue/         pages about all messages
   tidings contracts verify pacts/ --provider asyncapi/orders.json
   tidings contracts publish pacts/ --to https://pacts.example.org --version 1.4.0
+  tidings contracts register published/ --to http://registry:8081
   tidings contracts listen order_events --document asyncapi/  is what flows as the documents say?";
 
 #[cfg(feature = "contracts")]
@@ -39,6 +43,7 @@ verbs! { Contracts:
     listen => Listen,
     publish => Publish,
     record => Record,
+    register => Register,
     verify => Verify,
 }
 

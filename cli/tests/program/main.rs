@@ -15,6 +15,8 @@ mod listen;
 mod moving;
 #[cfg(feature = "contracts")]
 mod pact_broker;
+#[cfg(feature = "contracts")]
+mod registry;
 mod replay;
 mod run;
 mod sagas;

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`system`] | what each service sends with what each consumer of it reads, as they are now |
 //! | [`changes`] | the documents of before, which are deployed, with those of now, which are to be |
+//! | [`registered`] | what is sent with what a schema registry has |
 //! | [`lints`] | each message with the four mistakes: an event that is a command in disguise, no dead letters, no acknowledgement, bodies that are too large |
 //!
 //! A rolling deployment runs both versions of a service side by side, and queues, outboxes, dead letters and kept events
@@ -11,6 +12,7 @@
 //! ([`Rule::Forward`]), and a change of a consumer must understand what was sent before ([`Rule::Backward`]).
 
 pub(crate) mod lints;
+mod registered;
 
 use std::{collections::BTreeSet, fmt};
 
@@ -24,6 +26,7 @@ use crate::{
 };
 
 pub use lints::lints;
+pub use registered::{Registered, registered};
 
 /// Something that is wrong with contracts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -27,6 +27,40 @@ pub(crate) enum Side {
 }
 
 impl Body {
+    /// A body in Protocol Buffers, by the text of its file. Which message of it the body is must be said if there are several.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read alone, has no such message, or has several.
+    pub fn protobuf(file: &str, message: Option<&str>) -> Result<Self, String> {
+        let read = ProtoFile::parse(file)?;
+        let message = match message {
+            Some(message) if read.message(message).is_some() => message.to_owned(),
+            Some(message) => return Err(format!("the `.proto` file has no message `{message}`")),
+            None => {
+                let is_outer = |name: &&str| {
+                    let message = read.message(name);
+                    message.is_some_and(|it| it.index.len() == 1)
+                };
+                let mut outer = read.messages().filter(is_outer);
+                match (outer.next(), outer.next()) {
+                    (Some(only), None) => only.to_owned(),
+                    _ => {
+                        return Err(
+                            "the `.proto` file does not have exactly one message: say which one it is with \
+                             `protobufMessage` in `x-tidings`"
+                                .to_owned(),
+                        );
+                    }
+                }
+            }
+        };
+        Ok(Self::Protobuf {
+            file: file.to_owned(),
+            message,
+        })
+    }
+
     /// The fields of the body as a JSON Schema; nothing if no schema is known, or it is none.
     pub(crate) fn fields(&self, side: Side) -> Option<Cow<'_, Value>> {
         match self {
@@ -49,34 +83,6 @@ impl Body {
             Self::Unsaid => "what its document does not say".to_owned(),
         }
     }
-}
-
-/// A body in Protocol Buffers. Which message of its file it is must be said if there are several.
-pub(crate) fn protobuf(file: &str, message: Option<String>) -> Result<Body, String> {
-    let read = ProtoFile::parse(file)?;
-    let message = match message {
-        Some(message) if read.message(&message).is_some() => message,
-        Some(message) => return Err(format!("the `.proto` file has no message `{message}`")),
-        None => {
-            let mut outer = read.messages().filter(|it| {
-                let index = read.message(it).map(|it| it.index.len());
-                index == Some(1)
-            });
-            match (outer.next(), outer.next()) {
-                (Some(only), None) => only.to_owned(),
-                _ => {
-                    return Err(
-                        "the `.proto` file has several messages: say which one it is with `protobufMessage` in `x-tidings`"
-                            .to_owned(),
-                    );
-                }
-            }
-        }
-    };
-    Ok(Body::Protobuf {
-        file: file.to_owned(),
-        message,
-    })
 }
 
 /// What of a body as it is written is not read. Bodies of an unknown format are compared by its name only.

@@ -13,7 +13,7 @@ use tidings_formats::proto_files::ProtoFile;
 
 use crate::{
     document::{Body, Contract, Deprecation, Document, DocumentError, Example},
-    formats::{self, Side},
+    formats::Side,
     pact::{Expectations, Expected},
     probe::{self, Step},
     schema,
@@ -123,9 +123,7 @@ impl Contracts {
                 let schema = serde_json::from_str(&schema);
                 schema.map(Body::Avro).map_err(|error| error.to_string())
             }
-            Some(BodySchema::Protobuf { file, message }) => {
-                formats::protobuf(&file, Some(message.into_owned()))
-            }
+            Some(BodySchema::Protobuf { file, message }) => Body::protobuf(&file, Some(&message)),
             None => Err("it is in JSON: add it with `message::<T>()`".to_owned()),
         };
         match body {

@@ -311,6 +311,33 @@ fn a_service_says_what_its_types_say_and_its_document_is_read_again() {
 }
 
 #[test]
+#[ignore = "needs Node"]
+fn the_official_parser_of_asyncapi_accepts_schemas_of_both_formats() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let document = contracts().document().expect("a document").to_json();
+    let judged = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).expect("a file");
+        let output = tidings_testing::foreign::asyncapi([&file]).output();
+        let output = output.expect("it runs");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success(), printed)
+    };
+    let (is_accepted, printed) = judged("good.json", &document);
+    assert!(is_accepted, "{printed}");
+    // And it looks into them.
+    for (was, is) in [
+        (r#""type": "record""#, r#""type": "recorded""#),
+        ("repeated Item items = 2;", "repeated Article items = 2;"),
+    ] {
+        let broken = document.replace(was, is);
+        assert_ne!(broken, document, "{was}");
+        let (is_accepted, printed) = judged("bad.json", &broken);
+        assert!(!is_accepted, "{is}: {printed}");
+    }
+}
+
+#[test]
 fn what_a_type_says_wrongly_is_told() {
     let error = contracts()
         .uses::<OrderPlaced>("colour")

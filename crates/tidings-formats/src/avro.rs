@@ -12,9 +12,12 @@ use apache_avro::{
 };
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
-use tidings_core::{BodyError, BodySchema, is_json, read_json};
+use tidings_core::{BodyError, BodySchema, read_json};
 
-use crate::container::{self, Container, ContainerError};
+use crate::{
+    container::{self, Container, ContainerError},
+    looks_like_json,
+};
 
 /// The MIME type of bodies in Avro, with their schemas.
 pub const CONTENT_TYPE: &str = "application/avro";
@@ -94,7 +97,7 @@ impl Codec {
         body: &[u8],
         content_type: &str,
     ) -> Result<T, BodyError> {
-        if !body.starts_with(container::MAGIC) && is_json(content_type) {
+        if !body.starts_with(container::MAGIC) && looks_like_json(body, content_type) {
             return read_json(body);
         }
         let made = self.made()?;
@@ -180,6 +183,17 @@ impl Made {
         }
         Ok(schema)
     }
+}
+
+/// The fields of a body in Avro as JSON, for people: by the schema that is in it, whatever message it is. Nothing if it is
+/// no body in Avro.
+pub fn as_json(body: &[u8]) -> Option<String> {
+    let container = container::read(body).ok()?;
+    let schema = Schema::parse_str(container.schema).ok()?;
+    let reader = GenericDatumReader::builder(&schema).build().ok()?;
+    let value = reader.read_value(&mut &container.datum[..]).ok()?;
+    let json = serde_json::Value::try_from(value).ok()?;
+    Some(json.to_string())
 }
 
 fn wrong(what: impl fmt::Display) -> BodyError {

@@ -9,6 +9,13 @@
 //!
 //! It knows no transport and no registry: a body is what it is wherever it goes.
 
+/// Whether a body is JSON: its content type says so, or it begins like a message in JSON, as after an operator mended it. In Avro
+/// nothing begins so, nor in Protocol Buffers: it would be the group of a field 15, and groups are not written any more.
+#[cfg(any(feature = "avro", feature = "protobuf"))]
+fn looks_like_json(body: &[u8], content_type: &str) -> bool {
+    tidings_core::is_json(content_type) || body.trim_ascii_start().starts_with(b"{")
+}
+
 #[cfg(feature = "avro")]
 pub mod avro;
 pub mod container;

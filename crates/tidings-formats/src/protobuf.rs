@@ -5,7 +5,9 @@
 
 use prost::Message;
 use serde::de::DeserializeOwned;
-use tidings_core::{BodyError, is_json, read_json};
+use tidings_core::{BodyError, read_json};
+
+use crate::looks_like_json;
 
 /// The MIME type of bodies in Protocol Buffers; a parameter, `proto`, says which message it is.
 pub const CONTENT_TYPE: &str = "application/protobuf";
@@ -28,7 +30,7 @@ pub fn read<T: Message + Default + DeserializeOwned>(
     body: &[u8],
     content_type: &str,
 ) -> Result<T, BodyError> {
-    if is_json(content_type) {
+    if looks_like_json(body, content_type) {
         return read_json(body);
     }
     T::decode(body).map_err(|error| BodyError::Format {

@@ -6,6 +6,7 @@ use apache_avro::AvroSchema;
 use serde::{Deserialize, Serialize};
 use tidings::{BodySchema, Event, Message, Outgoing};
 use tidings_formats::{
+    avro,
     container::{self, ContainerError},
     proto_files::ProtoFile,
 };
@@ -117,10 +118,15 @@ fn another_version_is_resolved_by_names_with_defaults() {
 #[test]
 fn a_message_is_read_from_json_whatever_it_is_written_in() {
     let json = serde_json::to_vec(&placed()).expect("JSON");
-    for content_type in ["application/json", "", "application/json; charset=utf-8"] {
+    let json_types = ["application/json", "", "application/json; charset=utf-8"];
+    // Also where an operator mended the body and nothing else.
+    for content_type in json_types.into_iter().chain(["application/avro"]) {
         let read = OrderPlaced::from_body(&json, content_type);
         assert_eq!(read.expect("it is read"), placed());
     }
+    let shown = avro::as_json(&placed().to_body().expect("it is written"));
+    let shown: OrderPlaced = serde_json::from_str(&shown.expect("JSON")).expect("an order");
+    assert_eq!(shown, placed());
     // And an Avro body, whatever somebody calls it.
     let body = placed().to_body().expect("it is written");
     for content_type in ["", "application/octet-stream", "application/json"] {
@@ -233,8 +239,10 @@ fn a_message_in_protobuf_is_the_message_and_says_which_it_is() {
     let read = Placed::from_body(body, &sent.envelope.content_type);
     assert_eq!(read.expect("it is read"), placed_in_protobuf());
     let json = serde_json::to_vec(&placed_in_protobuf()).expect("JSON");
-    let read = Placed::from_body(&json, "application/json");
-    assert_eq!(read.expect("it is read"), placed_in_protobuf());
+    for content_type in ["application/json", "application/protobuf"] {
+        let read = Placed::from_body(&json, content_type);
+        assert_eq!(read.expect("it is read"), placed_in_protobuf());
+    }
     let error = Placed::from_body(&[0xff, 0xff], "application/protobuf");
     assert_eq!(
         error.expect_err("it is broken").format(),

@@ -1,6 +1,6 @@
 //! `tidings contracts check`: whether services understand each other, what is likely a mistake, and whom a change breaks.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -8,12 +8,16 @@ use tidings_contracts::{
     Document,
     check::{self, Finding, Severity},
 };
+use tidings_registry::Subjects;
 
 use crate::{
     code::Code,
     frame::{Ended, Frame},
     out::{Page, Report, counted},
-    verbs::contracts::files::{Documents, load},
+    verbs::contracts::{
+        files::{Documents, load},
+        registry::{SchemaRegistry, subjects},
+    },
 };
 
 /// Says whether services understand each other, what is likely a mistake and, with a baseline, whom a change breaks.
@@ -32,8 +36,16 @@ pub(crate) struct Args {
     baseline: Option<PathBuf>,
 
     /// Which side of a change is checked
-    #[arg(long, value_enum, default_value = "full", requires = "baseline")]
+    #[arg(long, value_enum, default_value = "full")]
     rule: Rule,
+
+    /// A schema registry with what is deployed, `http://user:password@registry:8081`
+    #[arg(long, value_name = "URL")]
+    registry: Option<String>,
+
+    /// How its subjects are called: `topic`, `message` or `topic-message`
+    #[arg(long, value_name = "WAY", default_value = "topic", requires = "registry", value_parser = subjects)]
+    subject: Subjects,
 
     /// Warnings are errors
     #[arg(long)]
@@ -44,6 +56,7 @@ const EXAMPLES: &str = "\
 Examples:
   tidings contracts check asyncapi/
   tidings contracts check asyncapi/ --baseline published/
+  tidings contracts check asyncapi/ --registry http://registry:8081
   tidings contracts check http://127.0.0.1:8080/asyncapi.json --baseline published/
   tidings contracts check orders.yaml billing.json --json | jq '.findings[].what'
 
@@ -87,15 +100,39 @@ impl Args {
         findings.extend(check::lints(&now));
         if let Some(baseline) = &self.baseline {
             let before = load(std::slice::from_ref(baseline)).await?;
-            let rule = match self.rule {
-                Rule::Backward => check::Rule::Backward,
-                Rule::Forward => check::Rule::Forward,
-                Rule::Full => check::Rule::Full,
-            };
-            findings.extend(check::changes(&before, &now, rule));
+            findings.extend(check::changes(&before, &now, self.rule.into()));
+        }
+        if let Some(url) = &self.registry {
+            findings.extend(self.registered(url, &now).await?);
         }
         findings.sort_by_key(|it| it.severity);
         show(frame, &now, &findings, self.strict)
+    }
+}
+
+impl Args {
+    /// What is sent beside what the registry has.
+    async fn registered(&self, url: &str, now: &[Document]) -> anyhow::Result<Vec<Finding>> {
+        let registry = SchemaRegistry::open(url, self.subject)?;
+        let mut known = BTreeMap::new();
+        let (events, _) = registry.events(now)?;
+        for event in events {
+            let latest = registry.latest(&event).await?;
+            known.insert(&event.contract.name, latest);
+        }
+        Ok(check::registered(now, self.rule.into(), |contract| {
+            known.get(&contract.name)
+        }))
+    }
+}
+
+impl From<Rule> for check::Rule {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Backward => check::Rule::Backward,
+            Rule::Forward => check::Rule::Forward,
+            Rule::Full => check::Rule::Full,
+        }
     }
 }
 

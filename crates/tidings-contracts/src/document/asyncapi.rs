@@ -8,10 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{Body, Contract, Deprecation, Document, DocumentError, Example, MessageKind};
-use crate::{
-    formats,
-    schema::{at, bundled, hoisted},
-};
+use crate::schema::{at, bundled, hoisted};
 
 /// The version that is written.
 const VERSION: &str = "3.0.0";
@@ -414,7 +411,7 @@ fn body(root: &Value, payload: &Value, proto: Option<String>) -> Result<Body, St
                 .as_str()
                 .filter(|_| format.contains("protobuf"));
             return Ok(match file {
-                Some(file) => formats::protobuf(file, proto)?,
+                Some(file) => Body::protobuf(file, proto.as_deref())?,
                 None => Body::Other(format.to_owned()),
             });
         }

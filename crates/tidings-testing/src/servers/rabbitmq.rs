@@ -21,6 +21,10 @@ use super::{Process, User};
 
 /// How long a node may take from its start until it accepts: 7 to 11 s on two idle cores.
 const START_MAX: Duration = Duration::from_secs(120);
+/// How often it is started at most until it accepts.
+const STARTS_MAX: usize = 4;
+/// How long its service waits before it starts it again; RabbitMQ's own file says ten seconds.
+const RESTART_PAUSE: Duration = Duration::from_secs(2);
 
 /// How long a node may take to end when asked to.
 const STOP_MAX: Duration = Duration::from_secs(30);
@@ -209,24 +213,34 @@ impl RabbitMq {
         Ok(())
     }
 
-    /// Waits until it accepts.
+    /// Waits until it accepts. A node that ends while it starts is started again, as RabbitMQ's own service file says
+    /// (`Restart=on-failure`): of nodes that were killed together, one may end because another is not there yet.
     fn wait(&mut self) -> Result<()> {
-        let mut node = self.node.take().context("RabbitMQ was not started")?;
-        super::wait_until("RabbitMQ to accept", START_MAX, || {
-            !node.is_running() || speaks_amqp(self.port)
-        })
-        .and_then(|()| match node.status() {
-            None => Ok(()),
-            Some(status) => Err(anyhow!("it ended ({status})")),
-        })
-        .with_context(|| {
-            let printed = [node.stdout(), node.stderr()].concat().join("\n");
-            format!(
-                "cannot start RabbitMQ in {}:\n{printed}",
-                self.folder.path().display()
-            )
-        })?;
-        self.node = Some(node);
+        for start in 1.. {
+            let mut node = self.node.take().context("RabbitMQ was not started")?;
+            let waited = super::wait_until("RabbitMQ to accept", START_MAX, || {
+                !node.is_running() || speaks_amqp(self.port)
+            });
+            let status = node.status();
+            if waited.is_ok() && status.is_none() {
+                self.node = Some(node);
+                return Ok(());
+            }
+            let printed = [node.stdout(), node.stderr()].concat();
+            let Some(status) = status.filter(|_| start < STARTS_MAX) else {
+                let why = waited.err().unwrap_or_else(|| anyhow!("it ended"));
+                return Err(why.context(format!(
+                    "cannot start RabbitMQ in {}:\n{}",
+                    self.folder.path().display(),
+                    printed.join("\n")
+                )));
+            };
+            let mut errors = printed.iter().filter(|it| it.starts_with("error:"));
+            let why = errors.next_back().map_or("", String::as_str);
+            eprintln!("RabbitMQ ended while it started ({status}), and is started again: {why}");
+            std::thread::sleep(RESTART_PAUSE);
+            self.launch()?;
+        }
         Ok(())
     }
 
