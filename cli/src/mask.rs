@@ -2,8 +2,8 @@
 //!
 //! A field is named by its words: `email` is also `customerEmail` and `email_address`, and `card` is
 //! not `discard`. Beside that, services mark fields in the types of their messages, and write their paths down
-//! ([`Marked`]); those are hidden in messages of that name, whatever their version. What is not JSON has no
-//! fields, so it is not shown at all. `--reveal` shows everything. What services write into their
+//! ([`Marked`]); those are hidden in messages of that name, whatever their version. A body in Avro is shown as
+//! JSON by the schema that is in it (in a build with `contracts`); what is neither has no fields here, so it is not shown at all. `--reveal` shows everything. What services write into their
 //! reasons is not looked through.
 
 mod marked;
@@ -310,6 +310,18 @@ mod tests {
             mask(true).body("plain.v1", b"card=tok_ok").get(),
             "\"card=tok_ok\""
         );
+    }
+
+    #[cfg(feature = "contracts")]
+    #[test]
+    fn what_is_in_avro_is_shown_by_its_own_schema() {
+        let schema = r#"{"type":"record","name":"Paid","fields":[{"name":"cents","type":"long"},{"name":"card","type":"string"}]}"#;
+        let body = tidings_formats::container::write(schema, b"\x0e\x06tok");
+        let shown = |reveal| mask(reveal).body("plain.v1", &body).get().to_owned();
+        assert_eq!(shown(false), r#"{"card":"***","cents":7}"#);
+        assert_eq!(shown(true), r#"{"card":"tok","cents":7}"#);
+        let cut = mask(false).body("plain.v1", &body[..body.len() - 1]);
+        assert!(cut.get().contains("not JSON"), "{}", cut.get());
     }
 
     #[test]
