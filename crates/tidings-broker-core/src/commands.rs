@@ -97,6 +97,17 @@ pub struct Got {
     pub message: Arc<Message>,
 }
 
+/// An acknowledgement or a rejection, as a part of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settlement {
+    /// The delivery.
+    pub delivery_tag: u64,
+    /// All that are out up to this delivery, it included.
+    pub multiple: bool,
+    /// `None` acknowledges; otherwise whether to requeue.
+    pub requeue: Option<bool>,
+}
+
 /// What became of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Published {

@@ -150,24 +150,27 @@ fn release(targets: &mut Targets, target: Target) {
 }
 
 impl Exchange {
-    /// Adds a binding unless it is there; tells whether it was new.
+    /// Whether this very binding is there.
+    pub(crate) fn is_bound(&self, target: Target, key: &Bytes, arguments: &Table) -> bool {
+        let same = self.bindings.get(&(target, key.clone()));
+        same.is_some_and(|same| same.contains(arguments))
+    }
+
+    /// Adds a binding that is not there.
     pub(crate) fn bind(
         &mut self,
         target: Target,
         key: &Bytes,
         arguments: &Table,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<(), Refusal> {
         let mode = match self.index {
             Index::Headers(_) => MatchMode::of(arguments)?,
             _ => MatchMode::default(),
         };
         let same = self.bindings.entry((target, key.clone())).or_default();
-        if same.contains(arguments) {
-            return Ok(false);
-        }
         same.push(arguments.clone());
         self.index.insert(target, key, arguments, mode);
-        Ok(true)
+        Ok(())
     }
 
     /// Takes a binding away, if it is there. Gives the arguments it was made with: they are equal to

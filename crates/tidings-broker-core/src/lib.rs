@@ -32,6 +32,7 @@ mod names;
 mod queue;
 mod record;
 mod refusal;
+mod room;
 mod session;
 mod slab;
 mod topic;
@@ -40,7 +41,7 @@ mod value;
 pub use broker::{Broker, Options};
 pub use commands::{
     Binding, BindingStats, Consume, Counters, ExchangeDeclare, ExchangeStats, Got, Published,
-    QueueDeclare, QueueDeclared, QueueStats,
+    QueueDeclare, QueueDeclared, QueueStats, Settlement,
 };
 pub use effect::{ChannelId, ConnectionId, Delivery, Effect};
 pub use message::{Death, DeathReason, Deaths, Message};

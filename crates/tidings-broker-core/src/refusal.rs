@@ -17,6 +17,8 @@ pub enum ReplyCode {
     PreconditionFailed = 406,
     /// 504: the channel is not open.
     ChannelError = 504,
+    /// 506: the store has no room for what the command would record.
+    ResourceError = 506,
     /// 530: a consumer tag that is taken.
     NotAllowed = 530,
     /// 540: something AMQP has and this broker has not.
@@ -41,6 +43,7 @@ impl ReplyCode {
             Self::ResourceLocked => "RESOURCE_LOCKED",
             Self::PreconditionFailed => "PRECONDITION_FAILED",
             Self::ChannelError => "CHANNEL_ERROR",
+            Self::ResourceError => "RESOURCE_ERROR",
             Self::NotAllowed => "NOT_ALLOWED",
             Self::NotImplemented => "NOT_IMPLEMENTED",
         }
@@ -65,6 +68,19 @@ impl Refusal {
             code,
             text: format!("{} - {text}", code.name()),
         }
+    }
+
+    pub(crate) fn no_room() -> Self {
+        Self::new(ReplyCode::ResourceError, "the broker's disk is full")
+    }
+
+    /// Whether the store had no room: the same command may be carried out later.
+    pub fn is_no_room(&self) -> bool {
+        self.code == ReplyCode::ResourceError
+    }
+
+    pub(crate) fn unknown_delivery(tag: u64) -> Self {
+        Self::precondition(format_args!("unknown delivery tag {tag}"))
     }
 
     pub(crate) fn precondition(text: impl fmt::Display) -> Self {

@@ -129,7 +129,10 @@ impl UnackedList {
 
     /// Whether `tag` is not settled.
     pub(crate) fn contains(&self, tag: u64) -> bool {
-        let at = self.slots.binary_search_by_key(&tag, |(tag, _)| *tag);
+        let at = match self.slots.front() {
+            Some((first, _)) if *first == tag => Ok(0),
+            _ => self.slots.binary_search_by_key(&tag, |(tag, _)| *tag),
+        };
         at.is_ok_and(|at| self.slots[at].1.is_some())
     }
 

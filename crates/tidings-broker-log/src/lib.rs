@@ -137,6 +137,24 @@ impl Log {
         ))
     }
 
+    /// How many bytes of records of new things certainly fit. Waits while a segment is made in which
+    /// `bytes` fit, unless the disk is full: then it may be fewer.
+    ///
+    /// The room is kept for the next append, which must not come from another thread and ends
+    /// this, even if it appends nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the log has failed.
+    pub fn room(&self, bytes: usize) -> Result<usize, Arc<LogError>> {
+        self.shared.keep_room(bytes)
+    }
+
+    /// How many bytes of room these records need together; those that free space need none.
+    pub fn needed<'a>(records: impl IntoIterator<Item = &'a Record>) -> usize {
+        shared::needed(records)
+    }
+
     /// Adds a record. It is durable when [`Log::durable`] reaches the position given back. Blocks
     /// while more waits for the disk than there may.
     ///

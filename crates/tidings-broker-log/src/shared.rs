@@ -29,6 +29,8 @@ struct Buffer {
     appended: u64,
     /// Bytes that records of new things may take, so that all that was accepted fits on the disk.
     room: usize,
+    /// Bytes of that which were promised to whoever appends next.
+    promised: usize,
     /// Bytes that somebody waits for room for.
     wanted: usize,
     /// The writer has not seen yet that there is something to do besides writing.
@@ -61,15 +63,44 @@ impl Shared {
         }
     }
 
+    /// Waits until there is room for `wanted` bytes, or the disk is full; promises the room there is
+    /// to whoever appends next.
+    pub(crate) fn keep_room(&self, wanted: usize) -> Result<usize, Arc<LogError>> {
+        let mut buffer = self.buffer.lock();
+        loop {
+            if let Some(failure) = self.failure() {
+                return Err(failure);
+            }
+            if wanted <= buffer.room || self.is_full() {
+                buffer.promised = buffer.room;
+                return Ok(buffer.room);
+            }
+            self.ask_for(wanted, &mut buffer);
+            self.emptied.wait(&mut buffer);
+        }
+    }
+
+    /// Makes the writer see to it that there is so much room.
+    fn ask_for(&self, wanted: usize, buffer: &mut Buffer) {
+        buffer.wanted = buffer.wanted.max(wanted);
+        buffer.poked = true;
+        self.filled.notify_one();
+    }
+
     /// Adds all of the records, or none.
     pub(crate) fn append<'a>(
         &self,
         records: impl Iterator<Item = &'a Record> + Clone,
     ) -> Result<Lsn, AppendError> {
         let mut buffer = self.buffer.lock();
+        buffer.promised = 0;
+        let is_empty = records.clone().next().is_none();
         loop {
             if let Some(failure) = self.failure() {
                 return Err(AppendError::Failed(failure));
+            }
+            if is_empty {
+                return Ok(Lsn::default());
             }
             if buffer.bytes.len() < self.bytes_max {
                 match buffer.add(records.clone()) {
@@ -83,11 +114,7 @@ impl Shared {
                     Err(NotAdded::NoRoom(_)) if self.is_full() => {
                         return Err(AppendError::DiskFull);
                     }
-                    Err(NotAdded::NoRoom(wanted)) => {
-                        buffer.wanted = buffer.wanted.max(wanted);
-                        buffer.poked = true;
-                        self.filled.notify_one();
-                    }
+                    Err(NotAdded::NoRoom(wanted)) => self.ask_for(wanted, &mut buffer),
                 }
             }
             self.emptied.wait(&mut buffer);
@@ -139,7 +166,8 @@ impl Shared {
     /// somebody waits for nevertheless.
     pub(crate) fn set_room(&self, room: usize, full: bool) -> usize {
         let mut buffer = self.buffer.lock();
-        buffer.room = room.saturating_sub(buffer.bytes.len());
+        let left = room.saturating_sub(buffer.bytes.len());
+        buffer.room = left.max(buffer.promised);
         self.full.store(full, Ordering::Release);
         if buffer.wanted <= buffer.room || full {
             buffer.wanted = 0;
@@ -148,9 +176,15 @@ impl Shared {
         buffer.wanted
     }
 
-    /// Bytes that were accepted and wait to be written.
-    pub(crate) fn waiting_bytes(&self) -> usize {
-        self.buffer.lock().bytes.len()
+    /// Bytes that were accepted, or promised to be, and are not yet with the writer.
+    pub(crate) fn accepted_bytes(&self) -> usize {
+        let buffer = self.buffer.lock();
+        buffer.bytes.len() + buffer.promised
+    }
+
+    /// Whether nothing waits to be written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.buffer.lock().bytes.is_empty()
     }
 
     pub(crate) fn failure(&self) -> Option<Arc<LogError>> {
@@ -204,13 +238,19 @@ impl Buffer {
             self.bytes.truncate(before);
             return Err(NotAdded::NoRoom(new_bytes));
         }
-        if count == 0 {
-            return Ok(Lsn::default());
-        }
         self.room -= new_bytes;
         self.appended += count;
         Ok(Lsn(self.appended))
     }
+}
+
+/// How much room the records need together.
+pub(crate) fn needed<'a>(records: impl IntoIterator<Item = &'a Record>) -> usize {
+    let mut encoded = Vec::new();
+    for record in records.into_iter().filter(|record| !frees_space(record)) {
+        batch::add(&mut encoded, |out| codec::encode(record, out));
+    }
+    encoded.len()
 }
 
 /// Whether the record ends something: such are taken while the disk is full.

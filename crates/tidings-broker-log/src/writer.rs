@@ -205,7 +205,7 @@ impl Writer {
             }
             self.release_dead()?;
             self.look_after_next()?;
-            if self.shared.waiting_bytes() == 0 {
+            if self.shared.is_idle() {
                 self.bear_witness()?;
             }
         }

@@ -1,10 +1,11 @@
 //! The one place where things happen: the core and the log behind one lock, and everybody who waits
 //! for them.
 //!
-//! A command runs under the lock: the core changes, its records are appended to the log in the same
-//! order, and its deliveries go to the connections' outbound queues. Nobody waits for the disk
-//! there. The log's own thread says when records are durable; replies and confirms that need it
-//! wait in their connection.
+//! A command runs under the lock: the log says how much room it has, the core changes if that is
+//! enough, its records are appended to the log in the same order, and its deliveries go to the
+//! connections' outbound queues. Nobody waits there for a sync, but for a log whose buffer is full or
+//! whose next segment is being made. The log's own thread says when records are durable; replies and
+//! confirms that need it wait in their connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -72,9 +73,10 @@ pub(crate) struct Engine {
 /// Why a command did not happen, or cannot be confirmed.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// The core refused it; nothing has changed.
+    /// The core refused it, or had no room for it; nothing has changed.
     Refused(Refusal),
-    /// It happened, but the log could not take it; it must not be confirmed.
+    /// The log has failed: whether it happened will be seen at the next start. It must not be
+    /// confirmed.
     Log(AppendError),
 }
 
@@ -155,7 +157,7 @@ impl Shared {
 
     /// Whether publishers have to wait, and why: in RabbitMQ's words.
     pub(crate) fn alarm(&self) -> Option<&'static str> {
-        if self.signals.disk_full.load(Ordering::Relaxed) {
+        if self.is_disk_full() {
             return Some("low on disk");
         }
         let limit = self.options.limits.memory_bytes_max;
@@ -167,6 +169,11 @@ impl Shared {
             self.signals.changed.notify_one();
         }
         full.then_some("low on memory")
+    }
+
+    /// Whether the log refuses messages for want of disk space.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.signals.disk_full.load(Ordering::Relaxed)
     }
 
     /// Wakes every connection, to look at alarms.
@@ -214,10 +221,17 @@ impl Signals {
             }
             Event::Failed(error) => {
                 tracing::error!(%error, "the log has failed; nothing can be confirmed any more");
-                let _ = self.failure.set(error.to_string());
-                self.failed.notify_waiters();
+                self.fail(error.to_string());
             }
         }
+        self.changed.notify_one();
+    }
+
+    /// Ends everything: nothing can be stored any more.
+    fn fail(&self, why: String) {
+        // The first failure is the one that counts.
+        let _ = self.failure.set(why);
+        self.failed.notify_waiters();
         self.changed.notify_one();
     }
 
@@ -297,7 +311,8 @@ pub(crate) struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// Runs a command, stores its records, lets `reply` answer, and then hands out its deliveries.
+    /// Runs a command that needs no room in the log for itself, stores its records, lets `reply`
+    /// answer, and then hands out its deliveries.
     ///
     /// `reply` gets the position in the log at which the command is durable.
     pub(crate) fn run<T>(
@@ -305,8 +320,23 @@ impl Locked<'_> {
         command: impl FnOnce(&mut core::Broker, &mut Vec<Effect>) -> Result<T, Refusal>,
         reply: impl FnOnce(T, Lsn),
     ) -> Result<(), Trouble> {
+        self.run_with_room(0, command, reply)
+    }
+
+    /// The same for a command that is refused by the core if there is no room for what it records;
+    /// that has at most `bytes`.
+    pub(crate) fn run_with_room<T>(
+        &mut self,
+        bytes: usize,
+        command: impl FnOnce(&mut core::Broker, &mut Vec<Effect>) -> Result<T, Refusal>,
+        reply: impl FnOnce(T, Lsn),
+    ) -> Result<(), Trouble> {
         let engine = &mut *self.engine;
-        let done = command(&mut engine.core, &mut engine.effects)?;
+        engine.find_room(bytes);
+        let done = match command(&mut engine.core, &mut engine.effects) {
+            Ok(done) => done,
+            Err(refusal) => return Err(engine.refused(refusal)),
+        };
         let stored = engine.store(&self.shared.signals);
         if let Ok(lsn) = stored {
             reply(done, lsn);
@@ -360,7 +390,11 @@ impl Locked<'_> {
     }
 
     fn note_deadline(&mut self) {
-        let next = self.engine.core.next_deadline();
+        let next = if self.engine.can_bury_soon() {
+            Some(0)
+        } else {
+            self.engine.core.next_deadline()
+        };
         let earlier = next.is_some_and(|next| self.engine.deadline.is_none_or(|old| next < old));
         self.engine.deadline = next;
         if earlier {
@@ -370,6 +404,32 @@ impl Locked<'_> {
 }
 
 impl Engine {
+    /// Tells the core how much room the log has: `bytes`, or what a message needs that waits to be
+    /// buried, unless the disk is full.
+    fn find_room(&mut self, bytes: usize) {
+        let Some(log) = &self.log else {
+            return;
+        };
+        let bytes = bytes.max(self.core.waits_for_room().unwrap_or(0));
+        // A log that has failed takes nothing.
+        self.core.set_room(log.room(bytes).unwrap_or(0));
+    }
+
+    /// A command was refused, and needs none of the room that was found.
+    fn refused(&mut self, refusal: Refusal) -> Trouble {
+        let released = self.log.as_ref().map(|log| log.append_all([]));
+        match released {
+            Some(Err(failed)) if refusal.is_no_room() => Trouble::Log(failed),
+            _ => Trouble::Refused(refusal),
+        }
+    }
+
+    /// Whether a message waits to be buried for which there will be room without anybody's help.
+    fn can_bury_soon(&self) -> bool {
+        let log = self.log.as_ref().filter(|log| log.failure().is_none());
+        log.is_some_and(|log| !log.is_full()) && self.core.waits_for_room().is_some()
+    }
+
     /// Appends the records among the effects, all or none. Gives the position of the last, or zero.
     fn store(&mut self, signals: &Signals) -> Result<Lsn, AppendError> {
         let Some(log) = &self.log else {
@@ -379,15 +439,17 @@ impl Engine {
             Effect::Store(record) => Some(record),
             _ => None,
         });
-        if records.clone().next().is_none() {
-            return Ok(Lsn(0));
-        }
         let payload = |record: &Record| match record {
             Record::Enqueued { message, .. } => message.properties.len() + message.body.len(),
             _ => 0,
         };
         let bytes = records.clone().map(payload).sum::<usize>() as u64;
         let stored = log.append_all(records);
+        if let Err(error @ (AppendError::DiskFull | AppendError::Unreadable)) = &stored {
+            // The core took it, and the log did not: from here on they would differ.
+            tracing::error!("the log did not take what was admitted, please report this: {error}");
+            signals.fail(error.to_string());
+        }
         if let (Ok(lsn), 1..) = (&stored, bytes) {
             signals.appended(bytes, *lsn);
         }

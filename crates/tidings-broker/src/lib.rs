@@ -20,7 +20,7 @@
 //! One task per connection turns bytes into commands ([`tidings_wire`]). Commands run one after the
 //! other under one lock (`engine`): the core ([`tidings_broker_core`]) decides, its records go to
 //! the log ([`tidings_broker_log`]), its deliveries to the connections' outbound queues. Nobody
-//! waits for the disk under the lock: the log syncs many records at once and then wakes the
+//! waits for a sync under the lock: the log syncs many records at once and then wakes the
 //! connections that owe a confirm.
 
 mod connection;

@@ -2,76 +2,15 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
+use support::program::{Program, command};
 use support::*;
 use tidings_broker_core as core;
 use tidings_broker_core::{MessageId, QueueId, Queues, Record};
 use tidings_wire::*;
-
-/// The running program; killed when it goes out of scope.
-struct Program {
-    child: Child,
-    addr: SocketAddr,
-}
-
-impl Program {
-    fn start(data: &Path) -> Program {
-        Program::start_with(data, Stdio::inherit())
-    }
-
-    fn start_with(data: &Path, log: Stdio) -> Program {
-        let mut child = command(&[
-            "--listen",
-            "127.0.0.1:0",
-            "--data",
-            &data.display().to_string(),
-        ])
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .expect("started");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let mut line = || lines.next().expect("a line").expect("text");
-        let first = line();
-        let addr = first
-            .strip_prefix("listening amqp ")
-            .expect("the address first");
-        let addr = addr.parse().expect("an address");
-        assert_eq!(line(), "ready");
-        Program { child, addr }
-    }
-
-    /// `kill -9`.
-    fn kill(mut self) {
-        self.child.kill().expect("killed");
-        self.child.wait().expect("gone");
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings-broker"));
-    command
-        .args(arguments)
-        .env("RUST_LOG", "warn")
-        .env_remove("TIDINGS_DATA");
-    command
-        .env_remove("TIDINGS_AMQP_LISTEN")
-        .env_remove("TIDINGS_USERS");
-    command
-}
 
 fn fails(arguments: &[&str]) -> Output {
     let output = command(arguments).output().expect("ran");

@@ -3,6 +3,10 @@
 //! A death may cause others (the dead-letter queue may be full), so the dying wait in line, and the
 //! command that caused them buries them one after the other before it ends. The record that removes
 //! a message follows the record of its new place, so a crash between the two leaves both, not none.
+//!
+//! While the store has no room for the new place, a message waits in that line, and those behind it
+//! wait with it. It has left its queue, but the store still has it there: after a restart it lies in
+//! that queue again, and dies again.
 
 use std::sync::Arc;
 
@@ -19,6 +23,8 @@ pub(super) struct Dying {
     reason: DeathReason,
     /// Removes it from the queue it died in, if it was stored there.
     removal: Option<Record>,
+    /// What the store needs for it, at most, as far as it was found out.
+    pub(super) room: usize,
 }
 
 impl Broker {
@@ -96,33 +102,38 @@ impl Broker {
             message,
             reason,
             removal,
+            room: 0,
         });
     }
 
-    /// Publishes the dying to their dead-letter exchanges.
+    /// Publishes the dying to their dead-letter exchanges, as far as the store has room.
     pub(super) fn bury(&mut self, now: u64, out: &mut Vec<Effect>) {
-        while let Some(Dying {
-            exchange,
-            message,
-            reason,
-            removal,
-        }) = self.dying.pop_front()
-        {
-            let mut queues = Vec::new();
-            if let Some(&exchange) = self.exchange_names.get(&exchange) {
-                self.route(exchange, &message, &[], &mut queues);
+        while let Some(mut dying) = self.dying.pop_front() {
+            let queues = self.graves(&dying);
+            dying.room = self.room_for(&dying.message, &queues);
+            if self.check_room(dying.room).is_err() {
+                self.dying.push_front(dying);
+                return;
             }
-            if reason != DeathReason::Rejected {
-                queues.retain(|key| {
-                    let queue = self.queues.get(*key).expect("routes lead to queues");
-                    !message
-                        .deaths
-                        .as_ref()
-                        .is_some_and(|deaths| deaths.is_cycle(&queue.name))
-                });
-            }
-            self.distribute(Arc::new(message), &queues, now, out);
-            out.extend(removal.map(Effect::Store));
+            self.distribute(Arc::new(dying.message), &queues, now, out);
+            out.extend(dying.removal.map(Effect::Store));
         }
+    }
+
+    /// The queues that a dying message goes to.
+    fn graves(&mut self, dying: &Dying) -> Vec<Key> {
+        let mut queues = Vec::new();
+        if let Some(&exchange) = self.exchange_names.get(&dying.exchange) {
+            self.route(exchange, &dying.message, &[], &mut queues);
+        }
+        if dying.reason != DeathReason::Rejected
+            && let Some(deaths) = &dying.message.deaths
+        {
+            queues.retain(|key| {
+                let queue = self.queues.get(*key).expect("routes lead to queues");
+                !deaths.is_cycle(&queue.name)
+            });
+        }
+        queues
     }
 }

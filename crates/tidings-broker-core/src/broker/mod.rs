@@ -1,6 +1,7 @@
 //! The state machine: every command of AMQP that concerns exchanges, queues and messages.
 //!
-//! Each command takes the time and a list to add effects to. A refused command changes nothing.
+//! Each command takes the time and a list to add effects to. A refused command changes nothing, also
+//! when it is refused because the store has no room for it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -16,6 +17,7 @@ use crate::{
     Table,
 };
 
+mod admitting;
 mod consuming;
 mod dead_letters;
 mod publishing;
@@ -25,6 +27,7 @@ mod sessions;
 mod settling;
 mod timing;
 mod topology;
+mod transactions;
 
 /// The exchanges that are always there.
 const PREDECLARED: [(&str, &str); 6] = [
@@ -85,8 +88,11 @@ pub struct Broker {
     timers: BTreeSet<(u64, Key)>,
     /// Queues that had more to deliver than one step allows.
     busy: VecDeque<Key>,
-    /// Messages on their way to a dead-letter exchange; empty between commands.
+    /// Messages on their way to a dead-letter exchange; between commands, those that wait for room in
+    /// the store.
     dying: VecDeque<dead_letters::Dying>,
+    /// Bytes of records of new things that the store has room for.
+    room: usize,
     next_message: u64,
     next_queue: u64,
     next_arrival: u64,
@@ -120,6 +126,7 @@ impl Broker {
             timers: BTreeSet::new(),
             busy: VecDeque::new(),
             dying: VecDeque::new(),
+            room: usize::MAX,
             next_message: 1,
             next_queue: 1,
             next_arrival: 1,

@@ -31,11 +31,22 @@ impl Broker {
         check_name("routing key", &message.routing_key)?;
         let mut queues = std::mem::take(&mut self.scratch);
         self.route(exchange, &message, bcc, &mut queues);
-        let published = self.distribute(Arc::new(message), &queues, now, out);
+        let published = self.publish_to(message, &queues, now, out);
         queues.clear();
         self.scratch = queues;
         self.bury(now, out);
-        Ok(published)
+        published
+    }
+
+    fn publish_to(
+        &mut self,
+        message: Message,
+        queues: &[Key],
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) -> Result<Published, Refusal> {
+        self.check_room(self.room_for(&message, queues))?;
+        Ok(self.distribute(Arc::new(message), queues, now, out))
     }
 
     /// Whether `basic.publish` to this exchange would be refused, for servers that must answer
@@ -44,7 +55,7 @@ impl Broker {
         self.publishable(exchange).map(drop)
     }
 
-    fn publishable(&self, name: &[u8]) -> Result<Key, Refusal> {
+    pub(super) fn publishable(&self, name: &[u8]) -> Result<Key, Refusal> {
         let key = self.exchange_key(name)?;
         let exchange = self.exchanges.get(key).expect("names lead to exchanges");
         if exchange.internal {
@@ -145,7 +156,7 @@ impl Broker {
         headers.is_none()
     }
 
-    /// Hands a message to the queues it was routed to: one record for all that store it, then a
+    /// Hands a message to the queues it was routed to, for which there is room: one record for all that store it, then a
     /// delivery or a place in the backlog for each.
     pub(super) fn distribute(
         &mut self,
@@ -183,12 +194,13 @@ impl Broker {
         {
             published.stored = true;
             let message = message.clone();
-            out.push(Effect::Store(Record::Enqueued {
+            let record = Record::Enqueued {
                 id,
                 at: now,
                 queues: stores,
                 message,
-            }));
+            };
+            self.store(record, out);
         }
         for queue in accepted {
             self.enqueue(*queue, id, message.clone(), now, out);

@@ -36,7 +36,7 @@ impl Broker {
             if declare.name.is_empty() {
                 declare.name = self.names.generate("amq.gen-");
             }
-            self.create_queue(declare, connection, rules, now, out)
+            self.create_queue(declare, connection, rules, now, out)?
         };
         let queue = self.queues.get_mut(key).expect("found or made");
         queue.last_used = now;
@@ -67,7 +67,7 @@ impl Broker {
             ..QueueDeclare::default()
         };
         let rules = Rules::of(&declare, &self.options.vhost)?;
-        self.create_queue(declare, connection, rules, now, out);
+        self.create_queue(declare, connection, rules, now, out)?;
         Ok(name)
     }
 
@@ -91,17 +91,19 @@ impl Broker {
         rules: Rules,
         now: u64,
         out: &mut Vec<Effect>,
-    ) -> Key {
+    ) -> Result<Key, Refusal> {
         let owner = declare.exclusive.then_some(connection);
         let id = QueueId(self.next_queue);
         let queue = Queue::new(id, declare, owner, rules, now);
         if queue.survives() {
-            out.push(Effect::Store(Record::QueueDeclared {
+            let record = Record::QueueDeclared {
                 queue: id,
                 name: queue.name.clone(),
                 auto_delete: queue.auto_delete,
                 arguments: queue.arguments.clone(),
-            }));
+            };
+            self.check_room(record.stored_bytes())?;
+            self.store(record, out);
         }
         let key = self.add_queue(queue);
         if let Some(owner) = owner {
@@ -111,7 +113,7 @@ impl Broker {
                 .exclusive_queues
                 .insert(key);
         }
-        key
+        Ok(key)
     }
 
     pub(super) fn add_queue(&mut self, queue: Queue) -> Key {

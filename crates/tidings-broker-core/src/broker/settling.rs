@@ -7,10 +7,21 @@ use crate::{ChannelId, DeathReason, Effect, Record, Refusal};
 
 /// What a client decides about a delivery.
 #[derive(Debug, Clone, Copy)]
-enum Verdict {
+pub(super) enum Verdict {
     Ack,
     Reject,
     Requeue,
+}
+
+impl Verdict {
+    /// `None` acknowledges; otherwise whether to requeue.
+    pub(super) const fn of(requeue: Option<bool>) -> Self {
+        match requeue {
+            None => Self::Ack,
+            Some(true) => Self::Requeue,
+            Some(false) => Self::Reject,
+        }
+    }
 }
 
 /// Whom a settlement concerns besides the messages: consumers that may have room again, and queues
@@ -51,11 +62,7 @@ impl Broker {
         now: u64,
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
-        let verdict = if requeue {
-            Verdict::Requeue
-        } else {
-            Verdict::Reject
-        };
+        let verdict = Verdict::of(Some(requeue));
         self.settle(channel, delivery_tag, multiple, verdict, now, out)
     }
 
@@ -79,23 +86,56 @@ impl Broker {
         now: u64,
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
-        let unknown = || Refusal::precondition(format_args!("unknown delivery tag {tag}"));
-        let session = self.channel_mut(channel)?;
-        let mut touched = Touched::default();
+        let unacked = &self.channel_mut(channel)?.unacked;
+        let is_all = multiple && tag == 0;
+        if !is_all && !unacked.contains(tag) {
+            return Err(Refusal::unknown_delivery(tag));
+        }
         if multiple {
-            if tag != 0 && !session.unacked.contains(tag) {
-                return Err(unknown());
-            }
-            let last = if tag == 0 { u64::MAX } else { tag };
-            while let Some(unacked) = self.channel_mut(channel)?.unacked.take_first_through(last) {
-                self.settle_one(channel.0, unacked, verdict, now, &mut touched, out);
-            }
+            let last = if is_all { u64::MAX } else { tag };
+            self.settle_through(channel, last, verdict, now, out);
         } else {
-            let unacked = session.unacked.take(tag).ok_or_else(unknown)?;
+            self.settle_single(channel, tag, verdict, now, out);
+        }
+        Ok(())
+    }
+
+    /// Settles all that is out on the channel up to `last`.
+    pub(super) fn settle_through(
+        &mut self,
+        channel: ChannelId,
+        last: u64,
+        verdict: Verdict,
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let mut touched = Touched::default();
+        while let Some(unacked) = self
+            .channels
+            .get_mut(channel.0)
+            .and_then(|session| session.unacked.take_first_through(last))
+        {
             self.settle_one(channel.0, unacked, verdict, now, &mut touched, out);
         }
         self.after_settlement(channel.0, touched, now, out);
-        Ok(())
+    }
+
+    /// Settles one delivery, if it is out on the channel.
+    pub(super) fn settle_single(
+        &mut self,
+        channel: ChannelId,
+        tag: u64,
+        verdict: Verdict,
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let session = self.channels.get_mut(channel.0);
+        let Some(unacked) = session.and_then(|session| session.unacked.take(tag)) else {
+            return;
+        };
+        let mut touched = Touched::default();
+        self.settle_one(channel.0, unacked, verdict, now, &mut touched, out);
+        self.after_settlement(channel.0, touched, now, out);
     }
 
     fn settle_one(

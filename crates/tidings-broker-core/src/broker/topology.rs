@@ -59,13 +59,15 @@ impl Broker {
         }
         check_depth(&what, &declare.arguments)?;
         if declare.durable {
-            out.push(Effect::Store(Record::ExchangeDeclared {
+            let record = Record::ExchangeDeclared {
                 name: declare.name.clone(),
                 kind: declare.kind.clone(),
                 auto_delete: declare.auto_delete,
                 internal: declare.internal,
                 arguments: declare.arguments.clone(),
-            }));
+            };
+            self.check_room(record.stored_bytes())?;
+            self.store(record, out);
         }
         self.create_exchange(declare, index);
         Ok(())
@@ -238,19 +240,24 @@ impl Broker {
         arguments: &Table,
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
+        let record = self.binding_record(source, target, routing_key, arguments);
+        let record = record.map(Record::Bound);
+        let room = self.check_room(record.as_ref().map_or(0, Record::stored_bytes));
         let exchange = self
             .exchanges
             .get_mut(source)
             .expect("a source that exists");
-        if !exchange.bind(target, routing_key, arguments)? {
+        if exchange.is_bound(target, routing_key, arguments) {
             return Ok(());
         }
+        room?;
+        exchange.bind(target, routing_key, arguments)?;
         self.topology_version += 1;
         if let Some(incoming) = self.incoming_mut(target) {
             incoming.insert((source, routing_key.clone()));
         }
-        if let Some(record) = self.binding_record(source, target, routing_key, arguments) {
-            out.push(Effect::Store(Record::Bound(record)));
+        if let Some(record) = record {
+            self.store(record, out);
         }
         Ok(())
     }

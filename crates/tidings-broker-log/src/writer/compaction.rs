@@ -74,7 +74,7 @@ impl Writer {
             // wait for the disk, and the segment would not go.
             let framing = (batch::LENGTH_BYTES + batch::stride(0) + batch::ALIGNMENT) as u64;
             let moved = in_oldest.bytes + framing * in_oldest.records;
-            let accepted = appended + self.shared.waiting_bytes() as u64 + 2 * framing;
+            let accepted = appended + self.shared.accepted_bytes() as u64 + 2 * framing;
             return moved + accepted < self.current.size - self.current.end;
         }
         let old: u64 = self.closed.iter().map(|closed| closed.end).sum();

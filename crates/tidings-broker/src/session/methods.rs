@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidings_broker_core::{self as core, Binding, Effect, Refusal};
+use tidings_broker_core::{self as core, Binding, Effect, Refusal, Settlement};
 use tidings_broker_log::Lsn;
 use tidings_wire::{
     AccessRequestOk, BasicCancel, BasicCancelOk, BasicConsume, BasicConsumeOk, BasicGet,
@@ -18,7 +18,7 @@ use super::Fail;
 use super::channel::{Channel, Mode};
 use super::confirm::Confirms;
 use super::reply_to::{REPLY_TO, declared, is_reply_name};
-use super::tx::{Settlement, Transaction};
+use super::tx::Transaction;
 use crate::engine::{Locked, now};
 use crate::outbound::{Item, Outbound, content};
 use crate::translate::{delivered_properties, table};
@@ -40,8 +40,19 @@ impl Turn<'_, '_> {
         command: impl FnOnce(&mut core::Broker, &mut Out) -> Result<T, Refusal>,
         answer: impl FnOnce(T) -> M,
     ) -> Result<(), Fail> {
+        self.run_with_room(0, no_wait, command, answer)
+    }
+
+    /// The same for a command that records at most `room` bytes of something new.
+    fn run_with_room<T, M: Into<Method>>(
+        &mut self,
+        room: usize,
+        no_wait: bool,
+        command: impl FnOnce(&mut core::Broker, &mut Out) -> Result<T, Refusal>,
+        answer: impl FnOnce(T) -> M,
+    ) -> Result<(), Fail> {
         let (outbound, number) = (self.outbound, self.number);
-        self.engine.run(command, |done, after| {
+        self.engine.run_with_room(room, command, |done, after| {
             if !no_wait {
                 outbound.reply(number, answer(done), after);
             }
@@ -164,7 +175,8 @@ impl Channel {
             Method::QueueDeclare(declare) => self.declare_queue(turn, &declare),
             Method::QueueBind(b) => {
                 let binding = binding(b.exchange, b.queue, b.routing_key, &b.arguments);
-                turn.run(
+                turn.run_with_room(
+                    binding.arguments.record_bytes_max(),
                     b.no_wait,
                     |core, out| core.bind_queue(id, binding, out),
                     |()| QueueBindOk {},
@@ -207,7 +219,8 @@ impl Channel {
             ),
             Method::ExchangeBind(b) => {
                 let binding = binding(b.source, b.destination, b.routing_key, &b.arguments);
-                turn.run(
+                turn.run_with_room(
+                    binding.arguments.record_bytes_max(),
                     b.no_wait,
                     |core, out| core.bind_exchange(binding, out),
                     |()| ExchangeBindOk {},
@@ -248,7 +261,8 @@ impl Channel {
             auto_delete: declare.auto_delete,
             arguments: table(&declare.arguments),
         };
-        turn.run(
+        turn.run_with_room(
+            wanted.arguments.record_bytes_max(),
             declare.no_wait,
             |core, out| core.declare_queue(id, wanted, now(), out),
             |queue| QueueDeclareOk {
@@ -273,7 +287,8 @@ impl Channel {
             internal: declare.internal,
             arguments: table(&declare.arguments),
         };
-        turn.run(
+        turn.run_with_room(
+            wanted.arguments.record_bytes_max(),
             declare.no_wait,
             |core, out| core.declare_exchange(wanted, out),
             |()| ExchangeDeclareOk {},
@@ -296,9 +311,11 @@ impl Channel {
             return transaction.settle(turn.engine.core(), self.id, settlement);
         }
         let id = self.id;
-        Ok(turn
-            .engine
-            .run(|core, out| settlement.run(core, id, out), |(), _| ())?)
+        let settle = |core: &mut core::Broker, out: &mut Out| match requeue {
+            None => core.ack(id, delivery_tag, multiple, now(), out),
+            Some(requeue) => core.nack(id, delivery_tag, multiple, requeue, now(), out),
+        };
+        Ok(turn.engine.run(settle, |(), _| ())?)
     }
 
     fn get(&mut self, turn: Turn<'_, '_>, get: &BasicGet) -> Result<(), Fail> {

@@ -2,7 +2,7 @@
 //! out. No I/O.
 //!
 //! A turn takes what was read, decodes a bounded number of commands without the engine's lock, and
-//! then carries them out under it. An error closes the channel or the whole connection, as its code
+//! then carries them out under it; one that publishes while the disk is full is held until it is not. An error closes the channel or the whole connection, as its code
 //! says; what follows on a closed channel is ignored until the peer has agreed.
 
 mod channel;
@@ -40,6 +40,8 @@ pub(crate) struct Session {
     agreed: Agreed,
     channels: Vec<Option<Box<Slot>>>,
     state: State,
+    /// Commands that were decoded and not yet carried out: between turns none, unless they are held
+    /// because the disk is full.
     turn: Vec<(u16, Operation)>,
     /// Something was published, or is about to be: a part of its content came.
     publishes: bool,
@@ -113,8 +115,13 @@ impl Session {
             input.clear();
             return false;
         }
-        let decoded = self.decode(input);
-        let more = self.turn.len() == TURN_COMMANDS_MAX;
+        let was_held = !self.turn.is_empty();
+        let decoded = if was_held { Ok(()) } else { self.decode(input) };
+        if decoded.is_ok() && self.is_to_wait_for_the_disk() {
+            return true;
+        }
+        // Behind a turn that was held there is whatever came with it.
+        let more = was_held || self.turn.len() == TURN_COMMANDS_MAX;
         let mut turn = std::mem::take(&mut self.turn);
         if !turn.is_empty() {
             let shared = self.shared.clone();
@@ -134,6 +141,16 @@ impl Session {
             self.block_if_alarmed();
         }
         more
+    }
+
+    /// Whether the turn publishes while the disk is full. Then it is held, so that its messages are
+    /// published when there is room, and not refused.
+    fn is_to_wait_for_the_disk(&mut self) -> bool {
+        if !self.publishes || self.state != State::Running || !self.shared.is_disk_full() {
+            return false;
+        }
+        self.block_if_alarmed();
+        self.blocked
     }
 
     fn decode(&mut self, input: &mut BytesMut) -> Result<(), WireError> {
@@ -419,10 +436,7 @@ impl From<Trouble> for Fail {
     fn from(trouble: Trouble) -> Fail {
         match trouble {
             Trouble::Refused(refusal) => refusal.into(),
-            Trouble::Log(AppendError::DiskFull) => {
-                Fail::new(reply::RESOURCE_ERROR, "the broker's disk is full")
-            }
-            Trouble::Log(error @ AppendError::Unreadable) => {
+            Trouble::Log(error @ (AppendError::DiskFull | AppendError::Unreadable)) => {
                 Fail::new(reply::INTERNAL_ERROR, error)
             }
             Trouble::Log(AppendError::Failed(error)) => {

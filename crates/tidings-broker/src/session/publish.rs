@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_broker_core::{Message, Published};
-use tidings_broker_log::{AppendError, Lsn};
+use tidings_broker_log::Lsn;
 use tidings_wire::{BasicPublish, BasicReturn, Content, ShortStr, reply};
 
 use super::Fail;
@@ -165,22 +165,28 @@ impl Channel {
         let returning = Returning::of(&publication);
         let (message, bcc) = publication.message?;
         let id = self.id;
+        let room = match message.persistent {
+            true => message.stored_bytes(engine.core().durable_queues()),
+            false => 0,
+        };
         let mut outcome: Option<(Published, Lsn)> = None;
-        let done = engine.run(
+        let done = engine.run_with_room(
+            room,
             |core, out| core.publish(id, message, &bcc, now(), out),
             |published, lsn| outcome = Some((published, lsn)),
         );
         let (published, after) = match (done, outcome) {
-            (Err(Trouble::Log(AppendError::DiskFull)), _) => {
-                // It lies in the queue, but would not survive: the publisher must not rely on it.
-                (
-                    Published {
-                        queues: 1,
-                        rejected: true,
-                        stored: false,
-                    },
-                    Lsn(0),
-                )
+            // A publisher that waits for confirms is told of this message; any other has to hear of
+            // it by the end of its connection.
+            (Err(Trouble::Refused(refusal)), _)
+                if refusal.is_no_room() && matches!(self.mode, Mode::Confirm(_)) =>
+            {
+                let refused = Published {
+                    queues: 1,
+                    rejected: true,
+                    stored: false,
+                };
+                (refused, Lsn(0))
             }
             (Err(trouble), _) => return Err(trouble.into()),
             (Ok(()), Some(outcome)) => outcome,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tidings_broker_core::{self as core, ChannelId, Effect, Refusal};
+use tidings_broker_core::{self as core, ChannelId, Effect, Settlement};
 use tidings_wire::{TxCommitOk, reply};
 
 use super::Fail;
@@ -19,34 +19,6 @@ pub(super) struct Transaction {
     /// Deliveries that the settlements are about: all up to the first, and each of the second.
     settled_through: u64,
     settled: BTreeSet<u64>,
-}
-
-/// An ack, nack or reject.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Settlement {
-    pub(super) delivery_tag: u64,
-    pub(super) multiple: bool,
-    /// `None` acknowledges; otherwise whether to requeue.
-    pub(super) requeue: Option<bool>,
-}
-
-impl Settlement {
-    pub(super) fn run(
-        self,
-        core: &mut core::Broker,
-        channel: ChannelId,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        let Settlement {
-            delivery_tag,
-            multiple,
-            requeue,
-        } = self;
-        match requeue {
-            None => core.ack(channel, delivery_tag, multiple, now(), out),
-            Some(requeue) => core.nack(channel, delivery_tag, multiple, requeue, now(), out),
-        }
-    }
 }
 
 impl Transaction {
@@ -118,34 +90,39 @@ impl Transaction {
         channel: ChannelId,
         number: u16,
     ) -> Result<(), Fail> {
-        let mut returned = Vec::new();
-        let mut rejected = false;
+        let mut publications = Vec::with_capacity(self.publications.len());
+        let mut returning = Vec::with_capacity(self.publications.len());
+        let mut room: usize = 0;
+        let queues = engine.core().durable_queues();
+        for publication in self.publications {
+            returning.push(Returning::of(&publication));
+            let (message, bcc) = publication.message?;
+            if message.persistent {
+                room = room.saturating_add(message.stored_bytes(queues));
+            }
+            publications.push((message, bcc));
+        }
+        let settlements = self.settlements;
         let commit = |core: &mut core::Broker, out: &mut Vec<Effect>| {
-            for publication in self.publications {
-                let returning = Returning::of(&publication);
-                let Ok((message, bcc)) = publication.message else {
-                    continue;
-                };
-                let published = core.publish(channel, message, &bcc, now(), out)?;
-                rejected |= published.rejected;
-                returned.extend(returning.filter(|_| published.queues == 0));
-            }
-            for settlement in self.settlements {
-                settlement.run(core, channel, out)?;
-            }
-            Ok(())
+            core.commit(channel, publications, &settlements, now(), out)
         };
-        let mut durable_at = None;
-        engine.run(commit, |(), after| durable_at = Some(after))?;
+        let mut outcome = None;
+        engine.run_with_room(room, commit, |published, after| {
+            outcome = Some((published, after));
+        })?;
+        let Some((published, after)) = outcome else {
+            return Ok(());
+        };
+        let returned = published.iter().zip(returning);
+        let returned = returned
+            .filter_map(|(published, returning)| returning.filter(|_| published.queues == 0));
         for returning in returned {
             returning.send(outbound, number);
         }
-        if rejected {
+        if published.iter().any(|published| published.rejected) {
             return Err(Fail::precondition("partial tx completion"));
         }
-        if let Some(after) = durable_at {
-            outbound.reply(number, TxCommitOk {}, after);
-        }
+        outbound.reply(number, TxCommitOk {}, after);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 )]
 
 pub mod lasting;
+pub mod program;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Nothing in these tests takes longer, unless it is broken.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A broker in memory.
 pub async fn broker() -> Handle {
@@ -326,6 +327,22 @@ impl Client {
                     content: Some(content),
                 },
             )) => (deliver, content),
+            other => panic!("expected a delivery, got {other:?}"),
+        }
+    }
+
+    /// The next delivery, or a heartbeat before it.
+    pub async fn delivery_or_heartbeat(&mut self) -> Option<BasicDeliver> {
+        let Frame { channel, payload } = self.frame().await.expect("a frame");
+        if payload == Payload::Heartbeat {
+            return None;
+        }
+        let assembler = self
+            .channels
+            .entry(channel)
+            .or_insert_with(|| Assembler::new(1 << 30));
+        match assembler.push(payload).expect("frames in order")?.method {
+            Method::BasicDeliver(deliver) => Some(deliver),
             other => panic!("expected a delivery, got {other:?}"),
         }
     }
