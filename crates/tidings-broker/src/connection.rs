@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::deadlines::{CLOSE_TIMEOUT, Deadlines, Due, Waiting};
 use crate::engine::Shared;
 use crate::handshake::{Agreed, Failed, greet, turn_away};
 use crate::outbound::{Encoder, Outbound};
@@ -24,9 +25,6 @@ use crate::session::{Session, State};
 /// What one read takes at most, and what is encoded before a write.
 const READ_BYTES: usize = 64 * 1024;
 const WRITE_BYTES: usize = 256 * 1024;
-
-/// How long a peer may take to answer `connection.close`.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A peer whose login failed waits this long, so that guessing is slow.
 const REFUSAL_DELAY: Duration = Duration::from_secs(1);
@@ -93,12 +91,9 @@ struct Connection {
     input: BytesMut,
     output: BytesMut,
     frame_max: u32,
-    heartbeat: Duration,
+    deadlines: Deadlines,
     /// `input` may hold more commands than the last turn took.
     more: bool,
-    last_read: Instant,
-    last_write: Instant,
-    closing_since: Option<Instant>,
 }
 
 impl Connection {
@@ -109,7 +104,7 @@ impl Connection {
         outbound: Arc<Outbound>,
         agreed: Agreed,
     ) -> Connection {
-        let now = Instant::now();
+        let write_timeout = shared.options.limits.write_timeout;
         Connection {
             stream,
             encoder: Encoder::default(),
@@ -117,10 +112,7 @@ impl Connection {
             input,
             output: BytesMut::new(),
             frame_max: agreed.frame_max,
-            heartbeat: agreed.heartbeat,
-            last_read: now,
-            last_write: now,
-            closing_since: None,
+            deadlines: Deadlines::new(agreed.heartbeat, write_timeout, Instant::now()),
             session: Session::new(shared.clone(), outbound.clone(), agreed),
             shared,
             outbound,
@@ -140,18 +132,18 @@ impl Connection {
                 }
                 Ok(false) => {}
             }
-            let deadline = self.next_deadline();
+            let waiting = self.waiting();
+            let deadline = self.deadlines.next(Instant::now(), waiting);
             if timer.is_elapsed() || deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
-            let (may_read, must_write) = (self.may_read(), !self.output.is_empty());
             self.release_buffers();
             tokio::select! {
                 () = self.outbound.woken() => {}
-                result = self.stream.readable(), if may_read => {
+                result = self.stream.readable(), if waiting.to_read => {
                     if let Err(error) = result { return error.to_string() }
                 }
-                result = self.stream.writable(), if must_write => {
+                result = self.stream.writable(), if waiting.to_write => {
                     if let Err(error) = result { return error.to_string() }
                 }
                 () = &mut timer => if let Err(over) = self.on_time() { return over },
@@ -188,8 +180,8 @@ impl Connection {
         if self.session.is_blocked() {
             self.session.block_if_alarmed();
         }
-        if self.session.state() != State::Running && self.closing_since.is_none() {
-            self.closing_since = Some(Instant::now());
+        if self.session.state() != State::Running && self.deadlines.closing_since.is_none() {
+            self.deadlines.closing_since = Some(Instant::now());
         }
     }
 
@@ -225,7 +217,7 @@ impl Connection {
             match self.stream.try_write(&self.output) {
                 Ok(written) => {
                     self.output.advance(written);
-                    self.last_write = Instant::now();
+                    self.deadlines.last_write = Instant::now();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.to_string()),
@@ -264,7 +256,7 @@ impl Connection {
             self.input.reserve(READ_BYTES);
             match self.stream.try_read_buf(&mut self.input) {
                 Ok(0) => return Err("the peer hung up".into()),
-                Ok(_) => self.last_read = Instant::now(),
+                Ok(_) => self.deadlines.last_read = Instant::now(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error.to_string()),
             }
@@ -273,49 +265,23 @@ impl Connection {
         Ok(true)
     }
 
-    fn next_deadline(&self) -> Instant {
-        const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
-        let mut next = Instant::now() + NEVER;
-        if !self.heartbeat.is_zero() {
-            next = next.min(self.last_write + self.heartbeat / 2);
-            next = next.min(self.last_read + self.heartbeat * 2);
+    fn waiting(&self) -> Waiting {
+        Waiting {
+            to_write: !self.output.is_empty(),
+            to_read: self.may_read(),
         }
-        if !self.output.is_empty() {
-            next = next.min(self.last_write + self.shared.options.limits.write_timeout);
-        }
-        if let Some(since) = self.closing_since {
-            next = next.min(since + CLOSE_TIMEOUT);
-        }
-        next
     }
 
     fn on_time(&mut self) -> Result<(), Over> {
-        let now = Instant::now();
-        if self
-            .closing_since
-            .is_some_and(|since| now >= since + CLOSE_TIMEOUT)
-        {
-            return Err("the peer did not answer connection.close".into());
-        }
-        if !self.output.is_empty() {
-            if now >= self.last_write + self.shared.options.limits.write_timeout {
-                return Err("the peer does not read, `write_timeout` is over".into());
+        let waiting = self.waiting();
+        match self.deadlines.due(Instant::now(), waiting) {
+            Due::Nothing => Ok(()),
+            Due::Heartbeat => {
+                encode_heartbeat(&mut self.output);
+                Ok(())
             }
-            return Ok(());
+            Due::End(why) => Err(why.into()),
         }
-        if self.heartbeat.is_zero() {
-            return Ok(());
-        }
-        if !self.may_read() {
-            // A peer that is not read cannot be heard.
-            self.last_read = now;
-        } else if now >= self.last_read + self.heartbeat * 2 {
-            return Err("the peer missed two heartbeats".into());
-        }
-        if now >= self.last_write + self.heartbeat / 2 {
-            encode_heartbeat(&mut self.output);
-        }
-        Ok(())
     }
 
     /// An idle connection keeps no buffers.

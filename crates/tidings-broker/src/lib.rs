@@ -24,6 +24,7 @@
 //! connections that owe a confirm.
 
 mod connection;
+mod deadlines;
 mod engine;
 mod error;
 mod handshake;

@@ -303,3 +303,56 @@ fn help_has_examples() {
         "{help}"
     );
 }
+
+/// The processor time that a process has used, in hundredths of a second.
+#[cfg(target_os = "linux")]
+fn processor_time(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
+    // Field 14 and 15 of the line, of which the name is the second.
+    ticks(11) + ticks(12)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_peer_that_does_not_read_costs_no_processor_time() {
+    let data = tempfile::tempdir().expect("a folder");
+    let program = Program::start(data.path());
+    let tune = ConnectionTuneOk {
+        frame_max: 131_072,
+        heartbeat: 2,
+        ..Default::default()
+    };
+    let hello = Hello {
+        tune: Some(tune),
+        ..Hello::default()
+    };
+    let mut deaf = Client::greet(program.addr, hello).await.expect("let in");
+    deaf.open(1).await;
+    deaf.declare(queue("q")).await;
+    deaf.consume(1, "q", true).await;
+    let mut publisher = Client::connect(program.addr).await;
+    // More than the sockets hold. When some of it stays in the queue, the consumer is paused.
+    while publisher.ready("q").await == 0 {
+        publisher.publish(1, "", "q", &[0; 100_000]).await;
+        publisher.settle(1).await;
+    }
+    // It is alive, and more than half of its heartbeat passes without a byte for it.
+    let beat = async |deaf: &mut Client, times: u32| {
+        for _ in 0..times {
+            deaf.write(&[8, 0, 0, 0, 0, 0, 0, 0xce]).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    beat(&mut deaf, 3).await;
+    let before = processor_time(program.child.id());
+    beat(&mut deaf, 4).await;
+    let used = processor_time(program.child.id()) - before;
+    assert!(used < 20, "{used} hundredths of a second in two seconds");
+    // It is still connected, and gets what waits when it reads.
+    while publisher.ready("q").await > 0 {
+        deaf.delivery_or_heartbeat().await;
+    }
+}
