@@ -19,8 +19,9 @@ pub(crate) const HEADER_BYTES: usize = 32;
 /// Every batch begins at a multiple of this.
 pub(crate) const ALIGNMENT: usize = 8;
 /// Records are gathered into batches of about this size: what one checksum covers, and what
-/// compaction reads at once. A larger record is a batch of its own.
-pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
+/// compaction reads at once. Several fit into the smallest segment, so that any segment that becomes
+/// free is of use. A larger record is a batch of its own.
+pub(crate) const BATCH_BYTES_MAX: usize = 256 << 10;
 
 const MAGIC: u32 = 0x5442_4c31;
 /// What stands before each record.

@@ -137,8 +137,9 @@ impl Log {
         ))
     }
 
-    /// How many bytes of records of new things certainly fit. Waits while a segment is made in which
-    /// `bytes` fit, unless the disk is full: then it may be fewer.
+    /// How many bytes of records of new things certainly fit; it says no more than a mebibyte beyond
+    /// `bytes`. Waits while a segment is made in which `bytes` fit, unless the disk is full: then it
+    /// may be fewer.
     ///
     /// The room is kept for the next append, which must not come from another thread and ends
     /// this, even if it appends nothing.

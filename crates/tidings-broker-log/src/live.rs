@@ -59,8 +59,6 @@ impl Live {
                 self.gain(place);
                 before.inspect(|before| self.lose(before.place));
             }
-            Fact::Removed(queue, id) => self.remove(queue, id),
-            Fact::RemovedMany(queue, ids) => ids.into_iter().for_each(|id| self.remove(queue, id)),
             Fact::Declared(topic) => {
                 if let Topic::Queue(id) = topic {
                     self.next_queue = self.next_queue.max(id.0 + 1);
@@ -69,9 +67,8 @@ impl Live {
                 let before = self.topology.insert(topic, place);
                 before.inspect(|before| self.lose(*before));
             }
-            Fact::Deleted(topic) => {
-                let before = self.topology.remove(&topic);
-                before.inspect(|before| self.lose(*before));
+            gone @ (Fact::Removed(..) | Fact::RemovedMany(..) | Fact::Deleted(_)) => {
+                self.forget(gone);
             }
             Fact::Ids {
                 next_message,
@@ -82,6 +79,20 @@ impl Live {
             }
         }
         Ok(())
+    }
+
+    /// Takes note of something that is gone, before its record is written; the record itself then
+    /// changes nothing any more.
+    pub(crate) fn forget(&mut self, gone: Fact) {
+        match gone {
+            Fact::Removed(queue, id) => self.remove(queue, id),
+            Fact::RemovedMany(queue, ids) => ids.into_iter().for_each(|id| self.remove(queue, id)),
+            Fact::Deleted(topic) => {
+                let before = self.topology.remove(&topic);
+                before.inspect(|before| self.lose(*before));
+            }
+            Fact::Enqueued(..) | Fact::Declared(_) | Fact::Ids { .. } => {}
+        }
     }
 
     fn remove(&mut self, queue: QueueId, id: MessageId) {

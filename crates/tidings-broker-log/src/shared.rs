@@ -9,6 +9,9 @@ use tidings_broker_core::Record;
 
 use crate::{AppendError, LogError, Lsn, batch, codec};
 
+/// Of the room there is, at most this is promised beyond what was asked for: the rest is for others.
+const PROMISED_BYTES: usize = 1 << 20;
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     buffer: Mutex<Buffer>,
@@ -63,8 +66,8 @@ impl Shared {
         }
     }
 
-    /// Waits until there is room for `wanted` bytes, or the disk is full; promises the room there is
-    /// to whoever appends next.
+    /// Waits until there is room for `wanted` bytes, or the disk is full; promises them, and some more
+    /// if there is more, to whoever appends next.
     pub(crate) fn keep_room(&self, wanted: usize) -> Result<usize, Arc<LogError>> {
         let mut buffer = self.buffer.lock();
         loop {
@@ -72,8 +75,8 @@ impl Shared {
                 return Err(failure);
             }
             if wanted <= buffer.room || self.is_full() {
-                buffer.promised = buffer.room;
-                return Ok(buffer.room);
+                buffer.promised = buffer.room.min(wanted.saturating_add(PROMISED_BYTES));
+                return Ok(buffer.promised);
             }
             self.ask_for(wanted, &mut buffer);
             self.emptied.wait(&mut buffer);
@@ -180,6 +183,23 @@ impl Shared {
     pub(crate) fn accepted_bytes(&self) -> usize {
         let buffer = self.buffer.lock();
         buffer.bytes.len() + buffer.promised
+    }
+
+    /// Takes room for the writer itself, if there is as much that was not promised; it counts until the
+    /// room is said anew.
+    pub(crate) fn claim_room(&self, bytes: u64) -> bool {
+        let mut buffer = self.buffer.lock();
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let free = buffer.room.saturating_sub(buffer.promised);
+        if bytes <= free {
+            buffer.room -= bytes;
+        }
+        bytes <= free
+    }
+
+    /// The records that were accepted and are not yet with the writer.
+    pub(crate) fn copy_waiting(&self) -> Vec<u8> {
+        self.buffer.lock().bytes.clone()
     }
 
     /// Whether nothing waits to be written.

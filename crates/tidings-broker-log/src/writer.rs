@@ -23,7 +23,7 @@ use crate::{Event, LogError, Options};
 mod compaction;
 mod space;
 
-use space::start_segment;
+use space::{OVERHEAD_BYTES, start_segment};
 
 /// The size of the first segment of a log: small, so that starting is quick.
 const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
@@ -58,6 +58,13 @@ pub(crate) struct Writer {
     compacted: u64,
     /// The batch being put together.
     batch: Vec<u8>,
+    /// The records of this round, and how many bytes of them are written.
+    taken: Arc<Vec<u8>>,
+    written: usize,
+    /// What is written now is to free a segment on a full disk, and may use what is held for that.
+    freeing: bool,
+    /// The oldest segment is being read, and must stay.
+    compacting: bool,
 }
 
 /// A segment that is no longer written to.
@@ -149,6 +156,10 @@ impl Writer {
             full: false,
             compacted: 0,
             batch: Vec::new(),
+            taken: Arc::default(),
+            written: 0,
+            freeing: false,
+            compacting: false,
         };
         writer.tell_room();
         Ok(writer)
@@ -185,14 +196,17 @@ impl Writer {
             };
             match self.shared.take(&mut spent, timeout) {
                 Work::Records(records, lsn) => {
+                    let records = Arc::new(records);
+                    (self.taken, self.written) = (records.clone(), 0);
                     compacting = self.compact(records.len() as u64)?;
-                    self.write_records(&records)?;
+                    self.write_records(&records, true)?;
                     self.sync()?;
                     self.shared.set_durable(lsn);
                     (self.on_event)(Event::Durable(lsn));
-                    if records.capacity() <= SPENT_BYTES_MAX {
-                        spent = records;
-                    }
+                    self.taken = Arc::default();
+                    spent = Arc::into_inner(records)
+                        .filter(|records| records.capacity() <= SPENT_BYTES_MAX)
+                        .unwrap_or_default();
                 }
                 Work::Nothing => {
                     compacting = self.compact(0)?;
@@ -211,8 +225,9 @@ impl Writer {
         }
     }
 
-    /// Cuts the records into batches and writes them.
-    fn write_records(&mut self, records: &[u8]) -> Result<(), LogError> {
+    /// Cuts the records into batches and writes them; they are what was taken in this round, or what
+    /// compaction moves.
+    fn write_records(&mut self, records: &[u8], are_taken: bool) -> Result<(), LogError> {
         let whole = usize::try_from(self.options.segment_bytes_max / 4).unwrap_or(usize::MAX);
         let mut start = 0;
         let mut end = 0;
@@ -223,6 +238,9 @@ impl Writer {
             if record_end - start > bytes_max && end > start {
                 self.write_batch(&records[start..end])?;
                 start = end;
+                if are_taken {
+                    self.written = end;
+                }
                 bytes_max = BATCH_BYTES_MAX.min(whole).min(self.fitting());
             }
             end = record_end;
@@ -234,9 +252,13 @@ impl Writer {
         }
     }
 
-    /// The largest payload that fits into this segment; in one that is full, anything.
+    /// The largest payload that fits into this segment, without what is held of it as long as that is
+    /// held; in one that is full, anything.
     fn fitting(&self) -> usize {
-        let left = self.current.size - self.current.end;
+        let left = match self.is_holding() {
+            true => self.unheld(),
+            false => self.current.size - self.current.end,
+        };
         let framing = (batch::stride(0) + batch::ALIGNMENT) as u64;
         match left.checked_sub(framing) {
             None | Some(0) => usize::MAX,
@@ -247,9 +269,18 @@ impl Writer {
     /// Writes one batch, into a new segment if the current one is full.
     fn write_batch(&mut self, payload: &[u8]) -> Result<(), LogError> {
         let bytes = batch::stride(payload.len()) as u64;
+        if self.reaches_what_is_held(bytes) {
+            self.wait_for_next(bytes + OVERHEAD_BYTES)?;
+        }
         if self.current.end + bytes > self.current.size {
             self.roll(bytes)?;
         }
+        self.put_batch(payload)
+    }
+
+    /// Writes one batch into the current segment, where it fits.
+    fn put_batch(&mut self, payload: &[u8]) -> Result<(), LogError> {
+        let bytes = batch::stride(payload.len()) as u64;
         let at = self.current.end as usize;
         batch::begin(&mut self.batch);
         self.batch.extend_from_slice(payload);
@@ -298,7 +329,7 @@ impl Writer {
     fn bear_witness(&mut self) -> Result<(), LogError> {
         let fits = self.current.end + batch::stride(0) as u64 <= self.current.size;
         if self.witnessed < self.last_filled && fits {
-            self.write_batch(&[])?;
+            self.put_batch(&[])?;
             self.witnessed = self.last_filled;
         }
         Ok(())

@@ -2,8 +2,7 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::*;
 use tidings_broker_core::{MessageId, QueueId, Record};
@@ -121,37 +120,6 @@ fn a_full_buffer_makes_the_appender_wait_and_not_the_memory_grow() {
     assert_eq!(recovered.records.len(), 2 + 4 * 199);
 }
 
-/// A file system of its own, gone with this value.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// None if this user may not mount anything.
-    fn mount(size: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().expect("a folder");
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(dir.path())
-            .output();
-        mount
-            .is_ok_and(|output| output.status.success())
-            .then_some(Self(dir))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(self.0.path()).status();
-        assert!(
-            unmounted.is_ok_and(|status| status.success()),
-            "it can be unmounted"
-        );
-    }
-}
-
 #[test]
 fn a_full_disk_refuses_messages_takes_removals_and_recovers_by_itself() {
     // How full the segments are when removals free the first one depends on the size.
@@ -239,4 +207,74 @@ fn a_disk_without_room_for_a_log_is_a_clear_error_and_leaves_nothing_half_made()
         "{error}"
     );
     assert!(!disk.path().join("spare").exists());
+}
+
+/// Fills a disk with messages, takes most of them out as fast as that can be said, and fills it anew.
+fn fill_and_heal(
+    disk_bytes: &str,
+    options: Options,
+    body_bytes: usize,
+    stays: impl Fn(u64) -> bool,
+) {
+    let Some(disk) = SmallDisk::mount(disk_bytes) else {
+        eprintln!("skipped: this user may not mount a file system");
+        return;
+    };
+    let dir = disk.path().join("log");
+    let (log, _) = open_with(&dir, options.clone()).expect("opened");
+    log.append(&queue(1)).expect("taken");
+    let mut ids = 0..;
+    let mut fill = || {
+        let mut filled = Vec::new();
+        loop {
+            let id = ids.next().expect("many");
+            match log.append(&message(id, &[1], body_bytes)) {
+                Ok(_) => filled.push(id),
+                Err(AppendError::DiskFull) => return filled,
+                Err(error) => panic!("{error}: {:?}", log.failure()),
+            }
+        }
+    };
+    let (mut kept, gone): (Vec<u64>, Vec<u64>) = fill().into_iter().partition(|id| stays(*id));
+    assert!(gone.len() > 100, "{} messages fit", gone.len());
+    let mut last = Default::default();
+    for id in gone {
+        last = log.append(&removed(1, id)).expect("a removal is taken");
+    }
+    wait_durable(&log, last);
+    // Segments go one after the other: soon many fit again.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let before = kept.len();
+    while kept.len() < before + 100 {
+        assert!(Instant::now() < deadline, "it does not heal");
+        wait_for(|| !log.is_full());
+        kept.extend(fill());
+    }
+    log.close().expect("closed");
+    let (_log, recovered) = open_with(&dir, options).expect("opened");
+    let found = recovered.records.iter().filter_map(|record| match record {
+        Record::Enqueued { id, .. } => Some(id.0),
+        _ => None,
+    });
+    assert!(found.eq(kept.iter().copied()), "what was kept is there");
+}
+
+#[test]
+fn a_full_disk_heals_whatever_the_sizes_of_segments_and_messages_are() {
+    let segments = |segment_bytes_max| Options {
+        segment_bytes_max,
+        ..Options::default()
+    };
+    // A removal takes a third of a message without a body.
+    for body_bytes in [0, 300] {
+        for (disk, options) in [
+            ("2m", segments(64 << 10)),
+            ("3m", segments(256 << 10)),
+            ("8m", Options::default()),
+        ] {
+            println!("{body_bytes} bytes on {disk} with {options:?}");
+            fill_and_heal(disk, options.clone(), body_bytes, |id| id == 0);
+            fill_and_heal(disk, options, body_bytes, |id| id % 1000 == 0);
+        }
+    }
 }

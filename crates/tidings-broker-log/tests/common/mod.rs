@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -188,4 +189,35 @@ pub fn events() -> (
 ) {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1 << 20);
     (move |event| drop(sender.send(event)), receiver)
+}
+
+/// A file system of its own, gone with this value.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// None if this user may not mount anything.
+    pub fn mount(size: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(dir.path())
+            .output();
+        mount
+            .is_ok_and(|output| output.status.success())
+            .then_some(Self(dir))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(self.0.path()).status();
+        assert!(
+            unmounted.is_ok_and(|status| status.success()),
+            "it can be unmounted"
+        );
+    }
 }
