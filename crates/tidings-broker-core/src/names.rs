@@ -1,4 +1,5 @@
-//! Generated names: `amq.gen-…` and `amq.ctag-…`, 128 bits each, from a seed.
+//! Generated names: `amq.gen-…` and `amq.ctag-…`, 128 bits each, from whoever drives the broker. Who
+//! knows one name must not be able to tell others: a queue for replies is protected by nothing else.
 
 use bytes::Bytes;
 
@@ -6,18 +7,23 @@ const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 /// 22 letters of 6 bits hold 128 bits.
 const LENGTH: usize = 22;
 
+/// The bits of the name that is generated after so many others.
+pub(crate) type NameBits = fn(u64) -> u128;
+
 #[derive(Debug)]
 pub(crate) struct Names {
-    state: u64,
+    bits: NameBits,
+    generated: u64,
 }
 
 impl Names {
-    pub(crate) const fn new(seed: u64) -> Self {
-        Self { state: seed }
+    pub(crate) const fn new(bits: NameBits) -> Self {
+        Self { bits, generated: 0 }
     }
 
     pub(crate) fn generate(&mut self, prefix: &str) -> Bytes {
-        let mut bits = u128::from(self.next()) << 64 | u128::from(self.next());
+        let mut bits = (self.bits)(self.generated);
+        self.generated += 1;
         let mut name = Vec::with_capacity(prefix.len() + LENGTH);
         name.extend_from_slice(prefix.as_bytes());
         for _ in 0..LENGTH {
@@ -25,14 +31,5 @@ impl Names {
             bits >>= 6;
         }
         name.into()
-    }
-
-    /// SplitMix64.
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 }

@@ -224,6 +224,7 @@ type Check = fn(&Value) -> Result<(), &'static str>;
 
 const DEAD_LETTER_EXCHANGE: &str = "x-dead-letter-exchange";
 const DEAD_LETTER_KEY: &str = "x-dead-letter-routing-key";
+const DEAD_LETTER_STRATEGY: &str = "x-dead-letter-strategy";
 const QUEUE_TYPE: &str = "x-queue-type";
 
 /// Every argument of a queue that means something, and what it must look like.
@@ -237,7 +238,7 @@ const ARGUMENTS: &[(&str, Check)] = &[
     }),
     (DEAD_LETTER_EXCHANGE, name),
     (DEAD_LETTER_KEY, name),
-    ("x-dead-letter-strategy", |v| {
+    (DEAD_LETTER_STRATEGY, |v| {
         one_of(v, &["at-most-once", "at-least-once"])
     }),
     ("x-single-active-consumer", boolean),
@@ -339,6 +340,11 @@ impl Rules {
             let why =
                 format_args!("invalid property '{property}' for {what}: it is a quorum queue");
             return Err(Refusal::precondition(why));
+        }
+        if !rules.quorum && arguments.get(DEAD_LETTER_STRATEGY).is_some() {
+            let why = "only quorum queues have it; leave it out, or declare the queue with \
+                       x-queue-type: quorum";
+            return Err(invalid(DEAD_LETTER_STRATEGY, why));
         }
         if rules.dead_letter_key.is_some() && rules.dead_letter_exchange.is_none() {
             let why = "routing_key_but_no_dlx_defined: it needs x-dead-letter-exchange";

@@ -8,7 +8,6 @@
 //! confirms that need it wait in their connection.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -93,7 +92,7 @@ impl Shared {
         let meter = Arc::new(Meter::default());
         let mut core = core::Broker::new(core::Options {
             decode_headers,
-            names_seed: RandomState::new().hash_one(now()),
+            name_bits: |_| random_bits(),
             ..core::Options::default()
         });
         let log = match &options.data {
@@ -525,6 +524,13 @@ pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Bits that nobody can guess.
+fn random_bits() -> u128 {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the system gives random numbers");
+    u128::from_ne_bytes(bytes)
 }
 
 fn decode_headers(properties: &Bytes) -> core::Table {

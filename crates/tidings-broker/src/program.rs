@@ -108,9 +108,14 @@ impl Arguments {
         if self.user.is_empty() {
             return Ok(options);
         }
-        let users = self.user.iter().map(|text| {
+        let users = self.user.iter().enumerate().map(|(at, text)| {
+            // What it is instead may be a password.
             let (name, password) = text.split_once(':').ok_or_else(|| {
-                anyhow::anyhow!("`--user {text}` should look like `NAME:PASSWORD`")
+                anyhow::anyhow!(
+                    "user {} of `--user` or `TIDINGS_USERS` does not look like `NAME:PASSWORD`; \
+                     commas separate users, so that a password cannot have one",
+                    at + 1
+                )
             })?;
             Ok(User::new(name, password))
         });

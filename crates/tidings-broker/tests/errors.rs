@@ -193,6 +193,13 @@ async fn what_differs_or_is_in_use_is_406() {
             "x-overflow",
         ),
         row(
+            vec![],
+            queue_with("q", &[("x-dead-letter-strategy", text("at-least-once"))]),
+            406,
+            "invalid arg 'x-dead-letter-strategy' for queue 'q' in vhost '/': only quorum queues \
+             have it",
+        ),
+        row(
             vec![exchange("x", "direct").into()],
             exchange("x", "fanout"),
             406,

@@ -501,3 +501,37 @@ async fn a_goodbye_arrives_even_if_the_peer_goes_on_writing() {
         assert!(client.next().await.is_none());
     }
 }
+
+/// The two numbers in a generated name.
+fn numbers(name: &str) -> (u64, u64) {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let letters = name.strip_prefix("amq.gen-").expect("a generated name");
+    let bits = letters.bytes().rev().fold(0, |bits: u128, letter| {
+        let value = LETTERS.iter().position(|other| *other == letter);
+        (bits << 6) | value.expect("one of 64 letters") as u128
+    });
+    ((bits >> 64) as u64, bits as u64)
+}
+
+/// What SplitMix64 made this number of.
+fn unmixed(number: u64) -> u64 {
+    let unshifted = |z: u64, by: u32| (0..64 / by).fold(z, |y, _| z ^ (y >> by));
+    let z = unshifted(number, 31).wrapping_mul(0x3196_42b2_d24d_8ec3);
+    unshifted(unshifted(z, 27).wrapping_mul(0x96de_1b17_3f11_9089), 30)
+}
+
+#[tokio::test]
+async fn a_generated_name_tells_nothing_of_the_next_one() {
+    let (_broker, mut client) = connected().await;
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..20 {
+        let declared = client.declare(queue("")).await.queue;
+        let (one, other) = numbers(&declared.to_str_lossy());
+        assert!(seen.insert(one) && seen.insert(other), "{declared}");
+        let step = unmixed(other).wrapping_sub(unmixed(one));
+        assert_ne!(
+            step, 0x9e37_79b9_7f4a_7c15,
+            "numbers that follow each other"
+        );
+    }
+}

@@ -291,6 +291,10 @@ fn a_start_that_fails_says_what_to_do() {
     );
     check(&["--listen", "nonsense"], &["--listen"]);
     check(&["--ephemeral", "--user", "nopassword"], &["NAME:PASSWORD"]);
+    let output = fails(&["--ephemeral", "--user", "shop:first,half-of-a-secret"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("user 2 of `--user`"), "{error}");
+    assert!(!error.contains("half-of-a-secret"), "{error}");
 }
 
 #[test]

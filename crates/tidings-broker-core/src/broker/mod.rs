@@ -47,9 +47,10 @@ pub struct Options {
     /// Decodes the headers of a message from its properties. Called only when a message meets a
     /// headers exchange that has bindings.
     pub decode_headers: fn(&Bytes) -> Table,
-    /// Where generated queue names and consumer tags start; give each process another, so that
-    /// they cannot be guessed or met again.
-    pub names_seed: u64,
+    /// Gives the bits of a generated name, of a queue or a consumer, after so many others. By default
+    /// that is their number, for tests; a server gives bits that nobody can guess, and other ones in
+    /// each process.
+    pub name_bits: fn(u64) -> u128,
     /// Routing results remembered per exchange. When it is full it starts anew.
     pub cached_routes_max: usize,
     /// Messages delivered from, or expired in, one queue at a time. The rest follows with the next
@@ -63,7 +64,7 @@ impl Default for Options {
         Self {
             vhost: "/".to_owned(),
             decode_headers: |_| Table::new(),
-            names_seed: 0,
+            name_bits: u128::from,
             cached_routes_max: 4096,
             messages_per_step_max: 512,
         }
@@ -113,7 +114,7 @@ impl Broker {
     /// A broker with the predeclared exchanges and nothing else.
     pub fn new(options: Options) -> Self {
         let mut broker = Self {
-            names: Names::new(options.names_seed),
+            names: Names::new(options.name_bits),
             options,
             exchanges: Slab::default(),
             exchange_names: HashMap::new(),
