@@ -3,6 +3,9 @@
 //! A body has its writer's schema with it ([`container`]). It is resolved against the reader's as
 //! [Avro's specification](https://avro.apache.org/docs/1.12.0/specification/#schema-resolution) says: by the names of fields, with
 //! aliases, defaults and promoted numbers. What was written by the reader's own schema is read without that.
+//!
+//! Since a body brings its schema along, a stranger may send any: schemas with types that contain themselves, or that are nested
+//! deeper than 64 levels, are refused, and so are bodies that unfold to more than 64 MiB, and compressed ones.
 
 use std::{fmt, sync::Arc};
 
@@ -15,12 +18,16 @@ use serde::{Serialize, de::DeserializeOwned};
 use tidings_core::{BodyError, BodySchema, read_json};
 
 use crate::{
-    container::{self, Container, ContainerError},
-    looks_like_json,
+    container::{self, Container},
+    depth, looks_like_json,
 };
 
 /// The MIME type of bodies in Avro, with their schemas.
 pub const CONTENT_TYPE: &str = "application/avro";
+
+/// What a body may take in memory, for the whole program, unless [`apache_avro::util::max_allocation_bytes`] was called
+/// before: a list of nothing needs no bytes for its items.
+const ALLOCATION_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How many schemas of other writers are remembered for each type: more than there are versions of a message under way.
 const WRITERS_MAX: usize = 16;
@@ -69,11 +76,9 @@ impl Codec {
     }
 
     fn made(&self) -> Result<&Made, BodyError> {
-        self.made.as_ref().map_err(|why| {
-            wrong(format!(
-                "the schema that is derived from its type is none: {why}"
-            ))
-        })
+        self.made
+            .as_ref()
+            .map_err(|why| wrong(format!("the schema of its type cannot be used: {why}")))
     }
 
     /// A body.
@@ -101,11 +106,7 @@ impl Codec {
             return read_json(body);
         }
         let made = self.made()?;
-        match container::read(body) {
-            Ok(container) => made.read(container),
-            Err(ContainerError::Compressed(_)) => made.read_compressed(body),
-            Err(error) => Err(wrong(error)),
-        }
+        made.read(container::read(body).map_err(wrong)?)
     }
 }
 
@@ -114,7 +115,7 @@ impl Made {
         let said = |error: apache_avro::Error| error.to_string();
         // As text and back, so that it is the one that others have.
         let text = serde_json::to_string(schema).map_err(|error| error.to_string())?;
-        let schema = Schema::parse_str(&text).map_err(said)?;
+        let schema = parsed(&text)?;
         let schema: &'static Schema = Box::leak(Box::new(schema));
         Ok(Self {
             schema,
@@ -132,7 +133,7 @@ impl Made {
         } else {
             let writer = self.writer(container.schema).map_err(|error| {
                 wrong(format!(
-                    "the schema that it was written by is none: {error}"
+                    "the schema that it was written by cannot be used: {error}"
                 ))
             })?;
             let reader = GenericDatumReader::builder(&writer)
@@ -152,20 +153,8 @@ impl Made {
         }
     }
 
-    fn read_compressed<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, BodyError> {
-        let reader = apache_avro::Reader::builder(body)
-            .reader_schema(self.schema)
-            .build();
-        let mut values = reader.map_err(wrong)?;
-        let first = values.next();
-        let (Some(first), None) = (first, values.next()) else {
-            return Err(wrong("there is not one record in it, and a message is one"));
-        };
-        first.and_then(|value| from_value(&value)).map_err(wrong)
-    }
-
     /// The schema of another writer.
-    fn writer(&self, text: &str) -> apache_avro::AvroResult<Arc<Schema>> {
+    fn writer(&self, text: &str) -> Result<Arc<Schema>, String> {
         let known = |writers: &[(Box<str>, Arc<Schema>)]| {
             let found = writers.iter().find(|(it, _)| **it == *text);
             found.map(|(_, schema)| Arc::clone(schema))
@@ -173,7 +162,7 @@ impl Made {
         if let Some(schema) = known(&self.writers.lock()) {
             return Ok(schema);
         }
-        let schema = Arc::new(Schema::parse_str(text)?);
+        let schema = Arc::new(parsed(text)?);
         let mut writers = self.writers.lock();
         if known(&writers).is_none() {
             if writers.len() == WRITERS_MAX {
@@ -185,11 +174,19 @@ impl Made {
     }
 }
 
+/// A schema by which bodies can be read, whoever wrote it.
+fn parsed(text: &str) -> Result<Schema, String> {
+    apache_avro::util::max_allocation_bytes(ALLOCATION_BYTES_MAX);
+    let schema = Schema::parse_str(text).map_err(|error| error.to_string())?;
+    depth::check(&schema)?;
+    Ok(schema)
+}
+
 /// The fields of a body in Avro as JSON, for people: by the schema that is in it, whatever message it is. Nothing if it is
 /// no body in Avro.
 pub fn as_json(body: &[u8]) -> Option<String> {
     let container = container::read(body).ok()?;
-    let schema = Schema::parse_str(container.schema).ok()?;
+    let schema = parsed(container.schema).ok()?;
     let reader = GenericDatumReader::builder(&schema).build().ok()?;
     let value = reader.read_value(&mut &container.datum[..]).ok()?;
     let json = serde_json::Value::try_from(value).ok()?;

@@ -36,7 +36,7 @@ pub struct Container<'a> {
 pub enum ContainerError {
     /// It is no container file, or ends too early.
     Broken(&'static str),
-    /// Its records are compressed, which only a library of Avro reads: `deflate`.
+    /// Its record is compressed, and nobody knows how large it becomes: `deflate`.
     Compressed(String),
     /// So many records are in it.
     Many(i64),
@@ -48,7 +48,10 @@ impl fmt::Display for ContainerError {
             Self::Broken(what) => {
                 write!(f, "an Avro body is a container file of one record: {what}")
             }
-            Self::Compressed(codec) => write!(f, "its records are compressed (`{codec}`)"),
+            Self::Compressed(codec) => write!(
+                f,
+                "its record is compressed (`{codec}`), which is not read: let its sender write with the codec `null`"
+            ),
             Self::Many(count) => write!(f, "it has {count} records, and a message is one"),
         }
     }

@@ -19,6 +19,8 @@ fn looks_like_json(body: &[u8], content_type: &str) -> bool {
 #[cfg(feature = "avro")]
 pub mod avro;
 pub mod container;
+#[cfg(feature = "avro")]
+mod depth;
 #[cfg(feature = "proto-files")]
 pub mod proto_files;
 #[cfg(feature = "protobuf")]

@@ -146,25 +146,77 @@ fn files_of_other_writers_are_read_if_they_are_one_message() {
         }
         writer.into_inner().expect("a file")
     };
+    let read = OrderPlaced::from_body(&file(apache_avro::Codec::Null, 1), "application/avro");
+    assert_eq!(read.expect("it is read"), placed());
     let compressed = file(apache_avro::Codec::Deflate(Default::default()), 1);
     assert_eq!(
         container::read(&compressed),
         Err(ContainerError::Compressed("deflate".to_owned()))
     );
-    for one in [compressed, file(apache_avro::Codec::Null, 1)] {
-        let read = OrderPlaced::from_body(&one, "application/avro");
-        assert_eq!(read.expect("it is read"), placed());
-    }
+    let refused = |body: &[u8], part: &str| {
+        let read = OrderPlaced::from_body(body, "application/avro");
+        let error = read.expect_err("it is refused").to_string();
+        assert!(error.contains(part), "{error}");
+        assert_eq!(avro::as_json(body), None);
+    };
+    refused(&compressed, "with the codec `null`");
     for count in [0, 2] {
-        for codec in [
-            apache_avro::Codec::Null,
-            apache_avro::Codec::Deflate(Default::default()),
-        ] {
-            let read = OrderPlaced::from_body(&file(codec, count), "application/avro");
-            let error = read.expect_err("not one message").to_string();
-            assert!(error.contains("a message is one"), "{error}");
-        }
+        refused(&file(apache_avro::Codec::Null, count), "a message is one");
     }
+}
+
+/// A body brings its schema along, so it may be anybody's.
+#[test]
+fn a_strangers_schema_cannot_use_up_stack_or_memory() {
+    let refused = |schema: &str, datum: &[u8], part: &str| {
+        let body = container::write(schema, datum);
+        let read = OrderPlaced::from_body(&body, "application/avro");
+        let error = read.expect_err("it is refused").to_string();
+        assert!(error.contains(part), "{error}");
+        assert_eq!(avro::as_json(&body), None);
+    };
+    // Without end, in no bytes at all; and one level for each byte.
+    let endless =
+        r#"{"type":"record","name":"R","namespace":"x","fields":[{"name":"r","type":"R"}]}"#;
+    refused(endless, b"", "contains itself, `x.R`");
+    let list = r#"{"type":"record","name":"R","fields":[{"name":"r","type":["null","R"]}]}"#;
+    refused(list, &[2; 1_000_000], "contains itself, `R`");
+    // Ten thousand levels by names.
+    let mut deep = String::from(r#"["null""#);
+    for level in 0..10_000 {
+        let inner = match level {
+            0 => "int".to_owned(),
+            _ => format!("R{}", level - 1),
+        };
+        deep += &format!(
+            r#",{{"type":"record","name":"R{level}","fields":[{{"name":"r","type":"{inner}"}}]}}"#
+        );
+    }
+    deep.push(']');
+    refused(&deep, &[0], "levels deep");
+    // Ten million items in a few bytes.
+    let nothing = r#"{"type":"record","name":"R","fields":[{"name":"r","type":{"type":"array","items":"null"}}]}"#;
+    refused(
+        nothing,
+        &[0x80, 0xda, 0xc4, 0x09, 0],
+        "cannot be read by this one",
+    );
+}
+
+/// A type of ours that contains itself is told, and not written.
+#[test]
+fn a_type_that_contains_itself_is_no_message_in_avro() {
+    let tree = TreePlanted {
+        children: vec![TreePlanted { children: vec![] }],
+    };
+    let error = tree.to_body().expect_err("it is refused").to_string();
+    assert!(error.contains("contains itself, `TreePlanted`"), "{error}");
+}
+
+#[derive(Debug, Serialize, Deserialize, AvroSchema, Event)]
+#[event(format = "avro")]
+struct TreePlanted {
+    children: Vec<TreePlanted>,
 }
 
 #[test]
@@ -318,7 +370,7 @@ assert len(records) == 1, records
 print(json.dumps(records[0]))
 records[0]["customer"] = None
 with open(back, "wb") as file:
-    fastavro.writer(file, schema, records, codec="deflate")
+    fastavro.writer(file, schema, records)
 "#;
     let back = folder.path().join("back.avro");
     let mut python = tidings_testing::foreign::confluent_python();
