@@ -17,6 +17,16 @@ use crate::{
     document::Body,
 };
 
+/// Types nested deeper than any message's are not looked into: documents are strangers' input.
+const DEPTH_MAX: usize = 64;
+
+/// What stands for them in a finding.
+fn too_deep() -> What {
+    What::Unclear {
+        keywords: format!("types that are nested deeper than {DEPTH_MAX} levels"),
+    }
+}
+
 /// Which side of a message a schema describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {

@@ -146,6 +146,41 @@ fn avro_types_have_names_and_may_contain_themselves() {
     );
 }
 
+/// Ten thousand types, each with the one before: a document is a stranger's.
+#[test]
+fn what_is_nested_without_measure_is_told_and_ends() {
+    let avro = |innermost: &str| {
+        let types = (0..10_000).map(|level| {
+            let inner = match level {
+                0 => innermost.to_owned(),
+                _ => format!("R{}", level - 1),
+            };
+            let fields = json!([{"name": "r", "type": inner}]);
+            let kind = json!({"type": "record", "name": format!("R{level}"), "fields": fields});
+            field(&format!("f{level}"), kind)
+        });
+        record(&types.collect::<Vec<_>>())
+    };
+    expect(
+        &avro("int"),
+        &avro("string"),
+        &["nested deeper than 64 levels"],
+    );
+    let mut proto = String::from("syntax = \"proto3\";\nmessage M0 { int64 value = 1; }\n");
+    for level in 0..10_000 {
+        proto += &format!("message M{} {{ M{level} m = 1; }}\n", level + 1);
+    }
+    let proto = |kind: &str| Body::Protobuf {
+        file: proto.replace("int64", kind),
+        message: "M10000".to_owned(),
+    };
+    expect(
+        &proto("int64"),
+        &proto("string"),
+        &["nested deeper than 64 levels"],
+    );
+}
+
 fn proto(fields: &str) -> Body {
     Body::Protobuf {
         file: format!(

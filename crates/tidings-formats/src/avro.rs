@@ -40,13 +40,14 @@ pub trait InAvro {
 
 /// How bodies of one type are written and read.
 pub struct Codec {
-    /// Why the type has no schema, in which case nothing can be written or read.
+    /// The schema of the type.
+    text: String,
+    /// Or why nothing can be written or read by it.
     made: Result<Made, String>,
 }
 
 struct Made {
     schema: &'static Schema,
-    text: String,
     writer: GenericDatumWriter<'static>,
     reader: GenericDatumReader<'static>,
     /// Schemas of other writers, by their texts.
@@ -55,24 +56,28 @@ struct Made {
 
 impl fmt::Debug for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Codec")
-            .field(&self.made.as_ref().map(|it| &it.text))
-            .finish()
+        f.debug_tuple("Codec").field(&self.text).finish()
     }
 }
 
 impl Codec {
     /// That of a type. It lives as long as the program: make one for each type, as the derives do.
     pub fn of<T: AvroSchema>() -> Self {
-        Self {
-            made: Made::by(&T::get_schema()),
+        match serde_json::to_string(&T::get_schema()) {
+            Ok(text) => Self {
+                made: Made::by(&text),
+                text,
+            },
+            Err(error) => Self {
+                text: String::new(),
+                made: Err(error.to_string()),
+            },
         }
     }
 
     /// The schema that bodies are written by.
     pub fn schema(&self) -> BodySchema {
-        let text = self.made.as_ref().map(|it| it.text.clone());
-        BodySchema::Avro(text.unwrap_or_default().into())
+        BodySchema::Avro(self.text.clone().into())
     }
 
     fn made(&self) -> Result<&Made, BodyError> {
@@ -89,7 +94,7 @@ impl Codec {
     pub fn write<T: Serialize>(&self, message: &T) -> Result<Vec<u8>, BodyError> {
         let made = self.made()?;
         let datum = made.writer.write_ser_to_vec(message).map_err(wrong)?;
-        Ok(container::write(&made.text, &datum))
+        Ok(container::write(&self.text, &datum))
     }
 
     /// The message of a body, which may be in JSON as well.
@@ -106,51 +111,52 @@ impl Codec {
             return read_json(body);
         }
         let made = self.made()?;
-        made.read(container::read(body).map_err(wrong)?)
+        let container = container::read(body).map_err(wrong)?;
+        match container.schema == self.text {
+            true => made.read_own(container.datum),
+            false => made.read_others(container),
+        }
     }
 }
 
 impl Made {
-    fn by(schema: &Schema) -> Result<Self, String> {
+    /// From the text, so that it is the one that others have.
+    fn by(text: &str) -> Result<Self, String> {
         let said = |error: apache_avro::Error| error.to_string();
-        // As text and back, so that it is the one that others have.
-        let text = serde_json::to_string(schema).map_err(|error| error.to_string())?;
-        let schema = parsed(&text)?;
-        let schema: &'static Schema = Box::leak(Box::new(schema));
+        let schema: &'static Schema = Box::leak(Box::new(parsed(text)?));
         Ok(Self {
             schema,
-            text,
             writer: GenericDatumWriter::builder(schema).build().map_err(said)?,
             reader: GenericDatumReader::builder(schema).build().map_err(said)?,
             writers: Mutex::default(),
         })
     }
 
-    fn read<T: DeserializeOwned>(&self, container: Container<'_>) -> Result<T, BodyError> {
+    fn read_own<T: DeserializeOwned>(&self, datum: &[u8]) -> Result<T, BodyError> {
+        let mut rest = datum;
+        let message = self.reader.read_deser(&mut rest).map_err(wrong)?;
+        whole(message, rest)
+    }
+
+    fn read_others<T: DeserializeOwned>(&self, container: Container<'_>) -> Result<T, BodyError> {
+        let writer = self.writer(container.schema).map_err(|error| {
+            wrong(format!(
+                "the schema that it was written by cannot be used: {error}"
+            ))
+        })?;
+        let reader = GenericDatumReader::builder(&writer)
+            .reader_schema(self.schema)
+            .build();
         let mut rest = container.datum;
-        let message = if container.schema == self.text {
-            self.reader.read_deser(&mut rest).map_err(wrong)?
-        } else {
-            let writer = self.writer(container.schema).map_err(|error| {
-                wrong(format!(
-                    "the schema that it was written by cannot be used: {error}"
-                ))
-            })?;
-            let reader = GenericDatumReader::builder(&writer)
-                .reader_schema(self.schema)
-                .build();
-            let value = reader.and_then(|it| it.read_value(&mut rest));
-            let message = value.and_then(|value| from_value(&value));
-            message.map_err(|error| {
+        let value = reader.and_then(|it| it.read_value(&mut rest));
+        let message = value
+            .and_then(|value| from_value(&value))
+            .map_err(|error| {
                 wrong(format!(
                     "it was written by another schema, and cannot be read by this one: {error}"
                 ))
-            })?
-        };
-        match rest.is_empty() {
-            true => Ok(message),
-            false => Err(wrong("more follows behind its record")),
-        }
+            })?;
+        whole(message, rest)
     }
 
     /// The schema of another writer.
@@ -171,6 +177,14 @@ impl Made {
             writers.push((text.into(), Arc::clone(&schema)));
         }
         Ok(schema)
+    }
+}
+
+/// The message of a record, behind which nothing is left.
+fn whole<T>(message: T, rest: &[u8]) -> Result<T, BodyError> {
+    match rest.is_empty() {
+        true => Ok(message),
+        false => Err(wrong("more follows behind its record")),
     }
 }
 

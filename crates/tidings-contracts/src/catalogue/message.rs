@@ -1,6 +1,6 @@
 //! A message's page: what it is, who sends and who receives it, its fields with who reads them, examples and schemas.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use super::{
     Catalogue, examples,
@@ -163,6 +163,15 @@ fn facts(links: &Links<'_>, name: &str, message: &Message<'_>, main: &mut String
         (None, None) => "no limit is said".to_owned(),
     };
     facts.push(("Size", size));
+    let formats: BTreeSet<String> = message
+        .contracts()
+        .filter(|it| !matches!(it.body, Body::Json(_) | Body::Unsaid))
+        .map(|it| it.body.format())
+        .collect();
+    if !formats.is_empty() {
+        let formats: Vec<String> = formats.iter().map(|it| Text(it).to_string()).collect();
+        facts.push(("Format", formats.join(", ")));
+    }
     let sensitive: Vec<String> = message
         .sensitive()
         .iter()

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::Side;
+use super::{DEPTH_MAX, Side, too_deep};
 use crate::compat::{Break, What};
 
 /// A schema with all names looked up.
@@ -187,6 +187,7 @@ impl<'a> Shown<'a> {
                 json!({ "anyOf": branches })
             }
             Kind::Unknown(what) => json!({ "not": {}, "title": what }),
+            Kind::Named(name) if self.open.len() > DEPTH_MAX => json!({ "title": name }),
             Kind::Named(name) if self.open.contains(&name.as_str()) => {
                 self.definitions.insert(name.clone(), Value::Null);
                 json!({ "$ref": format!("#/definitions/{name}") })
@@ -312,6 +313,9 @@ impl<'a> Comparison<'a> {
             (Named::Record { fields: from, .. }, Named::Record { fields: to, .. }) => {
                 if self.under_way.contains(&pair) {
                     return Some(Vec::new());
+                }
+                if self.under_way.len() > DEPTH_MAX {
+                    return Some(vec![at(path, too_deep())]);
                 }
                 self.under_way.push(pair);
                 let found = to

@@ -11,6 +11,7 @@ use prost_types::field_descriptor_proto::Type;
 use serde_json::{Map, Value, json};
 use tidings_formats::proto_files::{Presence, ProtoField, ProtoFile, ProtoKind};
 
+use super::{DEPTH_MAX, too_deep};
 use crate::compat::{Break, What};
 
 /// The fields of a body, by their names.
@@ -34,6 +35,9 @@ fn object(
     open: &mut Vec<String>,
     definitions: &mut Map<String, Value>,
 ) -> Result<Value, String> {
+    if open.len() > DEPTH_MAX {
+        return Ok(json!({ "title": name }));
+    }
     if open.iter().any(|it| it == name) {
         definitions.insert(name.to_owned(), Value::Null);
         return Ok(json!({ "$ref": format!("#/definitions/{name}") }));
@@ -147,6 +151,9 @@ impl Comparison<'_> {
         };
         if self.under_way.contains(&pair) {
             return;
+        }
+        if self.under_way.len() > DEPTH_MAX {
+            return self.add(path, too_deep());
         }
         self.under_way.push(pair);
         for (number, field) in &read.fields {
