@@ -175,6 +175,8 @@ impl Connection {
                     reply::CONNECTION_FORCED,
                     "the broker is stopping",
                 ));
+            } else if let Some(error) = self.session.sent_away() {
+                self.session.close(&error);
             }
         }
         if self.session.is_blocked() {

@@ -24,6 +24,7 @@ use crate::Error;
 use crate::meter::Meter;
 use crate::options::Options;
 use crate::outbound::{Item, Outbound};
+use crate::pending::Pending;
 use crate::translate;
 
 /// What every connection shares.
@@ -31,6 +32,7 @@ use crate::translate;
 pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) meter: Arc<Meter>,
+    pub(crate) pending: Arc<Pending>,
     engine: Mutex<Engine>,
     signals: Arc<Signals>,
 }
@@ -123,6 +125,7 @@ impl Shared {
             outbound_bytes_max: options.limits.outbound_bytes_max,
         };
         let shared = Shared {
+            pending: Arc::new(Pending::new(&options.limits)),
             options,
             meter,
             engine: Mutex::new(engine),
@@ -161,13 +164,39 @@ impl Shared {
         }
         let limit = self.options.limits.memory_bytes_max;
         let before = self.signals.memory_full.load(Ordering::Relaxed);
+        // What peers hold is theirs to free, and has caps of its own.
+        let accepted = self.meter.bytes().saturating_sub(self.pending.metered());
         // It goes at nine tenths, so that it does not flicker.
-        let full = self.meter.bytes() > if before { limit / 10 * 9 } else { limit };
+        let full = accepted > if before { limit / 10 * 9 } else { limit };
         if full != before && self.signals.memory_full.swap(full, Ordering::Relaxed) != full {
-            tracing::warn!(bytes = self.meter.bytes(), limit, full, "memory alarm");
+            self.tell_memory_alarm(full, accepted);
             self.signals.changed.notify_one();
         }
         full.then_some("low on memory")
+    }
+
+    fn tell_memory_alarm(&self, full: bool, in_queues: u64) {
+        let limit = self.options.limits.memory_bytes_max;
+        let in_unfinished_bodies = self.pending.in_bodies();
+        let in_transactions = self.pending.in_transactions();
+        if full {
+            tracing::warn!(
+                in_queues,
+                limit,
+                in_unfinished_bodies,
+                in_transactions,
+                "messages in queues hold more memory than `memory_bytes_max`: publishers have to \
+                 wait until consumers have taken some"
+            );
+        } else {
+            tracing::warn!(
+                in_queues,
+                limit,
+                in_unfinished_bodies,
+                in_transactions,
+                "messages in queues hold less memory again: publishers go on"
+            );
+        }
     }
 
     /// Whether the log refuses messages for want of disk space.

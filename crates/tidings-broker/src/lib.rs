@@ -31,6 +31,7 @@ mod handshake;
 mod meter;
 mod options;
 mod outbound;
+mod pending;
 pub mod program;
 mod service;
 mod session;

@@ -40,6 +40,12 @@ impl Meter {
         (properties_copy, body)
     }
 
+    /// What a payload counts when it is taken in.
+    pub(crate) fn weight(properties: usize, body: usize) -> u64 {
+        let parts = if body >= COPY_BYTES_MAX { 2 } else { 1 };
+        (properties + body) as u64 + parts * OVERHEAD_BYTES
+    }
+
     /// Counts the message in a record, too.
     pub(crate) fn weighed(self: &Arc<Self>, record: Record) -> Record {
         let Record::Enqueued {
@@ -73,41 +79,6 @@ impl Meter {
     }
 }
 
-/// The part of a body that has arrived, while the rest has not.
-#[derive(Debug)]
-pub(crate) struct Partial {
-    meter: Arc<Meter>,
-    bytes: u64,
-}
-
-impl Partial {
-    pub(crate) fn new(meter: &Arc<Meter>) -> Partial {
-        Partial {
-            meter: meter.clone(),
-            bytes: 0,
-        }
-    }
-
-    /// More of it came. What is over `bytes_max` is not kept, and not counted.
-    pub(crate) fn grow(&mut self, bytes: usize, bytes_max: u64) {
-        let bytes = (bytes as u64).min(bytes_max.saturating_sub(self.bytes));
-        self.bytes += bytes;
-        self.meter.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// It is a whole now, which is counted by itself.
-    pub(crate) fn clear(&mut self) {
-        self.meter.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.bytes = 0;
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
 struct Weighed<B> {
     bytes: B,
     weight: u64,
@@ -136,6 +107,7 @@ mod tests {
         let (properties, body) = meter.take_in(b"pp", Bytes::from_static(b"body"));
         assert_eq!((&properties[..], &body[..]), (&b"pp"[..], &b"body"[..]));
         assert_eq!(meter.bytes(), 6 + OVERHEAD_BYTES);
+        assert_eq!(meter.bytes(), Meter::weight(2, 4));
         drop(properties);
         assert_eq!(meter.bytes(), 6 + OVERHEAD_BYTES);
         drop(body);
@@ -146,14 +118,8 @@ mod tests {
             meter.bytes(),
             2 + COPY_BYTES_MAX as u64 + 2 * OVERHEAD_BYTES
         );
+        assert_eq!(meter.bytes(), Meter::weight(2, COPY_BYTES_MAX));
         drop(large);
-        assert_eq!(meter.bytes(), 0);
-
-        let mut partial = Partial::new(&meter);
-        partial.grow(7, 10);
-        partial.grow(7, 10);
-        assert_eq!(meter.bytes(), 10);
-        drop(partial);
         assert_eq!(meter.bytes(), 0);
     }
 }

@@ -93,6 +93,22 @@ impl Options {
         if limits.channel_max == 0 || limits.connections_max == 0 {
             return wrong("`channel_max` and `connections_max` must be at least 1".into());
         }
+        // A buffer that grows has up to twice the room that is used.
+        let body = limits.body_bytes_max * 2 + u64::from(limits.frame_max) + UNFINISHED_BYTES;
+        if limits.connection_pending_bytes_max < body {
+            return wrong(format!(
+                "`connection_pending_bytes_max` is {} but one body of `body_bytes_max` ({}) may take \
+                 {body} while it comes in",
+                limits.connection_pending_bytes_max, limits.body_bytes_max
+            ));
+        }
+        if limits.pending_bytes_max < limits.connection_pending_bytes_max {
+            return wrong(format!(
+                "`pending_bytes_max`, for all connections together, is {} but \
+                 `connection_pending_bytes_max` lets one have {}",
+                limits.pending_bytes_max, limits.connection_pending_bytes_max
+            ));
+        }
         if limits.handshake_timeout.is_zero() {
             return wrong("`handshake_timeout` must be longer than nothing".into());
         }
@@ -115,6 +131,10 @@ pub(crate) const FRAME_MIN_SIZE: u32 = 8192;
 const FRAME_MAX_MOST: u32 = 256 * 1024 * 1024;
 const BODY_BYTES_MOST: u64 = 1024 * 1024 * 1024;
 
+/// What a body that is not finished counts besides its bytes: the buffer that its beginning was read
+/// into stays for it.
+pub(crate) const UNFINISHED_BYTES: u64 = 64 * 1024;
+
 /// What one broker allows. Change a field of the default: `Limits { channel_max: 16,
 /// ..Limits::default() }`.
 #[derive(Debug, Clone)]
@@ -131,9 +151,16 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// The heartbeat proposed to clients; zero proposes none. Default 60 s.
     pub heartbeat: Duration,
-    /// Bytes of messages held in memory above which publishers are not read any more. Default 1
-    /// GiB.
+    /// Bytes of messages in queues, and on their way from there to consumers, above which publishers
+    /// are not read any more. Default 1 GiB.
     pub memory_bytes_max: u64,
+    /// Bytes that all connections together may hold in bodies that are not finished and transactions
+    /// that are not committed, besides `memory_bytes_max`. Above it the connection is closed (506)
+    /// that holds the one which has not grown for the longest time. Default 512 MiB.
+    pub pending_bytes_max: u64,
+    /// The same for one connection. A transaction that takes it over this closes its channel (406),
+    /// a body its connection (506). At least twice `body_bytes_max` and a little. Default 256 MiB.
+    pub connection_pending_bytes_max: u64,
     /// Bytes waiting for one connection's peer to read them, above which its consumers pause.
     /// Default 1 MiB.
     pub outbound_bytes_max: usize,
@@ -157,6 +184,8 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             heartbeat: Duration::from_secs(60),
             memory_bytes_max: 1024 * 1024 * 1024,
+            pending_bytes_max: 512 * 1024 * 1024,
+            connection_pending_bytes_max: 256 * 1024 * 1024,
             outbound_bytes_max: 1024 * 1024,
             unsynced_bytes_max: 16 * 1024 * 1024,
             write_timeout: Duration::from_secs(60),

@@ -9,6 +9,8 @@ use clap::{Args, ValueEnum};
 
 use crate::{Broker, Limits, Options, User};
 
+mod limits;
+
 // No doc comment: it would replace the description of the command that has these arguments.
 #[allow(missing_docs)]
 #[derive(Debug, Args)]
@@ -49,9 +51,12 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     heartbeat: u16,
 
-    /// Megabytes of messages in memory above which publishers have to wait.
+    /// Megabytes of messages in queues above which publishers have to wait.
     #[arg(long, value_name = "MB", default_value_t = 1024)]
     memory_max: u64,
+
+    #[command(flatten)]
+    limits: limits::LimitArguments,
 
     /// How logs look.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -102,7 +107,7 @@ impl Arguments {
         let limits = Limits {
             heartbeat: Duration::from_secs(self.heartbeat.into()),
             memory_bytes_max: self.memory_max.saturating_mul(1024 * 1024),
-            ..Limits::default()
+            ..self.limits.limits()
         };
         let options = options.listen(self.listen).limits(limits);
         if self.user.is_empty() {

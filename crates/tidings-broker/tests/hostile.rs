@@ -452,40 +452,6 @@ async fn whoever_never_reads_is_dropped_after_the_write_timeout() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_never_finished_count_as_memory() {
-    let limits = Limits {
-        memory_bytes_max: 1_000_000,
-        ..Limits::default()
-    };
-    let broker = broker_with(limits).await;
-    let mut client = Client::connect(broker.amqp_addr()).await;
-    let mut other = Client::connect(broker.amqp_addr()).await;
-    other.declare(queue("q")).await;
-    for channel in 2..20 {
-        client.open(channel).await;
-    }
-    for channel in 2..20 {
-        let publish = BasicPublish {
-            routing_key: short("q"),
-            ..Default::default()
-        };
-        let mut content = BytesMut::new();
-        encode_content(&mut content, channel, &[0, 0], &[0; 200_000], 131_072);
-        let last_part = 200_000 - (131_072 - FRAME_OVERHEAD_BYTES);
-        content.truncate(content.len() - last_part - FRAME_OVERHEAD_BYTES);
-        client.write(&encoded(channel, &publish)).await;
-        client.write(&content).await;
-    }
-    assert!(matches!(
-        client.hear().await,
-        Some(Method::ConnectionBlocked(_))
-    ));
-    drop(client);
-    other.publish(1, "", "q", b"there is room again").await;
-    other.wait_ready("q", 1).await;
-}
-
-#[tokio::test]
 async fn a_goodbye_arrives_even_if_the_peer_goes_on_writing() {
     let broker = broker().await;
     for _ in 0..20 {

@@ -72,6 +72,17 @@ impl Assembler {
         matches!(self.state, State::Method)
     }
 
+    /// Bytes that are kept of a command that is not complete: its properties, and room for what has
+    /// come of its body.
+    pub fn held_bytes(&self) -> usize {
+        match &self.state {
+            State::Method | State::Header(_) => 0,
+            State::Body(partial) => {
+                partial.content.properties.as_bytes().len() + partial.joined.capacity()
+            }
+        }
+    }
+
     /// Takes the next frame of the channel; a command when that completes one.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use super::reply_to::Replies;
 use super::tx::Transaction;
 use crate::options::Limits;
 use crate::outbound::Outbound;
+use crate::pending::{Holder, Of};
 
 /// A channel that was opened and not yet forgotten.
 pub(super) struct Channel {
@@ -20,7 +21,8 @@ pub(super) struct Channel {
     pub(super) mode: Mode,
     /// Its consumer of direct replies.
     pub(super) replies: Option<Replies>,
-    pub(super) tx_operations_max: usize,
+    tx_operations_max: usize,
+    holder: Arc<Holder>,
 }
 
 /// What publishing on the channel means.
@@ -31,16 +33,26 @@ pub(super) enum Mode {
 }
 
 impl Channel {
-    pub(super) fn new(id: ChannelId, number: u16, limits: &Limits) -> Channel {
-        let tx_operations_max = limits.tx_operations_max;
+    pub(super) fn new(
+        id: ChannelId,
+        number: u16,
+        limits: &Limits,
+        holder: &Arc<Holder>,
+    ) -> Channel {
         Channel {
             id,
             number,
             closing: false,
             mode: Mode::Plain,
             replies: None,
-            tx_operations_max,
+            tx_operations_max: limits.tx_operations_max,
+            holder: holder.clone(),
         }
+    }
+
+    /// An empty transaction.
+    pub(super) fn transaction(&self) -> Transaction {
+        Transaction::new(self.tx_operations_max, self.holder.holds(Of::Transaction))
     }
 
     /// Confirms what has become durable. Gives whether something still waits.

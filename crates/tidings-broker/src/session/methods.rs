@@ -18,7 +18,6 @@ use super::Fail;
 use super::channel::{Channel, Mode};
 use super::confirm::Confirms;
 use super::reply_to::{REPLY_TO, declared, is_reply_name};
-use super::tx::Transaction;
 use crate::engine::{Locked, now};
 use crate::outbound::{Item, Outbound, content};
 use crate::translate::{delivered_properties, table};
@@ -140,7 +139,7 @@ impl Channel {
             Method::TxSelect(_) => self.tx_select(&turn),
             Method::TxCommit(_) => match std::mem::replace(&mut self.mode, Mode::Plain) {
                 Mode::Tx(transaction) => {
-                    self.mode = Mode::Tx(Transaction::new(self.tx_operations_max));
+                    self.mode = Mode::Tx(self.transaction());
                     transaction.commit(turn.engine, outbound, id, self.number)
                 }
                 mode => {
@@ -148,9 +147,9 @@ impl Channel {
                     Err(Fail::precondition("channel is not transactional"))
                 }
             },
-            Method::TxRollback(_) => match &mut self.mode {
-                Mode::Tx(transaction) => {
-                    *transaction = Transaction::new(self.tx_operations_max);
+            Method::TxRollback(_) => match self.mode {
+                Mode::Tx(_) => {
+                    self.mode = Mode::Tx(self.transaction());
                     turn.reply(TxRollbackOk {})
                 }
                 _ => Err(Fail::precondition("channel is not transactional")),
@@ -410,7 +409,7 @@ impl Channel {
             Mode::Confirm(_) => {
                 return Err(Fail::precondition("cannot switch from confirm to tx mode"));
             }
-            Mode::Plain => self.mode = Mode::Tx(Transaction::new(self.tx_operations_max)),
+            Mode::Plain => self.mode = Mode::Tx(self.transaction()),
             Mode::Tx(_) => {}
         }
         turn.reply(TxSelectOk {})

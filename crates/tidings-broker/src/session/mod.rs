@@ -23,12 +23,13 @@ use tidings_wire::{
     EncodeMethod, FRAME_OVERHEAD_BYTES, Method, Payload, ShortStr, WireError, decode_frame, reply,
 };
 
-use self::channel::Channel;
+use self::channel::{Channel, Mode};
 use self::publish::Publication;
 use crate::engine::{Locked, Shared, Trouble};
 use crate::handshake::{Agreed, close_method};
-use crate::meter::Partial;
+use crate::options::UNFINISHED_BYTES;
 use crate::outbound::Outbound;
+use crate::pending::{Amount, Held, Holder, Of};
 
 /// Commands carried out in one go, so that nobody waits long for the engine.
 const TURN_COMMANDS_MAX: usize = 128;
@@ -38,7 +39,10 @@ pub(crate) struct Session {
     shared: Arc<Shared>,
     outbound: Arc<Outbound>,
     agreed: Agreed,
+    holder: Arc<Holder>,
     channels: Vec<Option<Box<Slot>>>,
+    /// Channels whose last frame so far was not the end of a command, to count what they hold.
+    unfinished: Vec<u16>,
     state: State,
     /// Commands that were decoded and not yet carried out: between turns none, unless they are held
     /// because the disk is full.
@@ -66,7 +70,8 @@ pub(crate) enum State {
 /// What there is for a channel's number: open or not, frames may arrive.
 struct Slot {
     assembler: Assembler,
-    partial: Partial,
+    /// What the assembler holds.
+    held: Held,
     names: publish::Names,
     channel: Option<Channel>,
 }
@@ -87,10 +92,12 @@ struct Fail {
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>, outbound: Arc<Outbound>, agreed: Agreed) -> Session {
         Session {
+            holder: Holder::new(&shared.pending, &outbound),
             shared,
             outbound,
             agreed,
             channels: Vec::new(),
+            unfinished: Vec::new(),
             state: State::Running,
             turn: Vec::new(),
             publishes: false,
@@ -106,7 +113,13 @@ impl Session {
     /// Whether the peer was found to publish while it must not: it is not to be read until the
     /// alarm ends.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked
+        // Of a peer that is told to go only the answer counts.
+        self.blocked && self.state == State::Running
+    }
+
+    /// Why the connection has to go so that others can go on, if it has.
+    pub(crate) fn sent_away(&self) -> Option<WireError> {
+        self.holder.sent_away()
     }
 
     /// Carries out what `input` begins with. Gives whether there may be more in it.
@@ -117,7 +130,8 @@ impl Session {
         }
         let was_held = !self.turn.is_empty();
         let decoded = if was_held { Ok(()) } else { self.decode(input) };
-        if decoded.is_ok() && self.is_to_wait_for_the_disk() {
+        let excess = self.count_unfinished();
+        if decoded.is_ok() && excess.is_none() && self.is_to_wait_for_the_disk() {
             return true;
         }
         // Behind a turn that was held there is whatever came with it.
@@ -135,6 +149,8 @@ impl Session {
             self.close(&error);
             self.state = State::Deaf;
             input.clear();
+        } else if let Some(text) = excess {
+            self.close(&WireError::new(reply::RESOURCE_ERROR, text));
         }
         if std::mem::take(&mut self.publishes) && self.state == State::Running {
             self.owes_confirms = true;
@@ -164,6 +180,9 @@ impl Session {
                 break;
             };
             let number = frame.channel;
+            if self.state != State::Running && number != 0 {
+                continue;
+            }
             if number > self.agreed.channel_max {
                 let text = format!(
                     "channel number {number} is over the negotiated channel_max ({})",
@@ -172,16 +191,16 @@ impl Session {
                 return Err(WireError::new(reply::NOT_ALLOWED, text));
             }
             let body_bytes_max = self.shared.options.limits.body_bytes_max;
-            let slot = slot(&mut self.channels, number, &self.shared);
-            if let Payload::Body(part) = &frame.payload {
-                slot.partial.grow(part.len(), body_bytes_max);
-                self.publishes = true;
-            }
+            let slot = slot(&mut self.channels, number, &self.shared, &self.holder);
+            self.publishes |= matches!(frame.payload, Payload::Body(_));
             let command = slot.assembler.push(frame.payload)?;
             let Some(Command { method, content }) = command else {
+                if self.unfinished.last() != Some(&number) {
+                    self.unfinished.push(number);
+                }
                 continue;
             };
-            slot.partial.clear();
+            slot.held.clear();
             self.publishes |= content.is_some();
             let operation = match (method, content) {
                 (Method::BasicPublish(publish), Some(content)) => {
@@ -197,6 +216,34 @@ impl Session {
             self.turn.push((number, operation));
         }
         Ok(())
+    }
+
+    /// Counts what commands hold that are not complete. Gives why that is too much, if it is.
+    fn count_unfinished(&mut self) -> Option<String> {
+        for number in self.unfinished.drain(..) {
+            let slot = self.channels.get_mut(usize::from(number));
+            if let Some(slot) = slot
+                .and_then(Option::as_mut)
+                .filter(|slot| !slot.assembler.is_idle())
+            {
+                let other = slot.assembler.held_bytes() as u64 + UNFINISHED_BYTES;
+                slot.held.set(Amount { metered: 0, other });
+            }
+        }
+        self.holder.excess()
+    }
+
+    /// Lets go of everything that will never be accepted, because the connection ends.
+    fn free_pending(&mut self) {
+        for slot in self.channels.iter_mut().flatten() {
+            slot.assembler = Assembler::new(self.shared.options.limits.body_bytes_max);
+            slot.held.clear();
+            if let Some(channel) = &mut slot.channel
+                && matches!(channel.mode, Mode::Tx(_))
+            {
+                channel.mode = Mode::Plain;
+            }
+        }
     }
 
     fn carry_out(&mut self, engine: &mut Locked<'_>, number: u16, operation: Operation) {
@@ -235,6 +282,7 @@ impl Session {
                 engine.disconnect(self.outbound.id);
                 self.outbound.reply(0, ConnectionCloseOk {}, Lsn(0));
                 self.state = State::Closed;
+                self.free_pending();
                 Ok(())
             }
             Operation::Method(Method::ConnectionUpdateSecret(_)) => {
@@ -266,7 +314,8 @@ impl Session {
             return match operation {
                 Operation::Method(Method::ChannelOpen(_)) => {
                     let id = engine.open_channel(self.outbound.id, number);
-                    slot.channel = Some(Channel::new(id, number, &self.shared.options.limits));
+                    let limits = &self.shared.options.limits;
+                    slot.channel = Some(Channel::new(id, number, limits, &self.holder));
                     self.outbound.reply(number, ChannelOpenOk {}, Lsn(0));
                     Ok(())
                 }
@@ -322,12 +371,15 @@ impl Session {
             };
             self.outbound.reply(0, close, Lsn(0));
             self.state = State::Closing;
+            self.free_pending();
             return;
         }
         if let Some(Some(slot)) = self.channels.get_mut(usize::from(number))
             && let Some(channel) = &mut slot.channel
         {
             channel.closing = true;
+            // A transaction is over, and frees its memory now.
+            channel.mode = Mode::Plain;
             let id = channel.id;
             engine.apply(|core, out| core.close_channel(id, crate::engine::now(), out));
         }
@@ -349,6 +401,7 @@ impl Session {
         self.shared.lock().disconnect(self.outbound.id);
         self.outbound.reply(0, close_method(error), Lsn(0));
         self.state = State::Closing;
+        self.free_pending();
     }
 
     /// Tells a publisher that it has to wait, or that it need not any more.
@@ -395,6 +448,7 @@ fn slot<'a>(
     channels: &'a mut Vec<Option<Box<Slot>>>,
     number: u16,
     shared: &Shared,
+    holder: &Arc<Holder>,
 ) -> &'a mut Slot {
     let index = usize::from(number);
     if index >= channels.len() {
@@ -403,7 +457,7 @@ fn slot<'a>(
     channels[index].get_or_insert_with(|| {
         Box::new(Slot {
             assembler: Assembler::new(shared.options.limits.body_bytes_max),
-            partial: Partial::new(&shared.meter),
+            held: holder.holds(Of::Body),
             names: publish::Names::default(),
             channel: None,
         })

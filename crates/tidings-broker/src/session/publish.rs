@@ -22,6 +22,8 @@ pub(super) struct Publication {
     pub(super) mandatory: bool,
     /// Replies to it are to come to the channel's own consumer of replies.
     pub(super) wants_replies: bool,
+    /// What its payload counts in the meter.
+    pub(super) weight: u64,
     /// What is wrong with it comes to light after its exchange was looked up.
     pub(super) message: Result<(Message, Vec<Bytes>), Fail>,
 }
@@ -71,7 +73,11 @@ impl Publication {
                 meter,
             )
         };
+        let weight = message.as_ref().map_or(0, |(message, _)| {
+            Meter::weight(message.properties.len(), message.body.len())
+        });
         Publication {
+            weight,
             exchange,
             routing_key,
             mandatory: publish.mandatory,

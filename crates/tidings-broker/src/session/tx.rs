@@ -10,6 +10,7 @@ use super::Fail;
 use super::publish::{Publication, Returning};
 use crate::engine::{Locked, now};
 use crate::outbound::Outbound;
+use crate::pending::{Amount, Held};
 
 /// What a channel in tx mode has gathered.
 pub(super) struct Transaction {
@@ -19,27 +20,52 @@ pub(super) struct Transaction {
     /// Deliveries that the settlements are about: all up to the first, and each of the second.
     settled_through: u64,
     settled: BTreeSet<u64>,
+    held: Held,
 }
 
+/// What a name in a list of them takes besides its bytes, and a settlement with its place among those
+/// that are known. Measured roughly.
+const NAME_BYTES: usize = 64;
+const SETTLEMENT_BYTES: usize = 96;
+
 impl Transaction {
-    pub(super) fn new(operations_max: usize) -> Transaction {
+    pub(super) fn new(operations_max: usize, held: Held) -> Transaction {
         Transaction {
             operations_max,
             publications: Vec::new(),
             settlements: Vec::new(),
             settled_through: 0,
             settled: BTreeSet::new(),
+            held,
         }
     }
 
     pub(super) fn publish(&mut self, publication: Publication) -> Result<(), Fail> {
+        let (message, bcc) = publication.message?;
+        self.check_room()?;
+        let names = message.cc.iter().chain(&bcc);
+        let names: usize = names.map(|name| NAME_BYTES + name.len()).sum();
         let publication = Publication {
-            message: Ok(publication.message?),
+            message: Ok((message, bcc)),
             ..publication
         };
-        self.check_room()?;
+        let other = names + size_of::<Publication>();
+        self.hold(publication.weight, other)?;
         self.publications.push(publication);
         Ok(())
+    }
+
+    /// Counts what it holds more.
+    fn hold(&mut self, metered: u64, other: usize) -> Result<(), Fail> {
+        let before = self.held.amount();
+        self.held.set(Amount {
+            metered: before.metered + metered,
+            other: before.other + other as u64,
+        });
+        match self.held.excess() {
+            None => Ok(()),
+            Some(text) => Err(Fail::precondition(text)),
+        }
     }
 
     /// Takes note of a settlement. What was settled before, or never delivered, is known at once.
@@ -69,6 +95,7 @@ impl Transaction {
         } else {
             self.settled.insert(tag);
         }
+        self.hold(0, SETTLEMENT_BYTES)?;
         self.settlements.push(settlement);
         Ok(())
     }
@@ -90,6 +117,8 @@ impl Transaction {
         channel: ChannelId,
         number: u16,
     ) -> Result<(), Fail> {
+        // From here on it is in queues, or nowhere.
+        drop(self.held);
         let mut publications = Vec::with_capacity(self.publications.len());
         let mut returning = Vec::with_capacity(self.publications.len());
         let mut room: usize = 0;
