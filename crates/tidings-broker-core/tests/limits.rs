@@ -107,6 +107,99 @@ fn names_are_no_longer_than_the_wire_has_room_for() {
     assert!(out.is_empty(), "nothing is stored of what was refused");
 }
 
+#[test]
+fn topology_has_limits_and_what_goes_makes_room() {
+    let options = Options {
+        queues_max: 2,
+        exchanges_max: 1,
+        bindings_max: 2,
+        ..Options::default()
+    };
+    let mut rig = Rig::with(options);
+    rig.queue("a", "");
+    rig.queue("b", "");
+    let words = "cannot declare queue 'c': queue limit in vhost '/' (2) is reached (`queues_max`)";
+    refused(rig.try_queue("c", "d"), 406, words);
+    refused(rig.try_queue("", "x"), 406, "`queues_max`");
+    let reply = rig.broker.declare_reply_queue(rig.channel, 0, &mut rig.out);
+    refused(reply, 406, "`queues_max`");
+    rig.queue("a", "");
+    rig.try_queue("b", "p").expect("it is there");
+
+    rig.exchange("x", "direct");
+    let words = "cannot declare exchange 'y': exchange limit of 1 is reached (`exchanges_max`)";
+    refused(rig.try_exchange("y", "direct", ""), 406, words);
+    rig.exchange("x", "direct");
+    rig.try_exchange("amq.direct", "direct", "d")
+        .expect("it is always there");
+
+    let bind = |rig: &mut Rig, queue: &str, key: &str| {
+        let binding = Rig::binding("x", queue, key, "");
+        rig.broker.bind_queue(rig.channel, binding, &mut rig.out)
+    };
+    for key in ["1", "2", "1"] {
+        bind(&mut rig, "a", key).expect("bound, or bound already");
+    }
+    let words = "cannot bind 'a' to exchange 'x': binding limit of 2 is reached (`bindings_max`)";
+    refused(bind(&mut rig, "a", "3"), 406, words);
+    rig.unbind("x", "a", "1");
+    rig.unbind("x", "a", "never bound");
+    bind(&mut rig, "a", "3").expect("there is room");
+    refused(
+        bind(&mut rig, "b", "4"),
+        406,
+        words.split_once(':').expect("two parts").1,
+    );
+
+    // Queues and exchanges go with their bindings.
+    let deleted = rig
+        .broker
+        .delete_queue(rig.channel, b"a", false, false, &mut rig.out);
+    deleted.expect("deleted");
+    rig.queue("c", "");
+    for key in ["4", "5"] {
+        bind(&mut rig, "c", key).expect("there is room");
+    }
+    let deleted = rig.broker.delete_exchange(b"x", false, &mut rig.out);
+    deleted.expect("deleted");
+    rig.exchange("y", "direct");
+    for key in ["6", "7"] {
+        rig.bind("y", "c", key);
+    }
+    refused(rig.try_exchange("z", "direct", ""), 406, "`exchanges_max`");
+}
+
+#[test]
+fn what_a_store_brings_back_is_kept_beyond_the_limits() {
+    let mut rig = Rig::with(Options {
+        queues_max: 0,
+        exchanges_max: 0,
+        bindings_max: 0,
+        ..Options::default()
+    });
+    assert_eq!(restored(&mut rig, Table::new()), None);
+    let exchange = Record::ExchangeDeclared {
+        name: bytes("x"),
+        kind: bytes("direct"),
+        auto_delete: false,
+        internal: false,
+        arguments: Table::new(),
+    };
+    assert_eq!(rig.broker.restore(exchange, 0), None);
+    let bound = Record::Bound(BindingRecord {
+        source: bytes("x"),
+        destination: BindingEnd::Queue(QueueId(1)),
+        routing_key: bytes("k"),
+        arguments: Table::new(),
+    });
+    assert_eq!(rig.broker.restore(bound, 0), None);
+    assert_eq!(rig.publish("x", "k", "body").queues, 1);
+    let again = Rig::binding("x", "old", "k", "");
+    let again = rig.broker.bind_queue(rig.channel, again, &mut rig.out);
+    again.expect("it is there");
+    refused(rig.try_queue("new", "d"), 406, "`queues_max`");
+}
+
 /// A queue that an earlier version stored with these arguments.
 fn restored(rig: &mut Rig, arguments: Table) -> Option<String> {
     let record = Record::QueueDeclared {

@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::admission::Login;
 use crate::deadlines::{CLOSE_TIMEOUT, Deadlines, Due, Waiting};
 use crate::engine::Shared;
 use crate::handshake::{Agreed, Failed, greet, turn_away};
@@ -26,9 +27,6 @@ use crate::session::{Session, State};
 const READ_BYTES: usize = 64 * 1024;
 const WRITE_BYTES: usize = 256 * 1024;
 
-/// A peer whose login failed waits this long, so that guessing is slow.
-const REFUSAL_DELAY: Duration = Duration::from_secs(1);
-
 /// Why a connection is over.
 type Over = String;
 
@@ -36,15 +34,31 @@ type Over = String;
 pub(crate) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let mut input = BytesMut::with_capacity(1024);
-    let greeting = greet(&mut stream, &mut input, peer, &shared.options);
-    let agreed = match timeout(shared.options.limits.handshake_timeout, greeting).await {
+    let limits = &shared.options.limits;
+    let stranger = shared.admission.greet(peer.ip());
+    let greeting = greet(&mut stream, &mut input, peer, &shared.options, &stranger);
+    let greeted = tokio::select! {
+        greeted = timeout(limits.handshake_timeout, greeting) => greeted,
+        () = stranger.pushed_out() => {
+            tracing::info!(
+                %peer,
+                "dropped before its login: there are `handshakes_max` other ones, or \
+                 `handshakes_per_address_max` from its address"
+            );
+            return;
+        }
+    };
+    let (agreed, _place) = match greeted {
         Ok(Ok(agreed)) => agreed,
-        Ok(Err(failed)) => return refuse(&mut stream, peer, failed).await,
+        Ok(Err(failed)) => {
+            return refuse(&mut stream, peer, failed, limits.refused_login_delay).await;
+        }
         Err(_) => {
             tracing::info!(%peer, "dropped: no handshake within `handshake_timeout`");
             return;
         }
     };
+    drop(stranger);
     let outbound = shared.connect(agreed.client.consumer_cancel_notify);
     let id = outbound.id.0;
     tracing::debug!(connection = id, %peer, user = %agreed.user, client = agreed.client.name, "connected");
@@ -70,16 +84,27 @@ async fn linger(stream: &mut TcpStream) {
     let _ = timeout(CLOSE_TIMEOUT, drain).await;
 }
 
-async fn refuse(stream: &mut TcpStream, peer: SocketAddr, failed: Failed) {
-    match failed {
-        Failed::Gone(why) => tracing::debug!(%peer, "no connection: {why}"),
-        Failed::SilentlyRefused => tokio::time::sleep(REFUSAL_DELAY).await,
-        Failed::Close(error) => {
-            tracing::info!(%peer, "no connection: {error}");
-            // The peer may be gone; there is nobody else to tell.
-            let _ = turn_away(stream, &error).await;
+async fn refuse(stream: &mut TcpStream, peer: SocketAddr, failed: Failed, delay: Duration) {
+    let error = match failed {
+        Failed::Gone(why) => return tracing::debug!(%peer, "no connection: {why}"),
+        Failed::Close(error) => error,
+        Failed::Login { error, login } => {
+            hold_up(login, delay).await;
+            match error {
+                Some(error) => error,
+                None => return,
+            }
         }
-    }
+    };
+    tracing::info!(%peer, "no connection: {error}");
+    // The peer may be gone; there is nobody else to tell.
+    let _ = turn_away(stream, &error).await;
+}
+
+/// Lets whoever gave a wrong password wait, and count meanwhile, also if it hangs up.
+async fn hold_up(login: Login, delay: Duration) {
+    tokio::time::sleep(delay).await;
+    drop(login);
 }
 
 struct Connection {

@@ -21,6 +21,7 @@ use tidings_wire::Properties;
 use tokio::sync::Notify;
 
 use crate::Error;
+use crate::admission::Admission;
 use crate::meter::Meter;
 use crate::options::Options;
 use crate::outbound::{Item, Outbound};
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) meter: Arc<Meter>,
     pub(crate) pending: Arc<Pending>,
+    pub(crate) admission: Arc<Admission>,
     engine: Mutex<Engine>,
     signals: Arc<Signals>,
 }
@@ -95,6 +97,9 @@ impl Shared {
         let mut core = core::Broker::new(core::Options {
             decode_headers,
             name_bits: |_| random_bits(),
+            queues_max: options.limits.queues_max,
+            exchanges_max: options.limits.exchanges_max,
+            bindings_max: options.limits.bindings_max,
             ..core::Options::default()
         });
         let log = match &options.data {
@@ -126,6 +131,7 @@ impl Shared {
         };
         let shared = Shared {
             pending: Arc::new(Pending::new(&options.limits)),
+            admission: Admission::new(&options.limits),
             options,
             meter,
             engine: Mutex::new(engine),

@@ -17,6 +17,7 @@ use tidings_wire::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::admission::{Login, Place, Stranger};
 use crate::options::{FRAME_MIN_SIZE, Options};
 use crate::users::{Refused, login, parse_plain};
 
@@ -47,8 +48,11 @@ pub(crate) enum Failed {
     Gone(String),
     /// The peer is told why.
     Close(WireError),
-    /// Wrong user or password, of a client that does not know how to be told.
-    SilentlyRefused,
+    /// Wrong user or password. The peer is told when it has waited, if it understands that.
+    Login {
+        error: Option<WireError>,
+        login: Login,
+    },
 }
 
 impl From<std::io::Error> for Failed {
@@ -69,7 +73,8 @@ pub(crate) async fn greet(
     input: &mut BytesMut,
     peer: SocketAddr,
     options: &Options,
-) -> Result<Agreed, Failed> {
+    stranger: &Stranger,
+) -> Result<(Agreed, Place), Failed> {
     let mut talk = Talk {
         stream,
         input,
@@ -85,17 +90,16 @@ pub(crate) async fn greet(
     };
     let start_ok: ConnectionStartOk = talk.ask(&start).await?;
     let client = Client::read(&start_ok.client_properties);
+    let login = stranger.log_in()?;
     let user = match authenticate(&start_ok, peer.ip(), options) {
         Err(error) if error.code() == reply::ACCESS_REFUSED => {
             let told = client.authentication_failure_close;
-            return Err(if told {
-                Failed::Close(error)
-            } else {
-                Failed::SilentlyRefused
-            });
+            let error = told.then_some(error);
+            return Err(Failed::Login { error, login });
         }
         result => result?,
     };
+    drop(login);
     let limits = &options.limits;
     let tune = ConnectionTune {
         channel_max: limits.channel_max,
@@ -110,15 +114,16 @@ pub(crate) async fn greet(
         tune.frame_max,
         FRAME_MIN_SIZE,
     )?;
-    talk.open().await?;
+    let place = talk.open(stranger).await?;
     let heartbeat = Duration::from_secs(tune_ok.heartbeat.into());
-    Ok(Agreed {
+    let agreed = Agreed {
         channel_max,
         frame_max,
         heartbeat,
         user,
         client,
-    })
+    };
+    Ok((agreed, place))
 }
 
 /// The client may lower a limit; zero means "as you say".
@@ -277,7 +282,7 @@ impl Talk<'_> {
         })
     }
 
-    async fn open(&mut self) -> Result<(), Failed> {
+    async fn open(&mut self, stranger: &Stranger) -> Result<Place, Failed> {
         let Method::ConnectionOpen(open) = self.hear().await? else {
             return Err(WireError::new(reply::COMMAND_INVALID, "expected connection.open").into());
         };
@@ -285,7 +290,9 @@ impl Talk<'_> {
             let text = format!("vhost {} not found", open.virtual_host);
             return Err(WireError::new(reply::NOT_ALLOWED, text).into());
         }
-        self.say(&ConnectionOpenOk {}).await
+        let place = stranger.let_in()?;
+        self.say(&ConnectionOpenOk {}).await?;
+        Ok(place)
     }
 
     async fn say(&mut self, method: &impl EncodeMethod) -> Result<(), Failed> {

@@ -23,6 +23,7 @@
 //! waits for a sync under the lock: the log syncs many records at once and then wakes the
 //! connections that owe a confirm.
 
+mod admission;
 mod connection;
 mod deadlines;
 mod engine;

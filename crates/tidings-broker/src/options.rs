@@ -90,8 +90,29 @@ impl Options {
                 limits.body_bytes_max
             ));
         }
-        if limits.channel_max == 0 || limits.connections_max == 0 {
-            return wrong("`channel_max` and `connections_max` must be at least 1".into());
+        if limits.channel_max == 0 {
+            return wrong("`channel_max` must be at least 1".into());
+        }
+        for (name, limit) in [
+            ("connections_max", limits.connections_max),
+            (
+                "connections_per_address_max",
+                limits.connections_per_address_max,
+            ),
+            ("handshakes_max", limits.handshakes_max),
+            (
+                "handshakes_per_address_max",
+                limits.handshakes_per_address_max,
+            ),
+            (
+                "refused_logins_per_address_max",
+                limits.refused_logins_per_address_max,
+            ),
+            ("channels_max", limits.channels_max),
+        ] {
+            if limit == 0 {
+                return wrong(format!("`{name}` must be at least 1"));
+            }
         }
         // A buffer that grows has up to twice the room that is used.
         let body = limits.body_bytes_max * 2 + u64::from(limits.frame_max) + UNFINISHED_BYTES;
@@ -139,10 +160,32 @@ pub(crate) const UNFINISHED_BYTES: u64 = 64 * 1024;
 /// ..Limits::default() }`.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at once; a further one is closed when it arrives. Default 8192.
+    /// Connections at once that have logged in; a further one is refused (530). Default 8192.
     pub connections_max: usize,
+    /// The same from one address (in IPv6: one network of 64 bits). Default 4096.
+    pub connections_per_address_max: usize,
+    /// Connections at once that have not logged in yet; above it the one is dropped that has been there
+    /// for the longest time. Default 2048.
+    pub handshakes_max: usize,
+    /// The same from one address. Default 512.
+    pub handshakes_per_address_max: usize,
+    /// Refused logins from one address that wait for their answer; while there are as many, no
+    /// other login from there is looked at (530). Default 16.
+    pub refused_logins_per_address_max: usize,
+    /// How long a peer waits for the answer that its login is refused. Default 1 s.
+    pub refused_login_delay: Duration,
     /// The highest channel number of a connection, hence its channels. Default 2047.
     pub channel_max: u16,
+    /// Channels of all connections together; a connection that opens a further one is closed (530).
+    /// Default 131072.
+    pub channels_max: usize,
+    /// Queues; a further one is refused (406). What is in the data folder is kept in any case; the same
+    /// is true of exchanges and bindings. Default 100000.
+    pub queues_max: usize,
+    /// Exchanges besides those that are always there. Default 50000.
+    pub exchanges_max: usize,
+    /// Bindings besides those of the default exchange. Default 500000.
+    pub bindings_max: usize,
     /// Bytes of a frame, everything included. Default 131072, at most 256 MiB.
     pub frame_max: u32,
     /// Bytes of a message's body. Default 16 MiB, at most 1 GiB.
@@ -178,7 +221,16 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             connections_max: 8192,
+            connections_per_address_max: 4096,
+            handshakes_max: 2048,
+            handshakes_per_address_max: 512,
+            refused_logins_per_address_max: 16,
+            refused_login_delay: Duration::from_secs(1),
             channel_max: 2047,
+            channels_max: 131_072,
+            queues_max: 100_000,
+            exchanges_max: 50_000,
+            bindings_max: 500_000,
             frame_max: 128 * 1024,
             body_bytes_max: 16 * 1024 * 1024,
             handshake_timeout: Duration::from_secs(10),

@@ -133,9 +133,6 @@ async fn accept(
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
-    let room = Arc::new(tokio::sync::Semaphore::new(
-        shared.options.limits.connections_max,
-    ));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -150,15 +147,7 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = room.clone().try_acquire_owned() else {
-            tracing::warn!(%peer, "turned away: there are `connections_max` connections already");
-            continue;
-        };
-        let serve = connection::serve(stream, peer, shared.clone());
-        tasks.spawn(async move {
-            serve.await;
-            drop(permit);
-        });
+        tasks.spawn(connection::serve(stream, peer, shared.clone()));
     }
 }
 

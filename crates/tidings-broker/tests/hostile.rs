@@ -71,9 +71,12 @@ async fn the_broker_says_what_it_can() {
 #[tokio::test]
 async fn only_the_right_credentials_get_in() {
     let alice = User::new("alice", "s3cret");
-    let broker = Broker::start(Options::ephemeral().users([User::guest(), alice]))
-        .await
-        .unwrap();
+    let limits = Limits {
+        refused_login_delay: Duration::from_millis(1),
+        ..Limits::default()
+    };
+    let options = Options::ephemeral().users([User::guest(), alice]);
+    let broker = Broker::start(options.limits(limits)).await.unwrap();
     let amqplain = |password| {
         let login = table(&[("LOGIN", text("alice")), ("PASSWORD", text(password))]);
         login.as_bytes().clone()

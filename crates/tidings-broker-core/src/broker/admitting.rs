@@ -4,9 +4,12 @@
 //! do not fit is refused and nothing has changed, so that the same command is a new one when there is
 //! room again. What the broker does by itself, to bury a message that died in its queue, waits for
 //! room: until then the store has the message where it was.
+//!
+//! In the same way there is a limit to how many queues, exchanges and bindings there are.
 
-use super::Broker;
-use crate::queue::Queue;
+use super::{Broker, PREDECLARED};
+use crate::exchange::Target;
+use crate::queue::{Queue, text};
 use crate::slab::Key;
 use crate::{Effect, Message, Record, Refusal};
 
@@ -56,5 +59,46 @@ impl Broker {
             0 => 0,
             durable => message.stored_bytes(durable),
         }
+    }
+
+    /// Whether there may be another queue.
+    pub(super) fn check_queue_limit(&self, name: &[u8]) -> Result<(), Refusal> {
+        let max = self.options.queues_max;
+        if self.queue_names.len() < max {
+            return Ok(());
+        }
+        Err(Refusal::precondition(format_args!(
+            "cannot declare queue '{}': queue limit in vhost '{}' ({max}) is reached (`queues_max`)",
+            text(name),
+            self.options.vhost
+        )))
+    }
+
+    /// Whether there may be another exchange.
+    pub(super) fn check_exchange_limit(&self, name: &[u8]) -> Result<(), Refusal> {
+        let max = self.options.exchanges_max;
+        // Those that are always there, and the default exchange.
+        let declared = self.exchange_names.len() - PREDECLARED.len() - 1;
+        if declared < max {
+            return Ok(());
+        }
+        Err(Refusal::precondition(format_args!(
+            "cannot declare exchange '{}': exchange limit of {max} is reached (`exchanges_max`)",
+            text(name)
+        )))
+    }
+
+    /// Whether there may be another binding.
+    pub(super) fn check_binding_limit(&self, source: Key, target: Target) -> Result<(), Refusal> {
+        let max = self.options.bindings_max;
+        if self.bindings < max {
+            return Ok(());
+        }
+        let source = self.exchanges.get(source).map(|source| &source.name[..]);
+        Err(Refusal::precondition(format_args!(
+            "cannot bind '{}' to exchange '{}': binding limit of {max} is reached (`bindings_max`)",
+            text(&self.target_name(target)),
+            text(source.unwrap_or_default())
+        )))
     }
 }

@@ -57,6 +57,13 @@ pub struct Options {
     /// [`Broker::tick`], so that a long backlog neither holds up others nor floods a connection
     /// that could have been paused.
     pub messages_per_step_max: usize,
+    /// Queues, those for direct replies included. What a store brings back is kept in any case; the
+    /// same is true of the next two.
+    pub queues_max: usize,
+    /// Exchanges besides those that are always there.
+    pub exchanges_max: usize,
+    /// Bindings besides those of the default exchange.
+    pub bindings_max: usize,
 }
 
 impl Default for Options {
@@ -67,6 +74,9 @@ impl Default for Options {
             name_bits: u128::from,
             cached_routes_max: 4096,
             messages_per_step_max: 512,
+            queues_max: usize::MAX,
+            exchanges_max: usize::MAX,
+            bindings_max: usize::MAX,
         }
     }
 }
@@ -78,6 +88,8 @@ pub struct Broker {
     names: Names,
     exchanges: Slab<Exchange>,
     exchange_names: HashMap<Bytes, Key>,
+    /// How many bindings all exchanges have.
+    bindings: usize,
     queues: Slab<Queue>,
     queue_names: HashMap<Bytes, Key>,
     /// Queues that are in the store.
@@ -118,6 +130,7 @@ impl Broker {
             options,
             exchanges: Slab::default(),
             exchange_names: HashMap::new(),
+            bindings: 0,
             queues: Slab::default(),
             queue_names: HashMap::new(),
             queue_ids: HashMap::new(),

@@ -33,6 +33,7 @@ impl Broker {
         } else {
             refuse_reserved("queue", &declare.name)?;
             let rules = Rules::of(&declare, &self.options.vhost)?;
+            self.check_queue_limit(&declare.name)?;
             if declare.name.is_empty() {
                 declare.name = self.names.generate("amq.gen-");
             }
@@ -59,6 +60,7 @@ impl Broker {
         out: &mut Vec<Effect>,
     ) -> Result<Bytes, Refusal> {
         let connection = self.channel_mut(channel)?.connection;
+        self.check_queue_limit(b"amq.rabbitmq.reply-to")?;
         let name = self.names.generate("amq.rabbitmq.reply-to.");
         let declare = QueueDeclare {
             name: name.clone(),

@@ -134,7 +134,7 @@ impl Broker {
         let (key, arguments) = (&binding.routing_key, &binding.arguments);
         // It was accepted once; should it be refused now, it could never match.
         let refusal = self
-            .bind(source, target, key, arguments, &mut Vec::new())
+            .add_binding(source, target, key, arguments, &mut Vec::new())
             .err()?;
         let (source, key) = (text(&binding.source), text(key));
         Some(format!(

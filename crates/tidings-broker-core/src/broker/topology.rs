@@ -58,6 +58,7 @@ impl Broker {
             )));
         }
         check_depth(&what, &declare.arguments)?;
+        self.check_exchange_limit(&declare.name)?;
         if declare.durable {
             let record = Record::ExchangeDeclared {
                 name: declare.name.clone(),
@@ -232,7 +233,23 @@ impl Broker {
         Ok((source, Target::Queue(queue), routing_key))
     }
 
-    pub(super) fn bind(
+    fn bind(
+        &mut self,
+        source: Key,
+        target: Target,
+        routing_key: &Bytes,
+        arguments: &Table,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let exchange = self.exchanges.get(source);
+        if !exchange.is_some_and(|exchange| exchange.is_bound(target, routing_key, arguments)) {
+            self.check_binding_limit(source, target)?;
+        }
+        self.add_binding(source, target, routing_key, arguments, out)
+    }
+
+    /// Binds, if it is not bound, however many bindings there are.
+    pub(super) fn add_binding(
         &mut self,
         source: Key,
         target: Target,
@@ -252,6 +269,7 @@ impl Broker {
         }
         room?;
         exchange.bind(target, routing_key, arguments)?;
+        self.bindings += 1;
         self.topology_version += 1;
         if let Some(incoming) = self.incoming_mut(target) {
             incoming.insert((source, routing_key.clone()));
@@ -308,6 +326,7 @@ impl Broker {
             return false;
         };
         let last = !exchange.leads_to(target, routing_key);
+        self.bindings -= 1;
         self.topology_version += 1;
         if let Some(record) = self.binding_record(source, target, routing_key, &bound) {
             out.push(Effect::Store(Record::Unbound(record)));

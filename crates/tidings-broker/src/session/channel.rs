@@ -8,6 +8,7 @@ use tidings_broker_log::Lsn;
 use super::confirm::Confirms;
 use super::reply_to::Replies;
 use super::tx::Transaction;
+use crate::admission::ChannelPlace;
 use crate::options::Limits;
 use crate::outbound::Outbound;
 use crate::pending::{Holder, Of};
@@ -23,6 +24,8 @@ pub(super) struct Channel {
     pub(super) replies: Option<Replies>,
     tx_operations_max: usize,
     holder: Arc<Holder>,
+    /// Given back when the channel is gone.
+    _place: ChannelPlace,
 }
 
 /// What publishing on the channel means.
@@ -38,6 +41,7 @@ impl Channel {
         number: u16,
         limits: &Limits,
         holder: &Arc<Holder>,
+        place: ChannelPlace,
     ) -> Channel {
         Channel {
             id,
@@ -47,6 +51,7 @@ impl Channel {
             replies: None,
             tx_operations_max: limits.tx_operations_max,
             holder: holder.clone(),
+            _place: place,
         }
     }
 

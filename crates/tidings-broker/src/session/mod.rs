@@ -313,9 +313,11 @@ impl Session {
         let Some(channel) = &mut slot.channel else {
             return match operation {
                 Operation::Method(Method::ChannelOpen(_)) => {
+                    let place = self.shared.admission.open_channel();
+                    let place = place.map_err(|text| Fail::new(reply::NOT_ALLOWED, text))?;
                     let id = engine.open_channel(self.outbound.id, number);
                     let limits = &self.shared.options.limits;
-                    slot.channel = Some(Channel::new(id, number, limits, &self.holder));
+                    slot.channel = Some(Channel::new(id, number, limits, &self.holder, place));
                     self.outbound.reply(number, ChannelOpenOk {}, Lsn(0));
                     Ok(())
                 }

@@ -9,14 +9,14 @@ pub mod lasting;
 pub mod program;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tidings_broker::{Broker, Handle, Limits, Options};
 use tidings_wire::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Nothing in these tests takes longer, unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -130,7 +130,16 @@ impl Client {
 
     /// Goes through the handshake; a `connection.close` of the broker or an early end is an error.
     pub async fn greet(addr: SocketAddr, hello: Hello) -> Result<Client, Option<ConnectionClose>> {
-        let mut client = Client::raw(addr).await;
+        Client::greet_from(addr, Ipv4Addr::LOCALHOST, hello).await
+    }
+
+    /// The same from another address of this machine.
+    pub async fn greet_from(
+        addr: SocketAddr,
+        from: Ipv4Addr,
+        hello: Hello,
+    ) -> Result<Client, Option<ConnectionClose>> {
+        let mut client = Client::raw_from(addr, from).await;
         client.write(&PROTOCOL_HEADER).await;
         let Some(Method::ConnectionStart(_)) = client.hear().await else {
             return Err(None);
@@ -172,7 +181,19 @@ impl Client {
 
     /// A socket, and nothing said yet.
     pub async fn raw(addr: SocketAddr) -> Client {
-        let stream = TcpStream::connect(addr).await.expect("the broker listens");
+        Client::raw_from(addr, Ipv4Addr::LOCALHOST).await
+    }
+
+    /// The same from another address of this machine.
+    pub async fn raw_from(addr: SocketAddr, from: Ipv4Addr) -> Client {
+        let connected = if from == Ipv4Addr::LOCALHOST {
+            TcpStream::connect(addr).await
+        } else {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.bind((from, 0).into()).expect("an address");
+            socket.connect(addr).await
+        };
+        let stream = connected.expect("the broker listens");
         stream.set_nodelay(true).expect("a socket");
         Client {
             stream,
