@@ -75,6 +75,38 @@ fn a_message_lives_as_long_as_the_shorter_of_its_own_and_the_queues_time() {
 }
 
 #[test]
+fn many_expired_messages_go_in_steps() {
+    let mut rig = Rig::with(Options {
+        messages_per_step_max: 10,
+        ..Options::default()
+    });
+    let expired = |rig: &Rig, queue: &str| rig.stats(queue).counters.expired;
+    for queue in ["consumed", "filled"] {
+        rig.queue(queue, "");
+        for at in 0..35 {
+            let message = expiring(queue, &at.to_string(), 5);
+            rig.publish_message(message).expect("published");
+        }
+    }
+    rig.send("consumed", &["alive"]);
+    rig.now += 5;
+    rig.seen();
+    rig.consume(rig.channel, "consumed", "c");
+    assert_eq!(expired(&rig, "consumed"), 10);
+    let at_once = expiring("filled", "at once", 0);
+    rig.publish_message(at_once).expect("published");
+    assert_eq!(expired(&rig, "filled"), 10);
+    assert_eq!(rig.seen(), [""; 0]);
+    // The broker asks to go on.
+    rig.pass(0);
+    assert_eq!(rig.seen(), ["c:alive"]);
+    assert_eq!(
+        (expired(&rig, "consumed"), expired(&rig, "filled")),
+        (35, 36)
+    );
+}
+
+#[test]
 fn a_time_of_zero_is_enough_for_a_consumer_who_is_there() {
     let mut rig = Rig::default();
     rig.queue("q", "x-message-ttl=0");

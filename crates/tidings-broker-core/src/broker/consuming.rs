@@ -197,14 +197,17 @@ impl Broker {
         Ok(got)
     }
 
-    /// Delivers from the backlog to whoever has room, up to one step's worth.
+    /// Delivers from the backlog to whoever has room, up to one step's worth; what expired on the way
+    /// is a part of that.
     pub(super) fn pump(&mut self, key: Key, now: u64, out: &mut Vec<Effect>) {
-        for _ in 0..self.options.messages_per_step_max {
-            self.drop_expired(key, usize::MAX, now, out);
-            if self
-                .queues
-                .get(key)
-                .is_none_or(|queue| queue.backlog.is_empty())
+        let mut left = self.options.messages_per_step_max;
+        loop {
+            left -= self.drop_expired(key, left, now, out);
+            if left == 0
+                || self
+                    .queues
+                    .get(key)
+                    .is_none_or(|queue| queue.backlog.is_empty())
             {
                 break;
             }
@@ -215,6 +218,7 @@ impl Broker {
             let queue = self.queues.get_mut(key).expect("still there");
             let entry = queue.backlog.pop().expect("not empty");
             self.deliver(key, consumer, entry, out);
+            left -= 1;
         }
         if self
             .queues

@@ -266,7 +266,8 @@ impl Broker {
         queue.backlog.push(entry);
         self.drop_overflow(key, now, out);
         if expires_at <= now {
-            self.drop_expired(key, usize::MAX, now, out);
+            // If there are more, the timer comes at once.
+            self.drop_expired(key, self.options.messages_per_step_max, now, out);
         }
         if first || expires_at != u64::MAX {
             self.arm(key);

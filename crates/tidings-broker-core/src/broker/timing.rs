@@ -51,23 +51,30 @@ impl Broker {
         self.bury(now, out);
     }
 
-    /// Expires at most `max` messages from the head of a queue. Later ones wait until they are at
-    /// the head, as in RabbitMQ: they could not have been delivered before.
-    pub(super) fn drop_expired(&mut self, key: Key, max: usize, now: u64, out: &mut Vec<Effect>) {
-        for _ in 0..max {
+    /// Expires at most `max` messages from the head of a queue; gives how many it were. Later ones wait
+    /// until they are at the head, as in RabbitMQ: they could not have been delivered before.
+    pub(super) fn drop_expired(
+        &mut self,
+        key: Key,
+        max: usize,
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) -> usize {
+        for dropped in 0..max {
             let Some(queue) = self.queues.get_mut(key) else {
-                return;
+                return dropped;
             };
             if queue
                 .backlog
                 .head()
                 .is_none_or(|head| head.expires_at > now)
             {
-                return;
+                return dropped;
             }
             let entry = queue.backlog.pop().expect("it has a head");
             self.kill(key, entry, DeathReason::Expired, now, out);
         }
+        max
     }
 
     /// Sees to it that the queue is looked at when its head, or the queue itself, expires. A timer
