@@ -1,11 +1,14 @@
 //! What is alive, and where: which records a restart still needs, and in which segments they lie.
 
+mod messages;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::Hasher;
 
 use tidings_broker_core::{MessageId, QueueId, Queues};
 
 use crate::codec::{Fact, Malformed, Topic, fact};
+use messages::Messages;
 
 /// Where a record lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,19 +16,6 @@ pub(crate) struct Place {
     pub(crate) segment: u64,
     pub(crate) offset: u64,
     pub(crate) bytes: u32,
-}
-
-/// The queues a message is still in.
-#[derive(Debug)]
-enum Remaining {
-    One(QueueId),
-    Many(Vec<QueueId>),
-}
-
-#[derive(Debug)]
-struct LiveMessage {
-    place: Place,
-    queues: Remaining,
 }
 
 /// What of a segment is alive.
@@ -37,7 +27,7 @@ pub(crate) struct Usage {
 
 #[derive(Debug, Default)]
 pub(crate) struct Live {
-    messages: HashMap<MessageId, LiveMessage, BuildHasherDefault<IdHasher>>,
+    messages: Messages,
     topology: HashMap<Topic, Place>,
     usage: BTreeMap<u64, Usage>,
     bytes: u64,
@@ -51,13 +41,9 @@ impl Live {
         match fact(encoded)? {
             Fact::Enqueued(id, queues) => {
                 self.next_message = self.next_message.max(id.0 + 1);
-                let queues = match queues {
-                    Queues::One(queue) => Remaining::One(queue),
-                    Queues::Many(queues) => Remaining::Many(queues.to_vec()),
-                };
-                let before = self.messages.insert(id, LiveMessage { place, queues });
+                let before = self.messages.insert(id, place, queues.as_slice());
                 self.gain(place);
-                before.inspect(|before| self.lose(before.place));
+                before.inspect(|before| self.lose(*before));
             }
             Fact::Declared(topic) => {
                 if let Topic::Queue(id) = topic {
@@ -97,21 +83,7 @@ impl Live {
 
     fn remove(&mut self, queue: QueueId, id: MessageId) {
         self.next_message = self.next_message.max(id.0 + 1);
-        let Some(message) = self.messages.get_mut(&id) else {
-            return;
-        };
-        let gone = match &mut message.queues {
-            Remaining::One(one) => *one == queue,
-            Remaining::Many(many) => {
-                if let Some(at) = many.iter().position(|other| *other == queue) {
-                    many.swap_remove(at);
-                }
-                many.is_empty()
-            }
-        };
-        if gone {
-            let place = message.place;
-            self.messages.remove(&id);
+        if let Some(place) = self.messages.remove(id, queue) {
             self.lose(place);
         }
     }
@@ -144,20 +116,7 @@ impl Live {
             _ => None,
         };
         let known: HashSet<QueueId> = self.topology.keys().filter_map(known).collect();
-        let mut lost = Vec::new();
-        for (id, message) in &self.messages {
-            let queues = match &message.queues {
-                Remaining::One(one) => std::slice::from_ref(one),
-                Remaining::Many(many) => many,
-            };
-            lost.extend(
-                queues
-                    .iter()
-                    .filter(|q| !known.contains(q))
-                    .map(|queue| (*queue, *id)),
-            );
-        }
-        for (queue, id) in lost {
+        for (queue, id) in self.messages.lost(|queue| !known.contains(&queue)) {
             self.remove(queue, id);
         }
     }
@@ -179,15 +138,8 @@ impl Live {
 
     /// The queues that the message recorded at `place` is still in, if this record is what keeps it.
     pub(crate) fn queues_of(&self, id: MessageId, place: Place) -> Option<Queues> {
-        let message = self
-            .messages
-            .get(&id)
-            .filter(|message| message.place == place)?;
-        Some(match &message.queues {
-            Remaining::One(one) => Queues::One(*one),
-            Remaining::Many(many) if many.len() == 1 => Queues::One(many[0]),
-            Remaining::Many(many) => Queues::Many(many.as_slice().into()),
-        })
+        let (kept, queues) = self.messages.get(id)?;
+        (kept == place).then_some(queues)
     }
 
     /// How many records are alive.
