@@ -31,8 +31,11 @@ pub(crate) struct Queue {
     pub(crate) incoming: BTreeSet<(Key, Bytes)>,
     /// Every consumer, in order of arrival.
     pub(crate) consumers: BTreeMap<u64, Key>,
-    /// Consumers that may have room, best priority first, whoever waited longest first.
+    /// Consumers that may have room, best priority first, whoever waited longest first. One that is
+    /// gone may still stand there until it is its turn, or until those are half of them.
     pub(crate) line: BTreeMap<Reverse<i32>, VecDeque<Key>>,
+    /// How many of them are gone.
+    pub(crate) gone_in_line: usize,
     /// The one that gets everything, if the queue wants a single active consumer.
     pub(crate) active: Option<Key>,
     /// One consumer asked to be the only one.
@@ -90,6 +93,7 @@ impl Queue {
             incoming: BTreeSet::new(),
             consumers: BTreeMap::new(),
             line: BTreeMap::new(),
+            gone_in_line: 0,
             active: None,
             exclusive_consumer: false,
             unacked: 0,

@@ -8,7 +8,7 @@ use super::Broker;
 use crate::backlog::Entry;
 use crate::queue::{Queue, text};
 use crate::session::{Consumer, Unacked};
-use crate::slab::Key;
+use crate::slab::{Key, Slab};
 use crate::{ChannelId, Consume, Delivery, Effect, Got, Record, Refusal, ReplyCode, Value};
 
 impl Broker {
@@ -126,6 +126,10 @@ impl Broker {
             .get_mut(consumer.queue)
             .expect("consumers lead to queues");
         queue.consumers.remove(&consumer.arrival);
+        if consumer.in_line {
+            queue.gone_in_line += 1;
+            sweep_line(queue, &self.consumers);
+        }
         queue.exclusive_consumer = false;
         queue.last_used = now;
         if queue.active == Some(key) {
@@ -234,15 +238,21 @@ impl Broker {
     /// moves to the end of the line; those without room leave the line until they are woken.
     pub(super) fn next_consumer(&mut self, key: Key) -> Option<Key> {
         let queue = self.queues.get_mut(key)?;
+        if queue.line.len() > 1 {
+            // Priorities that nobody has any more.
+            queue.line.retain(|_, line| !line.is_empty());
+        }
         for line in queue.line.values_mut() {
             while let Some(&first) = line.front() {
-                let consumer = self.consumers.get_mut(first);
-                let consumer =
-                    consumer.filter(|c| queue.active.is_none_or(|one| one == first) && c.in_line);
-                let Some(consumer) = consumer else {
+                let Some(consumer) = self.consumers.get_mut(first) else {
                     line.pop_front();
+                    queue.gone_in_line -= 1;
                     continue;
                 };
+                if queue.active.is_some_and(|active| active != first) || !consumer.in_line {
+                    line.pop_front();
+                    continue;
+                }
                 let channel = self.channels.get(consumer.channel);
                 if channel.is_some_and(|channel| channel.has_room_for(consumer)) {
                     if line.len() > 1 {
@@ -338,6 +348,19 @@ impl Broker {
     }
 }
 
+/// Takes out of the line who is gone, when those are more than the others and not few.
+fn sweep_line(queue: &mut Queue, consumers: &Slab<Consumer>) {
+    const FEW: usize = 16;
+    if queue.gone_in_line <= FEW.max(queue.consumers.len()) {
+        return;
+    }
+    for line in queue.line.values_mut() {
+        line.retain(|key| consumers.get(*key).is_some());
+    }
+    queue.line.retain(|_, line| !line.is_empty());
+    queue.gone_in_line = 0;
+}
+
 /// Counts a message that leaves the backlog for a client. Without acknowledgement it is settled;
 /// otherwise gives it back, to be kept until it is.
 fn hand_out(queue: &mut Queue, entry: Entry, no_ack: bool, out: &mut Vec<Effect>) -> Option<Entry> {
@@ -370,5 +393,53 @@ fn priority(consume: &Consume) -> Result<i32, Refusal> {
         None => Ok(0),
         Some(value @ Value::Int(priority)) => i32::try_from(*priority).map_err(|_| wrong(value)),
         Some(value) => Err(wrong(value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ConnectionId, QueueDeclare};
+
+    /// Consumers that come and go at a queue where nothing happens, each with a priority of its own.
+    #[test]
+    fn consumers_that_are_gone_leave_nothing_at_an_idle_queue() {
+        let mut broker = Broker::new(crate::Options::default());
+        let channel = broker.open_channel(ConnectionId(1), 1);
+        let mut out = Vec::new();
+        let declare = QueueDeclare {
+            name: Bytes::from_static(b"q"),
+            ..QueueDeclare::default()
+        };
+        let declared = broker.declare_queue(channel, declare, 0, &mut out);
+        declared.expect("declared");
+        let mut consume = |broker: &mut Broker, priority: i32| {
+            let consume = Consume {
+                queue: Bytes::from_static(b"q"),
+                arguments: crate::Table::new().with("x-priority", Value::Int(priority.into())),
+                ..Consume::default()
+            };
+            broker
+                .consume(channel, consume, 0, &mut out)
+                .expect("a tag")
+        };
+        let stays = consume(&mut broker, 0);
+        for priority in 1..10_000 {
+            let tag = consume(&mut broker, priority);
+            let cancelled = broker.cancel(channel, &tag, 0, &mut Vec::new());
+            cancelled.expect("cancelled");
+            let queue = broker.queues.iter().next().expect("the queue").1;
+            let in_line: usize = queue.line.values().map(|line| line.len()).sum();
+            assert!(in_line < 40 && queue.line.len() < 40, "{in_line}");
+            assert_eq!(in_line, queue.gone_in_line + 1);
+        }
+        // Whoever is there still gets what comes, and then only they stand there.
+        let message = crate::Message::new("", "q", "body");
+        let mut out = Vec::new();
+        let published = broker.publish(channel, message, &[], 0, &mut out);
+        published.expect("published");
+        assert!(matches!(&out[..], [Effect::Deliver(it)] if it.consumer_tag == stays));
+        let queue = broker.queues.iter().next().expect("the queue").1;
+        assert_eq!((queue.gone_in_line, queue.consumers.len()), (0, 1));
     }
 }
