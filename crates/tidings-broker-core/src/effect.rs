@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Message, Record};
+use crate::{Message, MessageId, QueueId, Record};
 
 /// A client's connection; the server chooses the number and never reuses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +28,14 @@ pub enum Effect {
         channel: u16,
         /// The consumer.
         consumer_tag: Bytes,
+    },
+    /// Read these messages out of the store, for [`Broker::fetched`](crate::Broker::fetched). There is
+    /// only one such effect for each queue at a time.
+    Fetch {
+        /// The queue that they wait in.
+        queue: QueueId,
+        /// Them, in their order.
+        messages: Vec<MessageId>,
     },
     /// Append to the log. A reply or confirm that answers the command must wait until every record
     /// of the command is durable; a delivery need not.

@@ -47,6 +47,8 @@ pub(crate) struct Queue {
     pub(crate) last_used: u64,
     /// When the broker will look at it next.
     pub(crate) timer: Option<u64>,
+    /// Messages were asked of the store, and have not come.
+    pub(crate) is_fetching: bool,
 }
 
 /// What happens when a queue is full.
@@ -79,6 +81,7 @@ impl Queue {
         declare: QueueDeclare,
         owner: Option<ConnectionId>,
         rules: Rules,
+        messages_per_piece: usize,
         now: u64,
     ) -> Self {
         Self {
@@ -88,7 +91,7 @@ impl Queue {
             owner,
             auto_delete: declare.auto_delete,
             arguments: declare.arguments,
-            backlog: Backlog::new(rules.priority_max),
+            backlog: Backlog::new(rules.priority_max, messages_per_piece),
             rules,
             incoming: BTreeSet::new(),
             consumers: BTreeMap::new(),
@@ -101,6 +104,7 @@ impl Queue {
             counters: Counters::default(),
             last_used: now,
             timer: None,
+            is_fetching: false,
         }
     }
 
@@ -117,10 +121,10 @@ impl Queue {
 
     /// When the message at the head expires or the queue itself does, whichever comes first.
     pub(crate) fn deadline(&self) -> Option<u64> {
-        let head = self
-            .backlog
-            .head()
-            .map_or(u64::MAX, |entry| entry.expires_at);
+        // One that was asked for is looked at when it comes.
+        let is_asked_for = self.is_fetching && self.backlog.is_head_away();
+        let head = self.backlog.head_expires_at().filter(|_| !is_asked_for);
+        let head = head.unwrap_or(u64::MAX);
         let idle = match self.rules.expires {
             Some(expires) if self.consumers.is_empty() => self.last_used.saturating_add(expires),
             _ => u64::MAX,

@@ -78,6 +78,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rig = Rig::with(Options {
             messages_per_step_max: 3,
+            messages_per_piece: 2,
             ..Options::default()
         });
         rig.exchange("all", "fanout");
@@ -107,7 +108,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(20) {
+        match self.random.below(21) {
             0..6 => self.publish(),
             6 => self.open_channel(),
             7 => self.close(),
@@ -118,6 +119,10 @@ impl World {
             13..17 => self.settle(),
             17 => self.recover(),
             18 => self.rig.now += self.random.below(20),
+            19 if self.random.chance(2) => {
+                // Memory is short.
+                self.rig.broker.send_away(u64::MAX);
+            }
             _ => self.pause_or_purge(),
         }
         self.observe();
@@ -273,6 +278,9 @@ impl World {
     fn get(&mut self) {
         let Some(at) = self.channel() else { return };
         let (queue, no_ack) = (self.random.pick(&QUEUES).0, self.random.chance(2));
+        let id = self.channels[at].id;
+        self.rig.fetch_for_get(id, queue);
+        self.observe();
         let channel = &mut self.channels[at];
         let (now, out) = (self.rig.now, &mut self.rig.out);
         let got = self
@@ -385,6 +393,7 @@ impl World {
     /// Carries on whatever the broker wants to do, and follows it.
     fn observe(&mut self) {
         loop {
+            self.rig.fetch();
             for effect in self.rig.effects() {
                 let Effect::Deliver(delivery) = effect else {
                     continue;
@@ -531,18 +540,20 @@ impl World {
     fn persistent(&mut self, queue: &str) -> Vec<String> {
         let prober = self.rig.open(u64::MAX, 1);
         let mut bodies = Vec::new();
-        let (now, out) = (self.rig.now, &mut self.rig.out);
-        while let Some(got) = self
-            .rig
-            .broker
-            .get(prober, queue.as_bytes(), false, now, out)
-            .expect("it may")
-        {
+        loop {
+            self.rig.fetch_for_get(prober, queue);
+            let (now, out) = (self.rig.now, &mut self.rig.out);
+            let got = self
+                .rig
+                .broker
+                .get(prober, queue.as_bytes(), false, now, out);
+            let Some(got) = got.expect("it may") else {
+                return bodies;
+            };
             if got.message.persistent {
                 bodies.push(number_of(&got.message).to_string());
             }
         }
-        bodies
     }
 }
 

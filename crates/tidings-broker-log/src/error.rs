@@ -19,6 +19,8 @@ enum Kind {
     NewerVersion,
     Damaged,
     Internal,
+    /// It is closed.
+    Closed,
 }
 
 impl LogError {
@@ -78,6 +80,14 @@ impl LogError {
     }
 
     /// A mistake of this crate, found before it could do harm.
+    pub(crate) fn closed() -> Self {
+        Self {
+            kind: Kind::Closed,
+            text: "the log is closed".to_owned(),
+            source: None,
+        }
+    }
+
     pub(crate) fn internal(what: &str) -> Self {
         let text =
             format!("the log stopped because of a mistake in it: {what}; please report this");

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tidings_broker_core::Record;
+use tidings_broker_core::{Message, MessageId, Record};
 
 mod batch;
 mod codec;
@@ -106,6 +106,27 @@ pub struct Recovered {
 pub struct Log {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
+}
+
+/// Reads messages back while a log is open, from any thread.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    shared: Arc<Shared>,
+}
+
+impl Reader {
+    /// The messages of these ids, in that order, as far as they are in some queue. What was appended
+    /// before is found, whether it is durable or not. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// When the log has failed or is closed, and when a message cannot be read.
+    pub fn read(
+        &self,
+        ids: Vec<MessageId>,
+    ) -> Result<Vec<(MessageId, Arc<Message>)>, Arc<LogError>> {
+        self.shared.read(ids)
+    }
 }
 
 impl Log {
@@ -181,6 +202,13 @@ impl Log {
         records: impl IntoIterator<Item = &'a Record, IntoIter: Clone>,
     ) -> Result<Lsn, AppendError> {
         self.shared.append(records.into_iter())
+    }
+
+    /// Reads messages back while the log is open.
+    pub fn reader(&self) -> Reader {
+        Reader {
+            shared: self.shared.clone(),
+        }
     }
 
     /// Everything up to here is on stable storage.

@@ -142,6 +142,11 @@ impl Live {
         (kept == place).then_some(queues)
     }
 
+    /// Where the record of a message lies that is alive.
+    pub(crate) fn place_of(&self, id: MessageId) -> Option<Place> {
+        self.messages.get(id).map(|(place, _)| place)
+    }
+
     /// How many records are alive.
     pub(crate) fn len(&self) -> usize {
         self.messages.len() + self.topology.len()

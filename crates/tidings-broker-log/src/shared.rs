@@ -1,16 +1,29 @@
 //! What appenders and the writer share: the buffer between them, and how far the writer has come.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use tidings_broker_core::Record;
+use tidings_broker_core::{Message, MessageId, Record};
 
 use crate::{AppendError, LogError, Lsn, batch, codec};
 
 /// Of the room there is, at most this is promised beyond what was asked for: the rest is for others.
 const PROMISED_BYTES: usize = 1 << 20;
+
+/// Messages that somebody waits to read.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) ids: Vec<MessageId>,
+    /// How many records were appended before.
+    pub(crate) appended: u64,
+    pub(crate) reply: SyncSender<Messages>,
+}
+
+/// What was read.
+type Messages = Result<Vec<(MessageId, Arc<Message>)>, Arc<LogError>>;
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -36,6 +49,8 @@ struct Buffer {
     promised: usize,
     /// Bytes that somebody waits for room for.
     wanted: usize,
+    /// Who wants to read messages back.
+    reads: Vec<Read>,
     /// The writer has not seen yet that there is something to do besides writing.
     poked: bool,
     closing: bool,
@@ -88,6 +103,38 @@ impl Shared {
         buffer.wanted = buffer.wanted.max(wanted);
         buffer.poked = true;
         self.filled.notify_one();
+    }
+
+    /// Reads messages back that are alive; those that are not are left out.
+    pub(crate) fn read(
+        &self,
+        ids: Vec<MessageId>,
+    ) -> Result<Vec<(MessageId, Arc<Message>)>, Arc<LogError>> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let mut buffer = self.buffer.lock();
+        if let Some(failure) = self.failure() {
+            return Err(failure);
+        }
+        if buffer.closing {
+            return Err(Arc::new(LogError::closed()));
+        }
+        let appended = buffer.appended;
+        buffer.reads.push(Read {
+            ids,
+            appended,
+            reply,
+        });
+        buffer.poked = true;
+        self.filled.notify_one();
+        drop(buffer);
+        answer.recv().unwrap_or_else(|_| {
+            let failure = self.failure();
+            Err(failure.unwrap_or_else(|| Arc::new(LogError::closed())))
+        })
+    }
+
+    pub(crate) fn take_reads(&self) -> Vec<Read> {
+        std::mem::take(&mut self.buffer.lock().reads)
     }
 
     /// Adds all of the records, or none.
@@ -214,7 +261,8 @@ impl Shared {
     pub(crate) fn fail(&self, failure: Arc<LogError>) {
         // The first failure is the one that counts.
         let _ = self.failure.set(failure);
-        let _guard = self.buffer.lock();
+        // Whoever waits to read waits no more.
+        self.buffer.lock().reads.clear();
         self.emptied.notify_all();
     }
 

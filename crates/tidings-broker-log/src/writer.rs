@@ -17,10 +17,11 @@ use crate::batch::{self, BATCH_BYTES_MAX};
 use crate::dir::{Dir, SegmentHeader, Spare};
 use crate::live::Live;
 use crate::recovery::{State, place};
-use crate::shared::{Shared, Work};
+use crate::shared::{Read, Shared, Work};
 use crate::{Event, LogError, Options};
 
 mod compaction;
+mod reading;
 mod space;
 
 use space::{OVERHEAD_BYTES, start_segment};
@@ -65,6 +66,10 @@ pub(crate) struct Writer {
     freeing: bool,
     /// The oldest segment is being read, and must stay.
     compacting: bool,
+    /// Who wants to read messages that are not written yet.
+    reads: Vec<Read>,
+    /// How many of the records that were appended are written.
+    written_through: u64,
 }
 
 /// A segment that is no longer written to.
@@ -160,6 +165,8 @@ impl Writer {
             written: 0,
             freeing: false,
             compacting: false,
+            reads: Vec::new(),
+            written_through: 0,
         };
         writer.tell_room();
         Ok(writer)
@@ -200,6 +207,8 @@ impl Writer {
                     (self.taken, self.written) = (records.clone(), 0);
                     compacting = self.compact(records.len() as u64)?;
                     self.write_records(&records, true)?;
+                    self.written_through = lsn.0;
+                    self.serve_reads();
                     self.sync()?;
                     self.shared.set_durable(lsn);
                     (self.on_event)(Event::Durable(lsn));
@@ -209,10 +218,12 @@ impl Writer {
                         .unwrap_or_default();
                 }
                 Work::Nothing => {
+                    self.serve_reads();
                     compacting = self.compact(0)?;
                     self.sync()?;
                 }
                 Work::Close => {
+                    self.serve_reads();
                     self.bear_witness()?;
                     return self.sync();
                 }

@@ -11,17 +11,21 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use tidings_broker_core::{self as core, ConnectionId, Effect, Record, Refusal};
-use tidings_broker_log::{AppendError, Event, Log, Lsn};
+use tidings_broker_core::{
+    self as core, ConnectionId, Effect, MessageId, QueueId, Record, Refusal,
+};
+use tidings_broker_log::{AppendError, Event, Log, Lsn, Reader};
 use tidings_wire::Properties;
 use tokio::sync::Notify;
 
 use crate::Error;
 use crate::admission::Admission;
+use crate::backlogs::{self, Backlogs, Read, Request};
 use crate::meter::Meter;
 use crate::options::Options;
 use crate::outbound::{Item, Outbound};
@@ -71,6 +75,7 @@ pub(crate) struct Engine {
     effects: Vec<Effect>,
     deadline: Option<u64>,
     outbound_bytes_max: usize,
+    backlogs: Backlogs,
 }
 
 /// Why a command did not happen, or cannot be confirmed.
@@ -102,6 +107,7 @@ impl Shared {
             bindings_max: options.limits.bindings_max,
             ..core::Options::default()
         });
+        let mut backlogs = Backlogs::new(options.limits.memory_bytes_max);
         let log = match &options.data {
             None => None,
             Some(dir) => {
@@ -115,7 +121,7 @@ impl Shared {
                     tracing::warn!(file = %file.display(), offset, "cut off an unfinished write that was never confirmed");
                 }
                 let records = recovered.records.len();
-                restore(&mut core, &meter, recovered.records);
+                restore(&mut core, &meter, &mut backlogs, recovered.records);
                 tracing::info!(dir = %dir.display(), records, "recovered");
                 Some(log)
             }
@@ -128,17 +134,19 @@ impl Shared {
             effects: Vec::new(),
             deadline: None,
             outbound_bytes_max: options.limits.outbound_bytes_max,
+            backlogs,
         };
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             pending: Arc::new(Pending::new(&options.limits)),
             admission: Admission::new(&options.limits),
             options,
             meter,
             engine: Mutex::new(engine),
             signals,
-        };
+        });
+        backlogs::start(&shared)?;
         shared.lock().expire();
-        Ok(Arc::new(shared))
+        Ok(shared)
     }
 
     pub(crate) fn signals(&self) -> &Signals {
@@ -376,6 +384,9 @@ impl Locked<'_> {
             reply(done, lsn);
         }
         engine.deliver();
+        engine
+            .backlogs
+            .spare_memory(&mut engine.core, &self.shared.meter);
         self.note_deadline();
         stored.map(|_| ()).map_err(Trouble::Log)
     }
@@ -410,6 +421,67 @@ impl Locked<'_> {
         if self.engine.connections.remove(&connection).is_some() {
             self.apply(|core, out| core.close_connection(connection, now(), out));
         }
+    }
+
+    /// Brings back what was read for a queue.
+    pub(crate) fn fetched(&mut self, queue: QueueId, asked: &[MessageId], read: Read) {
+        let meter = self.shared.meter.clone();
+        let messages = match read {
+            Ok(messages) => messages,
+            // It is closed, or known to have failed.
+            Err(_) if self.engine.log.is_none() || self.shared.signals.failure().is_some() => {
+                return;
+            }
+            Err(error) => return self.shared.signals.fail(error.to_string()),
+        };
+        let weighed = messages.into_iter();
+        let weighed = weighed.map(|(id, message)| (id, meter.weighed_message(message)));
+        let weighed = weighed.collect();
+        let mut lost = None;
+        self.apply(|core, out| lost = core.fetched(queue, asked, weighed, now(), out).err());
+        if let Some(lost) = lost {
+            let why = format!("message {} waits in a queue and is not in the log", lost.0);
+            tracing::error!("{why}, please report this");
+            self.shared.signals.fail(why);
+        }
+    }
+
+    /// Reads what a `basic.get` needs, if that is not in memory. Everybody waits meanwhile: who has so
+    /// long a backlog and cares consumes it.
+    pub(crate) fn bring_for_get(
+        &mut self,
+        channel: core::ChannelId,
+        queue: &[u8],
+    ) -> Result<(), Trouble> {
+        loop {
+            let mut asked = None;
+            let command = |core: &mut core::Broker, out: &mut Vec<Effect>| {
+                asked = core.fetch_for_get(channel, queue, now(), out)?;
+                Ok(())
+            };
+            self.run(command, |(), _| ())?;
+            let reader = self.engine.log.as_ref().map(Log::reader);
+            let (Some((queue, messages)), Some(reader)) = (asked, reader) else {
+                return Ok(());
+            };
+            let read = reader.read(messages.clone());
+            if let Err(failed) = &read {
+                let failed = AppendError::Failed(failed.clone());
+                self.fetched(queue, &messages, read);
+                return Err(Trouble::Log(failed));
+            }
+            self.fetched(queue, &messages, read);
+        }
+    }
+
+    /// How messages are read back.
+    pub(crate) fn reader(&self) -> Option<Reader> {
+        self.engine.log.as_ref().map(Log::reader)
+    }
+
+    /// Where requests to read go from now on.
+    pub(crate) fn read_by(&mut self, requests: Sender<Request>) {
+        self.engine.backlogs.requests = Some(requests);
     }
 
     /// The connection has room for deliveries again.
@@ -506,6 +578,10 @@ impl Engine {
         for effect in self.effects.drain(..) {
             let (connection, item) = match effect {
                 Effect::Store(_) => continue,
+                Effect::Fetch { queue, messages } => {
+                    self.backlogs.fetch(queue, messages);
+                    continue;
+                }
                 Effect::Deliver(delivery) => (delivery.connection, Item::Deliver(delivery)),
                 Effect::CancelConsumer {
                     connection,
@@ -535,12 +611,19 @@ impl Engine {
 }
 
 /// Brings back what the log held, and says what of it is not as it was stored.
-fn restore(core: &mut core::Broker, meter: &Arc<Meter>, records: Vec<Record>) {
+fn restore(
+    core: &mut core::Broker,
+    meter: &Arc<Meter>,
+    backlogs: &mut Backlogs,
+    records: Vec<Record>,
+) {
     /// Enough to see what is the matter.
     const WARNINGS_MAX: usize = 100;
     let mut notes = 0;
     for record in records {
-        let Some(note) = core.restore(meter.weighed(record), now()) else {
+        let note = core.restore(meter.weighed(record), now());
+        backlogs.spare_memory(core, meter);
+        let Some(note) = note else {
             continue;
         };
         notes += 1;

@@ -72,6 +72,14 @@ impl Error {
         }
     }
 
+    pub(crate) fn thread(source: std::io::Error) -> Error {
+        Error {
+            kind: Kind::Other,
+            message: "cannot start a thread: the system allows no more of them".to_owned(),
+            source: Some(source.into()),
+        }
+    }
+
     /// A log that could not be opened or closed. It says itself what to do; only the flag is ours.
     pub(crate) fn log(error: &LogError) -> Error {
         let kind = if error.is_in_use() {

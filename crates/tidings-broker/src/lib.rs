@@ -24,6 +24,7 @@
 //! connections that owe a confirm.
 
 mod admission;
+mod backlogs;
 mod connection;
 mod deadlines;
 mod engine;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use tidings_broker_core::Record;
+use tidings_broker_core::{Message, Record};
 
 /// Counts bytes of messages.
 #[derive(Debug, Default)]
@@ -57,15 +57,21 @@ impl Meter {
         else {
             return record;
         };
-        let mut message = Arc::unwrap_or_clone(message);
-        (message.properties, message.body) =
-            self.take_in(&message.properties, std::mem::take(&mut message.body));
+        let message = self.weighed_message(message);
         Record::Enqueued {
             id,
             at,
             queues,
-            message: Arc::new(message),
+            message,
         }
+    }
+
+    /// Counts a message that was read.
+    pub(crate) fn weighed_message(self: &Arc<Self>, message: Arc<Message>) -> Arc<Message> {
+        let mut message = Arc::unwrap_or_clone(message);
+        (message.properties, message.body) =
+            self.take_in(&message.properties, std::mem::take(&mut message.body));
+        Arc::new(message)
     }
 
     fn weigh<B: AsRef<[u8]> + Send + 'static>(self: &Arc<Self>, bytes: B) -> Bytes {

@@ -174,6 +174,12 @@ impl Broker {
         self.drop_expired(key, usize::MAX, now, out);
         let queue = self.queues.get_mut(key).expect("just found");
         queue.last_used = now;
+        if queue.backlog.is_head_away() {
+            // Whoever asks for it brings it back before: see `fetch_for_get`.
+            let name = text(&queue.name);
+            let why = format_args!("the first message of queue '{name}' is not in memory");
+            return Err(Refusal::new(ReplyCode::ResourceError, why));
+        }
         let got = queue.backlog.pop().map(|entry| {
             let session = self.channels.get_mut(channel.0).expect("just used");
             let delivery_tag = session.next_tag();
@@ -196,6 +202,7 @@ impl Broker {
             }
             got
         });
+        self.fetch(key, out);
         self.arm(key);
         self.bury(now, out);
         Ok(got)
@@ -220,10 +227,16 @@ impl Broker {
                 return;
             };
             let queue = self.queues.get_mut(key).expect("still there");
-            let entry = queue.backlog.pop().expect("not empty");
+            let Some(entry) = queue.backlog.pop() else {
+                // It goes on when what is away has come back.
+                self.fetch(key, out);
+                self.arm(key);
+                return;
+            };
             self.deliver(key, consumer, entry, out);
             left -= 1;
         }
+        self.fetch(key, out);
         if self
             .queues
             .get(key)

@@ -20,6 +20,7 @@ use crate::{
 mod admitting;
 mod consuming;
 mod dead_letters;
+mod fetching;
 mod publishing;
 mod queues;
 mod restoring;
@@ -64,6 +65,9 @@ pub struct Options {
     pub exchanges_max: usize,
     /// Bindings besides those of the default exchange.
     pub bindings_max: usize,
+    /// How many messages of a backlog are sent away together; of about half as many the store is asked
+    /// at a time.
+    pub messages_per_piece: usize,
 }
 
 impl Default for Options {
@@ -77,6 +81,7 @@ impl Default for Options {
             queues_max: usize::MAX,
             exchanges_max: usize::MAX,
             bindings_max: usize::MAX,
+            messages_per_piece: 1024,
         }
     }
 }
@@ -93,7 +98,7 @@ pub struct Broker {
     queues: Slab<Queue>,
     queue_names: HashMap<Bytes, Key>,
     /// Queues that are in the store.
-    queue_ids: HashMap<QueueId, Key>,
+    queue_ids: BTreeMap<QueueId, Key>,
     channels: Slab<Channel>,
     consumers: Slab<Consumer>,
     connections: BTreeMap<ConnectionId, Connection>,
@@ -109,6 +114,8 @@ pub struct Broker {
     next_message: u64,
     next_queue: u64,
     next_arrival: u64,
+    /// The queue whose turn it is to send messages away.
+    next_to_send: QueueId,
     /// Counts changes of exchanges, queues and bindings: remembered routes are good for one count.
     topology_version: u64,
     /// An empty list to route into, kept to save an allocation per message.
@@ -133,7 +140,7 @@ impl Broker {
             bindings: 0,
             queues: Slab::default(),
             queue_names: HashMap::new(),
-            queue_ids: HashMap::new(),
+            queue_ids: BTreeMap::new(),
             channels: Slab::default(),
             consumers: Slab::default(),
             connections: BTreeMap::new(),
@@ -144,6 +151,7 @@ impl Broker {
             next_message: 1,
             next_queue: 1,
             next_arrival: 1,
+            next_to_send: QueueId(0),
             topology_version: 1,
             scratch: Vec::new(),
         };

@@ -284,10 +284,9 @@ impl Broker {
             if queue.rules.overflow != Overflow::DropHead || !queue.is_over(count, bytes) {
                 return;
             }
-            let Some(entry) = queue.backlog.pop() else {
+            if !self.kill_head(key, DeathReason::MaxLen, now, out) {
                 return;
-            };
-            self.kill(key, entry, DeathReason::MaxLen, now, out);
+            }
         }
     }
 }

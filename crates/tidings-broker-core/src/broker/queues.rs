@@ -96,7 +96,14 @@ impl Broker {
     ) -> Result<Key, Refusal> {
         let owner = declare.exclusive.then_some(connection);
         let id = QueueId(self.next_queue);
-        let queue = Queue::new(id, declare, owner, rules, now);
+        let queue = Queue::new(
+            id,
+            declare,
+            owner,
+            rules,
+            self.options.messages_per_piece,
+            now,
+        );
         if queue.survives() {
             let record = Record::QueueDeclared {
                 queue: id,
@@ -231,9 +238,9 @@ fn empty(queue: &mut Queue, out: &mut Vec<Effect>) -> u64 {
             }));
         }
     };
-    while let Some(entry) = queue.backlog.pop() {
-        if entry.stored {
-            ids.push(entry.id);
+    while let Some(message) = queue.backlog.drop_head() {
+        if message.stored {
+            ids.push(message.id);
         }
         if ids.len() == REMOVED_IDS_MAX {
             flush(&mut ids);

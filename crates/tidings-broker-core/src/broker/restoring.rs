@@ -167,7 +167,14 @@ impl Broker {
                 faults.join(", ")
             )
         });
-        let key = self.add_queue(Queue::new(id, declare, None, rules, now));
+        let key = self.add_queue(Queue::new(
+            id,
+            declare,
+            None,
+            rules,
+            self.options.messages_per_piece,
+            now,
+        ));
         self.arm(key);
         note
     }

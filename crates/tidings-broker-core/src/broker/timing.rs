@@ -64,15 +64,12 @@ impl Broker {
             let Some(queue) = self.queues.get_mut(key) else {
                 return dropped;
             };
-            if queue
-                .backlog
-                .head()
-                .is_none_or(|head| head.expires_at > now)
-            {
+            if queue.backlog.head_expires_at().is_none_or(|at| at > now) {
                 return dropped;
             }
-            let entry = queue.backlog.pop().expect("it has a head");
-            self.kill(key, entry, DeathReason::Expired, now, out);
+            if !self.kill_head(key, DeathReason::Expired, now, out) {
+                return dropped;
+            }
         }
         max
     }

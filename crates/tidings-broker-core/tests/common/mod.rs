@@ -1,6 +1,8 @@
 //! A broker on a bench: commands in few words, effects as short texts.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tidings_broker_core::*;
 
@@ -242,6 +244,51 @@ impl Rig {
         }
     }
 
+    /// A message of the store.
+    fn stored(&self, id: MessageId) -> Option<(MessageId, Arc<Message>)> {
+        let effects = self.out.iter().filter_map(|effect| match effect {
+            Effect::Store(record) => Some(record),
+            _ => None,
+        });
+        let mut all = effects.chain(&self.records);
+        all.find_map(|record| match record {
+            Record::Enqueued {
+                id: other, message, ..
+            } if *other == id => Some((id, message.clone())),
+            _ => None,
+        })
+    }
+
+    /// Answers what was asked of the store, until nothing is.
+    pub fn fetch(&mut self) {
+        let asks = |effect: &Effect| matches!(effect, Effect::Fetch { .. });
+        while let Some(at) = self.out.iter().position(asks) {
+            let Effect::Fetch { queue, messages } = self.out.remove(at) else {
+                continue;
+            };
+            self.bring(queue, &messages);
+        }
+    }
+
+    pub fn bring(&mut self, queue: QueueId, asked: &[MessageId]) {
+        let found = asked.iter().filter_map(|id| self.stored(*id)).collect();
+        let brought = self
+            .broker
+            .fetched(queue, asked, found, self.now, &mut self.out);
+        brought.expect("the store has it");
+    }
+
+    /// Brings back what has to be there for a `basic.get`.
+    pub fn fetch_for_get(&mut self, channel: ChannelId, queue: &str) {
+        while let Some((queue, messages)) = self
+            .broker
+            .fetch_for_get(channel, queue.as_bytes(), self.now, &mut self.out)
+            .expect("it may")
+        {
+            self.bring(queue, &messages);
+        }
+    }
+
     /// Takes all effects; records are kept aside.
     pub fn effects(&mut self) -> Vec<Effect> {
         let effects = std::mem::take(&mut self.out);
@@ -269,7 +316,7 @@ impl Rig {
                 Effect::CancelConsumer { consumer_tag, .. } => {
                     Some(format!("{} cancelled", text(&consumer_tag)))
                 }
-                Effect::Store(_) => None,
+                Effect::Store(_) | Effect::Fetch { .. } => None,
             });
         shown.collect()
     }
@@ -278,12 +325,14 @@ impl Rig {
     pub fn waiting(&mut self, queue: &str) -> Vec<String> {
         let prober = self.broker.open_channel(ConnectionId(u64::MAX), 1);
         let mut bodies = Vec::new();
+        self.fetch_for_get(prober, queue);
         while let Some(got) = self
             .broker
             .get(prober, queue.as_bytes(), false, self.now, &mut self.out)
             .expect("it may")
         {
             bodies.push(String::from_utf8_lossy(&got.message.body).into_owned());
+            self.fetch_for_get(prober, queue);
         }
         self.broker.close_channel(prober, self.now, &mut self.out);
         bodies

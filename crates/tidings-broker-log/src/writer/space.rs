@@ -84,6 +84,8 @@ impl Writer {
     pub(super) fn wait_for_next(&mut self, bytes: u64) -> Result<(), LogError> {
         let mut pause = RETRY_DELAY / 32;
         loop {
+            // Whoever is to free space by consuming has to read before.
+            self.serve_reads();
             match std::mem::replace(&mut self.next, Next::None) {
                 Next::Ready(spare) if spare.size >= bytes => {
                     self.next = Next::Ready(spare);

@@ -319,6 +319,7 @@ impl Channel {
 
     fn get(&mut self, turn: Turn<'_, '_>, get: &BasicGet) -> Result<(), Fail> {
         let (id, number, outbound) = (self.id, self.number, turn.outbound);
+        turn.engine.bring_for_get(id, &get.queue)?;
         let command = |core: &mut core::Broker, out: &mut Out| {
             core.get(id, &get.queue, get.no_ack, now(), out)
         };

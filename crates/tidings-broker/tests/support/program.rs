@@ -17,12 +17,23 @@ impl Program {
     }
 
     pub fn start_with(data: &Path, log: Stdio) -> Program {
+        Program::start_as(data, log, &[])
+    }
+
+    /// With so many megabytes of messages in memory.
+    pub fn start_with_memory(data: &Path, megabytes: u64) -> Program {
+        let memory = megabytes.to_string();
+        Program::start_as(data, Stdio::inherit(), &["--memory-max", &memory])
+    }
+
+    fn start_as(data: &Path, log: Stdio, more: &[&str]) -> Program {
         let mut child = command(&[
             "--listen",
             "127.0.0.1:0",
             "--data",
             &data.display().to_string(),
         ])
+        .args(more)
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
