@@ -5,9 +5,10 @@
 //! disk. The memory alarm is left for what cannot go away: transient messages, those that are out with
 //! consumers, transactions.
 
-use std::sync::mpsc::{self, Sender};
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
+use parking_lot::{Condvar, Mutex};
 use tidings_broker_core::{Broker, Message, MessageId, QueueId};
 use tidings_broker_log::LogError;
 
@@ -17,7 +18,7 @@ use crate::meter::Meter;
 
 /// Messages of a queue that are to be read.
 #[derive(Debug)]
-pub(crate) struct Request {
+struct Request {
     queue: QueueId,
     messages: Vec<MessageId>,
 }
@@ -36,7 +37,44 @@ pub(crate) struct Backlogs {
     step: u64,
     /// When to see to it again.
     next_at: u64,
-    pub(crate) requests: Option<Sender<Request>>,
+    requests: Arc<Requests>,
+}
+
+/// What is to be read, in the order in which it was asked for: one request for each queue at most.
+#[derive(Debug, Default)]
+struct Requests {
+    waiting: Mutex<Waiting>,
+    came: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: VecDeque<Request>,
+    /// The broker is gone.
+    is_over: bool,
+}
+
+impl Requests {
+    /// The next one; nothing if there will be none.
+    fn next(&self) -> Option<Request> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if waiting.is_over {
+                return None;
+            }
+            if let Some(request) = waiting.requests.pop_front() {
+                return Some(request);
+            }
+            self.came.wait(&mut waiting);
+        }
+    }
+}
+
+impl Drop for Backlogs {
+    fn drop(&mut self) {
+        self.requests.waiting.lock().is_over = true;
+        self.requests.came.notify_one();
+    }
 }
 
 impl Backlogs {
@@ -46,7 +84,7 @@ impl Backlogs {
             budget,
             step: STEP_BYTES_MAX.min(memory_bytes_max / 16),
             next_at: budget,
-            requests: None,
+            requests: Arc::default(),
         }
     }
 
@@ -63,23 +101,26 @@ impl Backlogs {
 
     /// Has messages read.
     pub(crate) fn fetch(&mut self, queue: QueueId, messages: Vec<MessageId>) {
-        // Without somebody who reads the broker is going down, or has no log and nothing away.
-        if let Some(requests) = &self.requests {
-            let _ = requests.send(Request { queue, messages });
-        }
+        let request = Request { queue, messages };
+        self.requests.waiting.lock().requests.push_back(request);
+        self.requests.came.notify_one();
     }
 }
 
 /// Starts the thread that reads; it ends with the broker.
 pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
-    let Some(reader) = shared.lock().reader() else {
-        return Ok(());
+    let (reader, requests) = {
+        let locked = shared.lock();
+        let Some(reader) = locked.reader() else {
+            // Without a log nothing goes away.
+            return Ok(());
+        };
+        (reader, locked.backlogs().requests.clone())
     };
-    let (requests, asked) = mpsc::channel::<Request>();
     let broker: Weak<Shared> = Arc::downgrade(shared);
     let thread = std::thread::Builder::new().name("broker-reader".to_owned());
     let reading = move || {
-        for Request { queue, messages } in asked {
+        while let Some(Request { queue, messages }) = requests.next() {
             let read = reader.read(messages.clone());
             let Some(shared) = broker.upgrade() else {
                 return;
@@ -87,7 +128,5 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), Error> {
             shared.lock().fetched(queue, &messages, read);
         }
     };
-    thread.spawn(reading).map_err(Error::thread)?;
-    shared.lock().read_by(requests);
-    Ok(())
+    thread.spawn(reading).map(drop).map_err(Error::thread)
 }

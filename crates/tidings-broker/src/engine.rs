@@ -11,7 +11,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -25,7 +24,7 @@ use tokio::sync::Notify;
 
 use crate::Error;
 use crate::admission::Admission;
-use crate::backlogs::{self, Backlogs, Read, Request};
+use crate::backlogs::{self, Backlogs, Read};
 use crate::meter::Meter;
 use crate::options::Options;
 use crate::outbound::{Item, Outbound};
@@ -479,9 +478,8 @@ impl Locked<'_> {
         self.engine.log.as_ref().map(Log::reader)
     }
 
-    /// Where requests to read go from now on.
-    pub(crate) fn read_by(&mut self, requests: Sender<Request>) {
-        self.engine.backlogs.requests = Some(requests);
+    pub(crate) fn backlogs(&self) -> &Backlogs {
+        &self.engine.backlogs
     }
 
     /// The connection has room for deliveries again.

@@ -194,8 +194,10 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// The heartbeat proposed to clients; zero proposes none. Default 60 s.
     pub heartbeat: Duration,
-    /// Bytes of messages in queues, and on their way from there to consumers, above which publishers
-    /// are not read any more. Default 1 GiB.
+    /// Bytes that messages in queues, and on their way from there to consumers, take in memory. From
+    /// half of it on, those that the log has and that are not wanted soon are let go of, and read
+    /// back before their turn. Above it, since what is left cannot go away, publishers are not read any
+    /// more. Default 1 GiB.
     pub memory_bytes_max: u64,
     /// Bytes that all connections together may hold in bodies that are not finished and transactions
     /// that are not committed, besides `memory_bytes_max`. Above it the connection is closed (506)

@@ -51,7 +51,7 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     heartbeat: u16,
 
-    /// Megabytes of messages in queues above which publishers have to wait.
+    /// Megabytes that messages in queues take in memory; longer backlogs are read back from the disk.
     #[arg(long, value_name = "MB", default_value_t = 1024)]
     memory_max: u64,
 

@@ -174,7 +174,7 @@ async fn what_expires_while_it_is_away_becomes_a_dead_letter_all_the_same() {
         ("x-dead-letter-routing-key", text("grave")),
     ];
     declare(addr, queue("grave")).await;
-    declare(addr, queue_with("gone", &[ttl.clone()])).await;
+    declare(addr, queue_with("gone", std::slice::from_ref(&ttl))).await;
     declare(addr, queue_with("dies", &[&[ttl][..], &dead].concat())).await;
     publish(addr, "gone", 0..20_000).await;
     publish(addr, "dies", 0..20_000).await;
@@ -184,4 +184,52 @@ async fn what_expires_while_it_is_away_becomes_a_dead_letter_all_the_same() {
     client.close().await;
     consume(addr, "grave", 0..20_000).await;
     broker.shutdown().await.expect("a clean stop");
+}
+
+/// How much memory a backlog takes, and how fast it grows and comes back. In release, on a quiet machine:
+/// `BACKLOG=10000000 cargo test --release -p tidings-broker --test backlogs -- --ignored --nocapture how_much`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures; run it in release, on a quiet machine"]
+async fn how_much_a_backlog_takes_and_how_fast_it_is() {
+    let count = std::env::var("BACKLOG").map_or(1_000_000, |it| it.parse().expect("a number"));
+    let folder = tempfile::tempdir_in(std::env::current_dir().expect("a folder"));
+    let folder = folder.expect("a folder");
+    let memory = |program: &Program| {
+        let status = format!("/proc/{}/status", program.child.id());
+        let status = std::fs::read_to_string(status).expect("it runs");
+        let line = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.expect("it says so").trim().to_owned()
+        };
+        format!("{} now, {} at most", line("VmRSS:"), line("VmHWM:"))
+    };
+    let rate = |count: u32, since: std::time::Instant| {
+        f64::from(count) / since.elapsed().as_secs_f64() / 1000.0
+    };
+    let program = Program::start_with_memory(folder.path(), 128);
+    declare(program.addr, queue("long")).await;
+    let tenth = count / 10;
+    for part in 0..10 {
+        let since = std::time::Instant::now();
+        publish(program.addr, "long", part * tenth..(part + 1) * tenth).await;
+        let rate = rate(tenth, since);
+        println!("published {rate:.0} k/s; {}", memory(&program));
+    }
+    program.kill();
+    let since = std::time::Instant::now();
+    let program = Program::start_with_memory(folder.path(), 128);
+    consume(program.addr, "long", 0..1).await;
+    println!(
+        "started, and one delivered, in {:?}; {}",
+        since.elapsed(),
+        memory(&program)
+    );
+    let since = std::time::Instant::now();
+    consume(program.addr, "long", 1..count).await;
+    println!(
+        "consumed {:.0} k/s; {}",
+        rate(count, since),
+        memory(&program)
+    );
+    program.kill();
 }
