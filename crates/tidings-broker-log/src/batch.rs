@@ -13,6 +13,10 @@
 //! salted with a secret of the log, so that no client can plant batches inside message bodies; the
 //! header has one of its own, so that looking for batches never means to sum up what is none.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
 use crate::codec::Malformed;
 
 pub(crate) const HEADER_BYTES: usize = 32;
@@ -90,6 +94,22 @@ pub(crate) fn read(bytes: &[u8], salt: u64) -> Option<(Header, &[u8])> {
     let payload = bytes.get(HEADER_BYTES..HEADER_BYTES + header.length)?;
     let crc = u32::from_le_bytes(bytes[12..16].try_into().expect("4 bytes"));
     (checksum(&[payload], salt) == crc).then_some((header, payload))
+}
+
+/// Reads the batch at an offset of a file, of which what counts ends at `end`; does not trust the length
+/// that it claims. Gives bytes for [`read`], if there is a header.
+pub(crate) fn read_at(file: &File, at: u64, end: u64, salt: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; HEADER_BYTES];
+    file.read_exact_at(&mut bytes, at)?;
+    let Some(header) = peek(&bytes, salt) else {
+        return Ok(None);
+    };
+    if at + header.stride() as u64 > end {
+        return Ok(None);
+    }
+    bytes.resize(header.stride(), 0);
+    file.read_exact_at(&mut bytes[HEADER_BYTES..], at + HEADER_BYTES as u64)?;
+    Ok(Some(bytes))
 }
 
 /// The header at the start of `bytes`, if an undamaged one is there; its payload may not be.

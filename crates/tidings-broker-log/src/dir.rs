@@ -28,8 +28,16 @@ const SEGMENT_MAGIC: &[u8; 8] = b"TIDINGS\n";
 #[derive(Debug)]
 pub(crate) struct Dir {
     path: PathBuf,
-    _lock: Lock,
+    /// None in a folder that is only looked at and has no lock file: a copy.
+    _lock: Option<Lock>,
+    pub(crate) version: u32,
     pub(crate) salt: u64,
+}
+
+/// What the format file says.
+struct Format {
+    version: u32,
+    salt: u64,
 }
 
 /// A lock file, locked until this is dropped.
@@ -51,26 +59,58 @@ impl Dir {
     pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
         fs::create_dir_all(path).map_err(|e| LogError::io("create the folder", path, e))?;
         let lock = lock(path)?;
-        let format = path.join("FORMAT");
-        let salt = match fs::read_to_string(&format) {
-            Ok(text) => parse_format(path, &text)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                if !segments(path)?.is_empty() {
-                    let what = "the file is missing although there are segments";
-                    return Err(LogError::damaged(format, 0, what));
-                }
-                create_format(path)?
-            }
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
-                return Err(LogError::damaged(format, 0, "it is not text"));
-            }
-            Err(e) => return Err(LogError::io("read", &format, e)),
+        let format = match read_format(path)? {
+            Some(format) => format,
+            None => create_format(path)?,
         };
-        Ok(Self {
+        Ok(Self::new(path, Some(lock), format))
+    }
+
+    /// Opens a folder to look at it: writes nothing, and no broker can have it open meanwhile.
+    pub(crate) fn look(path: &Path) -> Result<Self, LogError> {
+        let failed = |e| LogError::io("read the folder", path, e);
+        let mut others = 0;
+        for entry in fs::read_dir(path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            // What a start leaves that was killed at once.
+            let is_ours = ["LOCK", DRAFT, "spare"].iter().any(|ours| name == *ours);
+            others += usize::from(!is_ours);
+        }
+        let lock = lock_to_read(path)?;
+        match read_format(path)? {
+            Some(format) => Ok(Self::new(path, lock, format)),
+            None => Err(LogError::no_log(path, others)),
+        }
+    }
+
+    /// Makes a log in a folder that is empty, or not there yet. Until [`finish`] no broker takes it.
+    pub(crate) fn create(path: &Path) -> Result<Self, LogError> {
+        fs::create_dir_all(path).map_err(|e| LogError::io("create the folder", path, e))?;
+        let mut entries =
+            fs::read_dir(path).map_err(|e| LogError::io("read the folder", path, e))?;
+        if entries.next().is_some() {
+            let why = "the folder is not empty; name one that is, or that is not there yet";
+            return Err(LogError::destination(path, why));
+        }
+        let lock = lock(path)?;
+        let format = draft_format(path).inspect_err(|_| {
+            // So that the folder is empty again for the next attempt.
+            let _ = discard(path);
+        })?;
+        Ok(Self::new(path, Some(lock), format))
+    }
+
+    fn new(path: &Path, lock: Option<Lock>, format: Format) -> Self {
+        Self {
             path: path.to_owned(),
             _lock: lock,
-            salt,
-        })
+            version: format.version,
+            salt: format.salt,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The segments, oldest first.
@@ -104,14 +144,12 @@ fn lock(path: &Path) -> Result<Lock, LogError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Who holds it is a courtesy: the refusal stands without it.
-            let _ = file.read_to_string(&mut holder);
-            let holder = match holder.trim() {
-                "" => String::new(),
-                process => format!(" ({process})"),
-            };
-            return Err(LogError::in_use(path, &holder));
+            // Those who look share it, and do not say who they are.
+            let is_shared = file.try_lock_shared().is_ok();
+            return Err(match is_shared {
+                true => LogError::being_read(path),
+                false => LogError::in_use(path, &holder(&mut file)),
+            });
         }
         Err(TryLockError::Error(e)) => return Err(LogError::io("lock", &lock_path, e)),
     }
@@ -124,8 +162,57 @@ fn lock(path: &Path) -> Result<Lock, LogError> {
     Ok(lock)
 }
 
-fn parse_format(dir: &Path, text: &str) -> Result<u64, LogError> {
-    let damaged = |what| LogError::damaged(dir.join("FORMAT"), 0, what);
+/// Takes the lock that a broker would have, together with others who look. A copy has no lock file,
+/// and needs none.
+fn lock_to_read(path: &Path) -> Result<Option<Lock>, LogError> {
+    let lock_path = path.join("LOCK");
+    let mut file = match File::open(&lock_path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(LogError::io("read", &lock_path, e)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Some(Lock(file))),
+        Err(TryLockError::WouldBlock) => Err(LogError::in_use(path, &holder(&mut file))),
+        Err(TryLockError::Error(e)) => Err(LogError::io("lock", &lock_path, e)),
+    }
+}
+
+/// Who holds the lock, in parentheses. It is a courtesy: the refusal stands without it.
+fn holder(file: &mut File) -> String {
+    let mut holder = String::new();
+    let _ = file.read_to_string(&mut holder);
+    match holder.trim() {
+        "" => String::new(),
+        process => format!(" ({process})"),
+    }
+}
+
+/// What the format file says; none if there is neither such a file nor a segment.
+fn read_format(dir: &Path) -> Result<Option<Format>, LogError> {
+    let path = dir.join("FORMAT");
+    match fs::read_to_string(&path) {
+        Ok(text) => parse_format(dir, &text).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if segments(dir)?.is_empty() {
+                return Ok(None);
+            }
+            // A start gives it its name before it makes a segment.
+            if dir.join(DRAFT).exists() {
+                return Err(LogError::unfinished(dir));
+            }
+            let what = "the file is missing although there are segments";
+            Err(LogError::format(&path, what))
+        }
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+            Err(LogError::format(&path, "it is not text"))
+        }
+        Err(e) => Err(LogError::io("read", &path, e)),
+    }
+}
+
+fn parse_format(dir: &Path, text: &str) -> Result<Format, LogError> {
+    let damaged = |what| LogError::format(&dir.join("FORMAT"), what);
     let mut lines = text.lines();
     let version = lines
         .next()
@@ -140,22 +227,53 @@ fn parse_format(dir: &Path, text: &str) -> Result<u64, LogError> {
         .and_then(|line| line.strip_prefix("salt "))
         .filter(|salt| salt.len() == 16)
         .and_then(|salt| u64::from_str_radix(salt, 16).ok())
+        .map(|salt| Format { version, salt })
         .ok_or_else(|| damaged("it has no salt"))
 }
 
+/// What the format file is called before it is complete.
+const DRAFT: &str = "FORMAT.new";
+
 /// Writes the format file so that it is there as a whole or not at all.
-fn create_format(dir: &Path) -> Result<u64, LogError> {
+fn create_format(dir: &Path) -> Result<Format, LogError> {
+    let format = draft_format(dir)?;
+    finish(dir)?;
+    Ok(format)
+}
+
+fn draft_format(dir: &Path) -> Result<Format, LogError> {
     let salt = RandomState::new().hash_one(dir);
-    let (draft, path) = (dir.join("FORMAT.new"), dir.join("FORMAT"));
+    let draft = dir.join(DRAFT);
     let write = || {
         let mut file = File::create(&draft)?;
         write!(file, "{FORMAT_TITLE} {FORMAT_VERSION}\nsalt {salt:016x}\n")?;
-        file.sync_all()?;
-        fs::rename(&draft, &path)
+        file.sync_all()
     };
-    write().map_err(|e| LogError::io("write", &path, e))?;
-    sync_dir(dir)?;
-    Ok(salt)
+    write().map_err(|e| LogError::io("write", &draft, e))?;
+    let version = FORMAT_VERSION;
+    Ok(Format { version, salt })
+}
+
+/// Gives the format file its name: from here on a broker takes what is in the folder.
+pub(crate) fn finish(dir: &Path) -> Result<(), LogError> {
+    let path = dir.join("FORMAT");
+    fs::rename(dir.join(DRAFT), &path).map_err(|e| LogError::io("write", &path, e))?;
+    sync_dir(dir)
+}
+
+/// Takes away what there is of a log that was [created](Dir::create) and will not be finished.
+pub(crate) fn discard(dir: &Path) -> Result<(), LogError> {
+    let mut paths = vec![dir.join("LOCK"), dir.join(DRAFT), dir.join("spare")];
+    paths.extend(segments(dir)?.into_iter().map(|(_, path)| path));
+    for path in paths {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(LogError::io("remove", &path, e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn segments(dir: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
@@ -259,10 +377,23 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let dir = Dir::open(folder.path()).expect("free");
         // What a process has that is just being started by somebody else.
-        let copy = dir._lock.0.try_clone().expect("a copy");
+        let lock = dir._lock.as_ref().expect("it is locked");
+        let copy = lock.0.try_clone().expect("a copy");
         assert!(Dir::open(folder.path()).expect_err("taken").is_in_use());
         drop(dir);
         Dir::open(folder.path()).expect("free again");
         drop(copy);
+    }
+
+    #[test]
+    fn what_is_made_is_no_log_before_it_is_finished() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = Dir::create(folder.path()).expect("empty");
+        fs::write(dir.segment_path(1), "").expect("written");
+        drop(dir);
+        let error = Dir::open(folder.path()).expect_err("not finished");
+        assert!(error.to_string().contains("salvage again"), "{error}");
+        finish(folder.path()).expect("finished");
+        Dir::open(folder.path()).expect("a log");
     }
 }

@@ -9,6 +9,8 @@ use std::{fmt, io};
 pub struct LogError {
     kind: Kind,
     text: String,
+    /// What to do about it, where the text does not say it.
+    advice: Option<String>,
     source: Option<io::Error>,
 }
 
@@ -18,6 +20,9 @@ enum Kind {
     InUse,
     NewerVersion,
     Damaged,
+    NoLog,
+    EmptyFolder,
+    Destination,
     Internal,
     /// It is closed.
     Closed,
@@ -27,16 +32,24 @@ impl LogError {
     pub(crate) fn io(attempt: &str, path: &Path, source: io::Error) -> Self {
         let advice = match source.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                "; let this user write there, or choose another folder"
+                "; let this user read and write there, or choose another folder"
             }
             io::ErrorKind::StorageFull => "; free some disk space",
             _ => "",
         };
         let text = format!("cannot {attempt} `{}`{advice}", path.display());
         Self {
-            kind: Kind::Io,
-            text,
             source: Some(source),
+            ..Self::new(Kind::Io, text)
+        }
+    }
+
+    const fn new(kind: Kind, text: String) -> Self {
+        Self {
+            kind,
+            text,
+            advice: None,
+            source: None,
         }
     }
 
@@ -46,11 +59,37 @@ impl LogError {
             "the folder `{dir}` is in use by another process{holder}; stop it, or choose another \
              folder"
         );
-        Self {
-            kind: Kind::InUse,
-            text,
-            source: None,
+        Self::new(Kind::InUse, text)
+    }
+
+    /// Somebody looks at the folder, who needs it as it is.
+    pub(crate) fn being_read(dir: &Path) -> Self {
+        let dir = dir.display();
+        let text = format!(
+            "the folder `{dir}` is being read by `check` or `salvage`; wait until that has ended, or \
+             choose another folder"
+        );
+        Self::new(Kind::InUse, text)
+    }
+
+    /// There is nothing to look at, but `others` files that are none of a log.
+    pub(crate) fn no_log(dir: &Path, others: usize) -> Self {
+        let dir = dir.display();
+        if others == 0 {
+            let text = format!("the folder `{dir}` is empty");
+            return Self::new(Kind::EmptyFolder, text);
         }
+        let text = format!(
+            "the folder `{dir}` is not one of a broker: it has neither `FORMAT` nor segments, but \
+             {others} other files or folders; name the one that the broker has as `--data`"
+        );
+        Self::new(Kind::NoLog, text)
+    }
+
+    /// What was read cannot be written there.
+    pub(crate) fn destination(dir: &Path, why: &str) -> Self {
+        let text = format!("cannot salvage into `{}`: {why}", dir.display());
+        Self::new(Kind::Destination, text)
     }
 
     pub(crate) fn newer(dir: &Path, found: u32, known: u32) -> Self {
@@ -59,43 +98,58 @@ impl LogError {
             "the folder `{dir}` was made by a newer version (format {found}, this version knows up \
              to {known}); upgrade, or choose another folder"
         );
-        Self {
-            kind: Kind::NewerVersion,
-            text,
-            source: None,
-        }
+        Self::new(Kind::NewerVersion, text)
     }
 
     pub(crate) fn damaged(file: PathBuf, offset: u64, what: &str) -> Self {
-        let file = file.display();
-        let text = format!(
-            "`{file}` is damaged at offset {offset}: {what}; restore the folder from a copy, or \
-             move it away to start empty"
+        let text = format!("`{}` is damaged at offset {offset}: {what}", file.display());
+        let dir = file.parent().unwrap_or(&file).display();
+        let advice = format!(
+            "`tidings-broker check {dir}` says what the folder holds, `tidings-broker salvage {dir} \
+             --into NEW` brings out what can be read; or restore the folder from a copy"
         );
         Self {
-            kind: Kind::Damaged,
-            text,
-            source: None,
+            advice: Some(advice),
+            ..Self::new(Kind::Damaged, text)
         }
+    }
+
+    /// The format file cannot be used, without which no checksum can be verified.
+    pub(crate) fn format(file: &Path, what: &str) -> Self {
+        let text = format!("`{}` is damaged at offset 0: {what}", file.display());
+        let advice = "put this file back from any copy of the folder, however old: it is written once and \
+                      never changes";
+        Self {
+            advice: Some(advice.to_owned()),
+            ..Self::new(Kind::Damaged, text)
+        }
+    }
+
+    /// What was being salvaged into this folder is not complete.
+    pub(crate) fn unfinished(dir: &Path) -> Self {
+        let dir = dir.display();
+        let text = format!(
+            "the folder `{dir}` holds a part of what was to be salvaged into it: that did not come to an end; \
+             remove the folder and salvage again"
+        );
+        Self::new(Kind::Damaged, text)
+    }
+
+    /// The log was closed before what was asked of it.
+    pub(crate) fn closed() -> Self {
+        Self::new(Kind::Closed, "the log is closed".to_owned())
     }
 
     /// A mistake of this crate, found before it could do harm.
-    pub(crate) fn closed() -> Self {
-        Self {
-            kind: Kind::Closed,
-            text: "the log is closed".to_owned(),
-            source: None,
-        }
-    }
-
     pub(crate) fn internal(what: &str) -> Self {
         let text =
             format!("the log stopped because of a mistake in it: {what}; please report this");
-        Self {
-            kind: Kind::Internal,
-            text,
-            source: None,
-        }
+        Self::new(Kind::Internal, text)
+    }
+
+    /// What happened, without what to do about it.
+    pub fn what(&self) -> &str {
+        &self.text
     }
 
     /// Whether another process has the log open.
@@ -113,6 +167,11 @@ impl LogError {
         self.kind == Kind::Damaged
     }
 
+    /// Whether the folder that was to be looked at is empty.
+    pub fn is_empty_folder(&self) -> bool {
+        self.kind == Kind::EmptyFolder
+    }
+
     /// Whether the disk was full.
     pub fn is_disk_full(&self) -> bool {
         self.source.as_ref().is_some_and(is_full)
@@ -128,7 +187,11 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 
 impl fmt::Display for LogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        match &self.advice {
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -9,6 +9,9 @@
 //! which nothing is alive are recycled; when little is alive in the log as a whole, what is alive in
 //! the oldest segment moves to the front, a bounded piece with each sync.
 //!
+//! A [`Survey`] says what a folder holds and what is wrong with it, without changing it, and brings what
+//! can be read of a damaged one into a new folder.
+//!
 //! ```
 //! use tidings_broker_core::Record;
 //! use tidings_broker_log::{Log, Options};
@@ -45,9 +48,11 @@ mod error;
 mod live;
 mod recovery;
 mod shared;
+mod survey;
 mod writer;
 
 pub use error::{AppendError, LogError};
+pub use survey::{Loss, Lost, QueueContents, Segment, Step, Survey, Torn};
 
 use crate::dir::Dir;
 use crate::shared::Shared;
@@ -141,7 +146,14 @@ impl Log {
         options: Options,
         on_event: impl Fn(Event) + Send + 'static,
     ) -> Result<(Self, Recovered), LogError> {
-        let dir = Dir::open(dir)?;
+        Self::start(Dir::open(dir)?, options, on_event)
+    }
+
+    fn start(
+        dir: Dir,
+        options: Options,
+        on_event: impl Fn(Event) + Send + 'static,
+    ) -> Result<(Self, Recovered), LogError> {
         let (state, recovered) = recovery::recover(&dir)?;
         let shared = Arc::new(Shared::new(options.buffer_bytes_max));
         let writer = Writer::new(dir, options, state, shared.clone(), Box::new(on_event))?;

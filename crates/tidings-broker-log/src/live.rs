@@ -111,14 +111,29 @@ impl Live {
     /// Drops what lies in queues that no longer exist: the messages that were out with consumers
     /// when their queue was deleted.
     pub(crate) fn forget_lost_queues(&mut self) {
+        let known = self.known_queues();
+        self.forget_queues(|queue| !known.contains(&queue));
+    }
+
+    /// The queues that are declared.
+    pub(crate) fn known_queues(&self) -> HashSet<QueueId> {
         let known = |topic: &Topic| match topic {
             Topic::Queue(id) => Some(*id),
             _ => None,
         };
-        let known: HashSet<QueueId> = self.topology.keys().filter_map(known).collect();
-        for (queue, id) in self.messages.lost(|queue| !known.contains(&queue)) {
+        self.topology.keys().filter_map(known).collect()
+    }
+
+    /// Drops what lies in these queues.
+    pub(crate) fn forget_queues(&mut self, is_gone: impl Fn(QueueId) -> bool) {
+        for (queue, id) in self.messages.lost(is_gone) {
             self.remove(queue, id);
         }
+    }
+
+    /// Each message: the queues it is in, and the bytes of its record.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (&[QueueId], u64)> {
+        self.messages.each()
     }
 
     /// What of a segment is alive.

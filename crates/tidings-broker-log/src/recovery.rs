@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tidings_broker_core::{MessageId, QueueId, Record};
 
 use crate::batch::{self, ALIGNMENT};
-use crate::codec::{Fact, decode, fact};
+use crate::codec::{Fact, Malformed, decode, fact};
 use crate::dir::{Dir, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::live::{Live, Place};
 use crate::{LogError, Recovered};
@@ -35,22 +35,49 @@ pub(crate) struct State {
     pub(crate) sequence: u64,
 }
 
+/// What lies behind the end of the last segment.
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    /// A write that was not finished: the file, and where it begins.
+    torn: Option<(PathBuf, u64)>,
+    /// Batches of it that are whole, and must never follow on something else.
+    leftovers: Vec<u64>,
+}
+
 /// Reads the log. Changes nothing but to wipe out what a crash left behind the end.
 pub(crate) fn recover(dir: &Dir) -> Result<(State, Recovered), LogError> {
+    // One buffer for all files: fresh memory costs as much as reading.
+    let mut data = Vec::new();
+    let (state, tail) = learn(dir, &mut data)?;
+    let mut records = Vec::with_capacity(state.live.len() + 1);
+    read_live(&state, dir.salt, &mut data, |record| records.push(record))?;
+    records.sort_unstable_by_key(rank);
+    let torn = tail.torn.clone();
+    tail.wipe_out()?;
+    Ok((state, Recovered { records, torn }))
+}
+
+/// What [`recover`] would say, without changing anything.
+pub(crate) fn rehearse(dir: &Dir) -> Result<(), LogError> {
+    let mut data = Vec::new();
+    let (state, _) = learn(dir, &mut data)?;
+    read_live(&state, dir.salt, &mut data, |_| {})
+}
+
+/// Reads every segment once to learn what is alive.
+fn learn(dir: &Dir, data: &mut Vec<u8>) -> Result<(State, Tail), LogError> {
     let mut state = State {
         live: Live::default(),
         segments: Vec::new(),
         sequence: 1,
     };
-    let mut torn = None;
-    // One buffer for all files: fresh memory costs as much as reading.
-    let mut data = Vec::new();
+    let mut tail = Tail::default();
     let listed = dir.segments()?;
     let last = listed.last().map(|(number, _)| *number);
     for (number, path) in listed {
-        read_into(&mut data, &path)?;
+        read_into(data, &path)?;
         let damaged = |offset, what| Err(LogError::damaged(path.clone(), offset, what));
-        let header = match SegmentHeader::decode(&data, dir.salt) {
+        let header = match SegmentHeader::decode(data, dir.salt) {
             Some(header) if header.number == number => header,
             _ => return damaged(0, "it does not begin like the segment it is named after"),
         };
@@ -69,9 +96,9 @@ pub(crate) fn recover(dir: &Dir) -> Result<(State, Recovered), LogError> {
             }
             Some(_) => {}
         }
-        let end = read_segment(&data, number, &path, dir.salt, &mut state)?;
-        if Some(number) == last && cut_off(&data, end, &path, dir.salt, state.sequence)? {
-            torn = Some((path.clone(), end as u64));
+        let end = read_segment(data, number, &path, dir.salt, &mut state)?;
+        if Some(number) == last {
+            tail = look_behind(data, end, &path, dir.salt, state.sequence)?;
         }
         let (size, end) = (data.len() as u64, end as u64);
         state.segments.push(Found {
@@ -82,8 +109,7 @@ pub(crate) fn recover(dir: &Dir) -> Result<(State, Recovered), LogError> {
         });
     }
     state.live.forget_lost_queues();
-    let records = read_live(&state, dir.salt, &mut data)?;
-    Ok((state, Recovered { records, torn }))
+    Ok((state, tail))
 }
 
 /// Takes note of every record of a segment; gives the offset behind its last batch.
@@ -123,20 +149,20 @@ pub(crate) fn place(segment: u64, batch: usize, offset: usize, record: &[u8]) ->
 }
 
 /// Looks behind the end of the last segment. Batches there are either the unsynced end of a crash:
-/// those are wiped out, so that they never follow on something else. Or one of them says that what
-/// should stand at the end had been synced: then that is damaged. Tells whether there was anything.
-fn cut_off(
+/// those are to be wiped out, so that they never follow on something else. Or one of them says that
+/// what should stand at the end had been synced: then that is damaged.
+fn look_behind(
     data: &[u8],
     end: usize,
     path: &Path,
     salt: u64,
     expected: u64,
-) -> Result<bool, LogError> {
+) -> Result<Tail, LogError> {
     let ours = |bytes: &[u8]| {
         let header = batch::peek(bytes, salt).filter(|header| header.sequence >= expected)?;
         Some((header, batch::read(bytes, salt).is_some()))
     };
-    let mut torn = data.get(end..).and_then(ours).is_some();
+    let mut is_torn = data.get(end..).and_then(ours).is_some();
     let mut leftovers = Vec::new();
     for at in (end..data.len()).step_by(ALIGNMENT) {
         let Some((header, true)) = ours(&data[at..]) else {
@@ -147,36 +173,43 @@ fn cut_off(
             return Err(LogError::damaged(path.to_owned(), end as u64, what));
         }
         leftovers.push(at as u64);
-        torn = true;
+        is_torn = true;
     }
-    if !leftovers.is_empty() {
+    let torn = is_torn.then(|| (path.to_owned(), end as u64));
+    Ok(Tail { torn, leftovers })
+}
+
+impl Tail {
+    fn wipe_out(self) -> Result<(), LogError> {
+        let Some((path, _)) = self.torn.filter(|_| !self.leftovers.is_empty()) else {
+            return Ok(());
+        };
         let wipe = || {
-            let file = OpenOptions::new().write(true).open(path)?;
-            for at in leftovers {
+            let file = OpenOptions::new().write(true).open(&path)?;
+            for at in self.leftovers {
                 file.write_all_at(&[0; batch::HEADER_BYTES], at)?;
             }
             file.sync_data()
         };
-        wipe().map_err(|e| LogError::io("clean up the end of", path, e))?;
+        wipe().map_err(|e| LogError::io("clean up the end of", &path, e))
     }
-    Ok(torn)
 }
 
-fn read_into(data: &mut Vec<u8>, path: &Path) -> Result<(), LogError> {
+pub(crate) fn read_into(data: &mut Vec<u8>, path: &Path) -> Result<(), LogError> {
     data.clear();
     let read = File::open(path).and_then(|mut file| file.read_to_end(data));
     read.map(drop).map_err(|e| LogError::io("read", path, e))
 }
 
-/// The records that are alive: ids, exchanges, queues, bindings, messages by id.
-fn read_live(state: &State, salt: u64, data: &mut Vec<u8>) -> Result<Vec<Record>, LogError> {
+/// Hands on the records that are alive, as they lie in the log, after the ids.
+fn read_live(
+    state: &State,
+    salt: u64,
+    data: &mut Vec<u8>,
+    mut each: impl FnMut(Record),
+) -> Result<(), LogError> {
     let live = &state.live;
-    let (next_message, next_queue) = live.next_ids();
-    let mut records = Vec::with_capacity(live.len() + 1);
-    records.push(Record::Ids {
-        next_message: MessageId(next_message),
-        next_queue: QueueId(next_queue),
-    });
+    each(ids(live));
     for segment in &state.segments {
         if live.usage(segment.number).records == 0 {
             continue;
@@ -190,29 +223,47 @@ fn read_live(state: &State, salt: u64, data: &mut Vec<u8>) -> Result<Vec<Record>
             for record in batch::records(payload) {
                 let (offset, encoded) = record.map_err(|_| damaged())?;
                 let place = place(segment.number, at, offset, encoded);
-                let decoded = || decode(Bytes::copy_from_slice(encoded)).map_err(|_| damaged());
-                match fact(encoded).map_err(|_| damaged())? {
-                    Fact::Enqueued(id, _) => {
-                        let Some(remaining) = live.queues_of(id, place) else {
-                            continue;
-                        };
-                        let mut record = decoded()?;
-                        if let Record::Enqueued { queues, .. } = &mut record {
-                            *queues = remaining;
-                        }
-                        records.push(record);
-                    }
-                    Fact::Declared(topic) if live.keeps(&topic, place) => {
-                        records.push(decoded()?);
-                    }
-                    _ => {}
-                }
+                let unknown =
+                    |_| LogError::damaged(segment.path.clone(), at as u64, UNKNOWN_RECORD);
+                let record = alive(live, place, encoded).map_err(unknown)?;
+                record.into_iter().for_each(&mut each);
             }
             at += header.stride();
         }
     }
-    records.sort_unstable_by_key(rank);
-    Ok(records)
+    Ok(())
+}
+
+/// The ids that were never given out, as a record.
+pub(crate) fn ids(live: &Live) -> Record {
+    let (next_message, next_queue) = live.next_ids();
+    Record::Ids {
+        next_message: MessageId(next_message),
+        next_queue: QueueId(next_queue),
+    }
+}
+
+/// The record at `place`, if it is alive; a message for the queues that it is still in.
+pub(crate) fn alive(
+    live: &Live,
+    place: Place,
+    encoded: &[u8],
+) -> Result<Option<Record>, Malformed> {
+    let decoded = || decode(Bytes::copy_from_slice(encoded));
+    match fact(encoded)? {
+        Fact::Enqueued(id, _) => {
+            let Some(remaining) = live.queues_of(id, place) else {
+                return Ok(None);
+            };
+            let mut record = decoded()?;
+            if let Record::Enqueued { queues, .. } = &mut record {
+                *queues = remaining;
+            }
+            Ok(Some(record))
+        }
+        Fact::Declared(topic) if live.keeps(&topic, place) => decoded().map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Where a record stands among those that are given back.

@@ -115,7 +115,7 @@ fn a_full_disk_is_read() {
         }
     }
     assert!(taken > 500, "{taken}");
-    let (done, finished) = std::sync::mpsc::channel();
+    let (done, finished) = std::sync::mpsc::sync_channel(1);
     let reader = log.reader();
     std::thread::spawn(move || {
         for id in 1..=taken {

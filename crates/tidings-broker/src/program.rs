@@ -1,20 +1,28 @@
 //! The broker as a program: its command line, and its life from the first line on stdout to the
-//! last sync. `tidings-broker` and `tidings broker` are both this.
+//! last sync; and what may be done with a folder on which it does not run. `tidings-broker` and `tidings
+//! broker` are both this.
 //!
 //! Data on stdout (`listening amqp ADDR`, then `ready`), everything else on stderr.
 
 use std::{future::Future, io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{Broker, Limits, Options, User};
 
+mod check;
 mod limits;
+mod salvage;
+mod words;
 
 // No doc comment: it would replace the description of the command that has these arguments.
 #[allow(missing_docs)]
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    act: Option<Act>,
+
     /// Where to listen for AMQP; port 0 picks a free one and prints it.
     #[arg(
         long,
@@ -63,6 +71,22 @@ pub struct Arguments {
     log_format: LogFormat,
 }
 
+// What is done with a folder instead of running a broker on it. No doc comment here either.
+#[derive(Debug, Subcommand)]
+enum Act {
+    Check(check::Check),
+    Salvage(salvage::Salvage),
+}
+
+/// How the program ended that did what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It is done: exit code 0.
+    Done,
+    /// A problem was found, and told: exit code 1.
+    Problem,
+}
+
 /// How logs look.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogFormat {
@@ -71,12 +95,22 @@ enum LogFormat {
 }
 
 impl Arguments {
-    /// Runs the broker until Ctrl-C or SIGTERM, or until it can store nothing more.
+    /// Runs the broker until Ctrl-C or SIGTERM, or until it can store nothing more; or checks or
+    /// salvages a folder.
     ///
     /// # Errors
     ///
-    /// When it cannot start, has to stop, or cannot stop in good order.
-    pub async fn run(&self) -> anyhow::Result<()> {
+    /// When it cannot start, has to stop, or cannot stop in good order; when a folder cannot be read, or
+    /// nothing of it can be salvaged.
+    pub async fn run(&self) -> anyhow::Result<Ended> {
+        match &self.act {
+            Some(Act::Check(check)) => check.run(),
+            Some(Act::Salvage(salvage)) => salvage.run(),
+            None => self.serve().await.map(|()| Ended::Done),
+        }
+    }
+
+    async fn serve(&self) -> anyhow::Result<()> {
         let options = self.options()?;
         let stopped = stop_signal()?;
         let broker = Broker::start(options).await?;
@@ -152,4 +186,60 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
             _ = terminate.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser};
+
+    use super::*;
+
+    /// A command that has the broker as a verb, and options of its own for all verbs.
+    #[derive(Debug, Parser)]
+    struct Outer {
+        #[arg(long, global = true)]
+        json: bool,
+        #[command(subcommand)]
+        verb: Verb,
+    }
+
+    #[derive(Debug, Subcommand)]
+    enum Verb {
+        Broker(Inner),
+    }
+
+    /// Runs the broker in the box.
+    #[derive(Debug, Args)]
+    struct Inner {
+        #[command(flatten)]
+        program: Arguments,
+    }
+
+    #[test]
+    fn a_command_can_have_the_broker_as_a_verb_with_all_that_belongs_to_it() {
+        let mut command = Outer::command();
+        command.build();
+        let broker = command.find_subcommand("broker").expect("a verb");
+        let about = broker.get_about().expect("a description").to_string();
+        assert_eq!(about, "Runs the broker in the box");
+        let parse = |line: &str| Outer::try_parse_from(line.split(' '));
+        for line in [
+            "tidings broker check data --json",
+            "tidings --json broker check data",
+        ] {
+            let Outer { json, verb } = parse(line).expect("it is understood");
+            let Verb::Broker(Inner { program }) = verb;
+            let Some(Act::Check(check)) = program.act else {
+                panic!("{line}: {:?}", program.act);
+            };
+            assert!(json && check.is_json(), "{line}");
+        }
+        let Verb::Broker(Inner { program }) = parse("tidings broker --ephemeral")
+            .expect("it is understood")
+            .verb;
+        assert!(program.ephemeral && program.act.is_none());
+        // What belongs to a running broker is not passed over in silence.
+        let mixed = parse("tidings broker --ephemeral check data");
+        assert!(mixed.is_err(), "{mixed:?}");
+    }
 }

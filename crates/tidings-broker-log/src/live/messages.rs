@@ -113,6 +113,12 @@ impl Messages {
         Some((self.place(id, slot), self.sets.queues(slot.queues)))
     }
 
+    /// Each message: the queues it is in, and the bytes of its record.
+    pub(super) fn each(&self) -> impl Iterator<Item = (&[QueueId], u64)> {
+        let slots = self.pages.values().flat_map(Page::iter);
+        slots.map(|(_, slot)| (self.sets.get(slot.queues), u64::from(slot.bytes)))
+    }
+
     /// Every message that is in one of the queues for which `is_lost` says so, with these queues.
     pub(super) fn lost(&self, is_lost: impl Fn(QueueId) -> bool) -> Vec<(QueueId, MessageId)> {
         let lost = self.sets.having(is_lost);
@@ -327,6 +333,10 @@ impl Sets {
         }
     }
 
+    fn get(&self, number: u32) -> &[QueueId] {
+        self.sets[number as usize].queues.as_slice()
+    }
+
     fn queues(&self, number: u32) -> Queues {
         self.sets[number as usize].queues.clone()
     }
@@ -443,7 +453,7 @@ mod tests {
                 let remaining: BTreeSet<QueueId> = remaining.as_slice().iter().copied().collect();
                 assert_eq!((found, &remaining), (*place, queues));
             }
-            let is_lost = |queue: QueueId| queue.0 % 2 == 0;
+            let is_lost = |queue: QueueId| queue.0.is_multiple_of(2);
             let lost: BTreeSet<_> = messages.lost(is_lost).into_iter().collect();
             let expected = model.iter().flat_map(|(id, (_, queues))| {
                 let queues = queues.iter().copied().filter(|it| is_lost(*it));

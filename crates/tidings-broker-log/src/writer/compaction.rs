@@ -7,7 +7,6 @@
 //! of a queue, not their places in the log.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 use super::space::OVERHEAD_BYTES;
 use super::{Next, Writer};
@@ -68,7 +67,7 @@ impl Writer {
                 let what = "a batch that was synced is unreadable";
                 LogError::damaged(path.clone(), at, what)
             };
-            let bytes = read_batch(&file, at, end, self.dir.salt)
+            let bytes = batch::read_at(&file, at, end, self.dir.salt)
                 .map_err(|e| LogError::io("read", &path, e))?
                 .ok_or_else(damaged)?;
             let (header, payload) = batch::read(&bytes, self.dir.salt).ok_or_else(damaged)?;
@@ -150,22 +149,4 @@ impl Writer {
         }
         moved
     }
-}
-
-/// Reads the batch at an offset, without trusting the length it claims.
-fn read_batch(file: &File, at: u64, end: u64, salt: u64) -> std::io::Result<Option<Vec<u8>>> {
-    let mut bytes = vec![0; batch::HEADER_BYTES];
-    file.read_exact_at(&mut bytes, at)?;
-    let Some(header) = batch::peek(&bytes, salt) else {
-        return Ok(None);
-    };
-    if at + header.stride() as u64 > end {
-        return Ok(None);
-    }
-    bytes.resize(header.stride(), 0);
-    file.read_exact_at(
-        &mut bytes[batch::HEADER_BYTES..],
-        at + batch::HEADER_BYTES as u64,
-    )?;
-    Ok(Some(bytes))
 }
