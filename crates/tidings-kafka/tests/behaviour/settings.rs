@@ -23,7 +23,9 @@ pub(crate) async fn make(url: &str, name: &str, replicas: i32, settings: &[(&str
 /// The settings of a topic, as Kafka has them.
 pub(crate) async fn settings_of(url: &str, name: &str) -> BTreeMap<String, String> {
     let resource = ResourceSpecifier::Topic(name);
-    let answer = admin(url).describe_configs([&resource], &AdminOptions::new());
+    // What is asked of a client that was dropped is never answered.
+    let admin = admin(url);
+    let answer = admin.describe_configs([&resource], &AdminOptions::new());
     let mut answer = answer.await.expect("an answer");
     let entries = answer.remove(0).expect("it is there").entries.into_iter();
     entries
