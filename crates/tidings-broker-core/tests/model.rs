@@ -564,51 +564,6 @@ fn number_of(message: &Message) -> u64 {
         .expect("a number")
 }
 
-/// What a store keeps: nothing that cancels out, in the order [`Record`] promises.
-fn compacted(records: &[Record]) -> Vec<Record> {
-    let mut exchanges = BTreeMap::new();
-    let mut queues = BTreeMap::new();
-    let mut bindings = Vec::new();
-    let mut messages: BTreeMap<MessageId, (Record, BTreeSet<QueueId>)> = BTreeMap::new();
-    for record in records {
-        let mut remove = |queue: &QueueId, id: &MessageId| {
-            let Some((_, left)) = messages.get_mut(id) else {
-                return;
-            };
-            left.remove(queue);
-            if left.is_empty() {
-                messages.remove(id);
-            }
-        };
-        match record {
-            Record::ExchangeDeclared { name, .. } => drop(exchanges.insert(name.clone(), record)),
-            Record::ExchangeDeleted { name } => drop(exchanges.remove(name)),
-            Record::QueueDeclared { queue, .. } => drop(queues.insert(*queue, record)),
-            Record::QueueDeleted { queue } => drop(queues.remove(queue)),
-            Record::Bound(binding) => bindings.push(binding.clone()),
-            Record::Unbound(binding) => bindings.retain(|bound| bound != binding),
-            Record::Enqueued { id, queues, .. } => {
-                let left = queues.as_slice().iter().copied().collect();
-                messages.insert(*id, (record.clone(), left));
-            }
-            Record::Removed { queue, id } => remove(queue, id),
-            Record::RemovedMany { queue, ids } => ids.iter().for_each(|id| remove(queue, id)),
-            Record::Ids { .. } => {}
-        }
-    }
-    let messages = messages.into_values().map(|(mut record, left)| {
-        if let Record::Enqueued { queues, .. } = &mut record {
-            *queues = Queues::Many(left.into_iter().collect());
-        }
-        record
-    });
-    let topology = exchanges.into_values().chain(queues.into_values()).cloned();
-    topology
-        .chain(bindings.into_iter().map(Record::Bound))
-        .chain(messages)
-        .collect()
-}
-
 #[test]
 fn whatever_clients_do_messages_are_conserved_in_order_and_survive_a_restart() {
     let given = std::env::var("MODEL_SEED")

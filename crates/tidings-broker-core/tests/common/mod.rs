@@ -1,6 +1,7 @@
 //! A broker on a bench: commands in few words, effects as short texts.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -393,4 +394,49 @@ impl Random {
     pub fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
         &list[self.below(list.len() as u64) as usize]
     }
+}
+
+/// What a store keeps: nothing that cancels out, in the order [`Record`] promises.
+pub fn compacted(records: &[Record]) -> Vec<Record> {
+    let mut exchanges = BTreeMap::new();
+    let mut queues = BTreeMap::new();
+    let mut bindings = Vec::new();
+    let mut messages: BTreeMap<MessageId, (Record, BTreeSet<QueueId>)> = BTreeMap::new();
+    for record in records {
+        let mut remove = |queue: &QueueId, id: &MessageId| {
+            let Some((_, left)) = messages.get_mut(id) else {
+                return;
+            };
+            left.remove(queue);
+            if left.is_empty() {
+                messages.remove(id);
+            }
+        };
+        match record {
+            Record::ExchangeDeclared { name, .. } => drop(exchanges.insert(name.clone(), record)),
+            Record::ExchangeDeleted { name } => drop(exchanges.remove(name)),
+            Record::QueueDeclared { queue, .. } => drop(queues.insert(*queue, record)),
+            Record::QueueDeleted { queue } => drop(queues.remove(queue)),
+            Record::Bound(binding) => bindings.push(binding.clone()),
+            Record::Unbound(binding) => bindings.retain(|bound| bound != binding),
+            Record::Enqueued { id, queues, .. } => {
+                let left = queues.as_slice().iter().copied().collect();
+                messages.insert(*id, (record.clone(), left));
+            }
+            Record::Removed { queue, id } => remove(queue, id),
+            Record::RemovedMany { queue, ids } => ids.iter().for_each(|id| remove(queue, id)),
+            Record::Ids { .. } => {}
+        }
+    }
+    let messages = messages.into_values().map(|(mut record, left)| {
+        if let Record::Enqueued { queues, .. } = &mut record {
+            *queues = Queues::Many(left.into_iter().collect());
+        }
+        record
+    });
+    let topology = exchanges.into_values().chain(queues.into_values()).cloned();
+    topology
+        .chain(bindings.into_iter().map(Record::Bound))
+        .chain(messages)
+        .collect()
 }
