@@ -8,6 +8,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use support::lasting::*;
 use support::program::Program;
@@ -48,11 +49,13 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(self.0.path()).status();
-        assert!(
-            unmounted.is_ok_and(|status| status.success()),
-            "it can be unmounted"
-        );
+        // A process that another test is just starting has a copy of every open file for a moment.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let unmount = || Command::new("umount").arg(self.0.path()).output();
+        while !unmount().is_ok_and(|output| output.status.success()) {
+            assert!(Instant::now() < deadline, "it can be unmounted");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
