@@ -52,6 +52,16 @@ fn segment_files(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Writes a log in which each record is a batch of its own.
+fn write_each(dir: &Path, history: &[Record]) {
+    let (log, _) = open(dir);
+    for record in history {
+        let lsn = log.append(record).expect("taken");
+        wait_durable(&log, lsn);
+    }
+    log.close().expect("closed");
+}
+
 /// The ids of the messages that a broker would find there.
 fn ids(dir: &Path) -> BTreeSet<u64> {
     let (log, recovered) = open(dir);
@@ -212,8 +222,6 @@ fn a_missing_segment_takes_only_its_own_messages_with_it() {
 #[test]
 fn messages_of_a_queue_whose_declaration_is_lost_are_kept_for_another_one() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (log, _) = open(dir.path());
-    // Each is a batch of its own.
     let history = [
         exchange("orders"),
         queue(1),
@@ -225,11 +233,7 @@ fn messages_of_a_queue_whose_declaration_is_lost_are_kept_for_another_one() {
         Record::QueueDeleted { queue: QueueId(3) },
         message(3, &[1], 50),
     ];
-    for record in &history {
-        let lsn = log.append(record).expect("taken");
-        wait_durable(&log, lsn);
-    }
-    log.close().expect("closed");
+    write_each(dir.path(), &history);
     let path = segment_files(dir.path()).remove(0);
     let mut bytes = fs::read(&path).expect("readable");
     let name = b"queue-1";
@@ -277,12 +281,7 @@ fn a_queue_that_was_declared_anew_is_not_hidden_by_the_one_before() {
         work(2),
         message(2, &[2], 50),
     ];
-    let (log, _) = open(dir.path());
-    for record in &history {
-        let lsn = log.append(record).expect("taken");
-        wait_durable(&log, lsn);
-    }
-    log.close().expect("closed");
+    write_each(dir.path(), &history);
     // That it was deleted cannot be read any more.
     let path = segment_files(dir.path()).remove(0);
     let mut bytes = fs::read(&path).expect("readable");

@@ -331,14 +331,15 @@ fn takes(root: &Value, part: &Value, value: &Value) -> bool {
     validator.build(&part).is_ok_and(|it| it.is_valid(value))
 }
 
-fn at(path: &str, what: What) -> Break {
+pub(crate) fn at(path: &str, what: What) -> Break {
     Break {
         path: path.to_owned(),
         what,
     }
 }
 
-fn below(path: &str, name: &str) -> String {
+/// The path of what `name` is called within `path`.
+pub(crate) fn below(path: &str, name: &str) -> String {
     match path {
         "" => name.to_owned(),
         path => format!("{path}.{name}"),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{DEPTH_MAX, Side, too_deep};
-use crate::compat::{Break, What};
+use crate::compat::{Break, What, at, below};
 
 /// A schema with all names looked up.
 struct Types {
@@ -363,20 +363,6 @@ impl<'a> Comparison<'a> {
             None if read.has_default => Vec::new(),
             None => vec![at(&path, What::Missing)],
         }
-    }
-}
-
-fn at(path: &str, what: What) -> Break {
-    Break {
-        path: path.to_owned(),
-        what,
-    }
-}
-
-fn below(path: &str, name: &str) -> String {
-    match path {
-        "" => name.to_owned(),
-        path => format!("{path}.{name}"),
     }
 }
 
